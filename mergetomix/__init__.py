@@ -1,0 +1,131 @@
+"""Merge to Mix: which datasets to fine-tune on, told by merging experts instead of training every mixture.
+
+    import mergetomix as m2m
+
+    result = m2m.run("recipe.yaml")
+    print(result.selected.datasets)
+
+Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts` and `search_mixtures` are its first stages
+alone; `check` looks before anything is trained; `write_proxy` writes a mixture's merged model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, UserError
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial
+
+if TYPE_CHECKING:
+    from mergetomix.progress import Listener
+    from mergetomix.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cost",
+    "DataError",
+    "Fault",
+    "Finetune",
+    "MergeToMixError",
+    "Mixture",
+    "ModelError",
+    "RecipeError",
+    "Result",
+    "Row",
+    "Scores",
+    "Selection",
+    "StoreError",
+    "Trial",
+    "UserError",
+    "__version__",
+    "check",
+    "load_recipe",
+    "run",
+    "search_mixtures",
+    "train_experts",
+    "write_proxy",
+]
+
+
+def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """A checked recipe from a file, or from plain values whose relative paths start at the working directory.
+
+    In values, a dataset's or target's `rows` may be a `datasets.Dataset` or a list of mappings, and a target's `function` a
+    function.
+
+    Args:
+        overrides: `a.b=value` strings, applied to a file's values.
+
+    Raises:
+        RecipeError: what is wrong, and where in the recipe.
+    """
+    from mergetomix.recipe import load, parse
+
+    return load(recipe, overrides) if isinstance(recipe, str | Path) else parse(recipe)
+
+
+def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Result:
+    """Experts, search, final fine-tune and report, reusing whatever the store holds.
+
+    Writes the resolved recipe, `result.json`, `report.md` and the final model into the recipe's `run_dir`.
+
+    Raises:
+        UserError: something that the user can mend, before any training.
+        Fault: something failed on the way; what was computed is in the store.
+    """
+    from mergetomix import pipeline, report
+
+    checked = load_recipe(recipe)
+    result = pipeline.run(checked, listener)
+    report.write(result, checked)
+    return result
+
+
+def train_experts(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> tuple[Finetune, ...]:
+    """Fine-tune one expert for each dataset; those in the store are reused."""
+    from mergetomix import pipeline
+
+    with pipeline.open_job(load_recipe(recipe), listener) as job:
+        return pipeline.train_experts(job)
+
+
+def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Selection:
+    """Experts where they are missing, then proxies on the select part of the targets, best first."""
+    from mergetomix import pipeline
+
+    with pipeline.open_job(load_recipe(recipe), listener) as job:
+        pipeline.train_experts(job)
+        return pipeline.search_mixtures(job)
+
+
+def write_proxy(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    datasets: Sequence[str],
+    out: str | Path,
+    weights: Sequence[float] | None = None,
+    listener: Listener | None = None,
+) -> None:
+    """Write the proxy of a mixture as a Hugging Face folder.
+
+    Args:
+        datasets: names of the recipe's datasets.
+        out: a folder that does not exist or is empty.
+        weights: one for each dataset, in their order, of any sum; equal without.
+    """
+    from mergetomix import pipeline
+
+    checked = load_recipe(recipe)
+    with pipeline.open_job(checked, listener) as job:
+        pipeline.merge_to_folder(job, pipeline.mixture_of(job, datasets, weights), Path(out))
+
+
+def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Any:
+    """Read everything that a run will read and plan it: see `mergetomix.plan.Plan`. Trains nothing."""
+    from mergetomix import plan
+
+    return plan.check(load_recipe(recipe), listener)

@@ -1,0 +1,5 @@
+"""`python -m mergetomix`."""
+
+from mergetomix.cli import main
+
+main()

@@ -1,0 +1,61 @@
+"""Every error that this package raises on purpose.
+
+    MergeToMixError
+    ├── UserError            what the user can mend: exit code 2, no traceback
+    │   ├── RecipeError      the recipe: carries the path of the key
+    │   ├── DataError        a dataset or a target
+    │   ├── ModelError       the base, or an expert that does not fit it
+    │   └── StoreError       the store: newer schema, no space, no right to write
+    └── Fault                what went wrong on the way: exit code 1, says how to go on
+        └── TrainingError    a fine-tune that cannot go on
+"""
+
+from __future__ import annotations
+
+
+class MergeToMixError(Exception):
+    """An error with one line that says what must hold and, where there is one, a hint at the way out."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class UserError(MergeToMixError):
+    """Something that the user can mend."""
+
+    exit_code = 2
+
+
+class RecipeError(UserError):
+    """A recipe that does not say what to do; `where` is the path of the key, such as `targets.svamp.metric`."""
+
+    def __init__(self, where: str, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{where}: {message}" if where else message, hint=hint)
+        self.where = where
+
+
+class DataError(RecipeError):
+    """A dataset or target that cannot be read or mapped; `where` is its place in the recipe."""
+
+
+class ModelError(RecipeError):
+    """A base that does not load, or an expert that does not fit it."""
+
+
+class StoreError(UserError):
+    """A store that this version cannot use, or that cannot be written."""
+
+
+class Fault(MergeToMixError):
+    """A failure on the way: what was computed before it is in the store."""
+
+
+class TrainingError(Fault):
+    """A fine-tune that cannot go on; the message names the mixture and the step."""

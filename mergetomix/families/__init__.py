@@ -1,0 +1,1 @@
+"""Model families: everything that differs between kinds of model lies behind this seam."""

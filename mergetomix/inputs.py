@@ -1,0 +1,217 @@
+"""Everything that a recipe names, read and checked before any training: datasets as sequences, targets ready to score."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mergetomix import data, targets
+from mergetomix.data import Example, Examples
+from mergetomix.errors import DataError
+from mergetomix.families.causal_lm import CausalLM, Encoded, Encoding, content, take_tokens
+from mergetomix.progress import Listener
+from mergetomix.recipe import Recipe
+from mergetomix.recipe import Target as TargetSpec
+from mergetomix.records import Part, Scores
+from mergetomix.store import Store, hash_files
+from mergetomix.targets.python import Function, call, load_function
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A dataset as read and as encoded for training."""
+
+    examples: Examples
+    encoding: Encoding
+    content: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A target over one part of its examples, with the address that its scores are kept under."""
+
+    target: targets.Target
+    address: str
+    num_examples: int
+
+    def score(self, model: Any) -> Scores:
+        """The scores of a model."""
+        return self.target.score(model)
+
+
+@dataclass
+class Inputs:
+    """What a recipe names, ready for use."""
+
+    recipe: Recipe
+    family: CausalLM
+    candidates: Mapping[str, Candidate]
+    scorers: Mapping[Part, Mapping[str, Scorer]]
+    target_examples: Mapping[str, Examples]
+    warnings: list[str] = field(default_factory=list)
+    _base_key: str = ""
+
+    def sequences(self, name: str) -> Sequence[Encoded]:
+        """The training sequences of a dataset."""
+        return self.candidates[name].encoding.sequences
+
+    def content(self, name: str) -> str:
+        """The address of a dataset's training sequences."""
+        return self.candidates[name].content
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Training sequences of each dataset."""
+        return {name: float(len(candidate.encoding.sequences)) for name, candidate in self.candidates.items()}
+
+    def targets(self, part: Part) -> Mapping[str, Scorer]:
+        """The targets over the select or the report part of their examples."""
+        return self.scorers[part]
+
+    def base_key(self, store: Store) -> str:
+        """The address of the base."""
+        if not self._base_key:
+            self._base_key = self.family.key(store)
+        return self._base_key
+
+    def expert_content(self, name: str, store: Store) -> str | None:
+        """The address of an expert that the user gives, or None where one is trained."""
+        path = self.recipe.datasets[name].expert
+        if path is None:
+            return None
+        files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.json"))
+        return hash_files(files, store)
+
+    def finetune_bytes(self) -> int:
+        """Disk that one fine-tune takes: its trained params in float32, and the tokenizer."""
+        lora = self.recipe.train.lora if self.recipe.train.method == "lora" else None
+        return 4 * self.family.num_trained(lora) + 4_000_000
+
+
+def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
+    """Read the base's configuration and tokenizer, every dataset and every target.
+
+    Raises:
+        UserError: something cannot be read or does not fit; names its place in the recipe.
+    """
+    settings = recipe.train
+    family = CausalLM(recipe.base, recipe.device, settings.max_length, settings.method)
+    warnings: list[str] = []
+    if family.max_length < settings.max_length:
+        warnings.append(f"train.max_length {settings.max_length} is over the model's limit: {family.max_length} is used")
+    num_sources = len(recipe.datasets) + len(recipe.targets)
+    with listener.task("inputs", "reading datasets and targets", num_sources) as advance:
+        candidates = {}
+        for name in recipe.datasets:
+            candidates[name] = _candidate(recipe, name, family)
+            advance(1)
+        examples: dict[str, Examples] = {}
+        scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
+        for name, spec in recipe.targets.items():
+            both = _scorers(recipe, name, spec, family, examples)
+            scorers["select"][name], scorers["report"][name] = both
+            advance(1)
+    warnings += _notes(candidates, examples, family.max_length)
+    _check_shared(candidates, examples, warnings)
+    return Inputs(recipe, family, candidates, scorers, examples, warnings)
+
+
+def _candidate(recipe: Recipe, name: str, family: CausalLM) -> Candidate:
+    spec, where = recipe.datasets[name], f"datasets.{name}"
+    examples = data.read(spec, where)
+    encoding = take_tokens(family.encode(examples.items, where), spec.max_tokens, spec.seed)
+    if not any(sequence.num_scored for sequence in encoding.sequences):
+        raise DataError(where, "no example has a token to train on")
+    return Candidate(examples, encoding, content(encoding.sequences))
+
+
+def _scorers(
+    recipe: Recipe, name: str, spec: TargetSpec, family: CausalLM, examples: dict[str, Examples]
+) -> tuple[Scorer, Scorer]:
+    """The target over its select and its report part."""
+    where = f"targets.{name}"
+    setting = targets.Setting(family, where, recipe.batch_tokens)
+    if spec.score == "python":
+        return _python_scorers(spec, setting, recipe.select_fraction)
+    examples[name] = _within_tokens(data.read(spec, where), spec, family, where)
+    select, report = data.split(examples[name], recipe.select_fraction, spec.seed)
+    return _scorer(spec, select, setting), _scorer(spec, report, setting)
+
+
+def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting) -> Scorer:
+    target = targets.build(spec, part, setting)
+    return Scorer(target, target.address(), len(part))
+
+
+def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
+    """A function's target: over rows where it has data, else over the scores that it returns for the base."""
+    rows = None if spec.path is None and spec.rows is None else data.read_rows(spec, setting.where)
+    if rows is None:
+        function = load_function(spec.function, setting.where)
+        num = len(call(function, setting.family.load(), setting.family.tokenizer, None, setting.where))
+    else:
+        num = len(rows)
+    if num < 2:
+        raise DataError(setting.where, f"{num} example is too few: a select and a report part need at least two")
+    order = list(range(num))
+    random.Random(spec.seed).shuffle(order)
+    cut = min(num - 1, max(1, round(num * select_fraction)))
+    scorers = []
+    for keep in (sorted(order[:cut]), sorted(order[cut:])):
+        target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting)
+        scorers.append(Scorer(target, target.address(), len(keep)))
+    return scorers[0], scorers[1]
+
+
+def _within_tokens(examples: Examples, spec: TargetSpec, family: CausalLM, where: str) -> Examples:
+    """Whole examples of at most `max_tokens` tokens in all (two at least), drawn by the seed."""
+    if spec.max_tokens is None:
+        return examples
+    sizes = [0] * len(examples.items)
+    for sequence in family.encode(examples.items, where).sequences:
+        sizes[sequence.example] += len(sequence.ids)
+    order = list(range(len(sizes)))
+    random.Random(spec.seed).shuffle(order)
+    kept: list[int] = []
+    for i in order:
+        if len(kept) >= 2 and sum(sizes[j] for j in kept) + sizes[i] > spec.max_tokens:
+            break
+        kept.append(i)
+    return examples.take(sorted(kept))
+
+
+def _notes(candidates: Mapping[str, Candidate], targets: Mapping[str, Examples], max_length: int) -> list[str]:
+    """What the user should know of how rows became sequences: one line for each kind of thing."""
+    split = {name: candidate.encoding.num_split for name, candidate in candidates.items()}
+    cut = {name: candidate.encoding.num_cut for name, candidate in candidates.items()}
+    every = [candidate.examples for candidate in candidates.values()] + list(targets.values())
+    return [
+        *_counted(split, f"texts over {max_length} tokens are cut into several sequences"),
+        *_counted(cut, f"examples over {max_length} tokens lose the beginning of their prompt"),
+        *(note for examples in every for note in examples.notes()),
+    ]
+
+
+def _counted(counts: Mapping[str, int], what: str) -> list[str]:
+    some = [f"{name} {count}" for name, count in counts.items() if count]
+    return [f"{what}: {', '.join(some)}"] if some else []
+
+
+def _check_shared(
+    candidates: Mapping[str, Candidate], examples: Mapping[str, Examples], warnings: list[str]
+) -> None:
+    """A target that a dataset holds whole says nothing; one that it shares some rows with is worth a warning."""
+    for target, wanted in examples.items():
+        for name, candidate in candidates.items():
+            rows = {row for _, row in data.shared(candidate.examples, wanted)}
+            if rows and len(rows) == len(wanted.items):
+                message = f"every example is also in datasets.{name}: the target would reward learning it by heart"
+                raise DataError(f"targets.{target}", message, hint="keep the target's rows out of the datasets")
+            if rows:
+                warnings.append(
+                    f"targets.{target} shares {len(rows)} of its {len(wanted.items)} examples with datasets.{name}"
+                    f" (first: row {min(rows)})"
+                )

@@ -1,0 +1,62 @@
+"""Merging as pure functions over tensors: sums in float32, one rounding at the end.
+
+proxy(w) = theta_0 + k * scale(k) * sum_i w_i delta_i, with w on the simplex over k datasets and scale(k) = k ** -exponent.
+With equal weights this is theta_0 + scale(k) * sum_i delta_i (arXiv 2505.16066, where scale(k) = 1 / k); with exponent 1 it is
+theta_0 + sum_i w_i delta_i for any weights (arXiv 2601.17858).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from mergetomix.records import Mixture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def scale(num_datasets: int, exponent: float) -> float:
+    """scale(k) = k ** -exponent: the factor on the sum of k deltas."""
+    return math.pow(num_datasets, -exponent)
+
+
+def coefficients(mixture: Mixture, exponent: float) -> dict[str, float]:
+    """The factor on each expert's delta, c_i = k * scale(k) * w_i, without those that are zero."""
+    active = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
+    factor = len(active) * scale(len(active), exponent)
+    return {name: factor * weight for name, weight in active.items()}
+
+
+def linear(base: Tensor, deltas: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    """base + sum_i c_i delta_i, summed in float32 in the order given; the result is float32.
+
+    Args:
+        base: a parameter, any shape and floating type.
+        deltas: tensors of the same shape.
+        factors: one number for each delta.
+    """
+    total = base.float().clone()
+    for delta, factor in zip(deltas, factors, strict=True):
+        total.add_(delta.to(total), alpha=factor)
+    return total
+
+
+def lora_product(pairs: Sequence[tuple[Tensor, Tensor]], factors: Sequence[float]) -> Tensor:
+    """sum_i c_i B_i A_i as one matrix product of rank sum of ranks, in float32: shape (out, in).
+
+    Averaging the A and the B apart would give cross terms B_i A_j, which belong to no expert.
+
+    Args:
+        pairs: (B_i, A_i) with shapes (out, rank_i) and (rank_i, in).
+        factors: c_i, each adapter's own scaling included.
+    """
+    import torch
+
+    tall = torch.cat([b.float() * factor for (b, _), factor in zip(pairs, factors, strict=True)], dim=1)
+    wide = torch.cat([a.float() for _, a in pairs], dim=0)
+    return tall @ wide
+
+
+METHODS: dict[str, Callable[[Tensor, Sequence[Tensor], Sequence[float]], Tensor]] = {"linear": linear}

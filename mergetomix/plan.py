@@ -1,0 +1,179 @@
+"""What a run will do and cost, before it does it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mergetomix import pipeline, search, train
+from mergetomix.families.causal_lm import Encoded, lora_config
+from mergetomix.pipeline import Job
+from mergetomix.progress import Listener
+from mergetomix.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """A dataset as training will see it. `samples` are (text, trained on) pieces of its first examples."""
+
+    name: str
+    num_rows: int
+    num_examples: int
+    num_sequences: int
+    num_tokens: int
+    columns: tuple[str, ...]
+    samples: tuple[tuple[tuple[str, bool], ...], ...]
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """A target: how it is scored, and how many examples the search and the final table see."""
+
+    name: str
+    score: str
+    num_select: int
+    num_report: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fine-tunes and evaluations of a run, and what they are expected to take on this machine.
+
+    Seconds are measured on one batch, so they are rough; `num_reused` fine-tunes are in the store already and cost nothing.
+    """
+
+    datasets: tuple[DatasetPlan, ...]
+    targets: tuple[TargetPlan, ...]
+    num_finetunes: int
+    num_reused: int
+    num_mixtures: int
+    num_space: int
+    strategy: str
+    train_s: float
+    evaluate_s: float
+    disk_bytes: int
+    free_bytes: int
+    brute_force_s: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds per token of training and per evaluation of all targets' select parts."""
+
+    train_s_per_token: float
+    evaluate_s: float
+
+
+def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
+    """Read everything a run reads, try one training batch and one evaluation, and plan the rest.
+
+    Raises:
+        UserError: what a run would stumble over, before any training.
+    """
+    with pipeline.open_job(recipe, listener) as job:
+        pipeline.check_space(job)
+        speed = measure(job)
+        return plan(job, speed)
+
+
+def plan(job: Job, speed: Speed) -> Plan:
+    """The plan of a job at a given speed."""
+    space = job.space()
+    strategy = search.build(job.recipe.search.strategy, space)
+    wanted = finetunes(job)
+    todo = [names for names in wanted if job.store.finetune(job.finetune_key(names)) is None]
+    mean = sum(tokens_of(job, [name]) for name in space.allowed) / len(space.allowed)
+    experts_s = mean * speed.train_s_per_token * len(space.allowed)
+    return Plan(
+        datasets=tuple(_dataset(job, name) for name in job.recipe.datasets),
+        targets=tuple(_target(job, name) for name in job.recipe.targets),
+        num_finetunes=len(wanted),
+        num_reused=len(wanted) - len(todo),
+        num_mixtures=strategy.expected(),
+        num_space=len(space),
+        strategy=strategy.name,
+        train_s=sum(tokens_of(job, names) for names in todo) * speed.train_s_per_token,
+        evaluate_s=strategy.expected() * speed.evaluate_s,
+        disk_bytes=len(todo) * job.inputs.finetune_bytes(),
+        free_bytes=job.store.free_bytes(),
+        brute_force_s=pipeline.brute_force_s(job, experts_s, speed.evaluate_s),
+        warnings=tuple(job.warnings),
+    )
+
+
+def finetunes(job: Job) -> list[tuple[str, ...]]:
+    """The datasets of every fine-tune of a run. The final one is not known yet: half of the datasets stand for it."""
+    space, options = job.space(), job.recipe.final
+    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
+    if options.train:
+        least, most = space.bounds
+        wanted.append(space.allowed[: max(least, min(most, (len(space.allowed) + 1) // 2))])
+    if "all" in options.baselines:
+        wanted.append(space.allowed)
+    if "random" in options.baselines:
+        wanted += [mixture.datasets for mixture in space.sample(options.num_random, job.recipe.train.seed)]
+    return wanted
+
+
+def tokens_of(job: Job, names: Sequence[str]) -> int:
+    """Tokens that a fine-tune on the union of some datasets sees."""
+    sequences = [sequence for name in names for sequence in job.inputs.sequences(name)]
+    return train.plan(len(sequences), sum(len(s.ids) for s in sequences), job.recipe.train).num_tokens
+
+
+def measure(job: Job) -> Speed:
+    """Time one training batch of the first dataset and one batch of each target, each after a batch to warm up."""
+    family = job.inputs.family
+    model = family.load()
+    evaluate_s = sum(_time_target(job, name, model) for name in job.recipe.targets)
+    settings = job.recipe.train
+    name = job.space().allowed[0]
+    batch = list(job.inputs.sequences(name)[: settings.batch_size])
+    if settings.method == "lora":
+        from peft import get_peft_model
+
+        model = get_peft_model(model, lora_config(settings.lora))
+    seconds = _time_step(job, model.train(), batch)
+    return Speed(seconds / sum(len(sequence.ids) for sequence in batch), evaluate_s)
+
+
+def _time_step(job: Job, model: Any, batch: Sequence[Encoded]) -> float:
+    """Seconds of a forward and backward pass, the second of two."""
+    family = job.inputs.family
+    (padded,) = family.batches(batch, 10**9)
+    seconds = 0.0
+    for _ in range(2):
+        started = time.monotonic()
+        model(input_ids=padded.ids, attention_mask=padded.mask, labels=padded.labels, use_cache=False).loss.backward()
+        seconds = time.monotonic() - started
+    return seconds
+
+
+def _time_target(job: Job, name: str, model: Any) -> float:
+    scorer = job.inputs.targets("select")[name]
+    started = time.monotonic()
+    scorer.score(model)
+    return time.monotonic() - started
+
+
+def _dataset(job: Job, name: str) -> DatasetPlan:
+    candidate, where = job.inputs.candidates[name], f"datasets.{name}"
+    examples, encoding = candidate.examples, candidate.encoding
+    samples = tuple(tuple(job.inputs.family.segments(item, where)) for item in examples.items[:2])
+    return DatasetPlan(
+        name,
+        examples.num_rows,
+        encoding.num_examples,
+        len(encoding.sequences),
+        encoding.num_tokens,
+        examples.columns,
+        samples,
+    )
+
+
+def _target(job: Job, name: str) -> TargetPlan:
+    select, report = job.inputs.targets("select")[name], job.inputs.targets("report")[name]
+    return TargetPlan(name, job.recipe.targets[name].score, select.num_examples, report.num_examples)

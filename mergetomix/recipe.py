@@ -1,0 +1,570 @@
+"""The recipe: one frozen pydantic model per section, text under every field; YAML in, `--set` overrides on top.
+
+Paths are relative to the recipe's folder and absolute once loaded, so that the resolved recipe runs from anywhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from mergetomix.errors import RecipeError, UserError
+
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".rst", ".py")
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy, which draws, takes for a seed."""
+
+
+class Section(BaseModel):
+    """A frozen part of the recipe that knows its keys."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes true for 1, and YAML takes yes and on for true
+        wanted = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and not {bool, Any} & {wanted, *get_args(wanted)}:
+            raise ValueError(f"must not be {str(value).lower()}; YAML takes yes, no, on and off for it, so quote a text")
+        return value
+
+
+class Base(Section):
+    """The model that every fine-tune starts from."""
+
+    path: Text
+    """A folder, or the id of a model on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null is its main branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the weights: `auto` is bfloat16 for LoRA on a GPU that has it, else float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+
+class Source(Section):
+    """Where rows come from and how a row becomes an example: `prompt` and `completion`, `messages`, or `text`."""
+
+    path: Text | None = None
+    """A file, glob or folder (jsonl, json, csv, tsv, parquet, each also .gz; plain text), or a hub id."""
+    rows: Any = None
+    """The rows themselves, instead of a path: a list of mappings, or a `datasets.Dataset` from Python."""
+    name: str | None = None
+    """Configuration of a hub dataset, such as `main`."""
+    split: str = "train"
+    """Split of a hub dataset or of a folder that has several."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub dataset."""
+    prompt: str | None = None
+    """The prompt: a column, or a format string over columns such as `"Q: {question}\\nA:"`. Not trained on."""
+    completion: str | None = None
+    """What the model should answer: a column or a format string. The loss is taken here alone."""
+    messages: str | None = None
+    """A column of chat messages (`role`, `content`), rendered by the tokenizer's chat template."""
+    text: str | bool | None = None
+    """`true`: every file is one document. A string: the column (or format string) that holds the text."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """Take at most so many rows, drawn by the seed."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Take at most so many tokens after encoding, drawn by the seed in whole sequences."""
+    seed: Seed = 0
+    """Seed of the draws above and of a target's split."""
+
+    @model_validator(mode="after")
+    def _one_mapping(self) -> Source:
+        kinds = [k for k in ("completion", "messages", "text") if getattr(self, k) not in (None, False)]
+        if len(kinds) > 1:
+            raise ValueError(f"give one of completion, messages, text, not {' and '.join(kinds)}")
+        if not kinds and not self._needs_no_mapping():
+            raise ValueError("say how a row becomes an example: prompt and completion, messages, or text")
+        if self.prompt is not None and "completion" not in kinds and not self._needs_no_mapping():
+            raise ValueError("prompt needs a completion beside it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Source:
+        if self.path is not None and self.rows is not None:
+            raise ValueError("give path or rows, not both")
+        if self.path is None and self.rows is None and not self._needs_no_mapping():
+            raise ValueError("give a path")
+        return self
+
+    def _needs_no_mapping(self) -> bool:
+        return False
+
+    @property
+    def files(self) -> bool:
+        """Whether every file is one document."""
+        return self.text is True
+
+
+class Dataset(Source):
+    """A candidate: data that one may fine-tune on."""
+
+    expert: Text | None = None
+    """A folder with an expert already trained on this dataset from the same base (safetensors): used instead of training."""
+
+
+class Target(Source):
+    """What the final model should be good at: examples and a way to score them."""
+
+    split: str = "test"
+    """Split of a hub dataset or of a folder that has several."""
+    score: Literal["loss", "choice", "generate", "python"] = "loss"
+    """`loss`: nats per token of the completion or text. `choice`: is the right option the likeliest. `generate`: greedy
+    answer, then `metric`. `python`: your `function`."""
+    weight: float = Field(default=1.0, gt=0)
+    """How much this target counts beside the others."""
+    options: str | list[str] | None = None
+    """For `choice`: the options shared by all examples, or the column that lists an example's own. The right one is the
+    completion."""
+    option_format: str = "{option}"
+    """For `choice`: how an option is written after the prompt, such as `" {option}"`."""
+    normalize: bool = True
+    """For `choice`: divide an option's log-likelihood by its length in bytes before comparing; false compares raw sums."""
+    metric: Literal["exact", "number", "regex", "function"] = "exact"
+    """For `generate`: `exact` (equal after trimming), `number` (the last number is equal), `regex` (`pattern` finds the
+    answer), `function` (your own)."""
+    pattern: str | None = None
+    """For `metric: regex`: the first group (or the whole match) must equal the completion after trimming."""
+    function: str | Callable[..., Any] | None = None
+    """For `python` and `metric: function`: `module:function` or `file.py:function`, or a function from Python."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """For `generate`: stop after so many tokens."""
+    stop: list[str] = ["\n"]
+    """For `generate`: the answer ends before the first of these strings; an empty list ends it at the end token alone."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Target:
+        if self.score == "choice" and self.options is None:
+            raise ValueError("score: choice needs options")
+        if self.score in ("choice", "generate") and not (self.completion or (self.score == "generate" and self.messages)):
+            raise ValueError(f"score: {self.score} needs prompt and completion")
+        if self.score == "generate" and self.metric == "regex" and self.pattern is None:
+            raise ValueError("metric: regex needs a pattern")
+        needs_function = self.score == "python" or (self.score == "generate" and self.metric == "function")
+        if needs_function and self.function is None:
+            raise ValueError("name a function, such as scoring.py:my_function")
+        return self
+
+    @field_validator("function")
+    @classmethod
+    def _names_a_function(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(r".+:\w+", value, re.DOTALL):
+            raise ValueError(f"must be module:function or file.py:function, not {value!r}")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"not a regular expression: {error}") from None
+        return value
+
+    def _needs_no_mapping(self) -> bool:
+        return self.score == "python"
+
+
+class Lora(Section):
+    """Settings of the low-rank adapters (PEFT)."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=32, gt=0)
+    """The adapter's product is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input during training."""
+    target_modules: str | list[str] = "all-linear"
+    """Which linear layers get an adapter."""
+
+
+class Train(Section):
+    """How every fine-tune is made: experts, checks and the final model alike."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains small adapters; `full` trains every weight."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over the data, unless max_steps or max_tokens is set."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """A fixed number of optimizer steps for every fine-tune."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """A fixed number of tokens for every fine-tune, rounded to whole steps."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up. Constant merges best: every expert ends at the same rate."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm."""
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences per forward pass."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step: the effective batch is batch_size times this."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    packing: bool = False
+    """Lay a batch's sequences end to end instead of padding them; each attends to itself alone, so the loss is the same.
+    Saves time on a GPU with flash attention."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest sequence in tokens; the model's own limit holds where it is lower. Longer texts are cut into several sequences;
+    longer prompts lose their beginning."""
+    seed: Seed = 0
+    """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
+    lora: Lora = Lora()
+    """Settings of method: lora."""
+
+
+class Scale(Section):
+    """How far a merge of k experts goes."""
+
+    exponent: float = Field(default=1.0, ge=0, le=2)
+    """scale(k) = k ** -exponent. 1 averages the deltas, as in the paper; lower goes farther."""
+
+
+class Merge(Section):
+    """How experts become a proxy."""
+
+    method: Literal["linear"] = "linear"
+    """theta_0 + scale(k) * sum of deltas."""
+    scale: Scale = Scale()
+    """How far a merge of k experts goes."""
+    weighting: Literal["equal", "size"] = "equal"
+    """`equal` weighs the experts of a subset alike; `size` by their number of training sequences."""
+
+
+class Search(Section):
+    """Which mixtures are tried, and how."""
+
+    strategy: Literal["auto", "exhaustive", "greedy"] = "auto"
+    """`auto` tries every subset up to 12 datasets and is greedy above."""
+    min_datasets: int = Field(default=1, ge=1)
+    """Fewest datasets in a mixture."""
+    max_datasets: int | None = Field(default=None, ge=1)
+    """Most datasets in a mixture; null is all of them."""
+    require: list[str] = []
+    """Datasets that every mixture must hold."""
+    forbid: list[str] = []
+    """Datasets that no mixture may hold."""
+
+
+class Final(Section):
+    """What is fine-tuned for real once a mixture is chosen."""
+
+    train: bool = True
+    """Fine-tune the base on the selected mixture."""
+    baselines: list[Literal["all", "random"]] = ["all", "random"]
+    """Real fine-tunes to compare with: on all datasets, and on random mixtures."""
+    num_random: int = Field(default=3, ge=1)
+    """How many random mixtures, drawn by train.seed from those that the search may choose."""
+
+
+S = TypeVar("S", bound=Source)
+
+
+def _base(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+class Recipe(Section):
+    """Everything that a run depends on."""
+
+    base: Annotated[Base, BeforeValidator(_base, json_schema_input_type=Union[str, Base])]  # noqa: UP007 (a runtime union of a class and str reads the same; pydantic needs it resolvable)
+    """The model to fine-tune: a mapping, or just its folder or hub id."""
+    datasets: dict[Name, Dataset]
+    """The candidates, by name; at least two."""
+    targets: dict[Name, Target]
+    """What the final model should be good at, by name; at least one."""
+    train: Train = Train()
+    """How every fine-tune is made."""
+    merge: Merge = Merge()
+    """How experts become a proxy."""
+    search: Search = Search()
+    """Which mixtures are tried, and how."""
+    final: Final = Final()
+    """What is fine-tuned for real once a mixture is chosen."""
+    select_fraction: float = Field(default=0.5, gt=0, lt=1)
+    """Share of each target's examples that the search sees; the rest is for the final table alone."""
+    device: str = "auto"
+    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    batch_tokens: int = Field(default=8192, ge=1)
+    """Most tokens, padding included, in one forward pass of an evaluation."""
+    store: Text = ".mergetomix"
+    """Folder of experts, trials and real fine-tunes; runs may share one."""
+    run_dir: Text = "runs/first"
+    """Folder for the report, result.json and the final model's link."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Recipe:
+        if len(self.datasets) < 2:
+            raise ValueError(f"datasets: a choice needs at least two datasets, not {len(self.datasets)}")
+        if not self.targets:
+            raise ValueError("targets: at least one is needed")
+        return self
+
+    @model_validator(mode="after")
+    def _search_fits(self) -> Recipe:
+        names, search = set(self.datasets), self.search
+        for key in ("require", "forbid"):
+            for name in getattr(search, key):
+                if name not in names:
+                    raise ValueError(f"search.{key}: no dataset is called {name!r}{_nearest(name, names)}")
+        both = set(search.require) & set(search.forbid)
+        if both:
+            raise ValueError(f"search: {', '.join(sorted(both))} both required and forbidden")
+        allowed = len(names) - len(set(search.forbid))
+        most = allowed if search.max_datasets is None else min(search.max_datasets, allowed)
+        least = max(search.min_datasets, len(set(search.require)))
+        if least > most:
+            raise ValueError(f"search: no mixture has at least {least} and at most {most} datasets")
+        return self
+
+    def resolved(self, folder: Path) -> Recipe:
+        """The same recipe with every path absolute, `folder` being where relative ones start."""
+        data = {name: _resolve_source(source, folder) for name, source in self.datasets.items()}
+        targets = {name: _resolve_source(source, folder) for name, source in self.targets.items()}
+        base = self.base.model_copy(update={"path": resolve_model_path(self.base.path, folder)})
+        places = {key: str(_under(folder, getattr(self, key)).resolve()) for key in ("store", "run_dir")}
+        return self.model_copy(update={"base": base, "datasets": data, "targets": targets, **places})
+
+
+def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe:
+    """A recipe from plain values, checked, with absolute paths. Raises RecipeError, which names the key."""
+    folder = folder or Path.cwd()
+    if isinstance(raw, Recipe):
+        return raw.resolved(folder)
+    try:
+        return Recipe.model_validate(dict(raw)).resolved(folder)
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, apply `a.b=value` overrides and check it.
+
+    Raises:
+        RecipeError: the file is missing, is no YAML, or does not say what to do; names the key.
+    """
+    path = Path(path)
+    raw = _read(path)
+    if not isinstance(raw, dict):
+        raise RecipeError("", f"{path} must be a mapping with base, datasets and targets")
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, path.resolve().parent)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML. Functions, and rows that YAML cannot hold, are named, not written."""
+    values = recipe.model_dump(mode="python")
+    for section in ("datasets", "targets"):
+        for source in values[section].values():
+            source["rows"] = _writable(source["rows"])
+            if callable(source.get("function")):
+                name = getattr(source["function"], "__qualname__", type(source["function"]).__name__)
+                source["function"] = f"<{name} given from Python>"
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _writable(rows: Any) -> Any:
+    if rows is None:
+        return None
+    if isinstance(rows, list | tuple):
+        with suppress(yaml.representer.RepresenterError):
+            yaml.safe_dump(rows)
+            return rows
+    return f"<{len(rows) if hasattr(rows, '__len__') else 'some'} rows given from Python>"
+
+
+def _read(path: Path) -> Any:
+    """What a YAML file says; what is wrong with the file is a RecipeError."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
+    except FileNotFoundError:
+        hint = f"`mergetomix init {path}` writes a commented one"
+        raise RecipeError("", f"no recipe at {path}", hint=hint) from None
+    except IsADirectoryError:
+        raise RecipeError("", f"{path} is a folder; a recipe is a YAML file") from None
+    except OSError as error:
+        raise RecipeError("", f"{path} cannot be read: {error}") from None
+    except UnicodeDecodeError:
+        raise RecipeError("", f"{path} is not text in UTF-8") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # an impossible date is a ValueError
+        raise RecipeError("", f"{path} is not valid YAML: {_one_line(error)}") from None
+
+
+def resolve_model_path(path: str, folder: Path) -> str:
+    """An absolute path where `path` is a folder or is written as one; else the hub id as it stands."""
+    local = _under(folder, path).resolve()
+    written_as_path = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return str(local) if local.exists() or written_as_path else path
+
+
+def resolve_data_path(path: str, folder: Path) -> str:
+    """An absolute path or glob where `path` is local or is written so; else the hub id as it stands."""
+    local = _under(folder, path)
+    stem = path.removesuffix(".gz").lower()
+    written_as_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or stem.endswith(DATA_SUFFIXES)
+    return str(local) if written_as_path or glob.has_magic(path) or local.exists() else path
+
+
+def _under(folder: Path, path: str) -> Path:
+    # Path.expanduser raises for an unknown user; this leaves ~name as it stands
+    return folder / os.path.expanduser(path)  # noqa: PTH111
+
+
+def _resolve_source(source: S, folder: Path) -> S:
+    update: dict[str, Any] = {}
+    if source.path is not None:
+        update["path"] = resolve_data_path(source.path, folder)
+    if isinstance(source, Dataset) and source.expert is not None:
+        update["expert"] = str(_under(folder, source.expert).resolve())
+    function = getattr(source, "function", None)
+    if isinstance(function, str):
+        file, _, name = function.rpartition(":")
+        if file.endswith(".py"):
+            update["function"] = f"{_under(folder, file).resolve()}:{name}"
+    return source.model_copy(update=update)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key may stand once only."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        # before merges (<<) are written out, which may repeat keys rightly
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set needs key=value, not {override!r}", hint="for example --set train.learning_rate=1e-3")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set {override}: not valid YAML: {_one_line(error)}") from None
+    if isinstance(raw.get("base"), str) and key.strip().startswith("base."):
+        raw["base"] = {"path": raw["base"]}
+    place, parts = raw, key.strip().split(".")
+    while len(head := _head(parts, place)) < len(parts):
+        name, parts = ".".join(head), parts[len(head) :]
+        if place.get(name) is None:
+            place[name] = {}
+        if not isinstance(place[name], dict):
+            raise UserError(f"--set {override}: {name} is not a section")
+        place = place[name]
+    place[".".join(parts)] = value
+
+
+def _head(parts: list[str], place: Mapping[str, Any]) -> list[str]:
+    """The first key of a dotted path: the longest that is there, for names may hold dots; else the first part."""
+    found = (parts[:end] for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in place)
+    return next(found, parts[:1])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _nearest(word: str, known: Sequence[str] | set[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _readable(error: ValidationError) -> RecipeError:
+    """Every problem in pydantic's list in this package's words; unknown keys come with the nearest known one."""
+    problems: dict[str, list[str]] = {}
+    for detail in error.errors():
+        where, message = _problem(detail["loc"], detail)
+        # one for every kind that a field may be of
+        problems.setdefault(where, []).append(message)
+    lines = [(where, ", or ".join(dict.fromkeys(messages))) for where, messages in problems.items()]
+    (first, message), *rest = lines
+    return RecipeError(first, "\n".join([message, *(f"{where}: {more}" if where else more for where, more in rest)]))
+
+
+def _problem(loc: tuple[int | str, ...], detail: Any) -> tuple[str, str]:
+    where = ".".join(str(part) for part in _key_path(loc))
+    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        known = _keys_of(_annotation_at(loc[:-1]))
+        listed = f"; known here: {', '.join(known)}" if known else ""
+        return where, "unknown key" + (_nearest(str(loc[-1]), known) or listed)
+    if kind == "missing":
+        return where, "required, but not given"
+    if kind == "string_type" and loc[-1:] == ("[key]",):
+        return where, f"a name must be text, not {detail['input']!r}: quote it"
+    if kind in ("dict_type", "model_type"):
+        return where, "must be a mapping"
+    if kind == "string_pattern_mismatch":
+        return where, "a name starts with a letter or digit and holds letters, digits, '_', '-' and '.' only"
+    if loc == () and ": " in message:
+        head, _, tail = message.partition(": ")
+        return head, tail
+    given = detail.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and kind != "value_error" else ""
+    return where, message[:1].lower() + message[1:] + shown
+
+
+def _key_path(loc: tuple[int | str, ...]) -> list[int | str]:
+    """The part of a location that the user wrote: pydantic adds the member of a union, and `[key]`."""
+    num_keys = max((end + 1 for end in range(len(loc)) if _has_keys(_annotation_at(loc[:end]))), default=0)
+    places = [part for part in loc[num_keys:] if isinstance(part, int)]
+    return [*(part for part in loc[:num_keys] if part != "[key]"), *places]
+
+
+def _has_keys(annotation: Any) -> bool:
+    return bool(_keys_of(annotation)) or get_origin(annotation) is dict
+
+
+def _annotation_at(loc: Sequence[int | str]) -> Any:
+    """The type of the value at `loc`; None beyond a section's fields."""
+    annotation: Any = Recipe
+    for part in loc:
+        if part in _keys_of(annotation):
+            annotation = annotation.model_fields[part].annotation
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
+        else:
+            return None
+    return annotation
+
+
+def _keys_of(annotation: Any) -> list[str]:
+    """The keys of a section; none where the annotation is of something else."""
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else []

@@ -1,0 +1,205 @@
+"""The nouns of the method, as frozen dataclasses: what flows between the stages.
+
+Words are those of the documentation: a *loss* is better when lower, a *score* when higher; *weights* are the
+coefficients of a mixture, never tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["loss", "score"]
+Part = Literal["select", "report"]
+
+
+@dataclass(frozen=True, order=True)
+class Mixture:
+    """Some datasets and their weights: the shares of the data, which sum to one.
+
+    Datasets stand in the order of their names, so that two mixtures of the same datasets are equal and every sum over
+    them is taken in the same order.
+    """
+
+    datasets: tuple[str, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.datasets:
+            raise ValueError("a mixture needs at least one dataset")
+        if list(self.datasets) != sorted(set(self.datasets)):
+            raise ValueError(f"datasets must be sorted and distinct: {self.datasets}")
+        if len(self.weights) != len(self.datasets):
+            raise ValueError(f"{len(self.datasets)} datasets but {len(self.weights)} weights")
+        if any(weight < 0 for weight in self.weights) or not math.isclose(sum(self.weights), 1, rel_tol=1e-6):
+            raise ValueError(f"weights must be non-negative and sum to 1: {self.weights}")
+
+    @classmethod
+    def union(cls, datasets: Iterable[str], sizes: Mapping[str, float] | None = None) -> Mixture:
+        """The union of some datasets: equal weights, or weights proportional to `sizes`."""
+        names = tuple(sorted(set(datasets)))
+        shares = [1.0 if sizes is None else float(sizes[name]) for name in names]
+        total = sum(shares)
+        return cls(names, tuple(share / total for share in shares))
+
+    def __len__(self) -> int:
+        return len(self.datasets)
+
+    def __str__(self) -> str:
+        return " + ".join(self.datasets)
+
+    def as_dict(self) -> dict[str, float]:
+        """Dataset name to weight."""
+        return dict(zip(self.datasets, self.weights, strict=True))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a target says of a model: one value for every example, and how much each counts.
+
+    For `kind == "loss"` a value is in nats per token and its weight is the number of tokens, so that `mean` is the loss
+    per token over all examples. For `kind == "score"` every weight is one.
+    """
+
+    kind: Kind
+    values: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.weights):
+            raise ValueError(f"every value needs a weight: {len(self.values)} values, {len(self.weights)} weights")
+        if not self.values:
+            raise ValueError("scores need at least one example")
+
+    @property
+    def mean(self) -> float:
+        """The weighted mean of the values."""
+        total = math.fsum(self.weights)
+        return math.fsum(v * w for v, w in zip(self.values, self.weights, strict=True)) / total
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples were scored."""
+        return len(self.values)
+
+    def as_dict(self) -> dict[str, float | int]:
+        """`{"loss" | "score": mean, "num_examples": n}`."""
+        return {self.kind: self.mean, "num_examples": self.num_examples}
+
+
+def gain(scores: Scores, base: Scores) -> float:
+    """How much better than the base, without unit; higher is better.
+
+    For a loss the fraction of the base's loss that is gone; for a score the difference. Both are fractions, so that
+    targets of both kinds can be averaged.
+    """
+    if scores.kind == "loss":
+        return (base.mean - scores.mean) / base.mean if base.mean > 0 else base.mean - scores.mean
+    return scores.mean - base.mean
+
+
+def objective(scores: Mapping[str, Scores], base: Mapping[str, Scores], weights: Mapping[str, float]) -> float:
+    """The weighted mean over targets of the gain over the base: what the search maximises."""
+    total = sum(weights.values())
+    return math.fsum(weights[name] * gain(scores[name], base[name]) for name in weights) / total
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """The base fine-tuned on a mixture's data: an expert where the mixture has one dataset, else a real fine-tune.
+
+    `num_examples` counts training sequences of one pass, `num_tokens` the tokens trained on over all passes.
+    """
+
+    mixture: Mixture
+    key: str
+    path: str
+    num_examples: int
+    num_tokens: int
+    train_s: float
+
+    @property
+    def dataset(self) -> str:
+        """The dataset of an expert."""
+        if len(self.mixture) != 1:
+            raise ValueError(f"not an expert: {self.mixture}")
+        return self.mixture.datasets[0]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A proxy evaluated on the select part of the targets."""
+
+    mixture: Mixture
+    scores: Mapping[str, Scores]
+    objective: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of a search: the mixture chosen and every trial, best first."""
+
+    mixture: Mixture
+    trials: tuple[Trial, ...]
+    strategy: str
+    base: Mapping[str, Scores]
+
+    @property
+    def best_expert(self) -> Trial | None:
+        """The best trial of a single dataset; None where no single dataset was tried."""
+        return next((trial for trial in self.trials if len(trial.mixture) == 1), None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table: a model and its scores on the report part of the targets."""
+
+    name: str
+    kind: Literal["base", "expert", "proxy", "final", "all", "random"]
+    mixture: Mixture | None
+    scores: Mapping[str, Scores]
+    gain: float
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of work behind a result, whichever run did it; `wall_s` is this run's own."""
+
+    experts_s: float
+    merge_s: float
+    evaluate_s: float
+    final_s: float
+    baselines_s: float
+    brute_force_s_estimate: float
+    wall_s: float
+    reused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total_s(self) -> float:
+        """Everything up to the final model; baselines are left out."""
+        return self.experts_s + self.merge_s + self.evaluate_s + self.final_s
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives: the selection, the final table, and what both cost."""
+
+    selection: Selection
+    experts: tuple[Finetune, ...]
+    table: tuple[Row, ...]
+    cost: Cost
+    environment: Mapping[str, Any]
+    run_dir: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def selected(self) -> Mixture:
+        """The mixture to fine-tune on."""
+        return self.selection.mixture
+
+    def row(self, kind: str) -> Row | None:
+        """The first line of the final table of a kind, or None."""
+        return next((row for row in self.table if row.kind == kind), None)

@@ -1,0 +1,59 @@
+"""What a person looks at: `result.json` and `report.md`. Computes no scores."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from mergetomix.recipe import Recipe, dump
+from mergetomix.records import Result
+from mergetomix.report.document import to_dict
+from mergetomix.report.markdown import model_card, render
+
+__all__ = ["render", "to_dict", "write"]
+
+
+def write(result: Result, recipe: Recipe) -> Path:
+    """Write the resolved recipe, `result.json`, `report.md` and the final model into the run's folder; gives the folder.
+
+    Each file appears whole or not at all.
+    """
+    folder = Path(recipe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = result.row("final")
+    if final is not None and final.path is not None:
+        hand_over(Path(final.path), folder / "final", model_card(result, recipe))
+    _put(folder / "recipe.yaml", dump(recipe))
+    _put(folder / "result.json", json.dumps(to_dict(result), indent=2) + "\n")
+    _put(folder / "report.md", render(result, recipe))
+    return folder
+
+
+def hand_over(source: Path, to: Path, card: str) -> None:
+    """The fine-tune in folder `source` as a folder of the user's own: weights are linked where the disk allows, the rest is
+    copied, and a model card says where it comes from."""
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, copy_function=_link_weights)
+    (partial / "README.md").unlink(missing_ok=True)
+    _put(partial / "README.md", card)
+    shutil.rmtree(to, ignore_errors=True)
+    partial.rename(to)
+
+
+def _link_weights(source: str, to: str) -> None:
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, to)
+        except OSError:
+            shutil.copy2(source, to)
+    else:
+        shutil.copy2(source, to)
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,101 @@
+"""`result.json`: everything a run found, for programs. Its keys are documented in docs/result.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergetomix.records import Finetune, Mixture, Result, Row, Scores, Trial
+
+SCHEMA = 1
+
+
+def to_dict(result: Result) -> dict[str, Any]:
+    """The whole result as plain values."""
+    final = result.row("final")
+    return {
+        "schema": SCHEMA,
+        "selected": mixture(result.selected),
+        "strategy": result.selection.strategy,
+        "trials": [trial(each) for each in result.selection.trials],
+        "experts": [expert(each) for each in result.experts],
+        "final": None if final is None else {"path": str(Path(result.run_dir) / "final"), **line(final)},
+        "baselines": baselines(result),
+        "cost": cost(result),
+        "environment": dict(result.environment),
+        "warnings": list(result.warnings),
+    }
+
+
+def mixture(value: Mixture) -> dict[str, Any]:
+    """Datasets and their weights, in the same order."""
+    return {"datasets": list(value.datasets), "weights": list(value.weights)}
+
+
+def scores(values: Mapping[str, Scores]) -> dict[str, Any]:
+    """Each target's mean and its number of examples."""
+    return {name: value.as_dict() for name, value in values.items()}
+
+
+def trial(value: Trial) -> dict[str, Any]:
+    """A trial on the select part; the objective is the gain over the base, higher is better."""
+    return {**mixture(value.mixture), "targets": scores(value.scores), "objective": value.objective}
+
+
+def expert(value: Finetune) -> dict[str, Any]:
+    """An expert and what it took."""
+    return {
+        "dataset": value.dataset,
+        "num_examples": value.num_examples,
+        "num_tokens": value.num_tokens,
+        "train_s": value.train_s,
+        "path": value.path,
+    }
+
+
+def line(value: Row) -> dict[str, Any]:
+    """A model on the report part."""
+    plain: dict[str, Any] = {"targets": scores(value.scores), "gain": value.gain}
+    return plain if value.mixture is None else {**mixture(value.mixture), **plain}
+
+
+def baselines(result: Result) -> dict[str, Any]:
+    """What the final model is compared with. `best_expert` is the expert that the select part would have chosen."""
+    found: dict[str, Any] = {}
+    experts = [row for row in result.table if row.kind == "expert"]
+    for kind in ("base", "proxy", "all"):
+        row = result.row(kind)
+        if row is not None:
+            found[kind] = line(row)
+    best = best_expert(result)
+    if best is not None:
+        found["best_expert"] = line(best)
+    drawn = [row for row in result.table if row.kind == "random"]
+    if drawn:
+        found["random"] = [line(row) for row in drawn]
+    found["experts"] = [line(row) for row in experts]
+    return found
+
+
+def best_expert(result: Result) -> Row | None:
+    """The final table's line of the expert with the best objective on the select part, where single datasets were tried."""
+    best = result.selection.best_expert
+    if best is None:
+        return None
+    return next((row for row in result.table if row.kind == "expert" and row.mixture == best.mixture), None)
+
+
+def cost(result: Result) -> dict[str, Any]:
+    """Seconds of work, whichever run did it; `wall_s` is this run's alone."""
+    value = result.cost
+    return {
+        "experts_s": value.experts_s,
+        "merge_s": value.merge_s,
+        "evaluate_s": value.evaluate_s,
+        "final_s": value.final_s,
+        "baselines_s": value.baselines_s,
+        "total_s": value.total_s,
+        "brute_force_s_estimate": value.brute_force_s_estimate,
+        "wall_s": value.wall_s,
+    }

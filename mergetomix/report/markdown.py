@@ -1,0 +1,167 @@
+"""`report.md` and the final model's card, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from mergetomix.recipe import Recipe
+from mergetomix.records import Mixture, Result, Row, Trial
+
+NUM_RANKED = 10
+
+
+def render(result: Result, recipe: Recipe) -> str:
+    """The report: what was chosen, the evidence on held-out examples, the ranking, and what it cost."""
+    parts = [
+        "# Merge to Mix: report",
+        _summary(result, recipe),
+        "## Final table",
+        f"Scored on the report part of each target, which the search never saw. {legend(recipe)}",
+        table(final_header(recipe), [final_cells(row, recipe) for row in result.table]),
+        "## Ranking",
+        f"The best {min(NUM_RANKED, len(result.selection.trials))} of {len(result.selection.trials)} proxies"
+        f" ({result.selection.strategy} search), on the select part.",
+        table(rank_header(recipe), ranking(result, recipe)),
+        "## Experts",
+        table(["dataset", "examples", "tokens trained", "seconds"], expert_cells(result)),
+        "## Cost",
+        table(["what", "seconds"], cost_cells(result)),
+    ]
+    if result.warnings:
+        parts += ["## Warnings", "\n".join(f"- {text}" for text in result.warnings)]
+    parts += ["## Environment", table(["what", "value"], environment_cells(result))]
+    return "\n\n".join(parts) + "\n"
+
+
+def legend(recipe: Recipe) -> str:
+    """What the numbers of the table are."""
+    kinds = [
+        f"`{name}` is {'a loss in nats per token (lower is better)' if spec.score == 'loss' else 'a score (higher is better)'}"
+        for name, spec in recipe.targets.items()
+    ]
+    return f"{'; '.join(kinds)}. Gain: {objective_text(recipe)}."
+
+
+def objective_text(recipe: Recipe) -> str:
+    """What the objective averages."""
+    weights = ", ".join(f"{name} {spec.weight:g}" for name, spec in recipe.targets.items())
+    return f"mean over targets (weights {weights}) of the fraction of the base's loss removed, or of the score added"
+
+
+def final_header(recipe: Recipe) -> list[str]:
+    """Columns of the final table."""
+    return ["model", "datasets", *recipe.targets, "gain"]
+
+
+def final_cells(row: Row, recipe: Recipe) -> list[str]:
+    """One line of the final table."""
+    values = [f"{row.scores[name].mean:.4f}" for name in recipe.targets]
+    return [row.name, mixture_text(row.mixture), *values, f"{row.gain:+.4f}"]
+
+
+def mixture_text(mixture: Mixture | None) -> str:
+    """Datasets, with their weights where these are not equal."""
+    if mixture is None:
+        return ""
+    equal = max(mixture.weights) - min(mixture.weights) < 1e-9
+    return str(mixture) if equal else " + ".join(f"{w:.2f} {name}" for name, w in mixture.as_dict().items())
+
+
+def rank_header(recipe: Recipe) -> list[str]:
+    """Columns of the ranking."""
+    return ["rank", "datasets", *recipe.targets, "objective"]
+
+
+def ranking(result: Result, recipe: Recipe) -> list[list[str]]:
+    """The best trials."""
+    return [rank_cells(i + 1, trial, recipe) for i, trial in enumerate(result.selection.trials[:NUM_RANKED])]
+
+
+def rank_cells(rank: int, trial: Trial, recipe: Recipe) -> list[str]:
+    """One line of the ranking."""
+    values = [f"{trial.scores[name].mean:.4f}" for name in recipe.targets]
+    return [str(rank), mixture_text(trial.mixture), *values, f"{trial.objective:+.4f}"]
+
+
+def expert_cells(result: Result) -> list[list[str]]:
+    """What each expert took."""
+    return [[e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}"] for e in result.experts]
+
+
+def cost_cells(result: Result) -> list[list[str]]:
+    """Seconds of work, whichever run did it."""
+    cost = result.cost
+    lines = [
+        ("experts", cost.experts_s),
+        ("merging", cost.merge_s),
+        ("evaluating proxies", cost.evaluate_s),
+        ("final fine-tune", cost.final_s),
+        ("total", cost.total_s),
+        ("baselines, for the table alone", cost.baselines_s),
+        ("fine-tuning on every mixture instead, estimated", cost.brute_force_s_estimate),
+        ("this run, reuse counted", cost.wall_s),
+    ]
+    return [[name, f"{seconds:.1f}"] for name, seconds in lines]
+
+
+def environment_cells(result: Result) -> list[list[str]]:
+    """Versions, device and seeds."""
+    return [[str(key), _plain(value)] for key, value in result.environment.items()]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def verdict(result: Result) -> list[str]:
+    """The final model beside each baseline that was run, in one line each."""
+    final = result.row("final")
+    if final is None:
+        return []
+    lines = []
+    for kind, name in (("base", "the base"), ("all", "a fine-tune on all datasets")):
+        row = result.row(kind)
+        if row is not None:
+            lines.append(_compared(final.gain, row.gain, name))
+    drawn = [row.gain for row in result.table if row.kind == "random"]
+    if drawn:
+        lines.append(_compared(final.gain, fmean(drawn), f"the mean of {len(drawn)} fine-tunes on random mixtures"))
+    return lines
+
+
+def _compared(final: float, other: float, name: str) -> str:
+    word = "better than" if final > other else "the same as" if final == other else "worse than"
+    return f"gain {final:+.4f}: {word} {name} ({other:+.4f})"
+
+
+def _summary(result: Result, recipe: Recipe) -> str:
+    lines = [
+        f"Fine-tune `{recipe.base.path}` on **{mixture_text(result.selected)}**"
+        f" ({recipe.merge.weighting} weighting, scale exponent {recipe.merge.scale.exponent:g})."
+    ]
+    verdicts = verdict(result)
+    if verdicts:
+        lines.append("The model fine-tuned so, on examples the search never saw:\n")
+        lines += [f"- {text}" for text in verdicts]
+    return "\n".join(lines)
+
+
+def model_card(result: Result, recipe: Recipe) -> str:
+    """The card of the final model: where it comes from and how good it is."""
+    final = result.row("final")
+    base = recipe.base.path
+    front = f"---\nbase_model: {base}\nlibrary_name: transformers\ntags: [merge-to-mix]\n---\n"
+    lines = [f"# Fine-tuned on {mixture_text(result.selected)}", f"Base: `{base}`. Chosen by Merge to Mix (arXiv 2505.16066)."]
+    if final is not None:
+        rows = [row for row in result.table if row.kind in ("base", "final", "all")]
+        lines += [legend(recipe), table(final_header(recipe), [final_cells(row, recipe) for row in rows])]
+    return front + "\n" + "\n\n".join(lines) + "\n"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return str(value)

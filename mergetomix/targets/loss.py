@@ -1,0 +1,42 @@
+"""Negative log-likelihood of completions or texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mergetomix.data import Example
+from mergetomix.errors import DataError
+from mergetomix.families.causal_lm import content
+from mergetomix.records import Scores
+from mergetomix.store import digest
+from mergetomix.targets import Setting
+
+
+class Loss:
+    """Nats per scored token of each example, over all its sequences, its end token included."""
+
+    def __init__(self, examples: Sequence[Example], setting: Setting) -> None:
+        self.family = setting.family
+        self.sequences = self.family.encode(examples, setting.where).sequences
+        self.num_scored = [0] * len(examples)
+        for sequence in self.sequences:
+            self.num_scored[sequence.example] += sequence.num_scored
+        for example, count in zip(examples, self.num_scored, strict=True):
+            if count == 0:
+                raise DataError(setting.where, f"row {example.row} has no token to score", hint="leave such rows out")
+        self.batches = self.family.batches(self.sequences, setting.batch_tokens)
+
+    def address(self) -> str:
+        """Tokens and labels."""
+        return digest("loss", content(self.sequences))
+
+    def score(self, model: Any) -> Scores:
+        """Values in nats per token; weights are the numbers of tokens."""
+        sums = [0.0] * len(self.num_scored)
+        for sequence, nll in zip(
+            self.sequences, self.family.negative_log_likelihoods(model, self.batches), strict=True
+        ):
+            sums[sequence.example] += nll
+        values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
+        return Scores("loss", values, tuple(float(count) for count in self.num_scored))

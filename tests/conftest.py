@@ -1,0 +1,32 @@
+"""What the tests share. The environment is set before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+import tiny
+from mergetomix.families.causal_lm import CausalLM
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny base by its kind, made once."""
+    return cache(lambda kind: tiny.BASES[kind](tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(scope="session")
+def family(base: Callable[[str], str]) -> CausalLM:
+    """The tied Llama with a start token, trained in full."""
+    return tiny.open_base(base("llama"))

@@ -1,0 +1,90 @@
+"""What the tests of rows and of data share: files in every format, and reading that must fail by the key and the thing."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from mergetomix.data import Examples, read
+from mergetomix.errors import DataError
+from mergetomix.recipe import Dataset, Target
+
+WHERE = "datasets.math"
+FORMATS = ["jsonl", "json", "csv", "tsv", "parquet"]
+ROWS = [
+    {"q": "one?", "a": "1", "n": 7},
+    {"q": "NA", "a": "2020-01-01T00:00:00", "n": 8},
+    {"q": 'with, comma\nand "line"', "a": "None", "n": 9},
+]
+PAIR = {"prompt": "Q: {q} ({n})", "completion": "a"}
+NUMBERED = [{"t": f"row {index}"} for index in range(50)]
+USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+
+
+def put(path: Path, content: str | bytes) -> Path:
+    """Write a file, compressed where its name says so."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    raw = content.encode() if isinstance(content, str) else content
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def jsonl(rows: list[Any]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def encoded(kind: str, rows: list[dict[str, Any]], scratch: Path) -> bytes:
+    """The rows in a file format."""
+    if kind == "jsonl":
+        return jsonl(rows).encode()
+    if kind == "json":
+        return json.dumps(rows, indent=1).encode()
+    file = scratch / f"scratch-{kind}"
+    if kind == "parquet":
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(str(file))
+    else:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter="\t" if kind == "tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return file.read_bytes()
+
+
+def get(source: type[Dataset | Target] = Dataset, **fields: Any) -> Examples:
+    if isinstance(fields.get("path"), Path):
+        fields["path"] = str(fields["path"])
+    return read(source(**fields), WHERE)
+
+
+def fails(key: str, *named: str, target: bool = False, **fields: Any) -> DataError:
+    """The error of reading, which must carry the key and name every thing in `named`."""
+    with pytest.raises(DataError) as caught:
+        get(Target if target else Dataset, **fields)
+    error = caught.value
+    assert error.where == f"{WHERE}.{key}" if key else WHERE
+    assert "\n" not in error.message
+    for thing in named:
+        assert thing in str(error)
+    return error
+
+
+def choice(rows: Any, **fields: Any) -> dict[str, Any]:
+    """The fields of a target with `score: choice`."""
+    return {
+        "rows": rows,
+        "score": "choice",
+        "prompt": "q",
+        "completion": " {a}",
+        "option_format": " {option}",
+        **fields,
+    }

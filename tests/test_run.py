@@ -1,0 +1,302 @@
+"""The whole method on a tiny real model: what a run gives, what it reuses, and that nothing is lost when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import mergetomix as m2m
+from mergetomix.demo import BASE
+from mergetomix.store import Store
+
+HERE = Path(__file__).parent
+TIMES = {"cost", "environment"}
+WORDS = ["red", "green", "blue", "sun", "moon", "star", "cat", "dog", "cow", "one", "two", "six"]
+
+
+def write_rows(path: Path, question: str, shift: int) -> None:
+    """Rows whose answer is the word `shift` places on."""
+    rows = [
+        {"question": f"{question} {word}?", "answer": f" {WORDS[(i + shift) % len(WORDS)]}"} for i, word in enumerate(WORDS)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe_values(folder: Path, datasets: tuple[str, ...] = ("a", "b", "c"), targets: tuple[str, ...] = ("t",)) -> dict[str, Any]:
+    """A recipe whose every stage takes a moment."""
+    for shift, name in enumerate((*datasets, *targets)):
+        write_rows(folder / f"{name}.jsonl", f"what about {name} and", shift)
+    source = {"prompt": "question", "completion": "answer"}
+    return {
+        "base": str(BASE),
+        "datasets": {name: {"path": f"{name}.jsonl", **source} for name in datasets},
+        "targets": {name: {"path": f"{name}.jsonl", **source} for name in targets},
+        "train": {"method": "full", "learning_rate": 1e-3, "batch_size": 4, "max_length": 32},
+        "final": {"num_random": 2},
+        "device": "cpu",
+        "store": "store",
+        "run_dir": "run",
+    }
+
+
+def write_recipe(folder: Path, values: dict[str, Any], name: str = "recipe.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / "run" / "result.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def without_times(result: dict[str, Any], folder: Path) -> Any:
+    """A result without what may differ between two runs: times, and the folder they ran in."""
+    kept = {key: value for key, value in result.items() if key not in TIMES}
+    for expert in kept["experts"]:
+        del expert["train_s"]
+    return json.loads(json.dumps(kept).replace(str(folder), "FOLDER"))
+
+
+class Heard:
+    """A listener that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.tasks: list[str] = []
+        self.warnings: list[str] = []
+
+    @contextmanager
+    def task(self, stage: str, text: str, total: int) -> Iterator[Any]:
+        self.tasks.append(f"{stage}: {text}")
+        yield lambda _: None
+
+    def note(self, text: str) -> None: ...
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def trained(self) -> list[str]:
+        return [text for text in self.tasks if "expert " in text or "fine-tuning" in text]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, m2m.Result, Heard]:
+    """A run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    heard = Heard()
+    result = m2m.run(write_recipe(folder, recipe_values(folder)), heard)
+    return folder, result, heard
+
+
+def test_result_has_every_documented_key(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    result = result_of(finished[0])
+    assert result["schema"] == 1
+    assert set(result["selected"]) == {"datasets", "weights"}
+    assert len(result["trials"]) == 7
+    objectives = [trial["objective"] for trial in result["trials"]]
+    assert objectives == sorted(objectives, reverse=True)
+    assert result["trials"][0]["datasets"] == result["selected"]["datasets"]
+    assert set(result["trials"][0]["targets"]["t"]) == {"loss", "num_examples"}
+    assert {"dataset", "num_examples", "num_tokens", "train_s", "path"} == set(result["experts"][0])
+    assert set(result["final"]) >= {"path", "targets"}
+    assert {"base", "best_expert", "proxy", "all", "random"} <= set(result["baselines"])
+    times = {"experts_s", "merge_s", "evaluate_s", "final_s", "total_s", "brute_force_s_estimate"}
+    assert times <= set(result["cost"])
+    assert {"versions", "device", "seeds"} <= set(result["environment"])
+
+
+def test_every_mixture_is_tried_once(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    tried = [trial.mixture.datasets for trial in finished[1].selection.trials]
+    assert len(set(tried)) == len(tried) == 7
+
+
+def test_the_search_never_sees_the_report_part(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    from mergetomix import pipeline
+
+    with pipeline.open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
+        parts = [job.inputs.targets(part)["t"] for part in ("select", "report")]
+        sequences = [{s.ids for s in part.target.sequences} for part in parts]
+    assert sequences[0] and sequences[1] and not sequences[0] & sequences[1]
+    assert parts[0].num_examples + parts[1].num_examples == len(WORDS)
+
+
+def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mergetomix import pipeline
+
+    folder, result, _ = finished
+    model = AutoModelForCausalLM.from_pretrained(folder / "run" / "final").eval()
+    AutoTokenizer.from_pretrained(folder / "run" / "final")
+    with pipeline.open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
+        scores = job.inputs.targets("report")["t"].score(model)
+    final = result.row("final")
+    assert final is not None
+    assert scores.mean == pytest.approx(final.scores["t"].mean, abs=1e-6)
+
+
+def test_the_same_recipe_again_does_nothing_twice(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    folder = finished[0]
+    before, heard = result_of(folder), Heard()
+    with Store(folder / "store") as store:
+        counts = store.counts()
+    m2m.run(folder / "recipe.yaml", heard)
+    with Store(folder / "store") as store:
+        assert store.counts() == counts
+    assert heard.trained() == []
+    assert without_times(result_of(folder), folder) == without_times(before, folder)
+
+
+def test_a_new_dataset_costs_one_expert_and_its_mixtures(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    values["final"] = {"train": False, "baselines": []}
+    smaller = {**values, "datasets": {name: values["datasets"][name] for name in ("a", "b")}}
+    m2m.run(write_recipe(tmp_path, smaller))
+    with Store(tmp_path / "store") as store:
+        before = store.counts()
+    heard = Heard()
+    m2m.run(write_recipe(tmp_path, values), heard)
+    with Store(tmp_path / "store") as store:
+        after = store.counts()
+    assert heard.trained() == ["experts: expert c"]
+    assert after["trials"] - before["trials"] == 4
+
+
+def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path, targets=("t", "u"))
+    values["final"] = {"train": False, "baselines": []}
+    m2m.run(write_recipe(tmp_path, {**values, "targets": {"t": values["targets"]["t"]}}))
+    with Store(tmp_path / "store") as store:
+        before = store.counts()
+    heard = Heard()
+    m2m.run(write_recipe(tmp_path, values), heard)
+    with Store(tmp_path / "store") as store:
+        after = store.counts()
+    assert heard.trained() == []
+    assert after["trials"] == before["trials"]
+    assert after["example_scores"] == 2 * before["example_scores"]
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    command = [sys.executable, *map(str, arguments)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+
+
+def status_of(path: Path) -> str:
+    command = [sys.executable, "-m", "mergetomix", "status", str(path)]
+    return subprocess.run(command, text=True, capture_output=True, check=True).stdout
+
+
+def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
+    """One store, killed ten times on the way, against one that was left alone."""
+    folders = [tmp_path / "killed", tmp_path / "whole"]
+    recipes = []
+    for folder in folders:
+        folder.mkdir()
+        values = recipe_values(folder)
+        values["train"]["max_steps"] = 2
+        recipes.append(write_recipe(folder, values))
+    whole = start(HERE / "killed_run.py", recipes[1], "0")
+    for moment in (1, 5, 6, 9, 4, 8, 12, 3, 17, 14):
+        killed = start(HERE / "killed_run.py", recipes[0], str(moment))
+        _, errors = killed.communicate(timeout=300)
+        assert killed.returncode == -signal.SIGKILL, errors
+        assert not (folders[0] / "run" / "result.json").exists()
+    resumed = start(HERE / "killed_run.py", recipes[0], "0")
+    for process in (whole, resumed):
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert "moments" in output
+    killed_result, whole_result = (without_times(result_of(folder), folder) for folder in folders)
+    assert killed_result == whole_result
+
+
+def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    first = write_recipe(tmp_path, values)
+    second = write_recipe(tmp_path, {**values, "run_dir": "other"}, "other.yaml")
+    processes = [start("-m", "mergetomix", "run", path) for path in (first, second)]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "other")]
+    for result in results:
+        del result["final"]["path"]
+    assert without_times(results[0], tmp_path) == without_times(results[1], tmp_path)
+    with Store(tmp_path / "store") as store:
+        assert store.counts()["experts"] == 3
+        assert store.counts()["trials"] == 7
+
+
+def test_interrupted_it_says_how_to_go_on_and_status_knows(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    values["train"]["max_steps"] = 500
+    path = write_recipe(tmp_path, values)
+    process = start("-m", "mergetomix", "run", path)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("experts: expert a"):
+            break
+    time.sleep(1)
+    assert "running: experts: a" in status_of(path)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "interrupted" in errors and "goes on from there" in errors
+    assert "interrupted" in status_of(path)
+
+
+def test_stages_with_objects_instead_of_files(tmp_path: Path) -> None:
+    from datasets import Dataset
+
+    rows = [{"q": f"what about {word}?", "a": f" {word}"} for word in WORDS]
+    recipe = {
+        "base": str(BASE),
+        "datasets": {
+            "x": {"rows": Dataset.from_list(rows), "prompt": "q", "completion": "a"},
+            "y": {"rows": [{"q": row["q"], "a": row["a"][::-1]} for row in rows], "prompt": "q", "completion": "a"},
+        },
+        "targets": {"norm": {"score": "python", "function": small_norm}},
+        "train": {"method": "lora", "max_steps": 2, "max_length": 32, "lora": {"rank": 2, "alpha": 4}},
+        "final": {"baselines": []},
+        "device": "cpu",
+        "store": str(tmp_path / "store"),
+        "run_dir": str(tmp_path / "run"),
+    }
+    assert [expert.dataset for expert in m2m.train_experts(recipe)] == ["x", "y"]
+    selection = m2m.search_mixtures(recipe)
+    assert len(selection.trials) == 3
+    plan = m2m.check(recipe)
+    assert plan.num_finetunes == 3 and plan.num_reused >= 2
+    result = m2m.run(recipe)
+    assert result.selected == selection.mixture
+    m2m.write_proxy(recipe, ["x", "y"], tmp_path / "merged", [1, 3])
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+
+
+def small_norm(model: Any, tokenizer: Any) -> list[float]:
+    """Four scores that depend on the params."""
+    total = sum(float(p.detach().double().abs().sum()) for p in model.parameters())
+    return [total + i for i in range(4)]
+
+
+def test_everything_public_is_there_and_nothing_more() -> None:
+    for name in m2m.__all__:
+        assert getattr(m2m, name) is not None
+    documented = [name for name in m2m.__all__ if name != "__version__"]
+    assert all(getattr(m2m, name).__doc__ for name in documented)
