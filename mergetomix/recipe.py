@@ -38,8 +38,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class Section(BaseModel):
     """A frozen part of the recipe that knows its keys."""
 
+    # Defaults are validated too: `epochs: 1` and no epochs at all are then the same value, and the same address.
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, arbitrary_types_allowed=True, allow_inf_nan=False
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        arbitrary_types_allowed=True,
+        allow_inf_nan=False,
+        validate_default=True,
     )
 
     @field_validator("*", mode="before")
@@ -161,7 +167,8 @@ class Target(Source):
     def _complete(self) -> Target:
         if self.score == "choice" and self.options is None:
             raise ValueError("score: choice needs options")
-        if self.score in ("choice", "generate") and not (self.completion or (self.score == "generate" and self.messages)):
+        answered = bool(self.prompt and self.completion) or (self.score == "generate" and bool(self.messages))
+        if self.score in ("choice", "generate") and not answered:
             raise ValueError(f"score: {self.score} needs prompt and completion")
         if self.score == "generate" and self.metric == "regex" and self.pattern is None:
             raise ValueError("metric: regex needs a pattern")

@@ -119,7 +119,7 @@ def adapter(base: str, out: Path, seed: int, config: Any = None, **changes: Any)
         for name, param in model.named_parameters():
             if "lora_" in name:
                 param.copy_(0.1 * torch.randn(param.shape))
-    model.save_pretrained(out)
+    model.save_pretrained(out, save_embedding_layers=False)
     return str(out)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mergetomix.errors import UserError
 
-DATASETS = ("asyncio", "email", "http", "importlib", "unittest", "xml")
+DATASETS = ("asyncio", "email", "encodings", "http", "unittest", "xml")
 TARGETS = ("concurrent", "urllib")
 BASE = Path(__file__).parent / "base"
 
@@ -27,8 +27,8 @@ datasets:      # every package is one candidate; every file one document
 TAIL = """
 train:
   method: full
-  learning_rate: 1.0e-3
-  batch_size: 8
+  learning_rate: 5.0e-4
+  batch_size: 4
   max_length: 256
   epochs: 1
 
@@ -56,7 +56,7 @@ def sources(package: str) -> str:
     return str(folder / "**" / "*.py")
 
 
-def write_recipe(folder: Path, max_tokens: int = 40_000) -> Path:
+def write_recipe(folder: Path, max_tokens: int = 30_000) -> Path:
     """Write the demo's recipe in `folder` and give its path; an existing one is kept, so that a change to it counts."""
     path = folder / "recipe.yaml"
     if path.exists():
@@ -64,7 +64,7 @@ def write_recipe(folder: Path, max_tokens: int = 40_000) -> Path:
     lines = [HEAD.format(targets=" and ".join(TARGETS), name=path, base=BASE)]
     lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n' for name in DATASETS]
     lines.append("\ntargets:       # packages that are no candidate\n")
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, score: loss}}\n' for name in TARGETS]
+    lines += [f'  {name}: {{path: "{sources(name)}", text: true, score: loss, max_tokens: 20000}}\n' for name in TARGETS]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path

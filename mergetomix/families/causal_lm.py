@@ -151,13 +151,11 @@ class CausalLM:
                 path or self.base.path,
                 dtype=self.dtype,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 **(self._source if path is None else own),
             )
         model, info = loaded
-        for key, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, but its kind of model lacks,")):
-            names = sorted(info[key])
-            if names and (path is not None or key == "missing_keys"):
-                raise ModelError(where, f"{path or self.base.path} {says} the tensor {names[0]} ({len(names)} in all)")
+        _check_tensors(info, path or self.base.path, extra=path is not None, where=where)
         return cast("PreTrainedModel", model.to(self.device).eval())
 
     def num_trained(self, lora: Lora | None) -> int:
@@ -453,6 +451,18 @@ def pick_device(device: str) -> str:
     if not there[device]:
         raise ModelError("device", f"{device} is not available on this machine", hint="device: auto takes what there is")
     return device
+
+
+def _check_tensors(info: Any, path: str, extra: bool, where: str) -> None:
+    """Raises ModelError where transformers' loading report says that a tensor is missing, misshapen or, with `extra`, left
+    over."""
+    for name, found, wanted in sorted(info["mismatched_keys"], key=str):
+        shapes = f"{tuple(found)}, its configuration wants {tuple(wanted)}"
+        raise ModelError(where, f"in {path} the tensor {name} has the shape {shapes}")
+    for key, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, but its kind of model lacks,")):
+        names = sorted(info[key])
+        if names and (extra or key == "missing_keys"):
+            raise ModelError(where, f"{path} {says} the tensor {names[0]} ({len(names)} in all)")
 
 
 def last_reply(example: Example) -> int:

@@ -1,0 +1,325 @@
+"""The command line: what it prints, its exit codes, and one clear message for every mistake, before any training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from test_run import recipe_values, write_recipe
+
+import mergetomix
+from mergetomix import cli
+from mergetomix.demo import BASE
+from mergetomix.store import Store
+
+Outcome = tuple[int, str, str]
+Call = Callable[..., Outcome]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Call]:
+    """Runs the command line in this process: exit code, standard output, standard error."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["mergetomix", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        printed = capsys.readouterr()
+        return int(exit_.value.code or 0), printed.out, printed.err
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+Break = Callable[[Path, dict[str, Any]], None]
+
+
+def unknown_key(folder: Path, values: dict[str, Any]) -> None:
+    values["train"]["learning_rat"] = 1
+
+
+def missing_file(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "a.jsonl").unlink()
+
+
+def empty_dataset(folder: Path, values: dict[str, Any]) -> None:
+    (folder / "a.jsonl").write_text("")
+
+
+def no_such_column(folder: Path, values: dict[str, Any]) -> None:
+    values["datasets"]["a"]["completion"] = "anser"
+
+
+def no_such_column_in_format(folder: Path, values: dict[str, Any]) -> None:
+    values["datasets"]["a"]["prompt"] = "Q: {questio}"
+
+
+def empty_completion(folder: Path, values: dict[str, Any]) -> None:
+    rewrite(folder / "a.jsonl", [{"question": "x", "answer": "y"}, {"question": "x", "answer": " "}])
+
+
+def no_chat_template(folder: Path, values: dict[str, Any]) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    rewrite(folder / "a.jsonl", [{"messages": turns}])
+    values["datasets"]["a"] = {"path": "a.jsonl", "messages": "messages"}
+
+
+def shared_target(folder: Path, values: dict[str, Any]) -> None:
+    shutil.copy(folder / "a.jsonl", folder / "t.jsonl")
+
+
+def not_yaml(folder: Path, values: dict[str, Any]) -> None:
+    values["base"] = "}\n: - {"
+
+
+def one_dataset(folder: Path, values: dict[str, Any]) -> None:
+    values["datasets"] = {"a": values["datasets"]["a"]}
+
+
+def no_dataset(folder: Path, values: dict[str, Any]) -> None:
+    values["datasets"] = {}
+
+
+def dataset_of_hub(folder: Path, values: dict[str, Any]) -> None:
+    values["datasets"]["a"]["path"] = "someone/something"
+
+
+def base_of_hub(folder: Path, values: dict[str, Any]) -> None:
+    values["base"] = "someone/something"
+
+
+def missing_base(folder: Path, values: dict[str, Any]) -> None:
+    values["base"] = "./nowhere"
+
+
+def newer_store(folder: Path, values: dict[str, Any]) -> None:
+    Store(folder / "store").close()
+    with sqlite3.connect(folder / "store" / "ledger.sqlite") as ledger:
+        ledger.execute("UPDATE meta SET schema = 99")
+
+
+def expert_of_another_vocabulary(folder: Path, values: dict[str, Any]) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig.from_pretrained(BASE)
+    config.vocab_size = 100
+    LlamaForCausalLM(config).save_pretrained(folder / "expert")
+    values["datasets"]["a"]["expert"] = "expert"
+
+
+def expert_of_another_shape(folder: Path, values: dict[str, Any]) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig.from_pretrained(BASE)
+    config.intermediate_size = 64
+    LlamaForCausalLM(config).save_pretrained(folder / "expert")
+    values["datasets"]["a"]["expert"] = "expert"
+
+
+def missing_function(folder: Path, values: dict[str, Any]) -> None:
+    values["targets"]["t"] = {"score": "python", "function": "nowhere:score"}
+
+
+MISTAKES: list[tuple[Break, str, str]] = [
+    (unknown_key, "train.learning_rat", "did you mean 'learning_rate'"),
+    (missing_file, "datasets.a.path", "a.jsonl"),
+    (empty_dataset, "datasets.a", "no rows"),
+    (no_such_column, "datasets.a.completion", "answer"),
+    (no_such_column_in_format, "datasets.a.prompt", "question"),
+    (empty_completion, "datasets.a.completion", "row 1"),
+    (no_chat_template, "datasets.a.messages", "no chat template"),
+    (shared_target, "targets.t", "datasets.a"),
+    (one_dataset, "datasets", "at least two datasets, not 1"),
+    (no_dataset, "datasets", "at least two datasets, not 0"),
+    (dataset_of_hub, "datasets.a.path", "someone/something"),
+    (base_of_hub, "base.path", "someone/something"),
+    (missing_base, "base.path", "nowhere"),
+    (newer_store, "schema 99", "uses schema 1"),
+    (expert_of_another_vocabulary, "datasets.a.expert", "embed_tokens"),
+    (expert_of_another_shape, "datasets.a.expert", "mlp"),
+    (missing_function, "targets.t.function", "nowhere"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "where", "what"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES])
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_a_mistake_is_one_message_before_any_training(
+    tmp_path: Path, call: Call, mistake: Break, where: str, what: str, command: str
+) -> None:
+    values = recipe_values(tmp_path)
+    mistake(tmp_path, values)
+    code, _, errors = call(command, write_recipe(tmp_path, values))
+    message = errors[errors.index("error: ") :]
+    assert code == 2
+    assert where in message and what in message
+    assert "Traceback" not in errors
+    assert "experts: expert" not in errors
+
+
+def test_a_recipe_that_is_no_yaml(tmp_path: Path, call: Call) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("base: }\n - {")
+    code, _, errors = call("run", path)
+    assert code == 2 and "not valid YAML" in errors and str(path) in errors
+
+
+def test_no_recipe_says_how_to_get_one(tmp_path: Path, call: Call) -> None:
+    code, _, errors = call("run", tmp_path / "none.yaml")
+    assert code == 2 and "mergetomix init" in errors
+
+
+def test_a_loss_that_is_not_finite_stops_that_expert_alone(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    values["train"] |= {"learning_rate": 1e30, "max_steps": 3}
+    code, _, errors = call("run", write_recipe(tmp_path, values))
+    assert code == 1
+    message = errors[errors.index("error: ") :]
+    assert all(f"expert {name}" in message for name in "abc") and "at step" in message
+    with Store(tmp_path / "store") as store:
+        assert store.finetunes() == []
+        assert list((tmp_path / "store" / "artifacts").iterdir()) == []
+
+
+def test_no_disk_space_is_said_before_training(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Store, "free_bytes", lambda self: 1_000_000)
+    code, _, errors = call("run", write_recipe(tmp_path, recipe_values(tmp_path)))
+    assert code == 2 and "GB free" in errors and "experts: expert" not in errors
+
+
+def test_long_examples_are_counted(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    long = [{"question": f"{i} " + "why " * 300, "answer": "so"} for i in range(3)]
+    rewrite(tmp_path / "a.jsonl", long)
+    code, _, errors = call("check", write_recipe(tmp_path, values))
+    assert code == 0 and "examples over 32 tokens lose the beginning of their prompt: a 3" in errors
+
+
+def test_some_shared_rows_are_a_warning(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write(json.dumps(rows[0]) + "\n")
+    code, _, errors = call("check", write_recipe(tmp_path, values))
+    assert code == 0 and "targets.t shares 1 of its 12 examples with datasets.a" in errors
+
+
+def test_check_shows_rows_and_the_plan_and_trains_nothing(tmp_path: Path, call: Call) -> None:
+    code, output, _ = call("check", write_recipe(tmp_path, recipe_values(tmp_path)))
+    assert code == 0
+    assert "what about a and red?" in output and "[ red]" in output
+    assert "7 of 7" in output and "fine-tuning on every mixture" in output
+    with Store(tmp_path / "store") as store:
+        assert store.finetunes() == []
+
+
+def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    values["train"]["max_steps"] = 1
+    values["final"] = {"baselines": []}
+    path = write_recipe(tmp_path, values)
+    code, output, _ = call("experts", path)
+    assert code == 0 and all(name in output for name in "abc")
+    code, output, errors = call("search", path)
+    assert code == 0 and "selected: " in output and "experts: 3 of 3 were in the store" in errors
+    code, output, errors = call("final", path)
+    assert code == 0 and "Final table" in output and "trials: 7 of 7 were in the store" in errors
+    for place in (path, tmp_path / "run", tmp_path / "store"):
+        code, output, _ = call("status", place)
+        assert code == 0 and "finished" in output
+    code, output, _ = call("merge", path, "a,c", "-o", tmp_path / "merged")
+    assert code == 0 and (tmp_path / "merged" / "model.safetensors").exists()
+    code, _, errors = call("merge", path, "a,c", "-o", tmp_path / "merged")
+    assert code == 2 and "not empty" in errors
+    code, _, errors = call("merge", path, "a,z", "-o", tmp_path / "other")
+    assert code == 2 and "'z'" in errors
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Final table" in report and "## Cost" in report
+    resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert resolved["train"]["max_steps"] == 1
+    code, _, errors = call("run", tmp_path / "run" / "recipe.yaml")
+    assert code == 0 and "experts: 3 of 3 were in the store" in errors
+
+
+def test_init_writes_a_recipe_that_loads(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_values(tmp_path)
+    (tmp_path / "notes.md").write_text("some text")
+    path = tmp_path / "recipe.yaml"
+    flags = ["--base", BASE, "--dataset", "x=a.jsonl", "--dataset", "y=notes.md", "--target", "t=t.jsonl"]
+    code, output, _ = call("init", path, *flags)
+    assert code == 0 and "mergetomix check" in output
+    loaded = mergetomix.load_recipe(path)
+    assert loaded.datasets["x"].prompt == "question" and loaded.datasets["x"].completion == "answer"
+    assert loaded.datasets["y"].text is True
+    code, _, errors = call("init", path)
+    assert code == 2 and "exists" in errors
+    code, _, errors = call("init", tmp_path / "other.yaml", "--dataset", "oops")
+    assert code == 2 and "NAME=PATH" in errors
+
+
+def test_init_without_anything_is_an_example(tmp_path: Path, call: Call) -> None:
+    code, _, _ = call("init", tmp_path / "recipe.yaml")
+    assert code == 0
+    assert mergetomix.load_recipe(tmp_path / "recipe.yaml").train.method == "lora"
+
+
+def test_the_shipped_schema_is_the_recipes(call: Call) -> None:
+    code, output, _ = call("schema")
+    assert code == 0
+    schema = json.loads(output)
+    assert schema == json.loads((Path(__file__).parents[1] / "docs" / "recipe.schema.json").read_text())
+    assert set(schema["required"]) == {"base", "datasets", "targets"}
+
+
+def test_set_overrides_and_its_mistakes(tmp_path: Path, call: Call) -> None:
+    path = write_recipe(tmp_path, recipe_values(tmp_path))
+    code, _, errors = call("check", path, "--set", "train.epochs=-1")
+    assert code == 2 and "train.epochs" in errors
+    code, _, errors = call("check", path, "--set", "nonsense")
+    assert code == 2 and "key=value" in errors
+
+
+def test_usage_mistakes_are_exit_code_two(call: Call) -> None:
+    assert call("run")[0] == 2
+    assert call("fly")[0] == 2
+    assert call("--help")[0] == 0
+    assert mergetomix.__version__ in call("--version")[1]
+
+
+def test_status_of_nothing(tmp_path: Path, call: Call) -> None:
+    code, _, errors = call("status", tmp_path / "none")
+    assert code == 2 and "none" in errors and not (tmp_path / "none").exists()
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    script = (
+        "import sys, mergetomix, mergetomix.cli;"
+        "print([m for m in ('torch', 'transformers', 'datasets', 'pydantic', 'rich.progress') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_demo_leaves_an_ordinary_recipe(tmp_path: Path) -> None:
+    from mergetomix import demo
+
+    path = demo.write_recipe(tmp_path)
+    loaded = mergetomix.load_recipe(path)
+    assert len(loaded.datasets) >= 6 and 2 ** len(loaded.datasets) - 1 >= 63
+    assert not set(loaded.datasets) & set(loaded.targets)
+    path.write_text(path.read_text() + "# changed\n")
+    assert demo.write_recipe(tmp_path).read_text().endswith("# changed\n")

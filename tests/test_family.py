@@ -1,0 +1,396 @@
+"""Encoding, losses and generation: each against a reference that runs transformers on one example at a time."""
+
+from __future__ import annotations
+
+import math
+import random
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from mergetomix.data import Example
+from mergetomix.errors import DataError, ModelError
+from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded, Generation, content, pick_device, take_tokens
+from mergetomix.recipe import Base, Lora
+from mergetomix.store import Store
+
+WHERE = "datasets.x"
+BaseOf = Callable[[str], str]
+LONG = " ".join(f"{i} cats sat on the mat" for i in range(40))
+
+
+def scored(sequence: Encoded) -> list[int]:
+    return [t for t, label in zip(sequence.ids, sequence.labels, strict=True) if label != IGNORE]
+
+
+def examples(count: int, seed: int = 0) -> list[Example]:
+    """Prompts and completions of many lengths."""
+    draw, words = random.Random(seed), " ".join(tiny.TEXTS).split()
+    return tiny.pairs(
+        *(
+            (" ".join(draw.choices(words, k=draw.randint(0, 12))), " " + " ".join(draw.choices(words, k=draw.randint(1, 9))))
+            for _ in range(count)
+        )
+    )
+
+
+# --- encoding
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_completion_and_end_token_are_scored_and_nothing_else(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    (sequence,) = family.encode(tiny.pairs(("the cat sat", " on the mat")), WHERE).sequences
+    answer = [*family.tokens(" on the mat"), family.tokenizer.eos_token_id]
+    assert scored(sequence) == answer
+    assert list(sequence.ids) == family.start + family.tokens("the cat sat") + answer
+    assert sequence.num_scored == len(answer)
+    assert family.start == ([1] if kind == "llama" else [])
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_empty_prompt_still_scores_the_whole_completion(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    (sequence,) = family.encode(tiny.pairs(("", "cat")), WHERE).sequences
+    assert sequence.num_scored == len(family.tokens("cat")) + 1
+    assert sequence.ids[0] == (1 if kind == "llama" else family.tokenizer.eos_token_id)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("max_length", [8, 9, 64])
+def test_a_text_scores_every_token_but_the_first_once_and_in_order(base: BaseOf, kind: str, max_length: int) -> None:
+    family = tiny.open_base(base(kind), max_length)
+    texts = [LONG, "cat", "the cat sat on the mat"]
+    encoding = family.encode([Example(i, text=text) for i, text in enumerate(texts)], WHERE)
+    assert encoding.num_split == sum(len(family.tokens(text)) + len(family.start) + 1 > max_length for text in texts)
+    assert encoding.num_examples == 3 and encoding.num_cut == 0
+    for i, text in enumerate(texts):
+        whole = family.start + family.tokens(text) + [family.tokenizer.eos_token_id]
+        windows = [s for s in encoding.sequences if s.example == i]
+        assert [t for s in windows for t in scored(s)] == whole[1:]
+        assert sum(s.num_scored for s in windows) == len(whole) - 1
+        assert all(len(s.ids) <= max_length and s.labels[0] == IGNORE for s in windows)
+        assert list(windows[0].ids[:1]) == whole[:1]
+
+
+def test_a_text_of_exactly_the_limit_is_one_sequence(base: BaseOf) -> None:
+    ids = tiny.open_base(base("gpt2")).tokens("the cat sat on the mat and the dog")
+    for more, count in ((1, 1), (0, 1), (-1, 2)):
+        # end token included, `more` tokens of room are left
+        family = tiny.open_base(base("gpt2"), len(ids) + more)
+        sequences = family.encode([Example(0, text="the cat sat on the mat and the dog")], WHERE).sequences
+        assert len(sequences) == (count if more != 0 else 2 if len(ids) + 1 > family.max_length + 1 else len(sequences))
+        assert sum(s.num_scored for s in sequences) == len(ids)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_long_prompt_loses_its_beginning(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind), 24)
+    encoding = family.encode(tiny.pairs((LONG, " and a dog"), ("a", " b")), WHERE)
+    cut = encoding.sequences[0]
+    answer = [*family.tokens(" and a dog"), family.tokenizer.eos_token_id]
+    kept = 24 - len(answer) - len(family.start)
+    assert list(cut.ids) == family.start + family.tokens(LONG)[-kept:] + answer
+    assert scored(cut) == answer
+    assert (encoding.num_cut, encoding.num_split) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_completion_that_fills_the_window_is_kept_whole(base: BaseOf, kind: str) -> None:
+    probe = tiny.open_base(base(kind))
+    answer = [*probe.tokens(" on the mat and a dog"), probe.tokenizer.eos_token_id]
+    family = tiny.open_base(base(kind), len(answer) + 1)
+    (sequence,) = family.encode(tiny.pairs((LONG, " on the mat and a dog")), WHERE).sequences
+    assert scored(sequence) == answer and len(sequence.ids) == family.max_length
+    assert list(sequence.ids[:1]) == (probe.start or probe.tokens(LONG)[-1:])
+
+
+def test_a_completion_too_long_loses_its_end(family: CausalLM) -> None:
+    (sequence,) = tiny.open_base(family.base.path, 12).encode(tiny.pairs(("a", LONG)), WHERE).sequences
+    assert len(sequence.ids) == 12 and sequence.ids[0] == 1
+    assert scored(sequence) == family.tokens(LONG)[: sequence.num_scored] and sequence.num_scored >= 10
+
+
+def test_the_models_limit_holds(family: CausalLM) -> None:
+    assert tiny.open_base(family.base.path, 1000).max_length == tiny.CONTEXT
+    assert tiny.open_base(family.base.path, 10).max_length == 10
+
+
+def test_completions_do_not_depend_on_their_prompts(family: CausalLM) -> None:
+    one, other = family.encode(tiny.pairs(("th", "e cat"), ("dog", "e cat")), WHERE).sequences
+    assert scored(one) == scored(other)
+
+
+TURNS = (("system", "be kind"), ("user", "one plus two"), ("assistant", "three"), ("user", "why"), ("assistant", "it is so"))
+
+
+def test_every_reply_of_a_chat_is_scored_and_nothing_else(base: BaseOf) -> None:
+    family = tiny.open_base(base("chat"))
+    example = Example(0, messages=TURNS)
+    pieces = family.segments(example, WHERE)
+    whole = family.tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in TURNS], tokenize=False)
+    assert "".join(text for text, _ in pieces) == whole
+    assert [text for text, trained in pieces if trained] == ["three</s>\n", "it is so</s>\n"]
+    (sequence,) = family.encode([example], WHERE).sequences
+    assert family.tokenizer.decode(scored(sequence)) == "three</s>\nit is so</s>\n"
+    assert family.tokenizer.decode(sequence.ids) == whole
+
+
+def test_a_chat_ends_with_its_last_reply(base: BaseOf) -> None:
+    family = tiny.open_base(base("chat"))
+    more = family.segments(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)
+    assert more == family.segments(Example(0, messages=TURNS), WHERE)
+    assert "".join(text for text, _ in more).endswith("it is so</s>\n")
+
+
+def test_a_long_chat_keeps_its_start_and_its_reply(base: BaseOf) -> None:
+    family = tiny.open_base(base("chat"), 40)
+    (sequence,) = family.encode([Example(0, messages=(("user", LONG), ("assistant", "three")))], WHERE).sequences
+    assert len(sequence.ids) == 40 and sequence.ids[0] == 1
+    assert family.tokenizer.decode(scored(sequence)) == "three</s>\n"
+
+
+def test_a_chat_without_template_names_the_key(family: CausalLM) -> None:
+    with pytest.raises(DataError, match=r"^datasets\.x\.messages: .*no chat template"):
+        family.encode([Example(0, messages=TURNS)], WHERE)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('no system turn') }}", "refused a row: no system turn"),
+        ("{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "rewrites earlier turns.*row 7"),
+    ],
+)
+def test_a_chat_template_that_does_not_fit_names_the_key(base: BaseOf, template: str, message: str) -> None:
+    family = tiny.open_base(base("chat"))
+    family.tokenizer.chat_template = template
+    with pytest.raises(DataError, match=rf"^datasets\.x\.messages: .*{message}"):
+        family.encode([Example(7, messages=TURNS)], WHERE)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_prompt_leaves_room_for_its_answer(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind), 40)
+    for num_new, most in ((0, 40), (10, 40), (30, 34), (60, 4)):
+        ids = family.prompt_ids(Example(0, prompt=LONG, completion="x"), WHERE, num_new)
+        assert len(ids) == most
+        assert ids == family.start + family.tokens(LONG)[len(family.start) - most :]
+    assert family.prompt_ids(Example(0, completion="x"), WHERE) == (family.start or [family.tokenizer.eos_token_id])
+
+
+def test_a_chats_prompt_ends_where_the_last_reply_begins(base: BaseOf) -> None:
+    family = tiny.open_base(base("chat"))
+    text = family.tokenizer.decode(family.prompt_ids(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE))
+    assert text.endswith("<s>user\nwhy</s>\n<s>assistant\n")
+
+
+def test_take_tokens_stays_within_bounds_and_is_seeded(family: CausalLM) -> None:
+    encoding = family.encode(examples(40), WHERE)
+    assert take_tokens(encoding, None, 0) is encoding and take_tokens(encoding, 10**6, 0) is encoding
+    drawn = [take_tokens(encoding, 200, seed) for seed in range(5)]
+    assert all(150 < taken.num_tokens <= 200 for taken in drawn)
+    assert len({content(taken.sequences) for taken in drawn}) == 5
+    assert take_tokens(encoding, 200, 3) == drawn[3]
+    for taken in drawn:
+        places = [s.example for s in taken.sequences]
+        assert places == sorted(places) and set(taken.sequences) <= set(encoding.sequences)
+        assert taken.num_examples == len(set(places))
+    assert len(take_tokens(encoding, 1, 0).sequences) == 1
+
+
+def test_content_knows_ids_labels_and_order() -> None:
+    one, other = Encoded((1, 2), (IGNORE, 2), 0), Encoded((1, 2), (IGNORE, IGNORE), 0)
+    assert content([one]) == content([Encoded((1, 2), (IGNORE, 2), 0)])
+    assert len({content([one]), content([other]), content([one, other]), content([other, one])}) == 4
+
+
+# --- losses
+
+
+def test_batches_hold_every_sequence_once_within_the_limit(family: CausalLM) -> None:
+    sequences = family.encode(examples(50), WHERE).sequences
+    longest = max(len(s.ids) for s in sequences)
+    for limit in (1, longest, 3 * longest, 10**6):
+        batches = family.batches(sequences, limit)
+        assert sorted(row for batch in batches for row in batch.rows) == list(range(50))
+        for batch in batches:
+            assert len(batch.rows) == 1 or batch.ids.numel() <= limit
+            for ids, mask, row in zip(batch.ids, batch.mask, batch.rows, strict=True):
+                assert ids[mask.bool()].tolist() == list(sequences[row].ids)
+    assert len(family.batches(sequences, 10**6)) == 1 and len(family.batches(sequences, 1)) == 50
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "untied"])
+def test_losses_equal_the_reference_whatever_the_batch(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    model = family.load()
+    assert not model.training
+    sequences = family.encode(examples(12), WHERE).sequences
+    want = [tiny.reference_nll(model, s.ids, s.labels) for s in sequences]
+    assert max(want) - min(want) > 1
+    for limit in (1, 150, 10**6):
+        assert family.negative_log_likelihoods(model, family.batches(sequences, limit)) == pytest.approx(want, abs=1e-4, rel=1e-5)
+    mixed = list(range(12))
+    random.Random(1).shuffle(mixed)
+    losses = family.negative_log_likelihoods(model, family.batches([sequences[i] for i in mixed], 200))
+    assert losses == pytest.approx([want[i] for i in mixed], abs=1e-4, rel=1e-5)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_windows_of_a_text_add_up_to_its_windowed_loss(family: CausalLM) -> None:
+    model = family.load()
+    sequences = family.encode([Example(0, text=LONG)], WHERE).sequences
+    assert len(sequences) > 2
+    losses = family.negative_log_likelihoods(model, family.batches(sequences, 200))
+    assert math.fsum(losses) == pytest.approx(sum(tiny.reference_nll(model, s.ids, s.ids) for s in sequences), rel=1e-5)
+
+
+# --- generation
+
+
+def greedy(family: CausalLM, model: Any, prompt: Sequence[int], num_new: int) -> str:
+    """Transformers' own, one prompt at a time."""
+    ids = torch.tensor([list(prompt)])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_new, pad_token_id=0)
+    return str(family.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "untied"])
+def test_generation_is_transformers_greedy_one_by_one(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    model = family.load()
+    prompts = [family.prompt_ids(example, WHERE) for example in examples(7)]
+    want = [greedy(family, model, prompt, 16) for prompt in prompts]
+    assert len(set(want)) > 4
+    for batch_tokens in (1, 70, 10**6):
+        assert family.generate(model, prompts, Generation(16, (), batch_tokens)) == want
+
+
+def test_generation_stops_before_the_first_stop_string(family: CausalLM) -> None:
+    model = family.load()
+    prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
+    free = family.generate(model, prompts, Generation(16, (), 10**6))
+    stops = (free[0][3:5], free[1][4:6])
+    want = [min((text.split(stop)[0] for stop in stops), key=len) for text in free]
+    assert want != free and want[0] != ""
+    assert family.generate(model, prompts, Generation(16, stops, 10**6)) == want
+    assert family.generate(model, prompts, Generation(16, stops, 1)) == want
+
+
+def test_generation_ends_at_any_of_the_models_end_tokens(family: CausalLM) -> None:
+    model = family.load()
+    prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
+    free = family.generate(model, prompts, Generation(12, (), 10**6))
+    end = model.generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[0, -1].item()
+    model.generation_config.eos_token_id = [2, end]
+    ended = family.generate(model, prompts, Generation(12, (), 10**6))
+    assert len(ended[0]) < len(free[0]) and free[0].startswith(ended[0].rstrip("\ufffd"))
+    assert ended == [greedy(family, model, prompt, 12) for prompt in prompts]
+
+
+# --- loading
+
+
+def test_a_base_that_is_not_there_names_the_key(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^base\.path: nobody/nothing is neither a folder nor a hub model"):
+        tiny.open_base("nobody/nothing")
+    (tmp_path / "notes.txt").write_text("no model")
+    with pytest.raises(ModelError, match=rf"^base\.path: {tmp_path} does not load"):
+        tiny.open_base(str(tmp_path))
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+@pytest.mark.parametrize(
+    ("breakage", "message"),
+    [
+        (truncate, "does not load"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "does not load"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), "does not load"),
+        (lambda folder: tiny.edit(folder, lambda t: t.pop("model.norm.weight")), r"lacks the tensor model\.norm\.weight"),
+        (
+            lambda folder: tiny.edit(folder, lambda t: t.update({"model.norm.weight": torch.ones(3)})),
+            r"model\.norm\.weight has the shape \(3,\)",
+        ),
+    ],
+    ids=["truncated", "no weights", "junk", "missing tensor", "misshapen tensor"],
+)
+def test_a_broken_base_names_the_key(
+    family: CausalLM, tmp_path: Path, breakage: Callable[[Path], object], message: str
+) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "base"))
+    breakage(folder)
+    with pytest.raises(ModelError, match=rf"^base\.path: .*{message}"):
+        tiny.open_base(str(folder)).load()
+
+
+def test_a_broken_tokenizer_names_the_key(family: CausalLM, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "base"))
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"^base\.path: "):
+        _ = tiny.open_base(str(folder)).tokenizer
+
+
+def test_a_fine_tune_must_be_safetensors(family: CausalLM, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
+    torch.save(family.load().state_dict(), folder / "pytorch_model.bin")
+    assert family.load(str(folder)) is not None
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"^base\.path: "):
+        family.load(str(folder))
+
+
+def test_a_fine_tunes_own_code_does_not_run(family: CausalLM, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
+    config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "mine"')
+    mark = '{"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},'
+    (folder / "config.json").write_text(mark + config.lstrip()[1:])
+    with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*trust_remote_code"):
+        family.load(str(folder), "datasets.x.expert")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_key_is_the_content_and_not_the_place(family: CausalLM, tmp_path: Path) -> None:
+    with Store(tmp_path / "store") as store:
+        key = family.key(store)
+        moved = shutil.copytree(family.base.path, tmp_path / "moved")
+        assert tiny.open_base(moved).key(store) == key
+        changed = tiny.edit(shutil.copytree(moved, tmp_path / "changed"), lambda t: t["model.norm.weight"][:1].add_(1e-6))
+        assert tiny.open_base(changed).key(store) != key
+        assert tiny.open_base(moved, dtype="bfloat16").key(store) != key
+        chat = Path(shutil.copytree(moved, tmp_path / "chat"))
+        (chat / "chat_template.jinja").write_text(tiny.CHAT)
+        assert tiny.open_base(str(chat)).key(store) != key
+
+
+def test_trained_params_are_counted_without_weights(family: CausalLM) -> None:
+    assert family.num_trained(None) == sum(p.numel() for p in family.load().parameters())
+    sizes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
+    assert family.num_trained(Lora(rank=4)) == 2 * sum(4 * (a + b) for a, b in sizes)
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(family: CausalLM, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "base"))
+    config = (folder / "tokenizer_config.json").read_text().replace('"eos_token": "</s>"', '"eos_token": null')
+    (folder / "tokenizer_config.json").write_text(config)
+    with pytest.raises(ModelError, match="no end-of-text token"):
+        _ = tiny.open_base(str(folder)).tokenizer
+
+
+def test_devices() -> None:
+    assert pick_device("cpu") == "cpu"
+    with pytest.raises(ModelError, match="^device: must be auto, cpu, cuda or mps, not 'tpu'"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="^device: cuda is not available"):
+            CausalLM(Base(path="x"), "cuda", 8, "full")
