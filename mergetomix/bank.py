@@ -208,9 +208,7 @@ def _on_device(pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], name: st
     return pair[0].to(device), pair[1].to(device)
 
 
-def _check_pair(
-    name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str
-) -> None:
+def _check_pair(name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str) -> None:
     import torch
 
     if name not in base:

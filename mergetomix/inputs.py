@@ -21,12 +21,11 @@ from mergetomix.targets.python import Function, call, load_function
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A dataset as read and as encoded for training."""
+class Material:
+    """A dataset or target as read and as encoded."""
 
     examples: Examples
     encoding: Encoding
-    content: str
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ class Inputs:
 
     recipe: Recipe
     family: CausalLM
-    candidates: Mapping[str, Candidate]
+    candidates: Mapping[str, Material]
     scorers: Mapping[Part, Mapping[str, Scorer]]
-    target_examples: Mapping[str, Examples]
     warnings: list[str] = field(default_factory=list)
     _base_key: str = ""
+    _contents: dict[str, str] = field(default_factory=dict)
 
     def sequences(self, name: str) -> Sequence[Encoded]:
         """The training sequences of a dataset."""
@@ -60,7 +59,9 @@ class Inputs:
 
     def content(self, name: str) -> str:
         """The address of a dataset's training sequences."""
-        return self.candidates[name].content
+        if name not in self._contents:
+            self._contents[name] = content(self.sequences(name))
+        return self._contents[name]
 
     @property
     def sizes(self) -> dict[str, float]:
@@ -108,36 +109,43 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         for name in recipe.datasets:
             candidates[name] = _candidate(recipe, name, family)
             advance(1)
-        examples: dict[str, Examples] = {}
+        materials: dict[str, Material] = {}
         scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
         for name, spec in recipe.targets.items():
-            both = _scorers(recipe, name, spec, family, examples)
+            setting = targets.Setting(family, f"targets.{name}", recipe.batch_tokens)
+            if spec.score == "python":
+                both = _python_scorers(spec, setting, recipe.select_fraction)
+            else:
+                materials[name] = _target_material(spec, family, setting.where)
+                both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction)
             scorers["select"][name], scorers["report"][name] = both
             advance(1)
-    warnings += _notes(candidates, examples, family.max_length)
-    _check_shared(candidates, examples, warnings)
-    return Inputs(recipe, family, candidates, scorers, examples, warnings)
+    warnings += _notes(candidates | materials, family.max_length)
+    _check_shared(candidates, materials, warnings)
+    return Inputs(recipe, family, candidates, scorers, warnings)
 
 
-def _candidate(recipe: Recipe, name: str, family: CausalLM) -> Candidate:
+def _candidate(recipe: Recipe, name: str, family: CausalLM) -> Material:
     spec, where = recipe.datasets[name], f"datasets.{name}"
     examples = data.read(spec, where)
     encoding = take_tokens(family.encode(examples.items, where), spec.max_tokens, spec.seed)
     if not any(sequence.num_scored for sequence in encoding.sequences):
         raise DataError(where, "no example has a token to train on")
-    return Candidate(examples, encoding, content(encoding.sequences))
+    return Material(examples, encoding)
 
 
-def _scorers(
-    recipe: Recipe, name: str, spec: TargetSpec, family: CausalLM, examples: dict[str, Examples]
-) -> tuple[Scorer, Scorer]:
+def _target_material(spec: TargetSpec, family: CausalLM, where: str) -> Material:
+    examples = data.read(spec, where)
+    encoding = family.encode(examples.items, where)
+    if spec.max_tokens is not None:
+        examples = examples.take(_within_tokens(encoding, spec.max_tokens, spec.seed))
+        encoding = family.encode(examples.items, where)
+    return Material(examples, encoding)
+
+
+def _scorers(spec: TargetSpec, examples: Examples, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
     """The target over its select and its report part."""
-    where = f"targets.{name}"
-    setting = targets.Setting(family, where, recipe.batch_tokens)
-    if spec.score == "python":
-        return _python_scorers(spec, setting, recipe.select_fraction)
-    examples[name] = _within_tokens(data.read(spec, where), spec, family, where)
-    select, report = data.split(examples[name], recipe.select_fraction, spec.seed)
+    select, report = data.split(examples, select_fraction, spec.seed)
     return _scorer(spec, select, setting), _scorer(spec, report, setting)
 
 
@@ -166,32 +174,29 @@ def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction:
     return scorers[0], scorers[1]
 
 
-def _within_tokens(examples: Examples, spec: TargetSpec, family: CausalLM, where: str) -> Examples:
-    """Whole examples of at most `max_tokens` tokens in all (two at least), drawn by the seed."""
-    if spec.max_tokens is None:
-        return examples
-    sizes = [0] * len(examples.items)
-    for sequence in family.encode(examples.items, where).sequences:
+def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:
+    """Places of whole examples of at most `max_tokens` tokens in all (two examples at least), drawn by the seed."""
+    sizes = [0] * encoding.num_examples
+    for sequence in encoding.sequences:
         sizes[sequence.example] += len(sequence.ids)
     order = list(range(len(sizes)))
-    random.Random(spec.seed).shuffle(order)
+    random.Random(seed).shuffle(order)
     kept: list[int] = []
     for i in order:
-        if len(kept) >= 2 and sum(sizes[j] for j in kept) + sizes[i] > spec.max_tokens:
+        if len(kept) >= 2 and sum(sizes[j] for j in kept) + sizes[i] > max_tokens:
             break
         kept.append(i)
-    return examples.take(sorted(kept))
+    return sorted(kept)
 
 
-def _notes(candidates: Mapping[str, Candidate], targets: Mapping[str, Examples], max_length: int) -> list[str]:
+def _notes(materials: Mapping[str, Material], max_length: int) -> list[str]:
     """What the user should know of how rows became sequences: one line for each kind of thing."""
-    split = {name: candidate.encoding.num_split for name, candidate in candidates.items()}
-    cut = {name: candidate.encoding.num_cut for name, candidate in candidates.items()}
-    every = [candidate.examples for candidate in candidates.values()] + list(targets.values())
+    split = {name: material.encoding.num_split for name, material in materials.items()}
+    cut = {name: material.encoding.num_cut for name, material in materials.items()}
     return [
         *_counted(split, f"texts over {max_length} tokens are cut into several sequences"),
         *_counted(cut, f"examples over {max_length} tokens lose the beginning of their prompt"),
-        *(note for examples in every for note in examples.notes()),
+        *(note for material in materials.values() for note in material.examples.notes()),
     ]
 
 
@@ -200,18 +205,16 @@ def _counted(counts: Mapping[str, int], what: str) -> list[str]:
     return [f"{what}: {', '.join(some)}"] if some else []
 
 
-def _check_shared(
-    candidates: Mapping[str, Candidate], examples: Mapping[str, Examples], warnings: list[str]
-) -> None:
+def _check_shared(candidates: Mapping[str, Material], wanted: Mapping[str, Material], warnings: list[str]) -> None:
     """A target that a dataset holds whole says nothing; one that it shares some rows with is worth a warning."""
-    for target, wanted in examples.items():
+    for target, material in wanted.items():
         for name, candidate in candidates.items():
-            rows = {row for _, row in data.shared(candidate.examples, wanted)}
-            if rows and len(rows) == len(wanted.items):
+            rows = {row for _, row in data.shared(candidate.examples, material.examples)}
+            if rows and len(rows) == len(material.examples.items):
                 message = f"every example is also in datasets.{name}: the target would reward learning it by heart"
                 raise DataError(f"targets.{target}", message, hint="keep the target's rows out of the datasets")
             if rows:
                 warnings.append(
-                    f"targets.{target} shares {len(rows)} of its {len(wanted.items)} examples with datasets.{name}"
+                    f"targets.{target} shares {len(rows)} of its {len(material.examples.items)} examples with datasets.{name}"
                     f" (first: row {min(rows)})"
                 )

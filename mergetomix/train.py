@@ -46,7 +46,9 @@ def plan(num_sequences: int, num_tokens: int, settings: Train) -> Schedule:
         steps = max(1, round(settings.max_tokens * per_epoch / num_tokens))
     else:
         steps = max(1, math.ceil(round(settings.epochs * per_epoch, 6)))  # 1.1 * 10 is 11 and a bit
-    return Schedule(steps, math.ceil(settings.warmup_ratio * steps), round(num_tokens * steps / per_epoch))
+    # a step of the warm-up is lost to a run of few steps, and all of a run of one: its rate would be zero
+    warmup = min(round(settings.warmup_ratio * steps), steps - 1)
+    return Schedule(steps, warmup, round(num_tokens * steps / per_epoch))
 
 
 def finetune(
@@ -78,9 +80,7 @@ def finetune(
     return tokens, time.monotonic() - started
 
 
-def _trained(
-    family: CausalLM, sequences: Sequence[Encoded], settings: Train, out: Path, on_step: Callable[[int], None]
-) -> int:
+def _trained(family: CausalLM, sequences: Sequence[Encoded], settings: Train, out: Path, on_step: Callable[[int], None]) -> int:
     """Train, save, and say how many tokens it took. All that holds the model is local to this function."""
     import torch
     import transformers
@@ -114,9 +114,7 @@ def _trained(
 def _table(sequences: Sequence[Encoded]) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_dict(
-        {"input_ids": [list(s.ids) for s in sequences], "labels": [list(s.labels) for s in sequences]}
-    )
+    return Dataset.from_dict({"input_ids": [list(s.ids) for s in sequences], "labels": [list(s.labels) for s in sequences]})
 
 
 def _free() -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+import tiny
 import torch
 
-import tiny
 from mergetomix.families.causal_lm import CausalLM
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import tiny
@@ -80,11 +80,10 @@ def test_a_text_scores_every_token_but_the_first_once_and_in_order(base: BaseOf,
 
 def test_a_text_of_exactly_the_limit_is_one_sequence(base: BaseOf) -> None:
     ids = tiny.open_base(base("gpt2")).tokens("the cat sat on the mat and the dog")
-    for more, count in ((1, 1), (0, 1), (-1, 2)):
-        # end token included, `more` tokens of room are left
-        family = tiny.open_base(base("gpt2"), len(ids) + more)
+    for room, count in ((len(ids) + 2, 1), (len(ids) + 1, 1), (len(ids), 2)):
+        family = tiny.open_base(base("gpt2"), room)
         sequences = family.encode([Example(0, text="the cat sat on the mat and the dog")], WHERE).sequences
-        assert len(sequences) == (count if more != 0 else 2 if len(ids) + 1 > family.max_length + 1 else len(sequences))
+        assert len(sequences) == count
         assert sum(s.num_scored for s in sequences) == len(ids)
 
 
@@ -138,7 +137,7 @@ def test_every_reply_of_a_chat_is_scored_and_nothing_else(base: BaseOf) -> None:
     assert [text for text, trained in pieces if trained] == ["three</s>\n", "it is so</s>\n"]
     (sequence,) = family.encode([example], WHERE).sequences
     assert family.tokenizer.decode(scored(sequence)) == "three</s>\nit is so</s>\n"
-    assert family.tokenizer.decode(sequence.ids) == whole
+    assert family.tokenizer.decode(list(sequence.ids)) == whole
 
 
 def test_a_chat_ends_with_its_last_reply(base: BaseOf) -> None:
@@ -177,7 +176,7 @@ def test_a_chat_template_that_does_not_fit_names_the_key(base: BaseOf, template:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_prompt_leaves_room_for_its_answer(base: BaseOf, kind: str) -> None:
     family = tiny.open_base(base(kind), 40)
-    for num_new, most in ((0, 40), (10, 40), (30, 34), (60, 4)):
+    for num_new, most in ((0, 40), (tiny.CONTEXT - 60, 40), (tiny.CONTEXT - 30, 30), (tiny.CONTEXT - 4, 4)):
         ids = family.prompt_ids(Example(0, prompt=LONG, completion="x"), WHERE, num_new)
         assert len(ids) == most
         assert ids == family.start + family.tokens(LONG)[len(family.start) - most :]
@@ -186,7 +185,7 @@ def test_a_prompt_leaves_room_for_its_answer(base: BaseOf, kind: str) -> None:
 
 def test_a_chats_prompt_ends_where_the_last_reply_begins(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
-    text = family.tokenizer.decode(family.prompt_ids(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE))
+    text = str(family.tokenizer.decode(family.prompt_ids(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)))
     assert text.endswith("<s>user\nwhy</s>\n<s>assistant\n")
 
 
@@ -235,7 +234,9 @@ def test_losses_equal_the_reference_whatever_the_batch(base: BaseOf, kind: str) 
     want = [tiny.reference_nll(model, s.ids, s.labels) for s in sequences]
     assert max(want) - min(want) > 1
     for limit in (1, 150, 10**6):
-        assert family.negative_log_likelihoods(model, family.batches(sequences, limit)) == pytest.approx(want, abs=1e-4, rel=1e-5)
+        assert family.negative_log_likelihoods(model, family.batches(sequences, limit)) == pytest.approx(
+            want, abs=1e-4, rel=1e-5
+        )
     mixed = list(range(12))
     random.Random(1).shuffle(mixed)
     losses = family.negative_log_likelihoods(model, family.batches([sequences[i] for i in mixed], 200))
@@ -276,9 +277,10 @@ def test_generation_stops_before_the_first_stop_string(family: CausalLM) -> None
     model = family.load()
     prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
     free = family.generate(model, prompts, Generation(16, (), 10**6))
-    stops = (free[0][3:5], free[1][4:6])
+    letters = sorted({letter for text in free for letter in text[3:] if letter.isascii() and letter.isalnum()})
+    stops = (letters[0], letters[-1])
     want = [min((text.split(stop)[0] for stop in stops), key=len) for text in free]
-    assert want != free and want[0] != ""
+    assert sum(map(len, want)) < sum(map(len, free)) and any(want)
     assert family.generate(model, prompts, Generation(16, stops, 10**6)) == want
     assert family.generate(model, prompts, Generation(16, stops, 1)) == want
 
@@ -287,7 +289,9 @@ def test_generation_ends_at_any_of_the_models_end_tokens(family: CausalLM) -> No
     model = family.load()
     prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
     free = family.generate(model, prompts, Generation(12, (), 10**6))
-    end = model.generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[0, -1].item()
+    end = (
+        cast("Any", model).generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[0, -1].item()
+    )
     model.generation_config.eos_token_id = [2, end]
     ended = family.generate(model, prompts, Generation(12, (), 10**6))
     assert len(ended[0]) < len(free[0]) and free[0].startswith(ended[0].rstrip("\ufffd"))
@@ -355,7 +359,7 @@ def test_a_fine_tunes_own_code_does_not_run(family: CausalLM, tmp_path: Path) ->
     config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "mine"')
     mark = '{"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},'
     (folder / "config.json").write_text(mark + config.lstrip()[1:])
-    with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*trust_remote_code"):
+    with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*custom code"):
         family.load(str(folder), "datasets.x.expert")
     assert not (tmp_path / "ran").exists()
 
@@ -363,7 +367,7 @@ def test_a_fine_tunes_own_code_does_not_run(family: CausalLM, tmp_path: Path) ->
 def test_the_key_is_the_content_and_not_the_place(family: CausalLM, tmp_path: Path) -> None:
     with Store(tmp_path / "store") as store:
         key = family.key(store)
-        moved = shutil.copytree(family.base.path, tmp_path / "moved")
+        moved = str(shutil.copytree(family.base.path, tmp_path / "moved"))
         assert tiny.open_base(moved).key(store) == key
         changed = tiny.edit(shutil.copytree(moved, tmp_path / "changed"), lambda t: t["model.norm.weight"][:1].add_(1e-6))
         assert tiny.open_base(changed).key(store) != key
@@ -387,10 +391,11 @@ def test_a_tokenizer_without_an_end_token_is_refused(family: CausalLM, tmp_path:
         _ = tiny.open_base(str(folder)).tokenizer
 
 
-def test_devices() -> None:
+def test_devices(family: CausalLM) -> None:
     assert pick_device("cpu") == "cpu"
-    with pytest.raises(ModelError, match="^device: must be auto, cpu, cuda or mps, not 'tpu'"):
+    with pytest.raises(ModelError, match=r"^device: must be auto, cpu, cuda or mps, not 'tpu'"):
         pick_device("tpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ModelError, match="^device: cuda is not available"):
+        with pytest.raises(ModelError, match=r"^device: cuda is not available"):
             CausalLM(Base(path="x"), "cuda", 8, "full")
+        assert CausalLM(Base(path=family.base.path), "auto", 8, "full").device in ("cpu", "mps")

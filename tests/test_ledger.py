@@ -113,6 +113,6 @@ def test_the_file_system_is_that_of_the_innermost_mount(monkeypatch, kind, expec
 
 def test_a_busy_ledger_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger_module, "_BUSY_S", 0.05)
-    with Store(tmp_path) as store, Store(tmp_path) as other, store.transaction():
-        with pytest.raises(StoreError, match="must come free"):
-            other.add_model("m", "proxy", None)
+    busy = pytest.raises(StoreError, match="must come free")
+    with Store(tmp_path) as store, Store(tmp_path) as other, store.transaction(), busy:
+        other.add_model("m", "proxy", None)

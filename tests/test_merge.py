@@ -136,7 +136,9 @@ def test_order_does_not_matter_to_the_bit(family: CausalLM) -> None:
     assert equal(first, snapshot(model))
     one.reset()
     backwards = [(deltas[name], factors[name]) for name in "cba"]
-    other = {n: merge.linear(p, [d.tensors[n] for d, _ in backwards], [c for _, c in backwards]) for n, p in params(model).items()}
+    other = {
+        n: merge.linear(p, [d.tensors[n] for d, _ in backwards], [c for _, c in backwards]) for n, p in params(model).items()
+    }
     assert not equal(first, other)  # sums taken in another order differ: the law is not empty
 
 
@@ -201,7 +203,8 @@ def test_buffers_and_integer_tensors_stay_the_bases() -> None:
     Bank(net, {"a": noise(net, 0, 1.0)}).set({"a": 1.0})
     assert set(params(net)) == {"norm.weight", "norm.bias"}
     assert net.steps.tolist() == [0, 1, 2]
-    assert torch.equal(net.norm.running_var, torch.ones(4)) and net.norm.num_batches_tracked == 0
+    assert net.norm.running_var is not None and torch.equal(net.norm.running_var, torch.ones(4))
+    assert net.norm.num_batches_tracked == 0
     assert not torch.equal(net.norm.weight, torch.ones(4))
 
 
@@ -281,7 +284,7 @@ def exact_lora(folder: str, base: Mapping[str, Tensor], name: str, transposed: b
         return torch.zeros_like(base[name], dtype=torch.float64)
     rank = math.sqrt(config["r"]) if config["use_rslora"] else config["r"]
     product = tensors[f"{stem}.lora_B.weight"].double() @ tensors[f"{stem}.lora_A.weight"].double()
-    return config["lora_alpha"] / rank * (product.T if transposed else product)
+    return torch.as_tensor(config["lora_alpha"] / rank * (product.T if transposed else product))
 
 
 def merged_by_peft(base: str, folder: str) -> dict[str, Tensor]:

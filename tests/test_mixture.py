@@ -127,8 +127,8 @@ def test_the_order_is_that_of_the_binary_reflected_gray_code(space: Subsets) -> 
 
 
 def test_a_small_space_over_many_datasets_is_gone_through_at_once() -> None:
-    space = Subsets(tuple(f"d{i:03}" for i in range(200)), 1, 2)
-    assert sum(1 for _ in space) == len(space) == 200 + 200 * 199 // 2
+    space = Subsets(tuple(f"d{i:03}" for i in range(40)), 1, 3)
+    assert sum(1 for _ in space) == len(space) == 40 + math.comb(40, 2) + math.comb(40, 3)
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
@@ -153,7 +153,7 @@ def test_one_more_and_one_less_are_neighbours_in_the_space(space: Subsets) -> No
     ],
 )
 def test_a_space_that_contradicts_itself_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="names must be distinct|required and forbidden"):
+    with pytest.raises(ValueError, match=r"names must be distinct|required and forbidden"):
         Subsets(**{"names": ("a", "b"), **fields})  # type: ignore[arg-type]
 
 
@@ -245,7 +245,7 @@ def test_a_gain_is_positive_where_the_model_is_better(make: object, sign: int) -
 
 def test_a_gain_is_a_fraction_of_the_loss_or_a_difference_of_scores() -> None:
     assert gain(loss(1.5), loss(2.0)) == 0.25
-    assert gain(loss(3.0), loss(4.0)) == gain(loss(0.3), loss(0.4)) == pytest.approx(0.25)
+    assert gain(loss(3.0), loss(4.0)) == pytest.approx(gain(loss(0.3), loss(0.4))) == pytest.approx(0.25)
     assert gain(score(0.75), score(0.5)) == 0.25
     assert gain(loss(0.5), loss(0.0)) == -0.5
 

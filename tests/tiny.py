@@ -13,7 +13,7 @@ from mergetomix.data import Example
 from mergetomix.families.causal_lm import CausalLM
 from mergetomix.recipe import Base
 
-VOCAB, CONTEXT = 300, 64
+VOCAB, CONTEXT = 300, 96
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one plus two is three and three plus four is seven"]
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
@@ -37,7 +37,7 @@ def tokenizer(start: bool, chat: bool) -> Any:
     )
     if start:
         bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    names = {"pad_token": "<pad>", "eos_token": "</s>"} | ({"bos_token": "<s>"} if start else {})
+    names = {"pad_token": "<pad>", "eos_token": "</s>", **({"bos_token": "<s>"} if start else {})}
     built = PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
     if chat:
         built.chat_template = CHAT
@@ -101,7 +101,7 @@ def perturbed(base: str, out: Path, seed: int, size: float = 0.01) -> str:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for param in model.parameters():
-            param += size * torch.randn(param.shape, generator=generator)
+            param.add_(size * torch.randn(param.shape, generator=generator))
     model.save_pretrained(out)
     return str(out)
 

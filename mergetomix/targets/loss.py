@@ -34,9 +34,7 @@ class Loss:
     def score(self, model: Any) -> Scores:
         """Values in nats per token; weights are the numbers of tokens."""
         sums = [0.0] * len(self.num_scored)
-        for sequence, nll in zip(
-            self.sequences, self.family.negative_log_likelihoods(model, self.batches), strict=True
-        ):
+        for sequence, nll in zip(self.sequences, self.family.negative_log_likelihoods(model, self.batches), strict=True):
             sums[sequence.example] += nll
         values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
         return Scores("loss", values, tuple(float(count) for count in self.num_scored))

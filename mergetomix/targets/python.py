@@ -154,6 +154,8 @@ def _parts(value: Any, seen: tuple[int, ...] = ()) -> Any:
 
     A value without a repr of its own has an address in it, so that nothing of an earlier process is taken for the same.
     """
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))  # their order changes from process to process
     if not callable(value) or isinstance(value, type):
         return repr(value)
     if id(value) in seen:
@@ -161,7 +163,9 @@ def _parts(value: Any, seen: tuple[int, ...] = ()) -> Any:
     seen = (*seen, id(value))
     bound = [(name, _parts(item, seen)) for name, item in sorted(_held(value).items())]
     code = getattr(value, "__code__", None)
-    return _source(value), code and code.co_code, bound
+    # two functions may stand on one line: constants tell them apart
+    consts = [_parts(const) for const in code.co_consts if not inspect.iscode(const)] if code else []
+    return _source(value), code and code.co_code, consts, bound
 
 
 def _held(value: Any) -> dict[str, Any]:

@@ -1,0 +1,523 @@
+"""Targets: each kind against a reference by hand, and one contract for all of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from mergetomix import targets
+from mergetomix.data import Example
+from mergetomix.errors import DataError, RecipeError
+from mergetomix.families.causal_lm import CausalLM
+from mergetomix.recipe import Target as Spec
+from mergetomix.targets.generate import last_number, matches, number, pick_metric
+from mergetomix.targets.python import Function, checked, load_function, source_of
+
+WHERE = "targets.x"
+BaseOf = Callable[[str], str]
+PAIRS = tiny.pairs(("the cat", " sat on the mat"), ("one plus two is", " three"), ("", "dog"), ("the dog sat", " on"))
+
+
+def spec(**changes: Any) -> Spec:
+    return Spec(**{"path": "x.jsonl", "prompt": "p", "completion": "c", **changes})
+
+
+def build(family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any) -> targets.Target:
+    return targets.build(spec(**changes), examples, targets.Setting(family, WHERE, batch_tokens))
+
+
+# --- loss
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_loss_is_nats_per_scored_token(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    model = family.load()
+    scores = build(family, PAIRS).score(model)
+    assert scores.kind == "loss"
+    for example, value, weight in zip(PAIRS, scores.values, scores.weights, strict=True):
+        answer = [*family.tokens(example.completion), family.tokenizer.eos_token_id]
+        prompt = family.start + family.tokens(example.prompt) or [family.tokenizer.eos_token_id]
+        nll = tiny.reference_nll(model, prompt + answer, [-100] * len(prompt) + answer)
+        assert weight == len(answer)
+        assert value == pytest.approx(nll / len(answer), rel=1e-5)
+    total = sum(v * w for v, w in zip(scores.values, scores.weights, strict=True))
+    assert scores.mean == pytest.approx(total / sum(scores.weights))
+
+
+def test_loss_of_a_text_in_windows_is_one_value(family: CausalLM) -> None:
+    texts = ["the cat sat on the mat " * 30, "one plus two"]
+    scores = build(family, [Example(i, text=text) for i, text in enumerate(texts)]).score(family.load())
+    assert scores.weights == tuple(len(family.tokens(text)) + 1 for text in texts)
+    assert len(scores.values) == 2
+
+
+def test_an_example_without_a_token_to_score_names_its_row(base: BaseOf) -> None:
+    family = tiny.open_base(base("gpt2"))
+    family.tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("x", "")
+    with pytest.raises(DataError, match=r"^targets\.x: row 5 has no token to score"):
+        build(family, [Example(5, text="x")])
+
+
+# --- choice
+
+
+OPTIONS = (" three", " the dog sat on the log", " x")
+QUESTIONS = [
+    Example(i, prompt=p, completion=OPTIONS[i % 3], options=OPTIONS) for i, p in enumerate(("one plus two is", "the", "", "on"))
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_choice_is_the_likeliest_option(base: BaseOf, kind: str, normalize: bool) -> None:
+    family = tiny.open_base(base(kind))
+    model = family.load()
+    picked = []
+    for example in QUESTIONS:
+        # an empty prompt behind no start token follows the end of what came before
+        prompt = family.start + family.tokens(example.prompt) or [family.tokenizer.eos_token_id]
+        answers = [family.tokens(option) for option in OPTIONS]
+        costs = [tiny.reference_nll(model, prompt + a, [-100] * len(prompt) + a) for a in answers]
+        picked.append(costs.index(min(costs)))
+        if normalize:
+            per_byte = [cost / len(option.encode()) for cost, option in zip(costs, OPTIONS, strict=True)]
+            picked[-1] = per_byte.index(min(per_byte))
+    for shift in range(3):  # every option is the right one once, so that right and wrong are both seen
+        right = [(pick + shift) % 3 for pick in picked]
+        asked = [
+            Example(i, prompt=q.prompt, completion=OPTIONS[r], options=OPTIONS)
+            for i, (q, r) in enumerate(zip(QUESTIONS, right, strict=True))
+        ]
+        scores = build(family, asked, score="choice", options=list(OPTIONS), normalize=normalize).score(model)
+        assert scores.kind == "score" and scores.weights == (1.0,) * 4
+        assert scores.values == (float(shift == 0),) * 4
+
+
+def test_normalizing_changes_the_pick(family: CausalLM) -> None:
+    model, prompts = family.load(), " ".join(tiny.TEXTS).split()
+    options = ("x", " the dog")
+    asked = [Example(i, prompt=p, completion=options[1], options=options) for i, p in enumerate(prompts)]
+    settings: dict[str, Any] = {"score": "choice", "options": list(options)}
+    raw, normal = (build(family, asked, **settings, normalize=n).score(model) for n in (False, True))
+    assert raw.mean < normal.mean  # the long option gains
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kind: str) -> None:
+    """Without any context the first token has no prediction, every cost would be zero, and the first option always right."""
+    family = tiny.open_base(base(kind))
+    model, options = family.load(), ("a", "b", "c", "d")
+    values = [
+        build(family, [Example(0, completion=o, options=options)], score="choice", options=list(options)).score(model).mean
+        for o in options
+    ]
+    assert sorted(values) == [0, 0, 0, 1]
+    opening = family.start or [family.tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([opening])).logits[0, -1]
+    assert values.index(1.0) == int(logits[[family.tokens(o)[0] for o in options]].argmax())
+
+
+def test_a_long_prompt_of_a_choice_keeps_its_start(family: CausalLM) -> None:
+    example = Example(0, prompt="the cat sat on the mat " * 30, completion=" three", options=OPTIONS)
+    target: Any = build(family, [example], score="choice", options=list(OPTIONS))
+    for sequence, option in zip(target.sequences, OPTIONS, strict=True):
+        answer = family.tokens(option)
+        assert len(sequence.ids) == family.max_length and sequence.ids[0] == 1
+        assert list(sequence.ids[-len(answer) :]) == answer and sequence.num_scored == len(answer)
+
+
+# --- generate
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("it costs $1,234.50 in all", "1234.50"),
+        ("-3", "-3"),
+        ("$5.", "5"),
+        ("so 4 and then 12.", "12"),
+        ("x = -.5", "-0.5"),
+        ("3,4", "4"),
+        ("12,345,678", "12345678"),
+        ("1234,567", "567"),
+        ("10-3", "3"),
+        ("10 - 3 = 7%", "7"),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_last_number(text: str, value: str | None) -> None:
+    assert last_number(text) == (None if value is None else Decimal(value))
+
+
+def test_number_compares_values_and_not_texts() -> None:
+    assert number("so 1,234.50.", "#### 1234.5") == 1.0
+    assert number("3", "-3") == 0.0
+    assert number("", "no number") == 0.0
+    assert number("none", "4") == 0.0
+
+
+def test_exact_trims() -> None:
+    exact = pick_metric(spec(score="generate"), WHERE)
+    assert exact(" three\n", "three ") == 1.0
+    assert exact("Three", "three") == 0.0
+    assert exact("", " ") == 1.0
+
+
+def test_regex_takes_the_first_group_or_the_whole() -> None:
+    group = pick_metric(spec(score="generate", metric="regex", pattern=r"is (\w+)|was (\w+)"), WHERE)
+    assert group("it is three, is four", " three ") == 1.0
+    assert group("it is four", "three") == 0.0
+    assert group("it was three", "three") == 0.0
+    assert group("nothing", "three") == 0.0
+    whole = pick_metric(spec(score="generate", metric="regex", pattern=r"\d+"), WHERE)
+    assert whole("a 12 b 13", "12") == 1.0
+    import re
+
+    assert matches(re.compile("a(b)?"), "a", "") == 1.0
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_generated_answers_are_compared_with_the_right_ones(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    model, seen = family.load(), []
+
+    def keep(output: str, answer: str) -> float:
+        seen.append((output, answer))
+        return len(output) / 100
+
+    settings: dict[str, Any] = {"score": "generate", "max_new_tokens": 8, "stop": []}
+    scores = build(family, PAIRS, **settings, metric="function", function=keep).score(model)
+    assert [answer for _, answer in seen] == [example.completion for example in PAIRS]
+    assert scores.values == tuple(len(output) / 100 for output, _ in seen)
+    assert len({output for output, _ in seen}) > 1
+    right = [Example(i, prompt=e.prompt, completion=seen[i][0] if i % 2 else "no") for i, e in enumerate(PAIRS)]
+    assert build(family, right, **settings).score(model).values == (0.0, 1.0, 0.0, 1.0)
+
+
+def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
+    family = tiny.open_base(base("chat"))
+    turns = (("user", "why"), ("assistant", "three"), ("user", "thanks"))
+    target: Any = targets.build(
+        Spec(path="x", messages="m", score="generate"), [Example(0, messages=turns)], targets.Setting(family, WHERE, 512)
+    )
+    assert target.answers == ["three"]
+    assert str(family.tokenizer.decode(target.prompts[0])).endswith("why</s>\n<s>assistant\n")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_long_prompt_leaves_the_model_room_to_answer(base: BaseOf, kind: str) -> None:
+    family = tiny.open_base(base(kind))
+    long = tiny.pairs(("the cat sat on the mat " * 30, "x"))
+    assert build(family, long, score="generate", max_new_tokens=30, stop=[]).score(family.load()).values == (0.0,)
+    with pytest.raises(DataError, match=r"^targets\.x\.max_new_tokens: must be under the model's limit of 96 tokens"):
+        build(family, long, score="generate", max_new_tokens=96)
+
+
+def fails(output: str, answer: str) -> float:
+    raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [(fails, "raised KeyError: 'gone'"), (lambda o, a: math.nan, "score of example 0 is nan"), (lambda o, a: "1", "not text")],
+)
+def test_a_metric_that_fails_names_the_function(family: CausalLM, function: Any, message: str) -> None:
+    target = build(family, PAIRS, score="generate", metric="function", function=function, max_new_tokens=2)
+    with pytest.raises(DataError, match=rf"^targets\.x\.function: .*{message}"):
+        target.score(family.load())
+
+
+# --- python
+
+
+def norms(model: Any, tokenizer: Any) -> list[float]:
+    return [float(p.norm()) for p in model.parameters()][:6]
+
+
+def lengths(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [len(tokenizer(row["q"])["input_ids"]) for row in rows]
+
+
+ROWS = [{"q": "the cat"}, {"q": "a"}, {"q": "one plus two is three"}]
+
+
+def function(family: CausalLM, given: Any, rows: Any = None, keep: Sequence[int] = (0, 2)) -> Function:
+    return Function(Spec(score="python", function=given), rows, keep, targets.Setting(family, WHERE, 512))
+
+
+def test_a_function_with_rows_scores_each(family: CausalLM) -> None:
+    scores = function(family, lengths, ROWS).score(family.load())
+    assert scores.kind == "score" and scores.weights == (1.0,) * 3
+    assert scores.values == tuple(float(len(family.tokenizer(row["q"])["input_ids"])) for row in ROWS)
+
+
+def test_a_function_without_rows_gives_all_and_a_part_is_kept(family: CausalLM) -> None:
+    model = family.load()
+    everything = norms(model, None)
+    assert function(family, norms, keep=[0, 2, 5]).score(model).values == tuple(everything[i] for i in (0, 2, 5))
+
+
+def test_results_may_be_tensors_and_booleans(family: CausalLM) -> None:
+    assert function(family, lambda m, t, rows: torch.tensor([1.0, 0.5, 0.0]), ROWS).score(family.load()).values == (1, 0.5, 0)
+    assert checked([True, False], 2, WHERE) == (1.0, 0.0)
+
+
+def explode(model: Any, tokenizer: Any, rows: Any = None) -> list[float]:
+    raise RuntimeError("no licence")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (explode, "raised RuntimeError: no licence"),
+        (lambda m, t: 5.0, "must return one number per example"),
+        (lambda m, t: None, "must return one number per example"),
+        (lambda m, t: ["a", "b", "c"], "must return one number per example"),
+        (lambda m, t: ["1", "2", "3"], "not text"),
+        (lambda m, t: {"a": 1.0}, "must return one number per example"),
+        (lambda m, t: torch.ones(3, 2), "must return one number per example"),
+        (lambda m, t: [1.0, math.nan, 0.0], "the score of example 1 is nan"),
+        (lambda m, t: [1.0, 0.0, math.inf], "the score of example 2 is inf"),
+        (lambda m, t: [], "returned 0 scores"),
+        (lambda m, t: [1.0, 2.0], "returned 2 scores, fewer"),
+    ],
+)
+def test_what_a_function_does_wrong_names_the_target(family: CausalLM, given: Any, message: str) -> None:
+    with pytest.raises(DataError, match=rf"^targets\.x\.function: .*{message}"):
+        function(family, given).score(family.load())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_a_wrong_count_over_rows_names_the_target(family: CausalLM, count: int) -> None:
+    with pytest.raises(DataError, match=rf"^targets\.x\.function: {count} scores for 3 rows"):
+        function(family, lambda m, t, rows: [1.0] * count, ROWS).score(family.load())
+
+
+def test_a_function_that_raises_over_rows_names_the_target(family: CausalLM) -> None:
+    with pytest.raises(DataError, match=r"^targets\.x\.function: raised RuntimeError: no licence"):
+        function(family, explode, ROWS).score(family.load())
+
+
+CODE = """
+from __future__ import annotations
+from dataclasses import dataclass
+
+@dataclass
+class Judge:
+    factor: float = 2.0
+
+def score(model, tokenizer, rows):
+    return [Judge().factor * len(row["q"]) for row in rows]
+
+number = 3
+"""
+
+
+def test_functions_are_loaded_from_files_and_modules(family: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text(CODE)  # a file may be called like an installed module and must not hide it
+    loaded = load_function(f"{tmp_path / 'json.py'}:score", WHERE)
+    assert loaded(None, None, ROWS) == [14.0, 2.0, 42.0]
+    assert sys.modules["json"].__name__ == "json" and hasattr(sys.modules["json"], "dumps")
+    (tmp_path / "judge_of_mine.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_function("judge_of_mine:score", WHERE)(None, None, ROWS) == [14.0, 2.0, 42.0]
+    assert load_function(norms, WHERE) is norms
+    assert function(family, f"{tmp_path / 'json.py'}:score", ROWS).score(family.load()).values == (14.0, 2.0, 42.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("score", "must be module:function"),
+        ("{0}/nowhere.py:score", "no file"),
+        ("nowhere_at_all:score", "No module named"),
+        ("{0}/code.py:missing", "no attribute 'missing'"),
+        ("{0}/code.py:number", "is not a function"),
+        ("{0}/syntax.py:score", "SyntaxError"),
+        ("{0}/raises.py:score", "ZeroDivisionError"),
+    ],
+)
+def test_a_function_that_cannot_be_loaded_names_the_key(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "code.py").write_text(CODE)
+    (tmp_path / "syntax.py").write_text("def score(:")
+    (tmp_path / "raises.py").write_text("1 / 0")
+    with pytest.raises(RecipeError, match=rf"^targets\.x\.function: .*{message}"):
+        load_function(name.format(tmp_path), WHERE)
+
+
+def test_a_function_cannot_change_its_rows_for_the_next_model(family: CausalLM) -> None:
+    rows = [{"q": "a", "tags": [1]} for _ in range(3)]
+
+    def greedy(model: Any, tokenizer: Any, given: list[dict[str, Any]]) -> list[float]:
+        counts = [float(len(row["tags"])) for row in given]
+        for row in given:
+            row["tags"].append(2)
+        return counts
+
+    target = function(family, greedy, rows)
+    assert target.score(family.load()).values == target.score(family.load()).values == (1.0,) * 3
+
+
+def make(factor: float) -> Callable[..., list[float]]:
+    return lambda m, t: [factor] * 3
+
+
+def scaled(m: Any, t: Any, factor: float = 1.0) -> list[float]:
+    return [factor] * 3
+
+
+class Scorer:
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, m: Any, t: Any) -> list[float]:
+        return [self.factor] * 3
+
+    def other(self, m: Any, t: Any) -> list[float]:
+        return [self.factor] * 3
+
+
+def test_the_fingerprint_of_a_function_is_its_code_and_what_is_bound_to_it(tmp_path: Path) -> None:
+    two = [lambda m, t: [1.0], lambda m, t: [2.0]]
+    different: list[Any] = [
+        make(1.0),
+        make(2.0),
+        functools.partial(scaled, factor=1.0),
+        functools.partial(scaled, factor=2.0),
+        scaled,
+        Scorer(1.0),
+        Scorer(2.0),
+        Scorer(1.0).other,
+        Scorer(2.0).other,
+        *two,
+        norms,
+        None,
+    ]
+    prints = [source_of(given) for given in different]
+    assert len(set(prints)) == len(prints)
+    assert source_of(make(1.0)) == prints[0] and source_of(Scorer(2.0)) == prints[6]
+    assert source_of(functools.partial(scaled, factor=2.0)) == prints[3]
+    file = tmp_path / "code.py"
+    file.write_text(CODE)
+    first = source_of(f"{file}:score")
+    assert first == source_of(f"{file}:score") != source_of(f"{file}:number")
+    file.write_text(CODE.replace("2.0", "3.0"))
+    assert source_of(f"{file}:score") != first
+
+
+def helper() -> float:
+    return 1.0
+
+
+def uses_helper(m: Any, t: Any) -> list[float]:
+    return [helper()]
+
+
+def test_the_fingerprint_follows_functions_of_the_same_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_of(uses_helper)
+
+    def helper() -> float:
+        return 2.0
+
+    monkeypatch.setitem(globals(), "helper", helper)
+    assert source_of(uses_helper) != before
+
+
+def test_the_fingerprint_of_a_recursive_function_ends() -> None:
+    def count(n: int) -> int:
+        return n and 1 + count(n - 1)
+
+    assert source_of(count) == source_of(count)
+
+
+# --- the contract
+
+
+def chaotic(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Draws numbers and leaves the model in training mode, as careless code does."""
+    model.train()
+    with torch.enable_grad():
+        model(torch.tensor([[1, 2, 3]])).logits.sum()
+    return torch.rand(len(rows)).tolist()
+
+
+KINDS: dict[str, Callable[..., targets.Target]] = {
+    "loss": lambda family, **k: build(family, PAIRS, **k),
+    "choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), **k),
+    "raw choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), normalize=False, **k),
+    "generate": lambda family, **k: build(family, PAIRS, score="generate", max_new_tokens=5, **k),
+    "python rows": lambda family, **k: function(family, chaotic, ROWS),
+    "python": lambda family, **k: function(family, norms, keep=[1, 2, 3]),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_target_gives_one_finite_value_an_example_and_the_same_twice(family: CausalLM, kind: str) -> None:
+    model, target = family.load(), KINDS[kind](family)
+    first = target.score(model)
+    torch.rand(7)
+    assert target.score(model) == first == KINDS[kind](family).score(family.load())
+    assert len(first.values) == len(first.weights) == (3 if "python" in kind else 4)
+    assert all(math.isfinite(value) for value in first.values)
+    assert first.kind == ("loss" if kind == "loss" else "score")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_score_depends_on_the_model_and_leaves_it_as_it_was(family: CausalLM, kind: str) -> None:
+    model, target = family.load(), KINDS[kind](family)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    model.model.layers[0].train()  # an odd mode is the caller's business
+    state, config = torch.random.get_rng_state(), model.generation_config.to_dict()
+    target.score(model)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert model.model.layers[0].training and not model.training and not model.lm_head.training
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert model.generation_config.to_dict() == config
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("kind", ["loss", "choice", "raw choice", "generate"])
+def test_an_address_is_examples_and_settings_and_no_name(family: CausalLM, kind: str) -> None:
+    target: Any = KINDS[kind](family)
+    address = target.address()
+    assert address == KINDS[kind](family).address()
+    renamed = targets.Setting(family, "targets.other", 99)
+    again = {"loss": {}, "generate": {"score": "generate", "max_new_tokens": 5}}.get(
+        kind, {"score": "choice", "options": list(OPTIONS), "normalize": kind == "choice"}
+    )
+    examples = QUESTIONS if "choice" in kind else PAIRS
+    assert targets.build(spec(**again), examples, renamed).address() == address
+    assert targets.build(spec(**again), examples[:-1], renamed).address() != address
+    assert targets.build(spec(**again), examples[::-1], renamed).address() != address
+
+
+def test_addresses_differ_by_kind_and_setting(family: CausalLM) -> None:
+    generate: dict[str, Any] = {"score": "generate", "max_new_tokens": 5}
+    built = [
+        *(KINDS[kind](family) for kind in KINDS),
+        build(family, PAIRS, **generate, stop=["."]),
+        build(family, PAIRS, **generate, metric="number"),
+        build(family, PAIRS, **generate, metric="regex", pattern="a"),
+        build(family, PAIRS, **generate, metric="regex", pattern="b"),
+        build(family, PAIRS, **generate, metric="function", function=fails),
+        build(family, PAIRS, **generate, metric="function", function=lambda o, a: 1.0),
+        build(family, PAIRS, score="generate", max_new_tokens=6),
+        function(family, norms, keep=[0, 2]),
+        function(family, lengths, ROWS),
+        function(family, lengths, ROWS[::-1]),
+    ]
+    addresses = [target.address() for target in built]
+    assert len(set(addresses)) == len(addresses)
