@@ -84,9 +84,7 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
     return result
 
 
-def train_experts(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
-) -> tuple[Finetune, ...]:
+def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
     """Fine-tune one expert for each dataset; those in the store are reused."""
     from mergetomix import pipeline
 

@@ -1,13 +1,13 @@
 """Every error that this package raises on purpose.
 
-    MergeToMixError
-    ├── UserError            what the user can mend: exit code 2, no traceback
-    │   ├── RecipeError      the recipe: carries the path of the key
-    │   ├── DataError        a dataset or a target
-    │   ├── ModelError       the base, or an expert that does not fit it
-    │   └── StoreError       the store: newer schema, no space, no right to write
-    └── Fault                what went wrong on the way: exit code 1, says how to go on
-        └── TrainingError    a fine-tune that cannot go on
+MergeToMixError
+├── UserError            what the user can mend: exit code 2, no traceback
+│   ├── RecipeError      the recipe: carries the path of the key
+│   ├── DataError        a dataset or a target
+│   ├── ModelError       the base, or an expert that does not fit it
+│   └── StoreError       the store: newer schema, no space, no right to write
+└── Fault                what went wrong on the way: exit code 1, says how to go on
+    └── TrainingError    a fine-tune that cannot go on
 """
 
 from __future__ import annotations

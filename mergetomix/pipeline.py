@@ -474,4 +474,3 @@ def environment(job: Job) -> dict[str, Any]:
         "precision": "bfloat16" if job.inputs.family.bf16 else "float32",
         "seeds": {"train": job.recipe.train.seed},
     }
-

@@ -321,13 +321,19 @@ class Recipe(Section):
     select_fraction: float = Field(default=0.5, gt=0, lt=1)
     """Share of each target's examples that the search sees; the rest is for the final table alone."""
     device: str = "auto"
-    """`auto` (a GPU where there is one), `cpu`, `cuda`, `cuda:1`, `mps`."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `mps`. Choose among several GPUs with CUDA_VISIBLE_DEVICES."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens, padding included, in one forward pass of an evaluation."""
     store: Text = ".mergetomix"
     """Folder of experts, trials and real fine-tunes; runs may share one."""
     run_dir: Text = "runs/first"
     """Folder for the report, result.json and the final model's link."""
+
+    @model_validator(mode="after")
+    def _keeps_small_updates(self) -> Recipe:
+        if self.base.dtype == "bfloat16" and self.train.method == "full":
+            raise ValueError("base.dtype: bfloat16 rounds away the small steps of train.method: full; use auto, or lora")
+        return self
 
     @model_validator(mode="after")
     def _enough(self) -> Recipe:

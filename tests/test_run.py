@@ -33,7 +33,9 @@ def write_rows(path: Path, question: str, shift: int) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def recipe_values(folder: Path, datasets: tuple[str, ...] = ("a", "b", "c"), targets: tuple[str, ...] = ("t",)) -> dict[str, Any]:
+def recipe_values(
+    folder: Path, datasets: tuple[str, ...] = ("a", "b", "c"), targets: tuple[str, ...] = ("t",)
+) -> dict[str, Any]:
     """A recipe whose every stage takes a moment."""
     for shift, name in enumerate((*datasets, *targets)):
         write_rows(folder / f"{name}.jsonl", f"what about {name} and", shift)
