@@ -284,8 +284,8 @@ def main() -> None:
     """The entry point: errors become one message and an exit code."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Threads that spin while they wait make training up to ten times slower when another program wants a core
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait halve the speed when another program wants a core; see docs/log.md
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:

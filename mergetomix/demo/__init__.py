@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mergetomix.errors import UserError
 
-DATASETS = ("asyncio", "email", "encodings", "http", "unittest", "xml")
+DATASETS = ("asyncio", "encodings", "http", "pydoc_data", "unittest", "xml")
 TARGETS = ("concurrent", "urllib")
 BASE = Path(__file__).parent / "base"
 
@@ -38,6 +38,7 @@ final:
 
 select_fraction: 0.5
 device: cpu
+batch_tokens: 2048
 store: store
 run_dir: run
 """
@@ -56,7 +57,7 @@ def sources(package: str) -> str:
     return str(folder / "**" / "*.py")
 
 
-def write_recipe(folder: Path, max_tokens: int = 30_000) -> Path:
+def write_recipe(folder: Path, max_tokens: int = 24_000) -> Path:
     """Write the demo's recipe in `folder` and give its path; an existing one is kept, so that a change to it counts."""
     path = folder / "recipe.yaml"
     if path.exists():
@@ -64,7 +65,7 @@ def write_recipe(folder: Path, max_tokens: int = 30_000) -> Path:
     lines = [HEAD.format(targets=" and ".join(TARGETS), name=path, base=BASE)]
     lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n' for name in DATASETS]
     lines.append("\ntargets:       # packages that are no candidate\n")
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, score: loss, max_tokens: 20000}}\n' for name in TARGETS]
+    lines += [f'  {name}: {{path: "{sources(name)}", text: true, score: loss, max_tokens: 15000}}\n' for name in TARGETS]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path
