@@ -141,6 +141,7 @@ def init(
     text = starter.recipe(base, starter.pairs(dataset, "--dataset"), starter.pairs(target, "--target"), path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
+    path.with_name("recipe.schema.json").write_text(_schema(), encoding="utf-8")
     print(f"wrote {path}\nnext: look it over, then `mergetomix check {path}`")
 
 
@@ -253,11 +254,15 @@ def merge(
 @app.command()
 def schema() -> None:
     """Print the recipe's JSON schema, for editors."""
+    print(_schema(), end="")
+
+
+def _schema() -> str:
     import json
 
     from mergetomix.recipe import Recipe
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    return json.dumps(Recipe.model_json_schema(), indent=2) + "\n"
 
 
 @app.command()

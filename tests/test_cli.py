@@ -275,6 +275,8 @@ def test_init_without_anything_is_an_example(tmp_path: Path, call: Call) -> None
     code, _, _ = call("init", tmp_path / "recipe.yaml")
     assert code == 0
     assert mergetomix.load_recipe(tmp_path / "recipe.yaml").train.method == "lora"
+    first = (tmp_path / "recipe.yaml").read_text().splitlines()[0]
+    assert json.loads((tmp_path / first.rpartition("=")[2]).read_text())["title"] == "Recipe"
 
 
 def test_the_shipped_schema_is_the_recipes(call: Call) -> None:

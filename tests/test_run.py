@@ -149,6 +149,20 @@ def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.
     assert scores.mean == pytest.approx(final.scores["t"].mean, abs=1e-6)
 
 
+def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    from itertools import combinations
+
+    from mergetomix import pipeline
+
+    with pipeline.open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
+        estimate = pipeline.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5)
+        fixed = m2m.load_recipe(finished[0] / "recipe.yaml", ["train.max_steps=2"])
+    mixtures = [chosen for k in (1, 2, 3) for chosen in combinations("abc", k)]
+    assert estimate == pytest.approx(sum(len(chosen) * 7.0 + 0.5 for chosen in mixtures))
+    with pipeline.open_job(fixed) as job:
+        assert pipeline.brute_force_s(job, 3 * 7.0, 0.5) == pytest.approx(len(mixtures) * 7.5)
+
+
 def test_the_same_recipe_again_does_nothing_twice(finished: tuple[Path, m2m.Result, Heard]) -> None:
     folder = finished[0]
     before, heard = result_of(folder), Heard()
