@@ -5,8 +5,8 @@
     result = m2m.run("recipe.yaml")
     print(result.selected.datasets)
 
-Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts` and `search_mixtures` are its first stages
-alone; `check` looks before anything is trained; `write_proxy` writes a mixture's merged model.
+Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`, `search_mixtures` and `finalize` are its
+stages; `check` looks before anything is trained; `write_proxy` writes a mixture's merged model.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, UserError
+from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, TrainingError, UserError
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial
 
 if TYPE_CHECKING:
+    from mergetomix.plan import Plan
     from mergetomix.progress import Listener
     from mergetomix.recipe import Recipe
 
@@ -32,22 +33,39 @@ __all__ = [
     "MergeToMixError",
     "Mixture",
     "ModelError",
+    "Plan",
+    "Recipe",
     "RecipeError",
     "Result",
     "Row",
     "Scores",
     "Selection",
     "StoreError",
+    "TrainingError",
     "Trial",
     "UserError",
     "__version__",
     "check",
+    "finalize",
     "load_recipe",
     "run",
     "search_mixtures",
     "train_experts",
     "write_proxy",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Recipe` and `Plan`, whose modules are not loaded before they are asked for."""
+    if name == "Recipe":
+        from mergetomix.recipe import Recipe
+
+        return Recipe
+    if name == "Plan":
+        from mergetomix.plan import Plan
+
+        return Plan
+    raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
 
 
 def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -79,6 +97,7 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
     from mergetomix import pipeline, report
 
     checked = load_recipe(recipe)
+    report.begin(checked)
     result = pipeline.run(checked, listener)
     report.write(result, checked)
     return result
@@ -99,6 +118,18 @@ def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: L
     with pipeline.open_job(load_recipe(recipe), listener) as job:
         pipeline.train_experts(job)
         return pipeline.search_mixtures(job)
+
+
+def finalize(recipe: str | Path | Mapping[str, Any] | Recipe, selection: Selection, listener: Listener | None = None) -> Result:
+    """Fine-tune on a selection for real, score it beside the baselines on the report part, and write the report."""
+    from mergetomix import pipeline, report
+
+    checked = load_recipe(recipe)
+    with pipeline.open_job(checked, listener) as job:
+        experts = pipeline.train_experts(job)
+        result = pipeline.result_of(job, experts, selection, pipeline.finalize(job, selection))
+    report.write(result, checked)
+    return result
 
 
 def write_proxy(
@@ -122,7 +153,7 @@ def write_proxy(
         pipeline.merge_to_folder(job, pipeline.mixture_of(job, datasets, weights), Path(out))
 
 
-def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Any:
+def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Plan:
     """Read everything that a run will read and plan it: see `mergetomix.plan.Plan`. Trains nothing."""
     from mergetomix import plan
 

@@ -207,7 +207,10 @@ def search(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def final(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Stage 3: fine-tune on the selection, compare, report."""
+    """Stage 3: fine-tune on the selection, compare, report.
+
+    Trains experts and searches first where that was not done.
+    """
     loaded = _load(recipe, overrides)
     if not loaded.final.train:
         raise UserError("final.train is false in this recipe", hint="add --set final.train=true")

@@ -16,7 +16,7 @@ from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 from mergetomix.recipe import Target as TargetSpec
 from mergetomix.records import Part, Scores
-from mergetomix.store import Store, hash_files
+from mergetomix.store import Store, digest, hash_files
 from mergetomix.targets.python import Function, call, load_function
 
 
@@ -30,11 +30,15 @@ class Material:
 
 @dataclass(frozen=True)
 class Scorer:
-    """A target over one part of its examples, with the address that its scores are kept under."""
+    """A target over one part of its examples, with the address that its scores are kept under.
+
+    `num_cut` prompts lost their beginning to leave room for the answer.
+    """
 
     target: targets.Target
     address: str
     num_examples: int
+    num_cut: int = 0
 
     def score(self, model: Any) -> Scores:
         """The scores of a model."""
@@ -121,6 +125,8 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
             scorers["select"][name], scorers["report"][name] = both
             advance(1)
     warnings += _notes(candidates | materials, family.max_length)
+    prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
+    warnings += _counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
     _check_shared(candidates, materials, warnings)
     return Inputs(recipe, family, candidates, scorers, warnings)
 
@@ -151,7 +157,9 @@ def _scorers(spec: TargetSpec, examples: Examples, setting: targets.Setting, sel
 
 def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting) -> Scorer:
     target = targets.build(spec, part, setting)
-    return Scorer(target, target.address(), len(part))
+    # scores depend on the batches they were computed in, by a rounding
+    address = digest(target.address(), setting.batch_tokens)
+    return Scorer(target, address, len(part), getattr(target, "num_cut", 0))
 
 
 def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
@@ -162,13 +170,11 @@ def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction:
         num = len(call(function, setting.family.load(), setting.family.tokenizer, None, setting.where))
     else:
         num = len(rows)
-    if num < 2:
-        raise DataError(setting.where, f"{num} example is too few: a select and a report part need at least two")
-    order = list(range(num))
-    random.Random(spec.seed).shuffle(order)
-    cut = min(num - 1, max(1, round(num * select_fraction)))
+    texts = [repr(sorted(rows[i].items(), key=str)) if rows is not None else str(i) for i in range(num)]
+    items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
+    parts = data.split(Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed)
     scorers = []
-    for keep in (sorted(order[:cut]), sorted(order[cut:])):
+    for keep in ([item.row for item in part] for part in parts):
         target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting)
         scorers.append(Scorer(target, target.address(), len(keep)))
     return scorers[0], scorers[1]
@@ -193,9 +199,11 @@ def _notes(materials: Mapping[str, Material], max_length: int) -> list[str]:
     """What the user should know of how rows became sequences: one line for each kind of thing."""
     split = {name: material.encoding.num_split for name, material in materials.items()}
     cut = {name: material.encoding.num_cut for name, material in materials.items()}
+    ended = {name: material.encoding.num_ended for name, material in materials.items()}
     return [
         *_counted(split, f"texts over {max_length} tokens are cut into several sequences"),
         *_counted(cut, f"examples over {max_length} tokens lose the beginning of their prompt"),
+        *_counted(ended, f"answers that alone are over {max_length} tokens lose their end"),
         *(note for material in materials.values() for note in material.examples.notes()),
     ]
 

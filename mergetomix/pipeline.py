@@ -5,6 +5,7 @@ What the store holds is not done twice, so every stage can be run alone, and aga
 
 from __future__ import annotations
 
+import math
 import platform
 import shutil
 import time
@@ -18,7 +19,7 @@ from mergetomix import merge, search, train
 from mergetomix.bank import Bank, read_delta
 from mergetomix.bank import params as live_params
 from mergetomix.errors import Fault, StoreError, TrainingError, UserError
-from mergetomix.inputs import Inputs, read_inputs
+from mergetomix.inputs import Inputs, Scorer, read_inputs
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener, Silent
 from mergetomix.recipe import Recipe
@@ -68,22 +69,26 @@ class Job:
         """The address of the base fine-tuned on the union of some datasets."""
         names = tuple(sorted(datasets))
         if names not in self._keys:
-            contents = [self.inputs.content(name) for name in names]
+            contents = [self.inputs.content(name) for name in self.by_content(names)]
             given = [self.inputs.expert_content(name, self.store) for name in names] if len(names) == 1 else []
             self._keys[names] = digest("finetune", self.inputs.base_key(self.store), contents, self.settings, given)
         return self._keys[names]
 
+    def by_content(self, datasets: Sequence[str]) -> list[str]:
+        """Datasets in the order of their content, in which a union is trained on: a new name changes nothing."""
+        return sorted(datasets, key=self.inputs.content)
+
     def proxy_key(self, mixture: Mixture) -> str:
         """The address of a mixture's proxy: its experts and their factors."""
         factors = merge.coefficients(mixture, self.recipe.merge.scale.exponent)
-        experts = [[self.finetune_key([name]), factors[name]] for name in sorted(factors)]
+        experts = sorted([self.finetune_key([name]), factor] for name, factor in factors.items())
         return digest("proxy", self.recipe.merge.method, experts)
 
     def bank(self) -> Bank:
         """The live base and every expert's delta, read from disk once."""
         if self._bank is None:
             model = self.inputs.family.load()
-            base = {name: tensor.detach().clone() for name, tensor in live_params(model).items()}
+            base = live_params(model)
             names = self.space().allowed
             with self.listener.task("experts", "reading experts", len(names)) as advance:
                 deltas = {}
@@ -96,6 +101,11 @@ class Job:
                     advance(1)
             self._bank = Bank(model, deltas)
         return self._bank
+
+    def release(self) -> None:
+        """Frees the bank: a fine-tune needs the memory."""
+        self._bank = None
+        free_memory()
 
     def count(self, what: str) -> None:
         """Keeps count of what the store held already."""
@@ -174,39 +184,77 @@ def search_mixtures(job: Job) -> Selection:
     """Evaluate proxies on the select part of the targets until the strategy is done; the best first."""
     base = evaluate_base(job, "select")
     strategy = search.build(job.recipe.search.strategy, job.space())
-    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
     trials: list[Trial] = []
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
         while (mixture := strategy.ask()) is not None:
-            scores = evaluate_proxy(job, mixture, "select")
-            trials.append(Trial(mixture, scores, objective(scores, base, weights)))
+            trials.append(trial_of(job, mixture, base))
             strategy.tell(mixture, trials[-1].objective)
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
     job.tell_reused("trials", len(trials))
-    ranked = sorted(trials, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets))
-    return Selection(ranked[0].mixture, tuple(ranked), strategy.name, base)
+    tried = {trial.mixture: trial for trial in trials}
+    singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
+    experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
+    best_first = ranked(trials)
+    return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+
+
+def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """Trials, the best objective first; of equals the one with fewer datasets, then by name."""
+    return tuple(sorted(trials, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets)))
+
+
+def trial_of(job: Job, mixture: Mixture, base: Mapping[str, Scores]) -> Trial:
+    """A mixture's proxy scored on the select part."""
+    scores = evaluate_proxy(job, mixture, "select")
+    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
+    return Trial(mixture, scores, objective(scores, base, weights))
 
 
 def finalize(job: Job, selection: Selection) -> tuple[Row, ...]:
     """The final table, on the report part that the search never saw: base, experts, proxy, the selected mixture fine-tuned
     for real, and the baselines that the recipe asks for."""
     options = job.recipe.final
-    base = evaluate_base(job, "report")
-    rows = [row(job, "base", "base", None, base, base)]
-    for name in job.space().allowed:
-        single = Mixture((name,), (1.0,))
-        rows.append(row(job, f"expert {name}", "expert", single, evaluate_proxy(job, single, "report"), base))
-    rows.append(row(job, "proxy", "proxy", selection.mixture, evaluate_proxy(job, selection.mixture, "report"), base))
+    rows = merged_rows(job, selection)
+    base = rows[0].scores
+    job.release()
     if options.train:
         rows.append(real_row(job, "selected", "final", selection.mixture, base))
     if "all" in options.baselines:
-        everything = job.space().mixture(job.space().allowed)
-        rows.append(real_row(job, "all datasets", "all", everything, base))
+        rows += baseline_row(job, "all datasets", "all", job.space().mixture(job.space().allowed), base)
     if "random" in options.baselines:
         drawn = job.space().sample(options.num_random, job.recipe.train.seed)
-        rows += [real_row(job, f"random {i + 1}", "random", mixture, base) for i, mixture in enumerate(drawn)]
+        for i, mixture in enumerate(drawn):
+            rows += baseline_row(job, f"random {i + 1}", "random", mixture, base)
+    job.tell_reused("real fine-tunes", sum(line.path is not None and len(line.mixture or ()) > 1 for line in rows))
     return tuple(rows)
+
+
+def merged_rows(job: Job, selection: Selection) -> list[Row]:
+    """The lines of the final table that need no fine-tune: base, experts, and the selected mixture's proxy."""
+    singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
+    with job.listener.task("final", "scoring base, experts and proxy on the report part", len(singles) + 2) as advance:
+        base = evaluate_base(job, "report")
+        rows = [row(job, "base", "base", None, base, base)]
+        for single in singles:
+            advance(1)
+            beat(job, "final: scoring experts", len(rows), len(singles) + 2)
+            scores = evaluate_proxy(job, single, "report")
+            rows.append(row(job, f"expert {single}", "expert", single, scores, base))
+        advance(1)
+        scores = evaluate_proxy(job, selection.mixture, "report")
+        rows.append(row(job, "proxy", "proxy", selection.mixture, scores, base))
+        advance(1)
+    return rows
+
+
+def baseline_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str, Scores]) -> list[Row]:
+    """A baseline's line, or none where its training failed: a comparison less, but the result stands."""
+    try:
+        return [real_row(job, name, kind, mixture, base)]
+    except TrainingError as error:
+        job.warn(f"the baseline {name!r} is left out: {error.message}")
+        return []
 
 
 def fit(job: Job, datasets: Sequence[str], stage: str) -> Finetune:
@@ -226,7 +274,7 @@ def fit(job: Job, datasets: Sequence[str], stage: str) -> Finetune:
 def _train(job: Job, key: str, names: Sequence[str], stage: str) -> Finetune:
     mixture = Mixture.union(names)
     given = job.recipe.datasets[names[0]].expert if len(names) == 1 else None
-    sequences = train.union([job.inputs.sequences(name) for name in names])
+    sequences = train.union([job.inputs.sequences(name) for name in job.by_content(names)])
     num_tokens, seconds = 0, 0.0
     if given is not None:
         path = given
@@ -295,8 +343,11 @@ def evaluate_real(job: Job, record: Finetune, part: Part) -> dict[str, Scores]:
     known, missing = known_scores(job, record.key, part)
     if not missing:
         return known
-    model = job.inputs.family.load_finetune(record.path)
-    return known | score_and_keep(job, model, Model(record.key, "real", record.mixture, 0.0), missing, part)
+    entry = Model(record.key, "real", record.mixture, 0.0)
+    with job.listener.task("final", f"scoring the fine-tune on {record.mixture}", len(missing)) as advance:
+        scored = score_and_keep(job, job.inputs.family.load_finetune(record.path), entry, missing, part)
+        advance(len(missing))
+    return known | scored
 
 
 @dataclass(frozen=True)
@@ -324,7 +375,7 @@ def score_and_keep(job: Job, model: Any, entry: Model, names: Sequence[str], par
     scored, seconds = {}, {}
     for name in names:
         started = time.monotonic()
-        scored[name] = job.inputs.targets(part)[name].score(model)
+        scored[name] = within_memory(job.inputs.targets(part)[name], model, name)
         seconds[name] = time.monotonic() - started
         check_finite(scored[name], entry, name)
     with job.store.transaction():
@@ -333,6 +384,28 @@ def score_and_keep(job: Job, model: Any, entry: Model, names: Sequence[str], par
             address = job.inputs.targets(part)[name].address
             job.store.add_scores(entry.key, address, part, scored[name], seconds[name])
     return scored
+
+
+def within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
+    """The scores of a model. Raises Fault where the device's memory is too small for the batches."""
+    import torch
+
+    try:
+        return scorer.score(model)
+    except torch.OutOfMemoryError as error:
+        message = f"scoring target {name} needs more memory than the device has: {str(error).splitlines()[0]}"
+        raise Fault(message, hint="lower batch_tokens") from None
+
+
+def free_memory() -> None:
+    """Gives back what models that are no longer used still hold."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def check_finite(scores: Scores, entry: Model, target: str) -> None:
@@ -354,6 +427,7 @@ def real_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str
     """Fine-tune on a mixture for real and score it."""
     record = fit(job, mixture.datasets, "final")
     line = row(job, name, kind, mixture, evaluate_real(job, record, "report"), base)
+    free_memory()
     return Row(line.name, line.kind, line.mixture, line.scores, line.gain, record.path)
 
 
@@ -402,6 +476,21 @@ def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
     return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in sizes.items())
 
 
+def finetunes(job: Job) -> list[tuple[str, ...]]:
+    """The datasets of every fine-tune of a run, each once. The final one is not known before the search: the first half of
+    the datasets, two at least, stand for it."""
+    space, options = job.space(), job.recipe.final
+    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
+    if options.train:
+        least, most = space.bounds
+        wanted.append(space.allowed[: max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))])
+    if "all" in options.baselines:
+        wanted.append(space.allowed)
+    if "random" in options.baselines:
+        wanted += [mixture.datasets for mixture in space.sample(options.num_random, job.recipe.train.seed)]
+    return list(dict.fromkeys(wanted))
+
+
 def check_given_experts(job: Job) -> None:
     """Raises ModelError where an expert that the recipe gives does not fit the base."""
     given = {name: spec.expert for name, spec in job.recipe.datasets.items() if spec.expert is not None}
@@ -414,9 +503,9 @@ def check_given_experts(job: Job) -> None:
 
 def check_space(job: Job) -> None:
     """Raises StoreError where the disk has no room for what is to be trained."""
-    todo = [name for name in job.space().allowed if job.store.finetune(job.finetune_key([name])) is None]
-    finals = len(job.recipe.final.baselines) + job.recipe.final.num_random if todo else 0
-    needed = job.inputs.finetune_bytes() * (len(todo) + finals)
+    given = {name for name, spec in job.recipe.datasets.items() if spec.expert is not None}
+    todo = [names for names in finetunes(job) if job.store.finetune(job.finetune_key(names)) is None and set(names) - given]
+    needed = job.inputs.finetune_bytes() * len(todo)
     free = job.store.free_bytes()
     if needed > free:
         message = f"{job.store.path} has {free / 1e9:.1f} GB free, and the fine-tunes need about {needed / 1e9:.1f} GB"
@@ -425,21 +514,25 @@ def check_space(job: Job) -> None:
 
 def mixture_of(job: Job, datasets: Sequence[str], weights: Sequence[float] | None) -> Mixture:
     """The mixture that a user names. Raises UserError for an unknown dataset or weights that make none."""
-    unknown = sorted(set(datasets) - set(job.space().allowed))
+    unknown = sorted(set(datasets) - set(job.recipe.datasets))
     if unknown or not datasets:
-        known = ", ".join(job.space().allowed)
+        known = ", ".join(job.recipe.datasets)
         raise UserError(f"no dataset is called {unknown[0]!r}" if unknown else "name at least one dataset", hint=known)
+    forbidden = sorted(set(datasets) & set(job.recipe.search.forbid))
+    if forbidden:
+        raise UserError(f"the recipe forbids {forbidden[0]!r}", hint="take it out of search.forbid")
     if weights is None:
         return job.space().mixture(frozenset(datasets))
-    if len(weights) != len(datasets) or min(weights) < 0 or sum(weights) <= 0:
+    finite = all(math.isfinite(weight) and weight >= 0 for weight in weights)
+    if len(weights) != len(datasets) or not finite or sum(weights) <= 0:
         raise UserError(f"{len(datasets)} datasets need as many weights, none negative, not all zero; got {list(weights)}")
     return Mixture.union(datasets, dict(zip(datasets, weights, strict=True)))
 
 
 def merge_to_folder(job: Job, mixture: Mixture, out: Path) -> None:
     """Write a mixture's proxy as a Hugging Face folder that `from_pretrained` loads."""
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} exists and is not empty", hint="name a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no empty folder", hint="name a new folder")
     train_experts(job)
     bank = job.bank()
     bank.set(merge.coefficients(mixture, job.recipe.merge.scale.exponent))
@@ -463,7 +556,7 @@ def environment(job: Job) -> dict[str, Any]:
 
     import torch
 
-    packages = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    packages = ("mergetomix", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
     device = job.inputs.family.device
     return {
         "python": platform.python_version(),
@@ -472,5 +565,9 @@ def environment(job: Job) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "threads": torch.get_num_threads(),
         "precision": "bfloat16" if job.inputs.family.bf16 else "float32",
-        "seeds": {"train": job.recipe.train.seed},
+        "seeds": {
+            "train": job.recipe.train.seed,
+            **{f"datasets.{name}": spec.seed for name, spec in job.recipe.datasets.items()},
+            **{f"targets.{name}": spec.seed for name, spec in job.recipe.targets.items()},
+        },
     }

@@ -83,7 +83,7 @@ def plan(job: Job, speed: Speed) -> Plan:
     """The plan of a job at a given speed."""
     space = job.space()
     strategy = search.build(job.recipe.search.strategy, space)
-    wanted = finetunes(job)
+    wanted = pipeline.finetunes(job)
     todo = [names for names in wanted if job.store.finetune(job.finetune_key(names)) is None]
     mean = sum(tokens_of(job, [name]) for name in space.allowed) / len(space.allowed)
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
@@ -96,7 +96,7 @@ def plan(job: Job, speed: Speed) -> Plan:
         num_space=len(space),
         strategy=strategy.name,
         train_s=sum(tokens_of(job, names) for names in todo) * speed.train_s_per_token,
-        evaluate_s=strategy.expected() * speed.evaluate_s,
+        evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
         disk_bytes=len(todo) * job.inputs.finetune_bytes(),
         free_bytes=job.store.free_bytes(),
         brute_force_s=pipeline.brute_force_s(job, experts_s, speed.evaluate_s),
@@ -104,18 +104,16 @@ def plan(job: Job, speed: Speed) -> Plan:
     )
 
 
-def finetunes(job: Job) -> list[tuple[str, ...]]:
-    """The datasets of every fine-tune of a run. The final one is not known yet: half of the datasets stand for it."""
-    space, options = job.space(), job.recipe.final
-    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    if options.train:
-        least, most = space.bounds
-        wanted.append(space.allowed[: max(least, min(most, (len(space.allowed) + 1) // 2))])
-    if "all" in options.baselines:
-        wanted.append(space.allowed)
-    if "random" in options.baselines:
-        wanted += [mixture.datasets for mixture in space.sample(options.num_random, job.recipe.train.seed)]
-    return wanted
+def evaluations(job: Job, num_finetunes: int) -> int:
+    """How many times a run scores the targets: the trials that the store lacks, and the final table's lines.
+
+    The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
+    """
+    strategy = search.build(job.recipe.search.strategy, job.space())
+    trials = strategy.expected()
+    if strategy.name == "exhaustive":
+        trials = sum(bool(pipeline.known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
+    return trials + num_finetunes + 2
 
 
 def tokens_of(job: Job, names: Sequence[str]) -> int:
@@ -125,10 +123,21 @@ def tokens_of(job: Job, names: Sequence[str]) -> int:
 
 
 def measure(job: Job) -> Speed:
-    """Time one training batch of the first dataset and one batch of each target, each after a batch to warm up."""
+    """Time one training batch of the first dataset, the second of two, and the select part of each target once."""
     family = job.inputs.family
-    model = family.load()
-    evaluate_s = sum(_time_target(job, name, model) for name in job.recipe.targets)
+    with job.listener.task("check", "measuring the speed of this machine", len(job.recipe.targets) + 1) as advance:
+        model = family.load()
+        evaluate_s = 0.0
+        for name in job.recipe.targets:
+            evaluate_s += _time_target(job, name, model)
+            advance(1)
+        train_s_per_token = _time_training(job, model)
+        advance(1)
+    return Speed(train_s_per_token, evaluate_s)
+
+
+def _time_training(job: Job, model: Any) -> float:
+    """Seconds per token of one training batch."""
     settings = job.recipe.train
     name = job.space().allowed[0]
     batch = list(job.inputs.sequences(name)[: settings.batch_size])
@@ -136,18 +145,21 @@ def measure(job: Job) -> Speed:
         from peft import get_peft_model
 
         model = get_peft_model(model, lora_config(settings.lora))
-    seconds = _time_step(job, model.train(), batch)
-    return Speed(seconds / sum(len(sequence.ids) for sequence in batch), evaluate_s)
+    return _time_step(job, model.train(), batch) / sum(len(sequence.ids) for sequence in batch)
 
 
 def _time_step(job: Job, model: Any, batch: Sequence[Encoded]) -> float:
     """Seconds of a forward and backward pass, the second of two."""
+    import torch
+
     family = job.inputs.family
     (padded,) = family.batches(batch, 10**9)
     seconds = 0.0
     for _ in range(2):
         started = time.monotonic()
         model(input_ids=padded.ids, attention_mask=padded.mask, labels=padded.labels, use_cache=False).loss.backward()
+        if family.device == "cuda":
+            torch.cuda.synchronize()  # a GPU works on while Python goes on
         seconds = time.monotonic() - started
     return seconds
 
@@ -155,7 +167,7 @@ def _time_step(job: Job, model: Any, batch: Sequence[Encoded]) -> float:
 def _time_target(job: Job, name: str, model: Any) -> float:
     scorer = job.inputs.targets("select")[name]
     started = time.monotonic()
-    scorer.score(model)
+    pipeline.within_memory(scorer, model, name)
     return time.monotonic() - started
 
 

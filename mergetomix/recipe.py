@@ -387,7 +387,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file is missing, is no YAML, or does not say what to do; names the key.
     """
     path = Path(path)
-    raw = _read(path)
+    raw = read_values(path)
     if not isinstance(raw, dict):
         raise RecipeError("", f"{path} must be a mapping with base, datasets and targets")
     for override in overrides:
@@ -417,7 +417,7 @@ def _writable(rows: Any) -> Any:
     return f"<{len(rows) if hasattr(rows, '__len__') else 'some'} rows given from Python>"
 
 
-def _read(path: Path) -> Any:
+def read_values(path: Path) -> Any:
     """What a YAML file says; what is wrong with the file is a RecipeError."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
@@ -464,6 +464,9 @@ def _resolve_source(source: S, folder: Path) -> S:
     function = getattr(source, "function", None)
     if isinstance(function, str):
         file, _, name = function.rpartition(":")
+        beside = file.replace(".", "/") + ".py"  # a module beside the recipe need not be installed
+        if not file.endswith(".py") and _under(folder, beside).is_file():
+            file = beside
         if file.endswith(".py"):
             update["function"] = f"{_under(folder, file).resolve()}:{name}"
     return source.model_copy(update=update)

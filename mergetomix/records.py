@@ -139,17 +139,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a search: the mixture chosen and every trial, best first."""
+    """The outcome of a search: the mixture chosen, every trial, and every single expert as a trial, best first each."""
 
     mixture: Mixture
     trials: tuple[Trial, ...]
     strategy: str
     base: Mapping[str, Scores]
+    singles: tuple[Trial, ...]
 
     @property
-    def best_expert(self) -> Trial | None:
-        """The best trial of a single dataset; None where no single dataset was tried."""
-        return next((trial for trial in self.trials if len(trial.mixture) == 1), None)
+    def best_expert(self) -> Trial:
+        """The best single expert on the select part, whether or not the search may choose it."""
+        return self.singles[0]
 
 
 @dataclass(frozen=True)

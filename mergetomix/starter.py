@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mergetomix.errors import DataError, UserError
-from mergetomix.recipe import DATA_SUFFIXES, Dataset, load, resolve_data_path
+from mergetomix.recipe import DATA_SUFFIXES, Dataset, Recipe, read_values, resolve_data_path
 
 PAIRS = (
     ("prompt", "completion"),
@@ -115,11 +115,12 @@ def _columns(path: str) -> tuple[str, ...]:
 
 def store_of(path: Path) -> Path:
     """The store that a recipe, a run's folder or a store's path leads to."""
-    if path.is_file():
-        return Path(load(path).store)
-    if (path / "recipe.yaml").is_file() and not (path / "ledger.sqlite").exists():
-        return Path(load(path / "recipe.yaml").store)
-    return path
+    if path.is_dir() and (path / "recipe.yaml").is_file() and not (path / "ledger.sqlite").exists():
+        path = path / "recipe.yaml"
+    if not path.is_file():
+        return path
+    store = read_values(path).get("store") or Recipe.model_fields["store"].default
+    return path.resolve().parent / Path(str(store)).expanduser()
 
 
 def _lines(entries: Mapping[str, str]) -> str:

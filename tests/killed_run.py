@@ -14,6 +14,7 @@ from typing import Any
 
 import mergetomix
 from mergetomix import pipeline, report
+from mergetomix.cli import Lines
 from mergetomix.store import Store
 
 moment, passed = int(sys.argv[2]), 0
@@ -43,5 +44,5 @@ around(os, "rename")
 around(Store, "add_finetune")
 around(Store, "add_scores")
 around(report, "_put")
-mergetomix.run(sys.argv[1])
+mergetomix.run(sys.argv[1], Lines())
 print(f"moments {passed}")

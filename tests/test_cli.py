@@ -209,6 +209,26 @@ def test_long_examples_are_counted(tmp_path: Path, call: Call) -> None:
     assert code == 0 and "examples over 32 tokens lose the beginning of their prompt: a 3" in errors
 
 
+def test_long_answers_and_prompts_without_room_are_counted(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    rewrite(tmp_path / "a.jsonl", [{"question": "why?", "answer": "so " * 300}, {"question": "how?", "answer": "so"}])
+    values["train"]["max_length"] = 256
+    rewrite(tmp_path / "t.jsonl", [{"question": f"{i} " + "why " * 150, "answer": "so"} for i in range(4)])
+    values["targets"]["t"] |= {"score": "generate", "max_new_tokens": 200}
+    code, _, errors = call("check", write_recipe(tmp_path, values))
+    assert code == 0
+    assert "answers that alone are over 256 tokens lose their end: a 1" in errors
+    assert "leave room for max_new_tokens: t 4" in errors
+
+
+def test_a_function_beside_the_recipe_is_found(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    (tmp_path / "scoring.py").write_text("def score(model, tokenizer):\n    return [0.1, 0.2, 0.3]\n")
+    values["targets"]["t"] = {"score": "python", "function": "scoring:score"}
+    code, output, _ = call("check", write_recipe(tmp_path, values))
+    assert code == 0 and "python" in output
+
+
 def test_some_shared_rows_are_a_warning(tmp_path: Path, call: Call) -> None:
     values = recipe_values(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
@@ -244,7 +264,7 @@ def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> N
     code, output, _ = call("merge", path, "a,c", "-o", tmp_path / "merged")
     assert code == 0 and (tmp_path / "merged" / "model.safetensors").exists()
     code, _, errors = call("merge", path, "a,c", "-o", tmp_path / "merged")
-    assert code == 2 and "not empty" in errors
+    assert code == 2 and "no empty folder" in errors
     code, _, errors = call("merge", path, "a,z", "-o", tmp_path / "other")
     assert code == 2 and "'z'" in errors
     report = (tmp_path / "run" / "report.md").read_text()

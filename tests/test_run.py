@@ -205,10 +205,46 @@ def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
     assert after["example_scores"] == 2 * before["example_scores"]
 
 
+def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mergetomix import pipeline, train
+
+    values = recipe_values(tmp_path)
+    path = write_recipe(tmp_path, values)
+    selected = m2m.search_mixtures(path).mixture
+    original = train.finetune
+
+    def failing(family: Any, sequences: Any, *rest: Any) -> Any:
+        if len(sequences) == 3 * len(WORDS):
+            raise m2m.TrainingError("the loss is nan at step 1")
+        return original(family, sequences, *rest)
+
+    monkeypatch.setattr(pipeline.train, "finetune", failing)
+    if len(selected) == 3:
+        pytest.skip("the selection is the union of all, which is made to fail here")
+    result = m2m.run(path)
+    assert result.row("final") is not None and result.row("all") is None
+    assert any("all datasets" in text and "nan" in text for text in result.warnings)
+
+
+def test_the_best_expert_is_known_where_no_single_dataset_may_be_chosen(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    values |= {"search": {"min_datasets": 2}, "final": {"train": False, "baselines": []}}
+    result = m2m.run(write_recipe(tmp_path, values))
+    assert len(result.selection.trials) == 4 and len(result.selection.singles) == 3
+    assert len(result_of(tmp_path)["baselines"]["best_expert"]["datasets"]) == 1
+
+
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Standard output and standard error of a process that must succeed."""
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output, errors
 
 
 def status_of(path: Path) -> str:
@@ -223,19 +259,20 @@ def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
         values = recipe_values(folder)
-        values["train"]["max_steps"] = 2
+        values["train"]["max_steps"] = 1
         recipes.append(write_recipe(folder, values))
-    whole = start(HERE / "killed_run.py", recipes[1], "0")
-    for moment in (1, 5, 6, 9, 4, 8, 12, 3, 17, 14):
-        killed = start(HERE / "killed_run.py", recipes[0], str(moment))
+    output, errors = finish(start(HERE / "killed_run.py", recipes[1], "0"))
+    num_moments = int(output.rpartition("moments ")[2])
+    stages = []
+    for i in range(10):
+        # a tenth of all moments each, and not the same place within a unit of work: the kills reach every stage
+        killed = start(HERE / "killed_run.py", recipes[0], str(num_moments // 10 + 3 + i % 3))
         _, errors = killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL, errors
-        assert not (folders[0] / "run" / "result.json").exists()
-    resumed = start(HERE / "killed_run.py", recipes[0], "0")
-    for process in (whole, resumed):
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert "moments" in output
+        stages.append(next(line.split(":")[0] for line in reversed(errors.splitlines()) if ": " in line))
+    assert {"experts", "search", "final"} <= set(stages), (stages, num_moments)
+    _, errors = finish(start(HERE / "killed_run.py", recipes[0], "0"))
+    assert "experts: 3 of 3 were in the store" in errors and "trials: 7 of 7 were in the store" in errors
     killed_result, whole_result = (without_times(result_of(folder), folder) for folder in folders)
     assert killed_result == whole_result
 
@@ -297,8 +334,11 @@ def test_stages_with_objects_instead_of_files(tmp_path: Path) -> None:
     assert len(selection.trials) == 3
     plan = m2m.check(recipe)
     assert plan.num_finetunes == 3 and plan.num_reused >= 2
-    result = m2m.run(recipe)
+    assert isinstance(plan, m2m.Plan)
+    finalized = m2m.finalize(recipe, selection)
+    result = m2m.run(m2m.load_recipe(recipe))
     assert result.selected == selection.mixture
+    assert result.table == finalized.table
     m2m.write_proxy(recipe, ["x", "y"], tmp_path / "merged", [1, 3])
     from transformers import AutoModelForCausalLM
 

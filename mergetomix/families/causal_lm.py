@@ -8,7 +8,7 @@ import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,12 +42,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The sequences of some examples, and how many examples were too long: `cut` lost their start, `split` became several."""
+    """The sequences of some examples, and how many examples were too long.
+
+    `cut` lost the start of their prompt, `split` became several sequences, `ended` lost the end of their answer.
+    """
 
     sequences: tuple[Encoded, ...]
     num_examples: int
     num_cut: int
     num_split: int
+    num_ended: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -251,10 +255,11 @@ class CausalLM:
         """Examples as sequences of at most `max_length` tokens.
 
         A text too long becomes several sequences, each beginning with the last token of the one before, so that every
-        token is scored once. A prompt with its completion too long loses the beginning of the prompt.
+        token is scored once. A prompt with its completion too long loses the beginning of the prompt, a chat its earliest
+        turns; a completion that is too long by itself loses its end.
         """
         sequences: list[Encoded] = []
-        num_cut = num_split = 0
+        num_cut = num_split = num_ended = 0
         segments = [self.segments(example, where) for example in examples]
         pieces = iter(self._pieces([text for parts in segments for text, _ in parts]))
         for i, (example, parts) in enumerate(zip(examples, segments, strict=True)):
@@ -264,9 +269,12 @@ class CausalLM:
                 num_split += too_long
                 sequences += _windows(ids, labels, self.max_length, i)
             else:
-                num_cut += too_long
-                sequences.append(_cut(ids, labels, self.max_length, self._num_start(ids), i))
-        return Encoding(tuple(sequences), len(examples), num_cut, num_split)
+                if too_long:
+                    ids, labels = _cut(ids, labels, self.max_length, self._num_start(ids), bool(example.messages))
+                    ended = len(ids) > self.max_length
+                    num_ended, num_cut = num_ended + ended, num_cut + (not ended)
+                sequences.append(_encoded(ids[: self.max_length], labels[: self.max_length], i))
+        return Encoding(tuple(sequences), len(examples), num_cut, num_split, num_ended)
 
     def _pieces(self, texts: list[str]) -> list[list[int]]:
         """Token ids of many pieces of text, encoded apart: a completion's tokens never depend on its prompt."""
@@ -309,7 +317,11 @@ class CausalLM:
             ids = self.tokens(self.render(turns, where, reply=True))
         else:
             ids = self._opened(self.tokens(example.prompt))
-        return self.shorten(ids, min(self.max_length, (self.limit or self.max_length + num_new) - num_new))
+        return self.shorten(ids, self.room(num_new))
+
+    def room(self, num_new: int) -> int:
+        """The longest prompt that leaves the model `num_new` tokens for an answer."""
+        return min(self.max_length, (self.limit or self.max_length + num_new) - num_new)
 
     def batches(self, sequences: Sequence[Encoded], batch_tokens: int) -> list[Batch]:
         """Padded batches by length, of at most `batch_tokens` tokens each (or one sequence), the same every time."""
@@ -422,7 +434,7 @@ def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encodi
             break
         kept.append(i)
     sequences = tuple(encoding.sequences[i] for i in sorted(kept))
-    return Encoding(sequences, len({s.example for s in sequences}), encoding.num_cut, encoding.num_split)
+    return replace(encoding, sequences=sequences, num_examples=len({s.example for s in sequences}))
 
 
 def content(sequences: Sequence[Encoded]) -> str:
@@ -521,15 +533,15 @@ def _encoded(ids: list[int], labels: list[int], example: int) -> Encoded:
     return Encoded(tuple(ids), (IGNORE, *labels[1:]), example)
 
 
-def _cut(ids: list[int], labels: list[int], max_length: int, num_start: int, example: int) -> Encoded:
-    """The last `max_length` tokens behind the start token, or the first ones where the answer alone is too long."""
-    extra = len(ids) - max_length
-    if extra > 0:
-        first = next(i for i, label in enumerate(labels) if label != IGNORE)
-        drop = min(extra, max(0, first - max(1, num_start)))
-        ids = ids[:num_start] + ids[num_start + drop :]
-        labels = labels[:num_start] + labels[num_start + drop :]
-    return _encoded(ids[:max_length], labels[:max_length], example)
+def _cut(ids: list[int], labels: list[int], max_length: int, num_start: int, chat: bool) -> tuple[list[int], list[int]]:
+    """Ids and labels without the first tokens of a prompt that is too long, the start token kept.
+
+    A chat loses its earliest turns. A prompt ends where its answer begins: what is still too long after that is the answer.
+    """
+    first = next(i for i, label in enumerate(labels) if label != IGNORE)
+    most = len(ids) if chat else max(0, first - max(1, num_start))
+    drop = min(len(ids) - max_length, most)
+    return ids[:num_start] + ids[num_start + drop :], labels[:num_start] + labels[num_start + drop :]
 
 
 def _before(text: str, stops: Sequence[str]) -> str:

@@ -20,14 +20,20 @@ def write(result: Result, recipe: Recipe) -> Path:
 
     Each file appears whole or not at all.
     """
-    folder = Path(recipe.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = begin(recipe)
     final = result.row("final")
     if final is not None and final.path is not None:
         hand_over(Path(final.path), folder / "final", model_card(result, recipe))
-    _put(folder / "recipe.yaml", dump(recipe))
     _put(folder / "result.json", json.dumps(to_dict(result), indent=2) + "\n")
     _put(folder / "report.md", render(result, recipe))
+    return folder
+
+
+def begin(recipe: Recipe) -> Path:
+    """Make the run's folder and write the resolved recipe into it: `status` finds the store by it while the run goes on."""
+    folder = Path(recipe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    _put(folder / "recipe.yaml", dump(recipe))
     return folder
 
 

@@ -46,7 +46,7 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
 def show_experts(experts: Sequence[Finetune]) -> None:
     """What each expert took, and where it is."""
     rows = [[e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}", e.path] for e in experts]
-    _table("Experts", ["dataset", "examples", "tokens trained", "seconds", "path"], rows)
+    _table("Experts", ["dataset", "sequences", "tokens trained", "seconds", "path"], rows)
 
 
 def show_plan(plan: Plan) -> None:

@@ -20,7 +20,9 @@ def to_dict(result: Result) -> dict[str, Any]:
         "strategy": result.selection.strategy,
         "trials": [trial(each) for each in result.selection.trials],
         "experts": [expert(each) for each in result.experts],
-        "final": None if final is None else {"path": str(Path(result.run_dir) / "final"), **line(final)},
+        "final": None
+        if final is None
+        else {"path": str(Path(result.run_dir) / "final"), **line(final), "shares": shares(result)},
         "baselines": baselines(result),
         "cost": cost(result),
         "environment": dict(result.environment),
@@ -60,6 +62,13 @@ def line(value: Row) -> dict[str, Any]:
     return plain if value.mixture is None else {**mixture(value.mixture), **plain}
 
 
+def shares(result: Result) -> list[float]:
+    """What part of the real fine-tune's data each selected dataset is, by training sequences; sums to 1."""
+    sizes = {each.dataset: each.num_examples for each in result.experts}
+    total = sum(sizes[name] for name in result.selected.datasets)
+    return [sizes[name] / total for name in result.selected.datasets]
+
+
 def baselines(result: Result) -> dict[str, Any]:
     """What the final model is compared with. `best_expert` is the expert that the select part would have chosen."""
     found: dict[str, Any] = {}
@@ -68,22 +77,13 @@ def baselines(result: Result) -> dict[str, Any]:
         row = result.row(kind)
         if row is not None:
             found[kind] = line(row)
-    best = best_expert(result)
-    if best is not None:
-        found["best_expert"] = line(best)
+    best = next(row for row in experts if row.mixture == result.selection.best_expert.mixture)
+    found["best_expert"] = line(best)
     drawn = [row for row in result.table if row.kind == "random"]
     if drawn:
         found["random"] = [line(row) for row in drawn]
     found["experts"] = [line(row) for row in experts]
     return found
-
-
-def best_expert(result: Result) -> Row | None:
-    """The final table's line of the expert with the best objective on the select part, where single datasets were tried."""
-    best = result.selection.best_expert
-    if best is None:
-        return None
-    return next((row for row in result.table if row.kind == "expert" and row.mixture == best.mixture), None)
 
 
 def cost(result: Result) -> dict[str, Any]:

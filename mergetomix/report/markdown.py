@@ -24,7 +24,7 @@ def render(result: Result, recipe: Recipe) -> str:
         f" ({result.selection.strategy} search), on the select part.",
         table(rank_header(recipe), ranking(result, recipe)),
         "## Experts",
-        table(["dataset", "examples", "tokens trained", "seconds"], expert_cells(result)),
+        table(["dataset", "sequences", "tokens trained", "seconds"], expert_cells(result)),
         "## Cost",
         table(["what", "seconds"], cost_cells(result)),
     ]
@@ -140,7 +140,8 @@ def _compared(final: float, other: float, name: str) -> str:
 def _summary(result: Result, recipe: Recipe) -> str:
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{mixture_text(result.selected)}**"
-        f" ({recipe.merge.weighting} weighting, scale exponent {recipe.merge.scale.exponent:g})."
+        f", all of their data together. (Proxies: {recipe.merge.weighting} weighting, scale exponent"
+        f" {recipe.merge.scale.exponent:g}.)"
     ]
     verdicts = verdict(result)
     if verdicts:

@@ -32,6 +32,8 @@ class Generate:
             message = f"must be under the model's limit of {limit} tokens, so that a prompt fits; got {spec.max_new_tokens}"
             raise DataError(f"{setting.where}.max_new_tokens", message)
         self.prompts = [self.family.prompt_ids(example, setting.where, spec.max_new_tokens) for example in examples]
+        room = self.family.room(spec.max_new_tokens)
+        self.num_cut = sum(len(self.family.prompt_ids(example, setting.where)) > room for example in examples)
         self.settings = Generation(spec.max_new_tokens, tuple(spec.stop), setting.batch_tokens)
         self.metric = pick_metric(spec, setting.where)
 
