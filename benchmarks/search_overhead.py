@@ -1,7 +1,8 @@
 """How much of the demo's search is not the forward pass of the targets: merging, the ledger, losses, everything else.
 
 The experts are trained first, with few tokens: what they hold does not matter to the search's time. Then every mixture is
-tried NUM_RUNS times, each time in a ledger without trials, and the model's forward is timed apart.
+tried NUM_RUNS times, each time in a ledger without trials. Timed apart: the model's forward, which ends at the logits, and
+the targets' forward pass, which ends at the losses.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ from mergetomix.pipeline import Job
 NUM_RUNS = 3
 
 
-def forward_timed(model: Any) -> list[float]:
-    """Seconds of every forward pass of `model` from now on."""
+def timed(owner: Any, name: str) -> list[float]:
+    """Seconds of every call of a method from now on."""
     taken: list[float] = []
-    original = model.forward
+    original = getattr(owner, name)
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **kwargs: Any) -> Any:
         started = time.monotonic()
         result = original(*args, **kwargs)
         taken.append(time.monotonic() - started)
         return result
 
-    model.forward = forward
+    setattr(owner, name, call)
     return taken
 
 
-def measure(job: Job) -> tuple[float, float, float]:
-    """Seconds of the search, of forward passes, and of merging."""
-    model = job.bank().model
-    taken = forward_timed(model)
+def measure(job: Job) -> dict[str, float]:
+    """Seconds of the search, of forward passes to the logits and to the losses, and of merging."""
+    logits = timed(job.bank().model, "forward")
+    losses = timed(job.inputs.family, "negative_log_likelihoods")
     started = time.monotonic()
     selection = pipeline.search_mixtures(job)
     total = time.monotonic() - started
     keys = [job.proxy_key(trial.mixture) for trial in selection.trials]
-    return total, sum(taken), job.store.seconds(keys)[0]
+    return {"search": total, "logits": sum(logits), "losses": sum(losses), "merging": job.store.seconds(keys)[0]}
 
 
 def main() -> None:
@@ -58,10 +59,12 @@ def main() -> None:
             loaded = recipe.load(path, [*overrides, f"run_dir=run{run}"])
             with pipeline.open_job(loaded) as job:
                 pipeline.train_experts(job)
-                total, forward, merging = measure(job)
-            overheads.append(1 - forward / total)
-            print(f"search {total:.1f} s, forward {forward:.1f} s, merging {merging:.2f} s, overhead {overheads[-1]:.1%}")
-    print(f"overhead: median {statistics.median(overheads):.1%}, {min(overheads):.1%} to {max(overheads):.1%}")
+                taken = measure(job)
+            overheads.append(1 - taken["losses"] / taken["search"])
+            shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
+            print(f"{shown}; outside the losses {overheads[-1]:.1%}, outside the logits", end=" ")
+            print(f"{1 - taken['logits'] / taken['search']:.1%}", flush=True)
+    print(f"outside the losses: median {statistics.median(overheads):.1%}, {min(overheads):.1%} to {max(overheads):.1%}")
 
 
 if __name__ == "__main__":
