@@ -275,17 +275,18 @@ def test_an_expert_has_one_dataset() -> None:
         _ = Finetune(Mixture.union("ab"), "k", "p", 1, 1, 0.0).dataset
 
 
-def test_the_best_expert_is_the_first_trial_of_one_dataset() -> None:
+def test_the_best_expert_is_known_whether_or_not_it_was_a_trial() -> None:
     trials = [Trial(Mixture.union(names), {}, value) for names, value in [("ab", 3.0), ("b", 2.0), ("a", 1.0)]]
-    assert Selection(trials[0].mixture, tuple(trials), "greedy", {}).best_expert is trials[1]
-    assert Selection(trials[0].mixture, tuple(trials[:1]), "greedy", {}).best_expert is None
+    singles = tuple(trials[1:])
+    assert Selection(trials[0].mixture, tuple(trials), "greedy", {}, singles).best_expert is trials[1]
+    assert Selection(trials[0].mixture, tuple(trials[:1]), "greedy", {}, singles).best_expert is trials[1]
 
 
 def test_a_result_finds_its_rows_and_adds_up_its_cost() -> None:
     mixture = Mixture.union("ab")
     rows = tuple(Row(f"{kind} {i}", kind, mixture, {}, 0.0) for i in range(2) for kind in ("base", "random"))
     cost = Cost(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
-    result = Result(Selection(mixture, (), "greedy", {}), (), rows, cost, {}, "run")
+    result = Result(Selection(mixture, (), "greedy", {}, ()), (), rows, cost, {}, "run")
     assert result.selected == mixture
     assert (result.row("random"), result.row("final")) == (rows[1], None)
     assert cost.total_s == 15.0
