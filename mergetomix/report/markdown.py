@@ -128,7 +128,11 @@ def verdict(result: Result) -> list[str]:
             lines.append(_compared(final.gain, row.gain, name))
     drawn = [row.gain for row in result.table if row.kind == "random"]
     if drawn:
-        lines.append(_compared(final.gain, fmean(drawn), f"the mean of {len(drawn)} fine-tunes on random mixtures"))
+        lines.append(
+            _compared(
+                final.gain, fmean(drawn), f"the mean of {len(drawn)} real fine-tune{'s' * (len(drawn) > 1)} on random mixtures"
+            )
+        )
     return lines
 
 
