@@ -47,7 +47,7 @@ class Job:
         """The settings that a fine-tune depends on, beside its data."""
         family = self.inputs.family
         precision = {"dtype": str(family.dtype), "bf16": family.bf16, "max_length": family.max_length}
-        values = self.recipe.train.model_dump()
+        values = self.recipe.train.model_dump(exclude_none=True)
         if values["method"] == "full":
             del values["lora"]
         return {**values, **precision}

@@ -92,6 +92,9 @@ class Source(Section):
     """A column of chat messages (`role`, `content`), rendered by the tokenizer's chat template."""
     text: str | bool | None = None
     """`true`: every file is one document. A string: the column (or format string) that holds the text."""
+    lines_per_example: int | None = Field(default=None, ge=1)
+    """With `text: true`: cut every document into examples of so many lines; null keeps it whole. A target of few long documents
+    needs it: what is compared is examples."""
     max_examples: int | None = Field(default=None, ge=1)
     """Take at most so many rows, drawn by the seed."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -108,6 +111,8 @@ class Source(Section):
             raise ValueError("say how a row becomes an example: prompt and completion, messages, or text")
         if self.prompt is not None and "completion" not in kinds and not self._needs_no_mapping():
             raise ValueError("prompt needs a completion beside it")
+        if self.lines_per_example is not None and not self.files:
+            raise ValueError("lines_per_example cuts documents, so it needs text: true")
         return self
 
     @model_validator(mode="after")

@@ -308,9 +308,19 @@ def _documents(source: Source, where: str) -> Table:
             elif b"\0" in content:
                 raise DataError(f"{where}.path", f"{file} is not text: it holds zero bytes")
             else:
-                rows.append({"file": str(file), "text": content.decode("utf-8-sig")})
+                pieces = _pieces(content.decode("utf-8-sig"), source.lines_per_example)
+                rows += [{"file": str(file), "text": piece} for piece in pieces]
     empty = frozenset(index for index, row in enumerate(rows) if not row["text"].strip())
     return Table(("file", "text"), rows, empty, num_binary)
+
+
+def _pieces(text: str, num_lines: int | None) -> list[str]:
+    """A document cut into pieces of so many lines; those of whitespace alone are dropped, unless the document is all of that."""
+    if num_lines is None:
+        return [text]
+    lines = text.splitlines(keepends=True)
+    pieces = ["".join(lines[start : start + num_lines]) for start in range(0, len(lines), num_lines)]
+    return [piece for piece in pieces if piece.strip()] or [text]
 
 
 def _parquet(files: list[Path], where: str) -> Table:

@@ -20,8 +20,10 @@ from mergetomix.recipe import Train
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from trl import SFTConfig
+    from trl import SFTConfig, SFTTrainer
 
+PLAIN_LOGITS = 2**26
+"""Logits of a batch (256 MiB in float32) up to which they are computed all at once."""
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -84,14 +86,13 @@ def _trained(family: CausalLM, sequences: Sequence[Encoded], settings: Train, ou
     """Train, save, and say how many tokens it took. All that holds the model is local to this function."""
     import torch
     import transformers
-    from trl import SFTTrainer
 
     schedule = plan(len(sequences), sum(len(s.ids) for s in sequences), settings)
     with _calm():
         transformers.set_seed(settings.seed)
         model = family.load()
         use_cache = model.config.use_cache
-        trainer = SFTTrainer(
+        trainer = _trainer(settings.batch_size * family.max_length * model.config.get_text_config().vocab_size)(
             model=model,
             args=arguments(family, settings, schedule, out),
             train_dataset=_table(sequences),
@@ -108,7 +109,20 @@ def _trained(family: CausalLM, sequences: Sequence[Encoded], settings: Train, ou
     _check_finite(trainer.model, schedule.num_steps)
     model.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate slowly ever after
     family.save(trainer.model, out)
-    return int([entry["num_tokens"] for entry in trainer.state.log_history if "num_tokens" in entry][-1])
+    return int(trainer.state.num_input_tokens_seen)
+
+
+def _trainer(num_logits: int) -> type[SFTTrainer]:
+    """TRL's trainer. Where a batch's logits fit easily, with the loss of transformers' Trainer, which is the same number: TRL's
+    own takes the logits in chunks, and entropy and accuracy beside the loss, which costs a small model a third of its time."""
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    class Plain(SFTTrainer):
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+    return Plain if num_logits <= PLAIN_LOGITS else SFTTrainer
 
 
 def _table(sequences: Sequence[Encoded]) -> Dataset:
@@ -153,6 +167,7 @@ def arguments(family: CausalLM, settings: Train, schedule: Schedule, out: Path) 
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",
+        include_num_input_tokens_seen="non_padding",
         disable_tqdm=True,
     )
     if config.n_gpu > 1:

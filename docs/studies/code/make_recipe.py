@@ -1,0 +1,30 @@
+"""Writes the recipe of the study on Python's standard library, whose place differs from machine to machine.
+
+python docs/studies/code/make_recipe.py recipe.yaml
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from mergetomix.demo import BASE, DATASETS, sources
+
+TARGETS = ("concurrent", "importlib", "logging", "multiprocessing", "urllib")
+
+
+def main(path: Path) -> None:
+    """Write the recipe: the demo's base and datasets, five other packages as targets, cut into examples of 24 lines."""
+    lines = [f"base: {BASE}\n", "datasets:\n"]
+    lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 24000}}\n' for name in DATASETS]
+    lines.append("targets:\n")
+    options = "text: true, lines_per_example: 24, score: loss, max_tokens: 12000"
+    lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS]
+    lines.append("train: {method: full, learning_rate: 5.0e-4, batch_size: 4, max_length: 256}\n")
+    lines.append("device: cpu\nbatch_tokens: 4096\nstore: store\nrun_dir: run\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
