@@ -17,7 +17,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from mergetomix import demo, pipeline, recipe
-from mergetomix.pipeline import Job
+from mergetomix.job import Job, open_job
 
 NUM_RUNS = 3
 
@@ -57,7 +57,7 @@ def main() -> None:
             overrides = ["train.max_steps=5", f"select_fraction={0.5 + run * 1e-3}", f"targets.urllib.seed={run}"]
             overrides.append(f"targets.concurrent.seed={run}")
             loaded = recipe.load(path, [*overrides, f"run_dir=run{run}"])
-            with pipeline.open_job(loaded) as job:
+            with open_job(loaded) as job:
                 pipeline.train_experts(job)
                 taken = measure(job)
             overheads.append(1 - taken["losses"] / taken["search"])

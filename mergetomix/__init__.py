@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, TrainingError, UserError
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
 
 if TYPE_CHECKING:
     from mergetomix.plan import Plan
@@ -44,6 +44,7 @@ __all__ = [
     "TrainingError",
     "Trial",
     "UserError",
+    "Verification",
     "__version__",
     "check",
     "finalize",
@@ -51,6 +52,7 @@ __all__ = [
     "run",
     "search_mixtures",
     "train_experts",
+    "verify_mixtures",
     "write_proxy",
 ]
 
@@ -106,28 +108,52 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
 def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
     """Fine-tune one expert for each dataset; those in the store are reused."""
     from mergetomix import pipeline
+    from mergetomix.job import open_job
 
-    with pipeline.open_job(load_recipe(recipe), listener) as job:
+    with open_job(load_recipe(recipe), listener) as job:
         return pipeline.train_experts(job)
 
 
 def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Selection:
     """Experts where they are missing, then proxies on the select part of the targets, best first."""
     from mergetomix import pipeline
+    from mergetomix.job import open_job
 
-    with pipeline.open_job(load_recipe(recipe), listener) as job:
+    with open_job(load_recipe(recipe), listener) as job:
         pipeline.train_experts(job)
         return pipeline.search_mixtures(job)
 
 
-def finalize(recipe: str | Path | Mapping[str, Any] | Recipe, selection: Selection, listener: Listener | None = None) -> Result:
-    """Fine-tune on a selection for real, score it beside the baselines on the report part, and write the report."""
+def verify_mixtures(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> tuple[Selection, Verification | None]:
+    """Experts and search where they are missing, then a few real fine-tunes; the verification is None where the recipe asks
+    for no checks."""
+    from mergetomix import pipeline
+    from mergetomix.job import open_job
+
+    with open_job(load_recipe(recipe), listener) as job:
+        pipeline.train_experts(job)
+        selection = pipeline.search_mixtures(job)
+        return selection, pipeline.verify_mixtures(job, selection)
+
+
+def finalize(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    selection: Selection,
+    verification: Verification | None = None,
+    listener: Listener | None = None,
+) -> Result:
+    """Fine-tune on a selection (or what its verification picked) for real, score it beside the baselines on the report part,
+    and write the report."""
     from mergetomix import pipeline, report
+    from mergetomix.job import open_job
 
     checked = load_recipe(recipe)
-    with pipeline.open_job(checked, listener) as job:
+    with open_job(checked, listener) as job:
         experts = pipeline.train_experts(job)
-        result = pipeline.result_of(job, experts, selection, pipeline.finalize(job, selection))
+        table = pipeline.finalize(job, selection, verification)
+        result = pipeline.result_of(job, experts, selection, verification, table)
     report.write(result, checked)
     return result
 
@@ -147,9 +173,10 @@ def write_proxy(
         weights: one for each dataset, in their order, of any sum; equal without.
     """
     from mergetomix import pipeline
+    from mergetomix.job import open_job
 
     checked = load_recipe(recipe)
-    with pipeline.open_job(checked, listener) as job:
+    with open_job(checked, listener) as job:
         pipeline.merge_to_folder(job, pipeline.mixture_of(job, datasets, weights), Path(out))
 
 

@@ -13,7 +13,7 @@ from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError
 from mergetomix.families.causal_lm import CausalLM, Encoded, Encoding, content, take_tokens
 from mergetomix.progress import Listener
-from mergetomix.recipe import Recipe
+from mergetomix.recipe import Dataset, Recipe
 from mergetomix.recipe import Target as TargetSpec
 from mergetomix.records import Part, Scores
 from mergetomix.store import Store, digest, hash_files
@@ -32,13 +32,15 @@ class Material:
 class Scorer:
     """A target over one part of its examples, with the address that its scores are kept under.
 
-    `num_cut` prompts lost their beginning to leave room for the answer.
+    `num_cut` prompts lost their beginning to leave room for the answer. `num_tokens` are read in one evaluation; zero where
+    that is not known, as for a function.
     """
 
     target: targets.Target
     address: str
     num_examples: int
     num_cut: int = 0
+    num_tokens: int = 0
 
     def score(self, model: Any) -> Scores:
         """The scores of a model."""
@@ -54,12 +56,28 @@ class Inputs:
     candidates: Mapping[str, Material]
     scorers: Mapping[Part, Mapping[str, Scorer]]
     warnings: list[str] = field(default_factory=list)
+    anchor: Material | None = None
+    wanted: Mapping[str, Material] = field(default_factory=dict)
     _base_key: str = ""
     _contents: dict[str, str] = field(default_factory=dict)
 
     def sequences(self, name: str) -> Sequence[Encoded]:
         """The training sequences of a dataset."""
         return self.candidates[name].encoding.sequences
+
+    def general(self, num: int) -> list[Encoded]:
+        """`num` sequences of the anchor dataset: the first of an order drawn by its seed, so that a larger draw holds a smaller
+        one; taken round again where there are too few."""
+        if self.anchor is None or self.recipe.train.anchor is None:
+            return []
+        sequences = self.anchor.encoding.sequences
+        order = list(range(len(sequences)))
+        random.Random(self.recipe.train.anchor.dataset.seed).shuffle(order)
+        return [sequences[order[i % len(order)]] for i in range(num)]
+
+    def anchor_content(self) -> str:
+        """The address of the anchor dataset's sequences, in their order."""
+        return "" if self.anchor is None else content(self.general(len(self.anchor.encoding.sequences)))
 
     def content(self, name: str) -> str:
         """The address of a dataset's training sequences."""
@@ -75,6 +93,13 @@ class Inputs:
     def targets(self, part: Part) -> Mapping[str, Scorer]:
         """The targets over the select or the report part of their examples."""
         return self.scorers[part]
+
+    def select_examples(self, target: str) -> Sequence[Example]:
+        """The examples of a target's select part; none for a function's target."""
+        if target not in self.wanted:
+            return ()
+        spec = self.recipe.targets[target]
+        return data.split(self.wanted[target].examples, self.recipe.select_fraction, spec.seed)[0]
 
     def base_key(self, store: Store) -> str:
         """The address of the base."""
@@ -111,8 +136,9 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     with listener.task("inputs", "reading datasets and targets", num_sources) as advance:
         candidates = {}
         for name in recipe.datasets:
-            candidates[name] = _candidate(recipe, name, family)
+            candidates[name] = _candidate(recipe.datasets[name], f"datasets.{name}", family)
             advance(1)
+        anchor = None if settings.anchor is None else _candidate(settings.anchor.dataset, "train.anchor.dataset", family)
         materials: dict[str, Material] = {}
         scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
         for name, spec in recipe.targets.items():
@@ -128,11 +154,10 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
     warnings += _counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
     _check_shared(candidates, materials, warnings)
-    return Inputs(recipe, family, candidates, scorers, warnings)
+    return Inputs(recipe, family, candidates, scorers, warnings, anchor, materials)
 
 
-def _candidate(recipe: Recipe, name: str, family: CausalLM) -> Material:
-    spec, where = recipe.datasets[name], f"datasets.{name}"
+def _candidate(spec: Dataset, where: str, family: CausalLM) -> Material:
     examples = data.read(spec, where)
     encoding = take_tokens(family.encode(examples.items, where), spec.max_tokens, spec.seed)
     if not any(sequence.num_scored for sequence in encoding.sequences):
@@ -159,7 +184,7 @@ def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting)
     target = targets.build(spec, part, setting)
     # scores depend on the batches they were computed in, by a rounding
     address = digest(target.address(), setting.batch_tokens)
-    return Scorer(target, address, len(part), getattr(target, "num_cut", 0))
+    return Scorer(target, address, len(part), getattr(target, "num_cut", 0), getattr(target, "num_tokens", 0))
 
 
 def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:

@@ -6,149 +6,30 @@ What the store holds is not done twice, so every stage can be run alone, and aga
 from __future__ import annotations
 
 import math
-import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergetomix import merge, search, train
-from mergetomix.bank import Bank, read_delta
-from mergetomix.bank import params as live_params
-from mergetomix.errors import Fault, StoreError, TrainingError, UserError
-from mergetomix.inputs import Inputs, Scorer, read_inputs
+from mergetomix import merge, search, verify
+from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
+from mergetomix.job import (
+    Job,
+    beat,
+    environment,
+    evaluate_base,
+    evaluate_proxy,
+    evaluate_real,
+    fit,
+    free_memory,
+    open_job,
+    trial_of,
+)
 from mergetomix.mixture import Subsets
-from mergetomix.progress import Listener, Silent
+from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Part, Result, Row, Scores, Selection, Trial, objective
-from mergetomix.store import Store, digest
-
-
-@dataclass
-class Job:
-    """What the stages of one recipe share: its inputs, the store, and who listens."""
-
-    recipe: Recipe
-    inputs: Inputs
-    store: Store
-    listener: Listener
-    run: int | None = None
-    started: float = field(default_factory=time.monotonic)
-    reused: dict[str, int] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    _bank: Bank | None = None
-    _keys: dict[tuple[str, ...], str] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings that a fine-tune depends on, beside its data."""
-        family = self.inputs.family
-        precision = {"dtype": str(family.dtype), "bf16": family.bf16, "max_length": family.max_length}
-        values = self.recipe.train.model_dump(exclude_none=True)
-        if values["method"] == "full":
-            del values["lora"]
-        return {**values, **precision}
-
-    def space(self) -> Subsets:
-        """The mixtures that the recipe allows."""
-        options = self.recipe.search
-        sizes = self.inputs.sizes if self.recipe.merge.weighting == "size" else None
-        return Subsets(
-            tuple(sorted(self.recipe.datasets)),
-            options.min_datasets,
-            options.max_datasets,
-            frozenset(options.require),
-            frozenset(options.forbid),
-            sizes,
-        )
-
-    def finetune_key(self, datasets: Sequence[str]) -> str:
-        """The address of the base fine-tuned on the union of some datasets."""
-        names = tuple(sorted(datasets))
-        if names not in self._keys:
-            contents = [self.inputs.content(name) for name in self.by_content(names)]
-            given = [self.inputs.expert_content(name, self.store) for name in names] if len(names) == 1 else []
-            self._keys[names] = digest("finetune", self.inputs.base_key(self.store), contents, self.settings, given)
-        return self._keys[names]
-
-    def by_content(self, datasets: Sequence[str]) -> list[str]:
-        """Datasets in the order of their content, in which a union is trained on: a new name changes nothing."""
-        return sorted(datasets, key=self.inputs.content)
-
-    def proxy_key(self, mixture: Mixture) -> str:
-        """The address of a mixture's proxy: its experts and their factors."""
-        factors = merge.coefficients(mixture, self.recipe.merge.scale.exponent)
-        experts = sorted([self.finetune_key([name]), factor] for name, factor in factors.items())
-        return digest("proxy", self.recipe.merge.method, experts)
-
-    def bank(self) -> Bank:
-        """The live base and every expert's delta, read from disk once."""
-        if self._bank is None:
-            model = self.inputs.family.load()
-            base = live_params(model)
-            names = self.space().allowed
-            with self.listener.task("experts", "reading experts", len(names)) as advance:
-                deltas = {}
-                for name in names:
-                    record = self.store.finetune(self.finetune_key([name]))
-                    if record is None:
-                        raise Fault(f"the expert of {name} is gone from the store", hint="run the experts stage again")
-                    where = f"datasets.{name}.expert"
-                    deltas[name] = read_delta(self.inputs.family, base, record.path, where)
-                    advance(1)
-            self._bank = Bank(model, deltas)
-        return self._bank
-
-    def release(self) -> None:
-        """Frees the bank: a fine-tune needs the memory."""
-        self._bank = None
-        free_memory()
-
-    def count(self, what: str) -> None:
-        """Keeps count of what the store held already."""
-        self.reused[what] = self.reused.get(what, 0) + 1
-
-    def tell_reused(self, what: str, total: int) -> None:
-        """Says how much of a stage was in the store."""
-        if self.reused.get(what):
-            self.listener.note(f"{what}: {self.reused[what]} of {total} were in the store")
-
-    def warn(self, text: str) -> None:
-        """Tells the user now, and again in the report."""
-        if text not in self.warnings:
-            self.warnings.append(text)
-            self.listener.warn(text)
-
-
-@contextmanager
-def open_job(recipe: Recipe, listener: Listener | None = None) -> Iterator[Job]:
-    """Reads everything that a recipe names and opens its store; records how the run ends.
-
-    Raises:
-        UserError: something that the user can mend, before any training.
-    """
-    listener = listener or Silent()
-    store = Store(recipe.store)
-    try:
-        job = Job(recipe, read_inputs(recipe, listener), store, listener)
-        for warning in job.inputs.warnings:
-            job.warn(warning)
-        check_given_experts(job)
-        job.run = store.begin_run(recipe.run_dir, {"datasets": sorted(recipe.datasets), "targets": sorted(recipe.targets)})
-        outcome = "interrupted"
-        try:
-            yield job
-            outcome = "finished"
-        except Exception as error:
-            outcome = f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            raise
-        finally:
-            store.end_run(job.run, outcome)
-    finally:
-        store.close()
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, objective
 
 
 def run(recipe: Recipe, listener: Listener | None = None) -> Result:
@@ -156,8 +37,9 @@ def run(recipe: Recipe, listener: Listener | None = None) -> Result:
     with open_job(recipe, listener) as job:
         experts = train_experts(job)
         selection = search_mixtures(job)
-        table = finalize(job, selection)
-        return result_of(job, experts, selection, table)
+        verification = verify_mixtures(job, selection)
+        table = finalize(job, selection, verification)
+        return result_of(job, experts, selection, verification, table)
 
 
 def train_experts(job: Job) -> tuple[Finetune, ...]:
@@ -199,39 +81,59 @@ def search_mixtures(job: Job) -> Selection:
     return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
 
 
+def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
+    """A few real fine-tunes that prove the pick, or another; None where the recipe turns checks off."""
+    if job.recipe.verify.budget == 0:
+        return None
+    check_budget(job)
+    return verify.verify(job, selection, list(baselines(job).values()))
+
+
+def check_budget(job: Job) -> None:
+    """Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
+    space, budget = job.space(), job.recipe.verify.budget
+    num = len(space) - (len(space.allowed) if space.bounds[0] == 1 else 0)
+    if budget > num:
+        message = f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
+        raise RecipeError("verify.budget", message, hint="a mixture of one dataset is its own expert and needs no check")
+
+
+def baselines(job: Job) -> dict[str, Mixture]:
+    """The mixtures that the final table compares with, by name."""
+    options, space = job.recipe.final, job.space()
+    found = {"all datasets": space.mixture(space.allowed)} if "all" in options.baselines else {}
+    if "random" in options.baselines:
+        drawn = space.sample(options.num_random, job.recipe.train.seed)
+        found |= {f"random {i + 1}": mixture for i, mixture in enumerate(drawn)}
+    return found
+
+
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
     """Trials, the best objective first; of equals the one with fewer datasets, then by name."""
     return tuple(sorted(trials, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets)))
 
 
-def trial_of(job: Job, mixture: Mixture, base: Mapping[str, Scores]) -> Trial:
-    """A mixture's proxy scored on the select part."""
-    scores = evaluate_proxy(job, mixture, "select")
-    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
-    return Trial(mixture, scores, objective(scores, base, weights))
-
-
-def finalize(job: Job, selection: Selection) -> tuple[Row, ...]:
+def finalize(job: Job, selection: Selection, verification: Verification | None = None) -> tuple[Row, ...]:
     """The final table, on the report part that the search never saw: base, experts, proxy, the selected mixture fine-tuned
-    for real, and the baselines that the recipe asks for."""
-    options = job.recipe.final
-    rows = merged_rows(job, selection)
+    for real, the other mixtures checked, and the baselines that the recipe asks for."""
+    picked = selection.mixture if verification is None else verification.mixture
+    rows = merged_rows(job, picked, job.exponent if verification is None else verification.exponent)
     base = rows[0].scores
     job.release()
-    if options.train:
-        rows.append(real_row(job, "selected", "final", selection.mixture, base))
-    if "all" in options.baselines:
-        rows += baseline_row(job, "all datasets", "all", job.space().mixture(job.space().allowed), base)
-    if "random" in options.baselines:
-        drawn = job.space().sample(options.num_random, job.recipe.train.seed)
-        for i, mixture in enumerate(drawn):
-            rows += baseline_row(job, f"random {i + 1}", "random", mixture, base)
+    if job.recipe.final.train:
+        rows.append(real_row(job, "selected", "final", picked, base))
+    paid = () if verification is None else [check.mixture for check in verification.checks if check.origin == "verify"]
+    for mixture in paid:
+        if mixture != picked:
+            rows.append(real_row(job, f"check {mixture}", "check", mixture, base))
+    for name, mixture in baselines(job).items():
+        rows += baseline_row(job, name, "all" if name == "all datasets" else "random", mixture, base)
     job.tell_reused("real fine-tunes", sum(line.path is not None and len(line.mixture or ()) > 1 for line in rows))
     return tuple(rows)
 
 
-def merged_rows(job: Job, selection: Selection) -> list[Row]:
-    """The lines of the final table that need no fine-tune: base, experts, and the selected mixture's proxy."""
+def merged_rows(job: Job, picked: Mixture, exponent: float) -> list[Row]:
+    """The lines of the final table that need no fine-tune: base, experts, and the picked mixture's proxy."""
     singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
     with job.listener.task("final", "scoring base, experts and proxy on the report part", len(singles) + 2) as advance:
         base = evaluate_base(job, "report")
@@ -242,8 +144,8 @@ def merged_rows(job: Job, selection: Selection) -> list[Row]:
             scores = evaluate_proxy(job, single, "report")
             rows.append(row(job, f"expert {single}", "expert", single, scores, base))
         advance(1)
-        scores = evaluate_proxy(job, selection.mixture, "report")
-        rows.append(row(job, "proxy", "proxy", selection.mixture, scores, base))
+        scores = evaluate_proxy(job, picked, "report", exponent)
+        rows.append(row(job, "proxy", "proxy", picked, scores, base))
         advance(1)
     return rows
 
@@ -255,166 +157,6 @@ def baseline_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping
     except TrainingError as error:
         job.warn(f"the baseline {name!r} is left out: {error.message}")
         return []
-
-
-def fit(job: Job, datasets: Sequence[str], stage: str) -> Finetune:
-    """The base fine-tuned on the union of some datasets: from the store, or trained now and kept there."""
-    key, names = job.finetune_key(datasets), sorted(datasets)
-    known = job.store.finetune(key)
-    if known is not None:
-        job.count("experts" if len(names) == 1 else "real fine-tunes")
-        return known
-    text = " + ".join(names)
-    waiting = f"waiting for another process that trains {text}"
-    with job.store.lock(key, on_wait=lambda: job.listener.note(waiting)):
-        known = job.store.finetune(key)  # the process that was waited for may have trained it
-        return known or _train(job, key, names, stage)
-
-
-def _train(job: Job, key: str, names: Sequence[str], stage: str) -> Finetune:
-    mixture = Mixture.union(names)
-    given = job.recipe.datasets[names[0]].expert if len(names) == 1 else None
-    sequences = train.union([job.inputs.sequences(name) for name in job.by_content(names)])
-    num_tokens, seconds = 0, 0.0
-    if given is not None:
-        path = given
-    else:
-        schedule = train.plan(len(sequences), sum(len(s.ids) for s in sequences), job.recipe.train)
-        text = f"{'expert' if len(names) == 1 else 'fine-tuning on'} {mixture}"
-        with job.store.artifact(key) as folder, job.listener.task(stage, text, schedule.num_steps) as advance:
-            step = Steps(job, f"{stage}: {mixture}", schedule.num_steps, advance)
-            step(0)
-            try:
-                num_tokens, seconds = train.finetune(job.inputs.family, sequences, job.recipe.train, folder, step)
-            except TrainingError as error:
-                raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
-        path = str(job.store.artifact_path(key))
-    record = Finetune(mixture, key, path, len(sequences), num_tokens, seconds)
-    job.store.add_finetune(record, job.settings, environment(job))
-    return record
-
-
-@dataclass
-class Steps:
-    """Passes optimizer steps on to the progress bar and the store's heartbeat."""
-
-    job: Job
-    text: str
-    total: int
-    advance: Any
-    done: int = 0
-
-    def __call__(self, steps: int) -> None:
-        """Counts `steps` more optimizer steps."""
-        self.done += steps
-        self.advance(steps)
-        beat(self.job, self.text, self.done, self.total)
-
-
-def evaluate_proxy(job: Job, mixture: Mixture, part: Part) -> dict[str, Scores]:
-    """A mixture's proxy, merged in memory, scored on every target; only what the store lacks is computed."""
-    key = job.proxy_key(mixture)
-    known, missing = known_scores(job, key, part)
-    if not missing:
-        if part == "select":
-            job.count("trials")
-        return known
-    bank = job.bank()
-    started = time.monotonic()
-    bank.set(merge.coefficients(mixture, job.recipe.merge.scale.exponent))
-    merge_s = time.monotonic() - started
-    return known | score_and_keep(job, bank.model, Model(key, "proxy", mixture, merge_s), missing, part)
-
-
-def evaluate_base(job: Job, part: Part) -> dict[str, Scores]:
-    """The base scored on every target."""
-    key = job.inputs.base_key(job.store)
-    known, missing = known_scores(job, key, part)
-    if not missing:
-        return known
-    if job._bank is not None:
-        job._bank.reset()
-    model = job._bank.model if job._bank is not None else job.inputs.family.load()
-    return known | score_and_keep(job, model, Model(key, "base", None, 0.0), missing, part)
-
-
-def evaluate_real(job: Job, record: Finetune, part: Part) -> dict[str, Scores]:
-    """A real fine-tune, loaded from its folder as a user would, scored on every target."""
-    known, missing = known_scores(job, record.key, part)
-    if not missing:
-        return known
-    entry = Model(record.key, "real", record.mixture, 0.0)
-    with job.listener.task("final", f"scoring the fine-tune on {record.mixture}", len(missing)) as advance:
-        scored = score_and_keep(job, job.inputs.family.load_finetune(record.path), entry, missing, part)
-        advance(len(missing))
-    return known | scored
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the ledger says of a model that is scored."""
-
-    key: str
-    kind: str
-    mixture: Mixture | None
-    merge_s: float
-
-
-def known_scores(job: Job, key: str, part: Part) -> tuple[dict[str, Scores], list[str]]:
-    """What the store holds of a model's scores, and the targets it lacks."""
-    known = {}
-    for name, target in job.inputs.targets(part).items():
-        scores = job.store.scores(key, target.address, part)
-        if scores is not None:
-            known[name] = scores
-    return known, [name for name in job.recipe.targets if name not in known]
-
-
-def score_and_keep(job: Job, model: Any, entry: Model, names: Sequence[str], part: Part) -> dict[str, Scores]:
-    """Score a model on some targets and write all of it to the store at once."""
-    scored, seconds = {}, {}
-    for name in names:
-        started = time.monotonic()
-        scored[name] = within_memory(job.inputs.targets(part)[name], model, name)
-        seconds[name] = time.monotonic() - started
-        check_finite(scored[name], entry, name)
-    with job.store.transaction():
-        job.store.add_model(entry.key, entry.kind, entry.mixture, entry.merge_s)
-        for name in names:
-            address = job.inputs.targets(part)[name].address
-            job.store.add_scores(entry.key, address, part, scored[name], seconds[name])
-    return scored
-
-
-def within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
-    """The scores of a model. Raises Fault where the device's memory is too small for the batches."""
-    import torch
-
-    try:
-        return scorer.score(model)
-    except torch.OutOfMemoryError as error:
-        message = f"scoring target {name} needs more memory than the device has: {str(error).splitlines()[0]}"
-        raise Fault(message, hint="lower batch_tokens") from None
-
-
-def free_memory() -> None:
-    """Gives back what models that are no longer used still hold."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def check_finite(scores: Scores, entry: Model, target: str) -> None:
-    """Raises Fault where a score is not finite: a ranking over such numbers means nothing."""
-    bad = next((i for i, value in enumerate(scores.values) if value - value != 0), None)
-    if bad is not None:
-        what = entry.mixture or entry.kind
-        message = f"the {scores.kind} of example {bad} of target {target} is {scores.values[bad]} for {entry.kind} {what}"
-        raise Fault(message, hint="lower train.learning_rate or merge.scale, or set base.dtype: float32")
 
 
 def row(job: Job, name: str, kind: Any, mixture: Mixture | None, scores: Any, base: Mapping[str, Scores]) -> Row:
@@ -431,14 +173,18 @@ def real_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str
     return Row(line.name, line.kind, line.mixture, line.scores, line.gain, record.path)
 
 
-def result_of(job: Job, experts: Sequence[Finetune], selection: Selection, table: Sequence[Row]) -> Result:
+def result_of(
+    job: Job, experts: Sequence[Finetune], selection: Selection, verification: Verification | None, table: Sequence[Row]
+) -> Result:
     """Everything that a run found, with what it cost and where it ran."""
     path = str(Path(job.recipe.run_dir))
-    cost = cost_of(job, experts, selection, table)
-    return Result(selection, tuple(experts), tuple(table), cost, environment(job), path, tuple(job.warnings))
+    cost = cost_of(job, experts, selection, verification, table)
+    return Result(selection, verification, tuple(experts), tuple(table), cost, environment(job), path, tuple(job.warnings))
 
 
-def cost_of(job: Job, experts: Sequence[Finetune], selection: Selection, table: Sequence[Row]) -> Cost:
+def cost_of(
+    job: Job, experts: Sequence[Finetune], selection: Selection, verification: Verification | None, table: Sequence[Row]
+) -> Cost:
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
     keys = {job.inputs.base_key(job.store)} | {job.proxy_key(trial.mixture) for trial in selection.trials}
     addresses = [target.address for target in job.inputs.targets("select").values()]
@@ -446,20 +192,34 @@ def cost_of(job: Job, experts: Sequence[Finetune], selection: Selection, table: 
     seconds = {line.kind: 0.0 for line in table}
     for line in table:
         if line.mixture is not None and line.kind in ("final", "all", "random") and len(line.mixture) > 1:
-            record = job.store.finetune(job.finetune_key(line.mixture.datasets))
-            seconds[line.kind] += record.train_s if record else 0.0
+            seconds[line.kind] += train_s(job, line.mixture)
     experts_s = sum(expert.train_s for expert in experts)
     per_trial = (evaluate_s + merge_s) / max(1, len(keys))
     return Cost(
         experts_s=experts_s,
         merge_s=merge_s,
         evaluate_s=evaluate_s,
+        checks_s=0.0 if verification is None else checks_s(job, verification),
         final_s=seconds.get("final", 0.0),
         baselines_s=seconds.get("all", 0.0) + seconds.get("random", 0.0),
         brute_force_s_estimate=brute_force_s(job, experts_s, per_trial),
         wall_s=time.monotonic() - job.started,
         reused=dict(job.reused),
     )
+
+
+def train_s(job: Job, mixture: Mixture, seed: int | None = None) -> float:
+    """Seconds that a fine-tune took, zero where there is none."""
+    record = job.store.finetune(job.finetune_key(mixture.datasets, seed))
+    return record.train_s if record else 0.0
+
+
+def checks_s(job: Job, verification: Verification) -> float:
+    """Seconds of the fine-tunes made for checks alone: those of the final model are counted there."""
+    paid = [check.mixture for check in verification.checks if check.origin == "verify"]
+    first = job.recipe.train.seed
+    repeats = [train_s(job, verification.mixture, first + i) for i in range(1, job.recipe.verify.repeats + 1)]
+    return sum(train_s(job, mixture) for mixture in paid if mixture != verification.mixture) + sum(repeats)
 
 
 def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
@@ -477,28 +237,17 @@ def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
 
 
 def finetunes(job: Job) -> list[tuple[str, ...]]:
-    """The datasets of every fine-tune of a run, each once. The final one is not known before the search: the first half of
-    the datasets, two at least, stand for it."""
-    space, options = job.space(), job.recipe.final
+    """The datasets of every fine-tune of a run, each once. What is checked and chosen is not known before the search: mixtures
+    of half the datasets, two at least, stand for it."""
+    space = job.space()
+    least, most = space.bounds
+    half = max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))
+    some = Subsets(space.allowed, half, half, space.require)
     wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    if options.train:
-        least, most = space.bounds
-        wanted.append(space.allowed[: max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))])
-    if "all" in options.baselines:
-        wanted.append(space.allowed)
-    if "random" in options.baselines:
-        wanted += [mixture.datasets for mixture in space.sample(options.num_random, job.recipe.train.seed)]
+    num = max(job.recipe.verify.budget, int(job.recipe.final.train))
+    wanted += [mixture.datasets for mixture, _ in zip(some, range(num), strict=False)]
+    wanted += [mixture.datasets for mixture in baselines(job).values()]
     return list(dict.fromkeys(wanted))
-
-
-def check_given_experts(job: Job) -> None:
-    """Raises ModelError where an expert that the recipe gives does not fit the base."""
-    given = {name: spec.expert for name, spec in job.recipe.datasets.items() if spec.expert is not None}
-    if not given:
-        return
-    base = live_params(job.inputs.family.load())
-    for name, path in given.items():
-        read_delta(job.inputs.family, base, path, f"datasets.{name}.expert")
 
 
 def check_space(job: Job) -> None:
@@ -542,32 +291,3 @@ def merge_to_folder(job: Job, mixture: Mixture, out: Path) -> None:
     if out.exists():
         out.rmdir()
     partial.rename(out)
-
-
-def beat(job: Job, stage: str, done: int, total: int) -> None:
-    """Tell `status` how far the run is."""
-    if job.run is not None:
-        job.store.heartbeat(job.run, stage, done, total)
-
-
-def environment(job: Job) -> dict[str, Any]:
-    """Versions, device and seeds: what a figure depends on beside the recipe."""
-    from importlib.metadata import version
-
-    import torch
-
-    packages = ("mergetomix", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
-    device = job.inputs.family.device
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: version(name) for name in packages},
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
-        "threads": torch.get_num_threads(),
-        "precision": "bfloat16" if job.inputs.family.bf16 else "float32",
-        "seeds": {
-            "train": job.recipe.train.seed,
-            **{f"datasets.{name}": spec.seed for name, spec in job.recipe.datasets.items()},
-            **{f"targets.{name}": spec.seed for name, spec in job.recipe.targets.items()},
-        },
-    }

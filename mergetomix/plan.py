@@ -9,7 +9,7 @@ from typing import Any
 
 from mergetomix import pipeline, search, train
 from mergetomix.families.causal_lm import Encoded, lora_config
-from mergetomix.pipeline import Job
+from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 
@@ -73,7 +73,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
     Raises:
         UserError: what a run would stumble over, before any training.
     """
-    with pipeline.open_job(recipe, listener) as job:
+    with open_job(recipe, listener) as job:
         pipeline.check_space(job)
         speed = measure(job)
         return plan(job, speed)
@@ -112,7 +112,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     strategy = search.build(job.recipe.search.strategy, job.space())
     trials = strategy.expected()
     if strategy.name == "exhaustive":
-        trials = sum(bool(pipeline.known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
+        trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
     return trials + num_finetunes + 2
 
 
@@ -167,7 +167,7 @@ def _time_step(job: Job, model: Any, batch: Sequence[Encoded]) -> float:
 def _time_target(job: Job, name: str, model: Any) -> float:
     scorer = job.inputs.targets("select")[name]
     started = time.monotonic()
-    pipeline.within_memory(scorer, model, name)
+    within_memory(scorer, model, name)
     return time.monotonic() - started
 
 

@@ -5,14 +5,13 @@ Paths are relative to the recipe's folder and absolute once loaded, so that the 
 
 from __future__ import annotations
 
-import difflib
 import glob
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args
 
 import yaml
 from pydantic import (
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from mergetomix.errors import RecipeError, UserError
+from mergetomix.problems import nearest, readable
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".rst", ".py")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -216,6 +216,15 @@ class Lora(Section):
     """Which linear layers get an adapter."""
 
 
+class Anchor(Section):
+    """General data mixed into every fine-tune, experts and real ones alike: it keeps them near each other."""
+
+    dataset: Dataset
+    """Where the general data comes from, as for a candidate."""
+    share: float = Field(gt=0, lt=1)
+    """Share of a fine-tune's sequences that are general data: 0.5 adds as many as there are of its own."""
+
+
 class Train(Section):
     """How every fine-tune is made: experts, checks and the final model alike."""
 
@@ -251,6 +260,8 @@ class Train(Section):
     longer prompts lose their beginning."""
     seed: Seed = 0
     """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
+    anchor: Anchor | None = None
+    """General data in every fine-tune."""
     lora: Lora = Lora()
     """Settings of method: lora."""
 
@@ -288,6 +299,40 @@ class Search(Section):
     """Datasets that no mixture may hold."""
 
 
+class Verify(Section):
+    """A few mixtures fine-tuned for real, to know how far the proxies can be trusted and to choose by that."""
+
+    budget: int = Field(default=3, ge=0)
+    """Most fine-tunes to make for checks; 0 chooses by proxy alone."""
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """Checks end early once the pick's probability of being the best mixture is over this."""
+    interval: float = Field(default=0.9, gt=0, lt=1)
+    """Coverage of the intervals that are reported."""
+    repeats: int = Field(default=1, ge=0)
+    """How many fine-tunes of the pick to repeat with other seeds, beside the budget: they show the noise between seeds."""
+    exponents: list[Annotated[float, Field(ge=0, le=2)]] = [0.5, 0.75, 1.0]
+    """Exponents of the scale to choose from by the checks, beside merge.scale.exponent; an empty list keeps that one."""
+    max_rescored: int = Field(default=256, ge=1)
+    """Most proxies to score again when the checks ask for another exponent: the best ones."""
+
+
+class Study(Section):
+    """A test of the method itself: every mixture fine-tuned for real, and other ways to choose beside it."""
+
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    """Values of train.seed; everything is done once with each."""
+    num_mixtures: int | None = Field(default=None, ge=5)
+    """How many mixtures to fine-tune on, the single datasets among them; null is all."""
+    max_finetunes: int = Field(default=100, ge=1)
+    """Larger studies start with --yes only."""
+    exponents: list[Annotated[float, Field(ge=0, le=2)]] = [0.5, 0.75, 1.0]
+    """Exponents of the scale to score the proxies at; 1, the paper's, is always among them."""
+    num_draws: int = Field(default=10, ge=1)
+    """How often a way to choose that draws at random is repeated."""
+    embedding_model: str | None = None
+    """A sentence-transformers model, to choose datasets by its embeddings; null leaves that way out."""
+
+
 class Final(Section):
     """What is fine-tuned for real once a mixture is chosen."""
 
@@ -321,6 +366,10 @@ class Recipe(Section):
     """How experts become a proxy."""
     search: Search = Search()
     """Which mixtures are tried, and how."""
+    verify: Verify = Verify()
+    """Real fine-tunes that prove the pick."""
+    study: Study = Study()
+    """A test of the method, by `mergetomix study`."""
     final: Final = Final()
     """What is fine-tuned for real once a mixture is chosen."""
     select_fraction: float = Field(default=0.5, gt=0, lt=1)
@@ -354,7 +403,7 @@ class Recipe(Section):
         for key in ("require", "forbid"):
             for name in getattr(search, key):
                 if name not in names:
-                    raise ValueError(f"search.{key}: no dataset is called {name!r}{_nearest(name, names)}")
+                    raise ValueError(f"search.{key}: no dataset is called {name!r}{nearest(name, names)}")
         both = set(search.require) & set(search.forbid)
         if both:
             raise ValueError(f"search: {', '.join(sorted(both))} both required and forbidden")
@@ -370,8 +419,12 @@ class Recipe(Section):
         data = {name: _resolve_source(source, folder) for name, source in self.datasets.items()}
         targets = {name: _resolve_source(source, folder) for name, source in self.targets.items()}
         base = self.base.model_copy(update={"path": resolve_model_path(self.base.path, folder)})
+        train = self.train
+        if train.anchor is not None:
+            anchor = train.anchor.model_copy(update={"dataset": _resolve_source(train.anchor.dataset, folder)})
+            train = train.model_copy(update={"anchor": anchor})
         places = {key: str(_under(folder, getattr(self, key)).resolve()) for key in ("store", "run_dir")}
-        return self.model_copy(update={"base": base, "datasets": data, "targets": targets, **places})
+        return self.model_copy(update={"base": base, "datasets": data, "targets": targets, "train": train, **places})
 
 
 def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe:
@@ -382,7 +435,7 @@ def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe
     try:
         return Recipe.model_validate(dict(raw)).resolved(folder)
     except ValidationError as error:
-        raise _readable(error) from None
+        raise readable(error, Recipe) from None
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -520,72 +573,3 @@ def _head(parts: list[str], place: Mapping[str, Any]) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _nearest(word: str, known: Sequence[str] | set[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _readable(error: ValidationError) -> RecipeError:
-    """Every problem in pydantic's list in this package's words; unknown keys come with the nearest known one."""
-    problems: dict[str, list[str]] = {}
-    for detail in error.errors():
-        where, message = _problem(detail["loc"], detail)
-        # one for every kind that a field may be of
-        problems.setdefault(where, []).append(message)
-    lines = [(where, ", or ".join(dict.fromkeys(messages))) for where, messages in problems.items()]
-    (first, message), *rest = lines
-    return RecipeError(first, "\n".join([message, *(f"{where}: {more}" if where else more for where, more in rest)]))
-
-
-def _problem(loc: tuple[int | str, ...], detail: Any) -> tuple[str, str]:
-    where = ".".join(str(part) for part in _key_path(loc))
-    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        known = _keys_of(_annotation_at(loc[:-1]))
-        listed = f"; known here: {', '.join(known)}" if known else ""
-        return where, "unknown key" + (_nearest(str(loc[-1]), known) or listed)
-    if kind == "missing":
-        return where, "required, but not given"
-    if kind == "string_type" and loc[-1:] == ("[key]",):
-        return where, f"a name must be text, not {detail['input']!r}: quote it"
-    if kind in ("dict_type", "model_type"):
-        return where, "must be a mapping"
-    if kind == "string_pattern_mismatch":
-        return where, "a name starts with a letter or digit and holds letters, digits, '_', '-' and '.' only"
-    if loc == () and ": " in message:
-        head, _, tail = message.partition(": ")
-        return head, tail
-    given = detail.get("input")
-    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) and kind != "value_error" else ""
-    return where, message[:1].lower() + message[1:] + shown
-
-
-def _key_path(loc: tuple[int | str, ...]) -> list[int | str]:
-    """The part of a location that the user wrote: pydantic adds the member of a union, and `[key]`."""
-    num_keys = max((end + 1 for end in range(len(loc)) if _has_keys(_annotation_at(loc[:end]))), default=0)
-    places = [part for part in loc[num_keys:] if isinstance(part, int)]
-    return [*(part for part in loc[:num_keys] if part != "[key]"), *places]
-
-
-def _has_keys(annotation: Any) -> bool:
-    return bool(_keys_of(annotation)) or get_origin(annotation) is dict
-
-
-def _annotation_at(loc: Sequence[int | str]) -> Any:
-    """The type of the value at `loc`; None beyond a section's fields."""
-    annotation: Any = Recipe
-    for part in loc:
-        if part in _keys_of(annotation):
-            annotation = annotation.model_fields[part].annotation
-        elif get_origin(annotation) is dict:
-            annotation = get_args(annotation)[1]
-        else:
-            return None
-    return annotation
-
-
-def _keys_of(annotation: Any) -> list[str]:
-    """The keys of a section; none where the annotation is of something else."""
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, Section) else []

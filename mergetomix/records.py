@@ -154,11 +154,101 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Check:
+    """A mixture evaluated as proxy and as real fine-tune, on the select part; objectives are gains over the base.
+
+    `origin` says why the fine-tune exists: `verify` paid for it, it is a `baseline` of the final table, or the `store` held it.
+    """
+
+    mixture: Mixture
+    proxy: float
+    real: float
+    scores: Mapping[str, Scores]
+    proxy_scores: Mapping[str, Scores]
+    key: str
+    origin: Literal["verify", "baseline", "store"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the checks say of one mixture's real objective: centre, ends of the interval, chance of being the best.
+
+    For a mixture that was checked, or has one dataset only, `known` is true and the three numbers are the objective itself.
+    """
+
+    mixture: Mixture
+    proxy: float
+    mean: float
+    low: float
+    high: float
+    best_probability: float
+    known: bool
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A mixture that cannot be told apart from the pick: its chance of being better, all noise counted."""
+
+    mixture: Mixture
+    difference: float
+    sd: float
+    better_probability: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well proxies rank what real fine-tunes give, over `num_checks` mixtures of several datasets.
+
+    `statistics` is None with fewer than five of them.
+    `possible` is the Spearman correlation that a perfect proxy would reach given `noise_sd`, the standard deviation between
+    seeds; both None where no fine-tune was repeated with another seed.
+    """
+
+    num_checks: int
+    statistics: Mapping[str, Estimate | None] | None
+    noise_sd: float | None
+    possible: float | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of the checks: the pick by the posterior, and how far it can be trusted.
+
+    `agreement` maps every target, and `objective`, to how well its proxies rank. `confidence` is the level of all intervals.
+    `failures` are (mixture, what went wrong) of checks whose training failed.
+    """
+
+    mixture: Mixture
+    checks: tuple[Check, ...]
+    predictions: tuple[Prediction, ...]
+    alternatives: tuple[Alternative, ...]
+    agreement: Mapping[str, Agreement]
+    exponent: float
+    confidence: float
+    stopped: str
+    failures: tuple[tuple[Mixture, str], ...] = ()
+
+    @property
+    def num_paid(self) -> int:
+        """Fine-tunes that were made for these checks alone."""
+        return sum(check.origin == "verify" for check in self.checks)
+
+
+@dataclass(frozen=True)
 class Row:
     """One line of the final table: a model and its scores on the report part of the targets."""
 
     name: str
-    kind: Literal["base", "expert", "proxy", "final", "all", "random"]
+    kind: Literal["base", "expert", "proxy", "final", "all", "random", "check"]
     mixture: Mixture | None
     scores: Mapping[str, Scores]
     gain: float
@@ -172,6 +262,7 @@ class Cost:
     experts_s: float
     merge_s: float
     evaluate_s: float
+    checks_s: float
     final_s: float
     baselines_s: float
     brute_force_s_estimate: float
@@ -181,14 +272,15 @@ class Cost:
     @property
     def total_s(self) -> float:
         """Everything up to the final model; baselines are left out."""
-        return self.experts_s + self.merge_s + self.evaluate_s + self.final_s
+        return self.experts_s + self.merge_s + self.evaluate_s + self.checks_s + self.final_s
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives: the selection, the final table, and what both cost."""
+    """What a run gives: the selection, its verification, the final table, and what all of it cost."""
 
     selection: Selection
+    verification: Verification | None
     experts: tuple[Finetune, ...]
     table: tuple[Row, ...]
     cost: Cost
@@ -199,7 +291,7 @@ class Result:
     @property
     def selected(self) -> Mixture:
         """The mixture to fine-tune on."""
-        return self.selection.mixture
+        return self.selection.mixture if self.verification is None else self.verification.mixture
 
     def row(self, kind: str) -> Row | None:
         """The first line of the final table of a kind, or None."""

@@ -315,7 +315,7 @@ def _documents(source: Source, where: str) -> Table:
 
 
 def _pieces(text: str, num_lines: int | None) -> list[str]:
-    """A document cut into pieces of so many lines; those of whitespace alone are dropped, unless the document is all of that."""
+    """A document in pieces of so many lines; those of whitespace alone are dropped, unless the document is all of that."""
     if num_lines is None:
         return [text]
     lines = text.splitlines(keepends=True)

@@ -223,6 +223,11 @@ def _calm() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
+def num_anchors(num_own: int, share: float) -> int:
+    """Sequences of general data beside `num_own` others so that they are the share of all: n share / (1 - share), rounded."""
+    return round(num_own * share / (1 - share))
+
+
 def union(parts: Sequence[Sequence[Encoded]]) -> list[Encoded]:
     """The sequences of several datasets, one after the other; training shuffles them by its seed."""
     return [sequence for part in parts for sequence in part]

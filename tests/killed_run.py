@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import mergetomix
-from mergetomix import pipeline, report
+from mergetomix import job, report
 from mergetomix.cli import Lines
 from mergetomix.store import Store
 
@@ -39,7 +39,7 @@ def around(owner: Any, name: str) -> None:
     setattr(owner, name, wrapped)
 
 
-around(pipeline.Steps, "__call__")
+around(job.Steps, "__call__")
 around(os, "rename")
 around(Store, "add_finetune")
 around(Store, "add_scores")

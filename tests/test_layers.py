@@ -17,13 +17,16 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up. A module may import its own layer and those above it here; the package itself is `mergetomix`.
 LAYERS = (
     "errors",
-    "records progress",
-    "mixture recipe address disk ledger store rows",
+    "records progress problems",
+    "mixture recipe address disk ledger store rows fidelity calibrate",
     "merge data families",
     "bank",
     "train targets search",
     "inputs",
+    "job",
+    "verify",
     "pipeline",
+    "study",
     "plan starter demo",
     "report",
     "mergetomix",

@@ -18,6 +18,7 @@ import yaml
 
 import mergetomix as m2m
 from mergetomix.demo import BASE
+from mergetomix.job import open_job
 from mergetomix.store import Store
 
 HERE = Path(__file__).parent
@@ -125,9 +126,7 @@ def test_every_mixture_is_tried_once(finished: tuple[Path, m2m.Result, Heard]) -
 
 
 def test_the_search_never_sees_the_report_part(finished: tuple[Path, m2m.Result, Heard]) -> None:
-    from mergetomix import pipeline
-
-    with pipeline.open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
+    with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
         parts = [job.inputs.targets(part)["t"] for part in ("select", "report")]
         sequences = [{s.ids for s in part.target.sequences} for part in parts]
     assert sequences[0] and sequences[1] and not sequences[0] & sequences[1]
@@ -137,12 +136,10 @@ def test_the_search_never_sees_the_report_part(finished: tuple[Path, m2m.Result,
 def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.Result, Heard]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from mergetomix import pipeline
-
     folder, result, _ = finished
     model = AutoModelForCausalLM.from_pretrained(folder / "run" / "final").eval()
     AutoTokenizer.from_pretrained(folder / "run" / "final")
-    with pipeline.open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
+    with open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
         scores = job.inputs.targets("report")["t"].score(model)
     final = result.row("final")
     assert final is not None
@@ -154,12 +151,12 @@ def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(finished: tuple[P
 
     from mergetomix import pipeline
 
-    with pipeline.open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
+    with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
         estimate = pipeline.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5)
         fixed = m2m.load_recipe(finished[0] / "recipe.yaml", ["train.max_steps=2"])
     mixtures = [chosen for k in (1, 2, 3) for chosen in combinations("abc", k)]
     assert estimate == pytest.approx(sum(len(chosen) * 7.0 + 0.5 for chosen in mixtures))
-    with pipeline.open_job(fixed) as job:
+    with open_job(fixed) as job:
         assert pipeline.brute_force_s(job, 3 * 7.0, 0.5) == pytest.approx(len(mixtures) * 7.5)
 
 
@@ -206,7 +203,7 @@ def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergetomix import pipeline, train
+    from mergetomix import train
 
     values = recipe_values(tmp_path)
     values["search"] = {"max_datasets": 2}  # so that the union of all, which is made to fail, is never the selection
@@ -218,7 +215,7 @@ def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: py
             raise m2m.TrainingError("the loss is nan at step 1")
         return original(family, sequences, *rest)
 
-    monkeypatch.setattr(pipeline.train, "finetune", failing)
+    monkeypatch.setattr(train, "finetune", failing)
     result = m2m.run(path)
     assert result.row("final") is not None and result.row("all") is None
     assert any("all datasets" in text and "nan" in text for text in result.warnings)

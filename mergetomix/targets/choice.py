@@ -28,6 +28,7 @@ class Choice:
         self.sequences = [
             sequence for i, example in enumerate(examples) for sequence in self._encode(example, i, setting.where)
         ]
+        self.num_tokens = sum(len(sequence.ids) for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def _encode(self, example: Example, index: int, where: str) -> list[Encoded]:

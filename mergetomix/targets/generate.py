@@ -35,6 +35,8 @@ class Generate:
         room = self.family.room(spec.max_new_tokens)
         self.num_cut = sum(len(self.family.prompt_ids(example, setting.where)) > room for example in examples)
         self.settings = Generation(spec.max_new_tokens, tuple(spec.stop), setting.batch_tokens)
+        # an answer's length is not known before; its limit stands for it
+        self.num_tokens = sum(len(prompt) + spec.max_new_tokens for prompt in self.prompts)
         self.metric = pick_metric(spec, setting.where)
 
     def address(self) -> str:

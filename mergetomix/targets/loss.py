@@ -25,6 +25,7 @@ class Loss:
         for example, count in zip(examples, self.num_scored, strict=True):
             if count == 0:
                 raise DataError(setting.where, f"row {example.row} has no token to score", hint="leave such rows out")
+        self.num_tokens = sum(len(sequence.ids) for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def address(self) -> str:

@@ -1,0 +1,225 @@
+"""What a few real fine-tunes say of all others: real = proxy + residual, the residual a Gaussian process over mixtures.
+
+    real(w) = proxy(w) + h(w) * (a + b * z(w)) + sum over i < j of w_i w_j q_ij + h(w) * e_w
+    h(w) = 1 - sum_i w_i^2        z(w) = (proxy(w) - mean) / sd
+
+`a` and `b` correct the proxies' level and slope, `q_ij` is what two datasets do to each other beyond what their merge shows,
+`e_w` is a mixture's own. Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are
+one model. All coefficients are normal with mean zero; the common variance is unknown with an inverse gamma prior, so that
+predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The regression itself is
+scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+NUM_DRAWS = 4000
+"""Draws from the posterior behind every probability."""
+EXPONENT_SD = 0.25
+"""How far the best exponent may lie from the recipe's before any check: the standard deviation of a normal prior."""
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How far reals lie from proxies before any is known, in standard deviations of the proxies over all mixtures.
+
+    `level`, `slope`, `pair` and `own` are the standard deviations of a, b, q_ij and e_w; `dof` says how sure the common
+    variance is, in checks. Measured over the studies in docs/studies.
+    """
+
+    level: float = 1.0
+    slope: float = 0.5
+    pair: float = 1.0
+    own: float = 0.25
+    dof: float = 6.0
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The joint distribution of M mixtures' real objectives: Student's t with `dof` degrees of freedom.
+
+    `mean_M` is its centre and `scale_MM` its scale matrix (the covariance is dof / (dof - 2) times that); both are exact for
+    mixtures whose real objective is known.
+    """
+
+    mean_M: Array
+    scale_MM: Array
+    dof: float
+    known: frozenset[int]
+    log_evidence: float
+
+    @property
+    def sd_M(self) -> Array:
+        """Scale of each mixture's marginal distribution."""
+        scale_M: Array = np.sqrt(np.clip(np.diag(self.scale_MM), 0, None))
+        return scale_M
+
+    def interval(self, confidence: float) -> tuple[Array, Array]:
+        """Lower and upper ends of each mixture's central interval, shapes (M,)."""
+        from scipy.stats import t
+
+        half_M = t.ppf(0.5 + confidence / 2, self.dof) * self.sd_M
+        return self.mean_M - half_M, self.mean_M + half_M
+
+    def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
+        """Draws of all mixtures' real objectives together, shape (num, M)."""
+        from scipy.stats import multivariate_t
+
+        unknown = [i for i in range(len(self.mean_M)) if i not in self.known]
+        drawn = np.tile(self.mean_M, (num, 1))
+        if unknown:
+            shape = self.scale_MM[np.ix_(unknown, unknown)] + _JITTER * np.eye(len(unknown)) * np.trace(self.scale_MM)
+            law = multivariate_t(self.mean_M[unknown], shape, self.dof, allow_singular=True, seed=seed)
+            drawn[:, unknown] = law.rvs(num).reshape(num, len(unknown))
+        return drawn
+
+    def best_probabilities(self, seed: int = 0) -> Array:
+        """Each mixture's probability of having the best real objective, by draws; shape (M,), sums to one."""
+        winners = np.argmax(self.draws(seed), axis=1)
+        share_M: Array = np.bincount(winners, minlength=len(self.mean_M)) / NUM_DRAWS
+        return share_M
+
+    def value_of_check(self) -> Array:
+        """How much better the choice is expected to be once a mixture's real objective is known, shape (M,).
+
+        The knowledge gradient (Frazier, Powell and Dayanik 2009, eq. 14): E[max_i mean_i after the check] - max_i mean_i now,
+        over one standard normal by Gauss-Hermite quadrature; zero for what is known.
+        """
+        nodes_Q, weights_Q = np.polynomial.hermite_e.hermegauss(31)
+        sd_M = self.sd_M
+        value_M = np.zeros(len(sd_M))
+        inflated = math.sqrt(self.dof / (self.dof - 2)) if self.dof > 2 else 1.0
+        for i in np.flatnonzero(sd_M > _JITTER * max(1.0, float(sd_M.max()))):
+            shift_M = inflated * self.scale_MM[:, i] / sd_M[i]
+            best_Q = np.max(self.mean_M[:, None] + shift_M[:, None] * nodes_Q[None, :], axis=0)
+            value_M[i] = max(0.0, float(best_Q @ weights_Q) / math.sqrt(2 * math.pi) - float(self.mean_M.max()))
+        return value_M
+
+
+def posterior(
+    weights_MN: Array,
+    proxy_M: Array,
+    known: Mapping[int, float],
+    prior: Prior | None = None,
+    spread: float | None = None,
+) -> Posterior:
+    """The real objectives of M mixtures of N datasets, given some of them.
+
+    Args:
+        weights_MN: a mixture's weights in every row, which sum to one.
+        proxy_M: the proxies' objectives.
+        known: real objectives by row. Those of single datasets are their proxies' own, and need not be given.
+        spread: the unit of the prior, where the mixtures given are not all; else the standard deviation of `proxy_M`.
+
+    Raises:
+        ValueError: a number is not finite, or the shapes do not fit.
+    """
+    prior = prior or Prior()
+    if weights_MN.ndim != 2 or proxy_M.shape != weights_MN.shape[:1]:
+        raise ValueError(f"{weights_MN.shape} weights do not fit {proxy_M.shape} proxies")
+    if not (np.isfinite(weights_MN).all() and np.isfinite(proxy_M).all() and np.isfinite(list(known.values())).all()):
+        raise ValueError("weights, proxies and reals must be finite")
+    spread = spread or _spread(proxy_M)
+    features_MF, own_M = _features(weights_MN, proxy_M, spread, prior)
+    singles = {int(i): float(proxy_M[i]) for i in np.flatnonzero(own_M <= _JITTER)}
+    given = {**singles, **known}
+    used = sorted(i for i in known if own_M[i] > _JITTER)
+    residual_U = np.array([known[i] - proxy_M[i] for i in used])
+    centre_M, shape_MM, squares, log_det = _regressed(features_MF, own_M, used, residual_U)
+    dof, amplitude = _amplitude(prior, spread, len(used), squares)
+    scale_MM = amplitude * (shape_MM + np.diag(own_M**2))
+    mean_M = proxy_M + centre_M
+    for i, value in given.items():
+        mean_M[i], scale_MM[i, :], scale_MM[:, i] = value, 0.0, 0.0
+    return Posterior(mean_M, scale_MM, dof, frozenset(given), _log_evidence(prior, spread, len(used), squares, log_det))
+
+
+def next_check(posterior: Posterior, excluded: Collection[int], first: bool, confidence: float) -> tuple[int | None, str]:
+    """The mixture to check next, or None and why there is none: first the best, then the one with the highest value of a check.
+
+    Args:
+        excluded: rows that cannot be checked.
+        first: whether no check was paid for yet.
+        confidence: the probability of being the best mixture at which the pick is safe.
+    """
+    left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known and i not in excluded]
+    if not left:
+        return None, "every mixture is known"
+    if first:
+        return max(left, key=lambda i: (float(posterior.mean_M[i]), -i)), ""
+    safe = float(posterior.best_probabilities()[int(np.argmax(posterior.mean_M))])
+    if safe >= confidence:
+        return None, f"the pick is the best mixture with a probability of {safe:.2f}"
+    value_M = posterior.value_of_check()
+    return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]), -i)), ""
+
+
+def likeliest_exponent(
+    weights_CN: Array, proxies: Mapping[float, Array], real_C: Array, spread: float, default: float
+) -> float:
+    """The exponent of the scale under which C checks are likeliest: the maximum of log evidence plus log prior.
+
+    Args:
+        proxies: the checked mixtures' proxies by exponent, each of shape (C,).
+        spread: the standard deviation of the proxies of all mixtures.
+        default: the centre of the prior, normal with standard deviation EXPONENT_SD; it wins where nothing is better.
+    """
+    real = dict(enumerate(real_C.tolist()))
+
+    def plausibility(exponent: float) -> tuple[float, bool]:
+        evidence = posterior(weights_CN, proxies[exponent], real, spread=spread).log_evidence
+        return evidence - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
+
+    return max(sorted(proxies), key=plausibility)
+
+
+def _spread(proxy_M: Array) -> float:
+    """The standard deviation of the proxies: the unit of the prior. One where all are equal."""
+    spread = float(np.std(proxy_M))
+    return spread if spread > 0 else 1.0
+
+
+def _features(weights_MN: Array, proxy_M: Array, spread: float, prior: Prior) -> tuple[Array, Array]:
+    """Features whose inner products are the prior covariance of the shared terms, and the scale of each mixture's own term."""
+    mixed_M = np.clip(1 - np.sum(weights_MN**2, axis=1), 0, None)
+    z_M = (proxy_M - proxy_M.mean()) / spread
+    first, second = np.triu_indices(weights_MN.shape[1], k=1)
+    pairs_MP = weights_MN[:, first] * weights_MN[:, second]
+    columns = (prior.level * mixed_M[:, None], prior.slope * (mixed_M * z_M)[:, None], prior.pair * pairs_MP)
+    return np.concatenate(columns, axis=1), prior.own * mixed_M
+
+
+def _regressed(features_MF: Array, own_M: Array, used: list[int], residual_U: Array) -> tuple[Array, Array, float, float]:
+    """Centre and shape of the shared terms of every mixture given residuals, r' K^-1 r, and log det K; unit amplitude."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import DotProduct
+
+    if not used:
+        return np.zeros(len(features_MF)), features_MF @ features_MF.T, 0.0, 0.0
+    kernel = DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
+    process = GaussianProcessRegressor(kernel, alpha=own_M[used] ** 2 + _JITTER, optimizer=None)
+    process.fit(features_MF[used], residual_U)
+    centre_M, shape_MM = process.predict(features_MF, return_cov=True)
+    squares = float(residual_U @ np.ravel(process.alpha_))
+    return centre_M, shape_MM, squares, 2 * float(np.sum(np.log(np.diag(process.L_))))
+
+
+def _amplitude(prior: Prior, spread: float, num: int, squares: float) -> tuple[float, float]:
+    """Degrees of freedom and squared scale of the t distribution after `num` residuals."""
+    dof = prior.dof + num
+    return dof, (prior.dof * spread**2 + squares) / dof
+
+
+def _log_evidence(prior: Prior, spread: float, num: int, squares: float, log_det: float) -> float:
+    """log p(residuals): the multivariate t with prior.dof degrees of freedom, scale spread^2 K."""
+    dof, half = prior.dof, (prior.dof + num) / 2
+    constant = math.lgamma(half) - math.lgamma(dof / 2) - num / 2 * math.log(math.pi * dof * spread**2)
+    return constant - log_det / 2 - half * math.log1p(squares / (dof * spread**2))

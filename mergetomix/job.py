@@ -1,0 +1,380 @@
+"""A job: what the stages of one recipe share, and the steps that they are made of: fine-tune, evaluate, keep."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from mergetomix import merge, train
+from mergetomix.bank import Bank, read_delta
+from mergetomix.bank import params as live_params
+from mergetomix.errors import Fault, TrainingError
+from mergetomix.families.causal_lm import Encoded
+from mergetomix.inputs import Inputs, Scorer, read_inputs
+from mergetomix.mixture import Subsets
+from mergetomix.progress import Listener, Silent
+from mergetomix.recipe import Recipe
+from mergetomix.records import Finetune, Mixture, Part, Scores, Trial, objective
+from mergetomix.store import Store, digest
+
+
+@dataclass
+class Job:
+    """What the stages of one recipe share: its inputs, the store, and who listens."""
+
+    recipe: Recipe
+    inputs: Inputs
+    store: Store
+    listener: Listener
+    run: int | None = None
+    started: float = field(default_factory=time.monotonic)
+    reused: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    _bank: Bank | None = None
+    _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that a fine-tune depends on, beside its data."""
+        family = self.inputs.family
+        precision = {"dtype": str(family.dtype), "bf16": family.bf16, "max_length": family.max_length}
+        values = self.recipe.train.model_dump(exclude_none=True, exclude={"anchor"})
+        anchor = self.recipe.train.anchor
+        if anchor is not None:
+            values["anchor"] = [self.inputs.anchor_content(), anchor.share]
+        if values["method"] == "full":
+            del values["lora"]
+        return {**values, **precision}
+
+    @property
+    def exponent(self) -> float:
+        """The recipe's exponent of the scale."""
+        return self.recipe.merge.scale.exponent
+
+    def space(self) -> Subsets:
+        """The mixtures that the recipe allows."""
+        options = self.recipe.search
+        sizes = self.inputs.sizes if self.recipe.merge.weighting == "size" else None
+        return Subsets(
+            tuple(sorted(self.recipe.datasets)),
+            options.min_datasets,
+            options.max_datasets,
+            frozenset(options.require),
+            frozenset(options.forbid),
+            sizes,
+        )
+
+    def finetune_key(self, datasets: Sequence[str], seed: int | None = None) -> str:
+        """The address of the base fine-tuned on the union of some datasets, with train.seed or another seed."""
+        names, settings = tuple(sorted(datasets)), self.settings
+        if seed is not None:
+            settings["seed"] = seed
+        known = (settings["seed"], *names)
+        if known not in self._keys:
+            contents = [self.inputs.content(name) for name in self.by_content(names)]
+            given = [self.inputs.expert_content(name, self.store) for name in names] if len(names) == 1 else []
+            self._keys[known] = digest("finetune", self.inputs.base_key(self.store), contents, settings, given)
+        return self._keys[known]
+
+    def by_content(self, datasets: Sequence[str]) -> list[str]:
+        """Datasets in the order of their content, in which a union is trained on: a new name changes nothing."""
+        return sorted(datasets, key=self.inputs.content)
+
+    def sequences(self, datasets: Sequence[str]) -> list[Encoded]:
+        """The training sequences of the union of some datasets, with general data where the recipe asks for it."""
+        own = train.union([self.inputs.sequences(name) for name in self.by_content(datasets)])
+        anchor = self.recipe.train.anchor
+        return own if anchor is None else own + self.inputs.general(train.num_anchors(len(own), anchor.share))
+
+    def num_tokens(self, datasets: Sequence[str]) -> int:
+        """Tokens that a fine-tune on the union of some datasets sees."""
+        sequences = self.sequences(datasets)
+        return train.plan(len(sequences), sum(len(s.ids) for s in sequences), self.recipe.train).num_tokens
+
+    def proxy_key(self, mixture: Mixture, exponent: float | None = None) -> str:
+        """The address of a mixture's proxy: its experts and their factors."""
+        factors = merge.coefficients(mixture, self.exponent if exponent is None else exponent)
+        experts = sorted([self.finetune_key([name]), factor] for name, factor in factors.items())
+        return digest("proxy", self.recipe.merge.method, experts)
+
+    def bank(self) -> Bank:
+        """The live base and every expert's delta, read from disk once."""
+        if self._bank is None:
+            model = self.inputs.family.load()
+            base = live_params(model)
+            names = self.space().allowed
+            with self.listener.task("experts", "reading experts", len(names)) as advance:
+                deltas = {}
+                for name in names:
+                    record = self.store.finetune(self.finetune_key([name]))
+                    if record is None:
+                        raise Fault(f"the expert of {name} is gone from the store", hint="run the experts stage again")
+                    where = f"datasets.{name}.expert"
+                    deltas[name] = read_delta(self.inputs.family, base, record.path, where)
+                    advance(1)
+            self._bank = Bank(model, deltas)
+        return self._bank
+
+    def release(self) -> None:
+        """Frees the bank: a fine-tune needs the memory."""
+        self._bank = None
+        free_memory()
+
+    def count(self, what: str) -> None:
+        """Keeps count of what the store held already."""
+        self.reused[what] = self.reused.get(what, 0) + 1
+
+    def tell_reused(self, what: str, total: int) -> None:
+        """Says how much of a stage was in the store."""
+        if self.reused.get(what):
+            self.listener.note(f"{what}: {self.reused[what]} of {total} were in the store")
+
+    def warn(self, text: str) -> None:
+        """Tells the user now, and again in the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.warn(text)
+
+
+@contextmanager
+def open_job(recipe: Recipe, listener: Listener | None = None) -> Iterator[Job]:
+    """Reads everything that a recipe names and opens its store; records how the run ends.
+
+    Raises:
+        UserError: something that the user can mend, before any training.
+    """
+    listener = listener or Silent()
+    store = Store(recipe.store)
+    try:
+        job = Job(recipe, read_inputs(recipe, listener), store, listener)
+        for warning in job.inputs.warnings:
+            job.warn(warning)
+        check_given_experts(job)
+        job.run = store.begin_run(recipe.run_dir, {"datasets": sorted(recipe.datasets), "targets": sorted(recipe.targets)})
+        outcome = "interrupted"
+        try:
+            yield job
+            outcome = "finished"
+        except Exception as error:
+            outcome = f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            raise
+        finally:
+            store.end_run(job.run, outcome)
+    finally:
+        store.close()
+
+
+def trial_of(job: Job, mixture: Mixture, base: Mapping[str, Scores], exponent: float | None = None) -> Trial:
+    """A mixture's proxy scored on the select part."""
+    scores = evaluate_proxy(job, mixture, "select", exponent)
+    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
+    return Trial(mixture, scores, objective(scores, base, weights))
+
+
+def fit(job: Job, datasets: Sequence[str], stage: str, seed: int | None = None) -> Finetune:
+    """The base fine-tuned on the union of some datasets: from the store, or trained now and kept there."""
+    key, names = job.finetune_key(datasets, seed), sorted(datasets)
+    known = job.store.finetune(key)
+    if known is not None:
+        job.count("experts" if len(names) == 1 else "real fine-tunes")
+        return known
+    text = " + ".join(names)
+    waiting = f"waiting for another process that trains {text}"
+    with job.store.lock(key, on_wait=lambda: job.listener.note(waiting)):
+        known = job.store.finetune(key)  # the process that was waited for may have trained it
+        return known or _train(job, key, names, stage, seed)
+
+
+def _train(job: Job, key: str, names: Sequence[str], stage: str, seed: int | None) -> Finetune:
+    mixture = Mixture.union(names)
+    given = job.recipe.datasets[names[0]].expert if len(names) == 1 else None
+    sequences = job.sequences(names)
+    num_tokens, seconds = 0, 0.0
+    if given is not None:
+        path = given
+    else:
+        settings = job.recipe.train if seed is None else job.recipe.train.model_copy(update={"seed": seed})
+        schedule = train.plan(len(sequences), sum(len(s.ids) for s in sequences), settings)
+        text = f"{'expert' if len(names) == 1 else 'fine-tuning on'} {mixture}"
+        with job.store.artifact(key) as folder, job.listener.task(stage, text, schedule.num_steps) as advance:
+            step = Steps(job, f"{stage}: {mixture}", schedule.num_steps, advance)
+            step(0)
+            try:
+                num_tokens, seconds = train.finetune(job.inputs.family, sequences, settings, folder, step)
+            except TrainingError as error:
+                raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
+        path = str(job.store.artifact_path(key))
+    record = Finetune(mixture, key, path, len(sequences), num_tokens, seconds)
+    job.store.add_finetune(record, job.settings, environment(job))
+    return record
+
+
+@dataclass
+class Steps:
+    """Passes optimizer steps on to the progress bar and the store's heartbeat."""
+
+    job: Job
+    text: str
+    total: int
+    advance: Any
+    done: int = 0
+
+    def __call__(self, steps: int) -> None:
+        """Counts `steps` more optimizer steps."""
+        self.done += steps
+        self.advance(steps)
+        beat(self.job, self.text, self.done, self.total)
+
+
+def evaluate_proxy(job: Job, mixture: Mixture, part: Part, exponent: float | None = None) -> dict[str, Scores]:
+    """A mixture's proxy, merged in memory, scored on every target; only what the store lacks is computed.
+
+    Args:
+        exponent: of the scale, where it is not the recipe's.
+    """
+    exponent = job.exponent if exponent is None else exponent
+    key = job.proxy_key(mixture, exponent)
+    known, missing = known_scores(job, key, part)
+    if not missing:
+        if part == "select":
+            job.count("trials")
+        return known
+    bank = job.bank()
+    started = time.monotonic()
+    bank.set(merge.coefficients(mixture, exponent))
+    merge_s = time.monotonic() - started
+    return known | score_and_keep(job, bank.model, Model(key, "proxy", mixture, merge_s), missing, part)
+
+
+def evaluate_base(job: Job, part: Part) -> dict[str, Scores]:
+    """The base scored on every target."""
+    key = job.inputs.base_key(job.store)
+    known, missing = known_scores(job, key, part)
+    if not missing:
+        return known
+    if job._bank is not None:
+        job._bank.reset()
+    model = job._bank.model if job._bank is not None else job.inputs.family.load()
+    return known | score_and_keep(job, model, Model(key, "base", None, 0.0), missing, part)
+
+
+def evaluate_real(job: Job, record: Finetune, part: Part) -> dict[str, Scores]:
+    """A real fine-tune, loaded from its folder as a user would, scored on every target."""
+    known, missing = known_scores(job, record.key, part)
+    if not missing:
+        return known
+    entry = Model(record.key, "real", record.mixture, 0.0)
+    with job.listener.task("final", f"scoring the fine-tune on {record.mixture}", len(missing)) as advance:
+        scored = score_and_keep(job, job.inputs.family.load_finetune(record.path), entry, missing, part)
+        advance(len(missing))
+    return known | scored
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the ledger says of a model that is scored."""
+
+    key: str
+    kind: str
+    mixture: Mixture | None
+    merge_s: float
+
+
+def known_scores(job: Job, key: str, part: Part) -> tuple[dict[str, Scores], list[str]]:
+    """What the store holds of a model's scores, and the targets it lacks."""
+    known = {}
+    for name, target in job.inputs.targets(part).items():
+        scores = job.store.scores(key, target.address, part)
+        if scores is not None:
+            known[name] = scores
+    return known, [name for name in job.recipe.targets if name not in known]
+
+
+def score_and_keep(job: Job, model: Any, entry: Model, names: Sequence[str], part: Part) -> dict[str, Scores]:
+    """Score a model on some targets and write all of it to the store at once."""
+    scored, seconds = {}, {}
+    for name in names:
+        started = time.monotonic()
+        scored[name] = within_memory(job.inputs.targets(part)[name], model, name)
+        seconds[name] = time.monotonic() - started
+        check_finite(scored[name], entry, name)
+    with job.store.transaction():
+        job.store.add_model(entry.key, entry.kind, entry.mixture, entry.merge_s)
+        for name in names:
+            address = job.inputs.targets(part)[name].address
+            job.store.add_scores(entry.key, address, part, scored[name], seconds[name])
+    return scored
+
+
+def within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
+    """The scores of a model. Raises Fault where the device's memory is too small for the batches."""
+    import torch
+
+    try:
+        return scorer.score(model)
+    except torch.OutOfMemoryError as error:
+        message = f"scoring target {name} needs more memory than the device has: {str(error).splitlines()[0]}"
+        raise Fault(message, hint="lower batch_tokens") from None
+
+
+def free_memory() -> None:
+    """Gives back what models that are no longer used still hold."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def check_finite(scores: Scores, entry: Model, target: str) -> None:
+    """Raises Fault where a score is not finite: a ranking over such numbers means nothing."""
+    bad = next((i for i, value in enumerate(scores.values) if value - value != 0), None)
+    if bad is not None:
+        what = entry.mixture or entry.kind
+        message = f"the {scores.kind} of example {bad} of target {target} is {scores.values[bad]} for {entry.kind} {what}"
+        raise Fault(message, hint="lower train.learning_rate or merge.scale, or set base.dtype: float32")
+
+
+def check_given_experts(job: Job) -> None:
+    """Raises ModelError where an expert that the recipe gives does not fit the base."""
+    given = {name: spec.expert for name, spec in job.recipe.datasets.items() if spec.expert is not None}
+    if not given:
+        return
+    base = live_params(job.inputs.family.load())
+    for name, path in given.items():
+        read_delta(job.inputs.family, base, path, f"datasets.{name}.expert")
+
+
+def beat(job: Job, stage: str, done: int, total: int) -> None:
+    """Tell `status` how far the run is."""
+    if job.run is not None:
+        job.store.heartbeat(job.run, stage, done, total)
+
+
+def environment(job: Job) -> dict[str, Any]:
+    """Versions, device and seeds: what a figure depends on beside the recipe."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("mergetomix", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    device = job.inputs.family.device
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if job.inputs.family.bf16 else "float32",
+        "seeds": {
+            "train": job.recipe.train.seed,
+            **{f"datasets.{name}": spec.seed for name, spec in job.recipe.datasets.items()},
+            **{f"targets.{name}": spec.seed for name, spec in job.recipe.targets.items()},
+        },
+    }

@@ -1,0 +1,132 @@
+"""The method under test: every mixture fine-tuned for real over several seeds, and every other way to choose beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mergetomix import pipeline
+from mergetomix.errors import UserError
+from mergetomix.job import Job, environment, open_job
+from mergetomix.progress import Listener, Silent, duration
+from mergetomix.recipe import Recipe
+from mergetomix.study import compare, similarity
+from mergetomix.study.truth import World, gather, mixtures_of
+
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study found: the worlds (one for each target and seed), and what they show."""
+
+    worlds: tuple[World, ...]
+    standings: tuple[compare.Standing, ...]
+    faith: tuple[compare.Faith, ...]
+    coverage: tuple[compare.Coverage, ...]
+    num_draws: int
+    environment: Mapping[str, Any]
+
+    @property
+    def num_finetunes(self) -> int:
+        """Real fine-tunes behind it, experts included."""
+        return sum(len(world.mixtures) for world in self.worlds if world.target == self.worlds[0].target)
+
+
+def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) -> Study:
+    """Does the whole study of a recipe, taking from the store what is there.
+
+    Raises:
+        UserError: the study is larger than `study.max_finetunes` and `yes` is false; says what it would cost.
+    """
+    listener = listener or Silent()
+    options = recipe.study
+    worlds: list[World] = []
+    found: Mapping[str, Any] = {}
+    for seed in options.seeds:
+        seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
+        with open_job(seeded, listener) as job:
+            mixtures = mixtures_of(job, options.num_mixtures, seed=0)
+            if not worlds and not yes:
+                check_size(job, len(mixtures))
+            pipeline.train_experts(job)
+            similar = similarities(job)
+            for world in gather(job, mixtures, [*options.exponents, 1.0]):
+                worlds.append(replace(world, similarities=similar[world.target], embed_tokens=embed_tokens(job, world)))
+            found = environment(job)
+    return conclude(worlds, options.num_draws, found)
+
+
+def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, Any]) -> Study:
+    """Everything that the worlds show."""
+    return Study(
+        worlds=tuple(worlds),
+        standings=tuple(compare.standings(worlds, num_draws, CONFIDENCE)),
+        faith=tuple(compare.faith(worlds)),
+        coverage=tuple(compare.coverage(worlds, CONFIDENCE)),
+        num_draws=num_draws,
+        environment=environment,
+    )
+
+
+def check_size(job: Job, num_mixtures: int) -> None:
+    """Raises UserError where a study is larger than the recipe lets it be without a word; the time is measured on one batch."""
+    options = job.recipe.study
+    num = num_mixtures * len(options.seeds)
+    if num <= options.max_finetunes:
+        return
+    from mergetomix import plan
+
+    speed = plan.measure(job)
+    tokens = sum(job.num_tokens(mixture.datasets) for mixture in mixtures_of(job, options.num_mixtures, seed=0))
+    seconds = len(options.seeds) * tokens * speed.train_s_per_token
+    message = (
+        f"this study makes {num} fine-tunes, more than study.max_finetunes ({options.max_finetunes}):"
+        f" {len(options.seeds) * tokens / 1e6:.1f} million tokens, about {duration(seconds)} of training"
+        f" and {num * job.inputs.finetune_bytes() / 1e9:.1f} GB"
+    )
+    raise UserError(message, hint="add --yes, or set study.num_mixtures or study.seeds lower")
+
+
+def similarities(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+    """By target and by kind: how near every dataset is. A target without examples of its own, such as a function's, has none."""
+    names = job.space().allowed
+    texts = {name: [similarity.text_of(item) for item in job.inputs.candidates[name].examples.items] for name in names}
+    sequences = {name: job.inputs.sequences(name) for name in names}
+    model = job.inputs.family.load()
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for target in job.recipe.targets:
+        found[target] = {}
+        examples = job.inputs.select_examples(target)
+        if not examples:
+            continue
+        wanted = [similarity.text_of(example) for example in examples]
+        encoded = job.inputs.family.encode(examples, f"targets.{target}").sequences
+        found[target] = {
+            "hidden state": similarity.hidden_state(job.inputs.family, model, sequences, encoded, job.recipe.batch_tokens),
+            "TF-IDF": similarity.tf_idf(texts, wanted),
+            "n-grams": similarity.ngram_importance(texts, wanted, seed=job.recipe.train.seed),
+        }
+        if job.recipe.study.embedding_model is not None:
+            embedded = similarity.sentence_embedding(texts, wanted, job.recipe.study.embedding_model)
+            found[target]["sentence embedding"] = embedded
+    return found
+
+
+def embed_tokens(job: Job, world: World) -> int:
+    """Tokens that the base reads to compare hidden states."""
+    return world.eval_tokens + sum(len(s.ids) for name in job.space().allowed for s in job.inputs.sequences(name))
+
+
+def write(study: Study, recipe: Recipe) -> Path:
+    """Writes study.json, study.md and the plots into the run's folder, and gives the folder."""
+    from mergetomix.study import document, plots
+
+    folder = Path(recipe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    document.write(study, folder)
+    plots.proxy_against_real(study.worlds, folder / "proxy-real.svg")
+    plots.regret_against_compute(compare.curves(study.worlds, study.num_draws), folder / "regret-compute.svg")
+    return folder

@@ -1,0 +1,146 @@
+"""The truth that a study compares against: every mixture (or a sample) fine-tuned for real, over several seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mergetomix.calibrate import Array
+from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
+from mergetomix.records import Mixture, Part, Scores
+
+BACKWARD = 2.0
+"""A backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One target and one seed: what every mixture's proxies and its real fine-tune score. Higher is better throughout.
+
+    Scores are minus the loss in nats per token where the target is a loss. `proxies` are select scores by exponent, of shape
+    (M,); `proxy_report_M` those at `exponent` on the report part. `train_tokens_M` are the tokens that a fine-tune sees,
+    `eval_tokens` those of one evaluation of the select part.
+    """
+
+    seed: int
+    target: str
+    kind: str
+    mixtures: tuple[Mixture, ...]
+    proxies: Mapping[float, Array]
+    exponent: float
+    proxy_report_M: Array
+    real_select_M: Array
+    real_report_M: Array
+    base_select: float
+    base_report: float
+    train_tokens_M: Array
+    eval_tokens: int
+    similarities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    embed_tokens: int = 0
+
+    @property
+    def weights_MN(self) -> Array:
+        """The mixtures' weights, datasets in the order of their names."""
+        return np.array([[mixture.as_dict().get(name, 0.0) for name in self.datasets] for mixture in self.mixtures])
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The names of all datasets, in order."""
+        return tuple(sorted({name for mixture in self.mixtures for name in mixture.datasets}))
+
+    @property
+    def proxy_M(self) -> Array:
+        """The proxies at the recipe's exponent."""
+        return self.proxies[self.exponent]
+
+    def row(self, datasets: Sequence[str]) -> int | None:
+        """The row of the mixture of some datasets, None where it was not fine-tuned."""
+        wanted = tuple(sorted(datasets))
+        return next((i for i, mixture in enumerate(self.mixtures) if mixture.datasets == wanted), None)
+
+    @property
+    def singles(self) -> list[int]:
+        """Rows of the mixtures of one dataset: the experts."""
+        return [i for i, mixture in enumerate(self.mixtures) if len(mixture) == 1]
+
+    def check_cost(self, row: int) -> float:
+        """Compute of fine-tuning on a mixture and scoring it: tokens, in forward passes of one token."""
+        return (1 + BACKWARD) * float(self.train_tokens_M[row]) + self.eval_tokens
+
+    @property
+    def proxies_cost(self) -> float:
+        """Compute of all experts and of one score for every mixture."""
+        experts = (1 + BACKWARD) * float(sum(self.train_tokens_M[i] for i in self.singles))
+        return experts + self.eval_tokens * len(self.mixtures)
+
+
+def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
+    """The mixtures of a study: all of the space, or the experts and a seeded sample of the rest, `num` in all."""
+    every = tuple(job.space())
+    if num is None or num >= len(every):
+        return every
+    singles = [mixture for mixture in every if len(mixture) == 1]
+    rest = [mixture for mixture in every if len(mixture) > 1]
+    drawn = np.random.default_rng(seed).permutation(len(rest))[: max(0, num - len(singles))]
+    return tuple(singles + [rest[i] for i in sorted(drawn.tolist())])
+
+
+def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) -> list[World]:
+    """Fine-tunes on every mixture and scores proxies and fine-tunes: one world for each target. What the store holds is not
+    done again."""
+    base = {part: evaluate_base(job, part) for part in ("select", "report")}
+    proxies: dict[float, list[dict[str, Scores]]] = {}
+    for exponent in sorted({*exponents, job.exponent}):
+        proxies[exponent] = _proxies(job, mixtures, "select", exponent)
+    reports = _proxies(job, mixtures, "report", job.exponent)
+    job.release()
+    reals = _reals(job, mixtures)
+    tokens_M = np.array([job.num_tokens(mixture.datasets) for mixture in mixtures], dtype=float)
+    worlds = []
+    for name, scorer in job.inputs.targets("select").items():
+        world = World(
+            seed=job.recipe.train.seed,
+            target=name,
+            kind=base["select"][name].kind,
+            mixtures=tuple(mixtures),
+            proxies={exponent: _means(scores, name) for exponent, scores in proxies.items()},
+            exponent=job.exponent,
+            proxy_report_M=_means(reports, name),
+            real_select_M=_means([each["select"] for each in reals], name),
+            real_report_M=_means([each["report"] for each in reals], name),
+            base_select=float(_means([base["select"]], name)[0]),
+            base_report=float(_means([base["report"]], name)[0]),
+            train_tokens_M=tokens_M,
+            eval_tokens=scorer.num_tokens,
+        )
+        worlds.append(world)
+    return worlds
+
+
+def _proxies(job: Job, mixtures: Sequence[Mixture], part: Part, exponent: float) -> list[dict[str, Scores]]:
+    text = f"seed {job.recipe.train.seed}: proxies, exponent {exponent:g}, {part} part"
+    with job.listener.task("study", text, len(mixtures)) as advance:
+        found = []
+        for mixture in mixtures:
+            found.append(evaluate_proxy(job, mixture, part, exponent))
+            advance(1)
+    return found
+
+
+def _reals(job: Job, mixtures: Sequence[Mixture]) -> list[dict[Part, dict[str, Scores]]]:
+    text = f"seed {job.recipe.train.seed}: real fine-tunes"
+    with job.listener.task("study", text, len(mixtures)) as advance:
+        found: list[dict[Part, dict[str, Scores]]] = []
+        for mixture in mixtures:
+            record = fit(job, mixture.datasets, "study")
+            found.append({part: evaluate_real(job, record, part) for part in ("select", "report")})
+            advance(1)
+    return found
+
+
+def _means(scores: Sequence[Mapping[str, Scores]], name: str) -> Array:
+    """Means that are better when higher."""
+    sign = -1.0 if scores[0][name].kind == "loss" else 1.0
+    return np.array([sign * each[name].mean for each in scores])

@@ -1,0 +1,327 @@
+"""Checks: a few mixtures fine-tuned for real, the choice that they lead to, and how far it can be trusted.
+
+The best mixture by proxy is checked first, then the one whose check is expected to improve the choice most. After every check
+the exponent of the scale and the model of `calibrate` are fitted again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+from mergetomix import calibrate, fidelity
+from mergetomix.calibrate import Array, Posterior
+from mergetomix.errors import TrainingError
+from mergetomix.job import Job, beat, evaluate_real, fit, free_memory, trial_of
+from mergetomix.records import (
+    Agreement,
+    Alternative,
+    Check,
+    Mixture,
+    Prediction,
+    Scores,
+    Selection,
+    Trial,
+    Verification,
+    gain,
+    objective,
+)
+from mergetomix.store import digest
+
+Origin = Literal["verify", "baseline", "store"]
+
+
+@dataclass
+class State:
+    """What is known while checks are made: the trials at the exponent in force, the checks, and what failed."""
+
+    job: Job
+    base: Mapping[str, Scores]
+    trials: list[Trial]
+    exponent: float
+    checks: list[Check] = field(default_factory=list)
+    failures: list[tuple[Mixture, str]] = field(default_factory=list)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Each target's weight in the objective."""
+        return {name: spec.weight for name, spec in self.job.recipe.targets.items()}
+
+    @property
+    def places(self) -> dict[Mixture, int]:
+        """Each trial's row."""
+        return {trial.mixture: i for i, trial in enumerate(self.trials)}
+
+    def posterior(self) -> Posterior:
+        """All trials' real objectives, given the checks."""
+        places = self.places
+        known = {places[check.mixture]: check.real for check in self.checks if check.mixture in places}
+        return calibrate.posterior(weights_of(self.trials), proxies_of(self.trials), known)
+
+
+def verify(job: Job, selection: Selection, baselines: Sequence[Mixture] = ()) -> Verification:
+    """Checks the best mixtures of a search and chooses by what they show.
+
+    Args:
+        baselines: mixtures whose fine-tunes are made anyway, for the final table; they count as checks that cost nothing.
+
+    A check whose training fails is named and left out. Run again, it makes the same checks: what the store held at its first
+    start is remembered, so that its own fine-tunes are not taken for somebody else's.
+    """
+    options = job.recipe.verify
+    state = State(job, selection.base, list(selection.trials), job.exponent)
+    with job.listener.task("verify", "checking mixtures", options.budget) as advance:
+        for mixture, origin in known_at_start(state, baselines):
+            add_check(state, mixture, origin)
+        refit(state)
+        stopped = "the budget is spent"
+        for num_done in range(options.budget):
+            chosen, reason = next_check(state)
+            if chosen is None:
+                stopped = reason
+                break
+            beat(job, f"verify: {chosen}", num_done, options.budget)
+            add_check(state, chosen, "verify")
+            refit(state)
+            advance(1)
+    job.tell_reused("real fine-tunes", len(state.checks))
+    return conclude(state, stopped)
+
+
+def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mixture, Origin]]:
+    """Mixtures of several datasets whose fine-tunes the final table needs, then those that the store held at the first start.
+
+    A baseline that the search may not choose is no candidate, and no check.
+    """
+    job, space = state.job, state.job.space()
+    allowed = [mixture for mixture in dict.fromkeys(baselines) if frozenset(mixture.datasets) in space]
+    wanted: list[tuple[Mixture, Origin]] = [(mixture, "baseline") for mixture in allowed if len(mixture) > 1]
+    targets = {name: scorer.address for name, scorer in job.inputs.targets("select").items()}
+    experts = [job.finetune_key([name]) for name in space.allowed]
+    names = [list(mixture.datasets) for mixture, _ in wanted]
+    key = digest("verify", experts, targets, state.weights, job.recipe.merge.model_dump(), names)
+    file = job.store.artifact_path(key) / "known.json"
+    if not file.exists():
+        held = [t.mixture.datasets for t in state.trials if job.store.finetune(job.finetune_key(t.mixture.datasets))]
+        with job.store.artifact(key) as folder:
+            (folder / "known.json").write_text(json.dumps([list(names) for names in held if len(names) > 1]), encoding="utf-8")
+    place = {trial.mixture.datasets: trial.mixture for trial in state.trials}
+    held_mixtures = [place[tuple(names)] for names in json.loads(file.read_text(encoding="utf-8")) if tuple(names) in place]
+    return wanted + [(mixture, "store") for mixture in held_mixtures if mixture not in dict(wanted)]
+
+
+def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
+    """Fine-tunes on a mixture, or takes the fine-tune that the store holds, and scores it on the select part."""
+    job = state.job
+    try:
+        job.release()
+        record = fit(job, mixture.datasets, "verify")
+    except TrainingError as error:
+        state.failures.append((mixture, error.message))
+        job.warn(f"the check of {mixture} is left out: {error.message}")
+        return
+    scores = evaluate_real(job, record, "select")
+    free_memory()
+    trial = trial_of(job, mixture, state.base, state.exponent)
+    if mixture not in state.places:
+        state.trials.append(trial)
+    real = objective(scores, state.base, state.weights)
+    state.checks.append(Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin))
+
+
+def next_check(state: State) -> tuple[Mixture | None, str]:
+    """The mixture to check next, or None and why there is none."""
+    failed = {mixture for mixture, _ in state.failures}
+    excluded = [i for i, trial in enumerate(state.trials) if trial.mixture in failed]
+    first = not failed and not any(check.origin == "verify" for check in state.checks)
+    row, reason = calibrate.next_check(state.posterior(), excluded, first, state.job.recipe.verify.confidence)
+    return (None if row is None else state.trials[row].mixture), reason
+
+
+# --- calibration
+
+
+def refit(state: State) -> None:
+    """Takes the exponent under which the checks are likeliest, and scores what it changes again.
+
+    A proxy of one dataset has no exponent. Of the others the checked ones are scored at every exponent, and the best
+    `verify.max_rescored` at the new one; the rest leave the comparison.
+    """
+    job, options = state.job, state.job.recipe.verify
+    candidates = sorted({*options.exponents, job.exponent})
+    mixed = [check for check in state.checks if len(check.mixture) > 1]
+    if len(candidates) < 2 or not mixed:
+        return
+    at = {each: [trial_of(job, check.mixture, state.base, each) for check in mixed] for each in candidates}
+    proxies = {each: proxies_of(trials) for each, trials in at.items()}
+    spread = float(np.std(proxies_of(state.trials))) or 1.0
+    reals = np.array([check.real for check in mixed])
+    exponent = calibrate.likeliest_exponent(weights_of(at[candidates[0]]), proxies, reals, spread, job.exponent)
+    if exponent == state.exponent:
+        return
+    job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
+    state.exponent = exponent
+    must = {check.mixture for check in state.checks}
+    kept = state.trials[: options.max_rescored] + [t for t in state.trials[options.max_rescored :] if t.mixture in must]
+    with job.listener.task("verify", f"scoring proxies with exponent {exponent:g}", len(kept)) as advance:
+        rescored = []
+        for trial in kept:
+            rescored.append(trial_of(job, trial.mixture, state.base, exponent))
+            advance(1)
+    state.trials = sorted(rescored, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets))
+    state.checks = [with_proxy(check, rescored) for check in state.checks]
+
+
+def with_proxy(check: Check, trials: Sequence[Trial]) -> Check:
+    """The check beside its proxy of other trials."""
+    trial = next(trial for trial in trials if trial.mixture == check.mixture)
+    return Check(check.mixture, trial.objective, check.real, check.scores, trial.scores, check.key, check.origin)
+
+
+def weights_of(trials: Sequence[Trial]) -> Array:
+    """The trials' weights, shape (M, N); datasets in the order of their names."""
+    names = sorted({name for trial in trials for name in trial.mixture.datasets})
+    return np.array([[trial.mixture.as_dict().get(name, 0.0) for name in names] for trial in trials])
+
+
+def proxies_of(trials: Sequence[Trial]) -> Array:
+    """The trials' objectives, shape (M,)."""
+    return np.array([trial.objective for trial in trials])
+
+
+# --- what the checks show
+
+
+def conclude(state: State, stopped: str) -> Verification:
+    """The pick by the posterior, with everything that cannot be told apart from it."""
+    options = state.job.recipe.verify
+    posterior = state.posterior()
+    failed = {mixture for mixture, _ in state.failures}
+    possible = [i for i, trial in enumerate(state.trials) if trial.mixture not in failed]
+    best = max(possible, key=lambda i: (float(posterior.mean_M[i]), -i))
+    pick = state.trials[best].mixture
+    noise = seed_noise(state, pick)
+    return Verification(
+        mixture=pick,
+        checks=tuple(state.checks),
+        predictions=predictions(state, posterior, options.interval),
+        alternatives=alternatives(state, posterior, best, noise.get("objective")),
+        agreement=agreement(state, noise),
+        exponent=state.exponent,
+        confidence=options.interval,
+        stopped=stopped,
+        failures=tuple(state.failures),
+    )
+
+
+def predictions(state: State, posterior: Posterior, confidence: float) -> tuple[Prediction, ...]:
+    """What is expected of every mixture, the best first."""
+    low_M, high_M = posterior.interval(confidence)
+    best_M = posterior.best_probabilities()
+    order = sorted(range(len(state.trials)), key=lambda i: (-posterior.mean_M[i], i))
+    found = []
+    for i in order:
+        trial, known = state.trials[i], i in posterior.known
+        mean, low, high = float(posterior.mean_M[i]), float(low_M[i]), float(high_M[i])
+        found.append(Prediction(trial.mixture, trial.objective, mean, low, high, float(best_M[i]), known))
+    return tuple(found)
+
+
+def seed_noise(state: State, pick: Mixture) -> dict[str, float]:
+    """Standard deviation between seeds of every target's gain and of the objective, from fine-tunes of the pick with other
+    seeds; empty without repeats."""
+    job, seeds = state.job, [state.job.recipe.train.seed + i for i in range(1, state.job.recipe.verify.repeats + 1)]
+    gains: list[dict[str, float]] = []
+    for seed in [None, *seeds] if seeds else []:
+        try:
+            job.release()
+            record = fit(job, pick.datasets, "verify", seed)
+        except TrainingError as error:
+            job.warn(f"the repeat of {pick} with seed {seed} is left out: {error.message}")
+            continue
+        gains.append(gains_of(evaluate_real(job, record, "select"), state.base, state.weights))
+    if len(gains) < 2:
+        return {}
+    return {name: float(np.std([each[name] for each in gains], ddof=1)) for name in gains[0]}
+
+
+def gains_of(scores: Mapping[str, Scores], base: Mapping[str, Scores], weights: Mapping[str, float]) -> dict[str, float]:
+    """The gain on every target, and the objective."""
+    return {**{name: gain(scores[name], base[name]) for name in weights}, "objective": objective(scores, base, weights)}
+
+
+def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float | None) -> tuple[Alternative, ...]:
+    """Mixtures that are better than the pick with a probability over 1 - verify.confidence, the likeliest first.
+
+    The variance of a difference is the posterior's, that of the examples (paired, by bootstrap; of the reals where both are
+    checked, else of the proxies), and twice that between seeds.
+    """
+    inflated = posterior.dof / (posterior.dof - 2) if posterior.dof > 2 else 1.0
+    found = []
+    for i in range(len(state.trials)):
+        if i == best:
+            continue
+        difference = float(posterior.mean_M[best] - posterior.mean_M[i])
+        scale_MM = posterior.scale_MM
+        variance = inflated * float(scale_MM[i, i] + scale_MM[best, best] - 2 * scale_MM[i, best])
+        variance += example_sd(state, best, i) ** 2 + 2 * (noise_sd or 0.0) ** 2
+        better = NormalDist().cdf(-difference / math.sqrt(variance)) if variance > 0 else 0.0
+        if better > 1 - state.job.recipe.verify.confidence:
+            found.append(Alternative(state.trials[i].mixture, difference, math.sqrt(variance), better))
+    return tuple(sorted(found, key=lambda each: -each.better_probability))
+
+
+def example_sd(state: State, a: int, b: int) -> float:
+    """Standard deviation of the difference of two mixtures' objectives over draws of the examples."""
+    first, second = scores_of(state, a), scores_of(state, b)
+    if first[1] != second[1]:
+        first, second = (state.trials[a].scores, False), (state.trials[b].scores, False)
+    total = sum(state.weights.values())
+    variance = 0.0
+    for name, weight in state.weights.items():
+        one, other = first[0][name], second[0][name]
+        _, sd = paired(one, other)
+        unit = state.base[name].mean if one.kind == "loss" and state.base[name].mean > 0 else 1.0
+        variance += (weight / total * (sd if math.isfinite(sd) else 0.0) / unit) ** 2
+    return math.sqrt(variance)
+
+
+def paired(one: Scores, other: Scores) -> tuple[float, float]:
+    """The difference of two models' means over the same examples, and its standard deviation over draws of the examples."""
+    return fidelity.paired_difference(one.values, other.values, one.weights, num_resamples=199)
+
+
+def scores_of(state: State, row: int) -> tuple[Mapping[str, Scores], bool]:
+    """A mixture's scores, and whether they are of the real fine-tune."""
+    trial = state.trials[row]
+    if len(trial.mixture) == 1:
+        return trial.scores, True
+    real = next((check.scores for check in state.checks if check.mixture == trial.mixture), None)
+    return (trial.scores, False) if real is None else (real, True)
+
+
+def agreement(state: State, noise: Mapping[str, float]) -> dict[str, Agreement]:
+    """How well proxies rank, for every target and the objective, over the checks of several datasets."""
+    mixed = [check for check in state.checks if len(check.mixture) > 1]
+    proxies = [gains_of(check.proxy_scores, state.base, state.weights) for check in mixed]
+    reals = [gains_of(check.scores, state.base, state.weights) for check in mixed]
+    found = {}
+    for name in [*state.weights, "objective"]:
+        proxy_M, real_M = (np.array([each[name] for each in gains]) for gains in (proxies, reals))
+        found[name] = agreement_of(proxy_M, real_M, noise.get(name), state.job.recipe.verify.interval)
+    return found
+
+
+def agreement_of(proxy_M: Array, real_M: Array, noise_sd: float | None, confidence: float) -> Agreement:
+    """The statistics of one target, and what a perfect proxy would reach."""
+    measured = fidelity.fidelity(proxy_M, real_M, confidence=confidence)
+    if measured is None:
+        return Agreement(len(real_M), None, noise_sd, None)
+    possible = None if noise_sd is None else fidelity.ceiling(real_M, noise_sd).spearman
+    return Agreement(len(real_M), measured.statistics, noise_sd, possible)
