@@ -206,8 +206,42 @@ def search(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def verify(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Stage 3: fine-tune a few mixtures for real; choose by what they show.
+
+    Trains experts and searches first where that was not done.
+    """
+    import mergetomix
+    from mergetomix.report import console
+
+    loaded = _load(recipe, overrides)
+    if loaded.verify.budget == 0:
+        raise UserError("verify.budget is 0 in this recipe", hint="add --set verify.budget=3")
+    with listening() as listener:
+        selection, verification = mergetomix.verify_mixtures(loaded, listener)
+    console.show_ranking(selection, loaded)
+    if verification is not None:
+        console.show_verification(verification)
+
+
+@app.command()
+def study(
+    recipe: RecipePath,
+    yes: Annotated[bool, typer.Option("--yes", help="Start however large it is.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test the method: every mixture for real, other ways to choose beside it."""
+    from mergetomix import study as studies
+
+    loaded = _load(recipe, overrides)
+    with listening() as listener:
+        found = studies.run(loaded, listener, yes=yes)
+    print(f"wrote {studies.write(found, loaded) / 'study.md'}")
+
+
+@app.command()
 def final(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Stage 3: fine-tune on the selection, compare, report.
+    """Stage 4: fine-tune on the selection, compare, report.
 
     Trains experts and searches first where that was not done.
     """

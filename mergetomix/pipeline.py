@@ -31,6 +31,9 @@ from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, objective
 
+NUM_CHECKS = 3
+"""Checks that a run pays for unless the recipe says otherwise."""
+
 
 def run(recipe: Recipe, listener: Listener | None = None) -> Result:
     """The whole method: one expert for each dataset, the best mixture by proxy, a real fine-tune on it, and the evidence."""
@@ -47,6 +50,7 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
 
     An expert that fails does not stop the others. Raises TrainingError at the end, naming each that failed.
     """
+    num_checks(job)  # a budget that cannot be spent is said before anything is trained
     check_space(job)
     experts, failures = [], []
     for name in job.space().allowed:
@@ -83,19 +87,20 @@ def search_mixtures(job: Job) -> Selection:
 
 def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
     """A few real fine-tunes that prove the pick, or another; None where the recipe turns checks off."""
-    if job.recipe.verify.budget == 0:
-        return None
-    check_budget(job)
-    return verify.verify(job, selection, list(baselines(job).values()))
+    budget = num_checks(job)
+    return verify.verify(job, selection, budget, list(baselines(job).values())) if budget else None
 
 
-def check_budget(job: Job) -> None:
-    """Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
+def num_checks(job: Job) -> int:
+    """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
     space, budget = job.space(), job.recipe.verify.budget
     num = len(space) - (len(space.allowed) if space.bounds[0] == 1 else 0)
+    if budget is None:
+        return min(NUM_CHECKS, num)
     if budget > num:
         message = f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
         raise RecipeError("verify.budget", message, hint="a mixture of one dataset is its own expert and needs no check")
+    return budget
 
 
 def baselines(job: Job) -> dict[str, Mixture]:
@@ -244,7 +249,7 @@ def finetunes(job: Job) -> list[tuple[str, ...]]:
     half = max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))
     some = Subsets(space.allowed, half, half, space.require)
     wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    num = max(job.recipe.verify.budget, int(job.recipe.final.train))
+    num = max(num_checks(job), int(job.recipe.final.train))
     wanted += [mixture.datasets for mixture, _ in zip(some, range(num), strict=False)]
     wanted += [mixture.datasets for mixture in baselines(job).values()]
     return list(dict.fromkeys(wanted))

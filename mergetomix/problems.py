@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from types import UnionType
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -68,12 +69,18 @@ def _annotation_at(loc: Sequence[int | str], root: type[BaseModel]) -> Any:
     annotation: Any = root
     for part in loc:
         if part in _keys_of(annotation):
-            annotation = annotation.model_fields[part].annotation
+            annotation = _without_none(annotation.model_fields[part].annotation)
         elif get_origin(annotation) is dict:
             annotation = get_args(annotation)[1]
         else:
             return None
     return annotation
+
+
+def _without_none(annotation: Any) -> Any:
+    """The section of a field that may be null."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    return parts[0] if get_origin(annotation) is UnionType and len(parts) == 1 else annotation
 
 
 def _keys_of(annotation: Any) -> list[str]:

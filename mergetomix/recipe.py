@@ -302,8 +302,8 @@ class Search(Section):
 class Verify(Section):
     """A few mixtures fine-tuned for real, to know how far the proxies can be trusted and to choose by that."""
 
-    budget: int = Field(default=3, ge=0)
-    """Most fine-tunes to make for checks; 0 chooses by proxy alone."""
+    budget: int | None = Field(default=None, ge=0)
+    """Most fine-tunes to make for checks; 0 chooses by proxy alone, null is 3, or as many as there are mixtures to check."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
     """Checks end early once the pick's probability of being the best mixture is over this."""
     interval: float = Field(default=0.9, gt=0, lt=1)

@@ -65,28 +65,28 @@ class State:
         return calibrate.posterior(weights_of(self.trials), proxies_of(self.trials), known)
 
 
-def verify(job: Job, selection: Selection, baselines: Sequence[Mixture] = ()) -> Verification:
+def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixture] = ()) -> Verification:
     """Checks the best mixtures of a search and chooses by what they show.
 
     Args:
+        budget: most fine-tunes to make for checks.
         baselines: mixtures whose fine-tunes are made anyway, for the final table; they count as checks that cost nothing.
 
     A check whose training fails is named and left out. Run again, it makes the same checks: what the store held at its first
     start is remembered, so that its own fine-tunes are not taken for somebody else's.
     """
-    options = job.recipe.verify
     state = State(job, selection.base, list(selection.trials), job.exponent)
-    with job.listener.task("verify", "checking mixtures", options.budget) as advance:
+    with job.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
         refit(state)
         stopped = "the budget is spent"
-        for num_done in range(options.budget):
+        for num_done in range(budget):
             chosen, reason = next_check(state)
             if chosen is None:
                 stopped = reason
                 break
-            beat(job, f"verify: {chosen}", num_done, options.budget)
+            beat(job, f"verify: {chosen}", num_done, budget)
             add_check(state, chosen, "verify")
             refit(state)
             advance(1)

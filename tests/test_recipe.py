@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mergetomix.errors import RecipeError, UserError
-from mergetomix.recipe import Recipe, Section, Source, dump, load, parse
+from mergetomix.recipe import Anchor, Recipe, Section, Source, dump, load, parse
 
 TEXT = r"""
 base: {path: Qwen/Qwen2.5-0.5B, revision: main}
@@ -28,6 +28,8 @@ train:  {method: lora, epochs: 1, max_steps: null, learning_rate: 2.0e-4, batch_
          lora: {rank: 16, alpha: 32}}
 merge:  {method: linear, scale: {exponent: 1.0}, weighting: equal}
 search: {strategy: auto, min_datasets: 1, max_datasets: null, require: [], forbid: []}
+verify: {budget: null, confidence: 0.95, repeats: 1}
+study:  {seeds: [0, 1, 2], max_finetunes: 100}
 final:  {train: true, baselines: [all, random]}
 select_fraction: 0.5
 store: .mergetomix
@@ -44,6 +46,8 @@ SECTIONS = [
     ("merge", "weigthing", "weighting"),
     ("merge.scale", "exponnet", "exponent"),
     ("search", "strtegy", "strategy"),
+    ("verify", "budgt", "budget"),
+    ("study", "sedes", "seeds"),
     ("final", "baselnes", "baselines"),
 ]
 TINY = {"rows": [{"t": "x"}], "text": "t"}
@@ -207,7 +211,13 @@ def test_an_unknown_key_is_named_with_the_nearest(where: str, key: str, nearest:
 
 def test_every_section_is_among_those_tested() -> None:
     sections = {type(functools.reduce(at, where.split(".") if where else [], parse(RAW))) for where, *_ in SECTIONS}
-    assert sections == set(descendants(Section)) - {Source}
+    assert sections == set(descendants(Section)) - {Source, Anchor}
+
+
+def test_a_section_that_may_be_null_knows_its_keys_too() -> None:
+    anchor = {"dataset": dict(TINY), "shar": 0.5}
+    with pytest.raises(RecipeError, match=r"train\.anchor\.shar: unknown key; did you mean 'share'\?"):
+        parse(small(train__anchor=anchor))
 
 
 def at(place: Any, part: str) -> Any:

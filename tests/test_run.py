@@ -46,6 +46,7 @@ def recipe_values(
         "datasets": {name: {"path": f"{name}.jsonl", **source} for name in datasets},
         "targets": {name: {"path": f"{name}.jsonl", **source} for name in targets},
         "train": {"method": "full", "learning_rate": 1e-3, "batch_size": 4, "max_length": 32},
+        "verify": {"budget": 1, "repeats": 0},
         "final": {"num_random": 2},
         "device": "cpu",
         "store": "store",
@@ -110,7 +111,7 @@ def test_result_has_every_documented_key(finished: tuple[Path, m2m.Result, Heard
     assert len(result["trials"]) == 7
     objectives = [trial["objective"] for trial in result["trials"]]
     assert objectives == sorted(objectives, reverse=True)
-    assert result["trials"][0]["datasets"] == result["selected"]["datasets"]
+    assert result["verification"]["selected"] == result["selected"]
     assert set(result["trials"][0]["targets"]["t"]) == {"loss", "num_examples"}
     assert {"dataset", "num_examples", "num_tokens", "train_s", "path"} == set(result["experts"][0])
     assert set(result["final"]) >= {"path", "targets"}
@@ -174,7 +175,7 @@ def test_the_same_recipe_again_does_nothing_twice(finished: tuple[Path, m2m.Resu
 
 def test_a_new_dataset_costs_one_expert_and_its_mixtures(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
-    values["final"] = {"train": False, "baselines": []}
+    values |= {"verify": {"budget": 0}, "final": {"train": False, "baselines": []}}
     smaller = {**values, "datasets": {name: values["datasets"][name] for name in ("a", "b")}}
     m2m.run(write_recipe(tmp_path, smaller))
     with Store(tmp_path / "store") as store:
@@ -189,7 +190,7 @@ def test_a_new_dataset_costs_one_expert_and_its_mixtures(tmp_path: Path) -> None
 
 def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
     values = recipe_values(tmp_path, targets=("t", "u"))
-    values["final"] = {"train": False, "baselines": []}
+    values |= {"verify": {"budget": 0}, "final": {"train": False, "baselines": []}}
     m2m.run(write_recipe(tmp_path, {**values, "targets": {"t": values["targets"]["t"]}}))
     with Store(tmp_path / "store") as store:
         before = store.counts()
@@ -223,7 +224,7 @@ def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: py
 
 def test_the_best_expert_is_known_where_no_single_dataset_may_be_chosen(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
-    values |= {"search": {"min_datasets": 2}, "final": {"train": False, "baselines": []}}
+    values |= {"search": {"min_datasets": 2}, "verify": {"budget": 0}, "final": {"train": False, "baselines": []}}
     result = m2m.run(write_recipe(tmp_path, values))
     assert len(result.selection.trials) == 4 and len(result.selection.singles) == 3
     assert len(result_of(tmp_path)["baselines"]["best_expert"]["datasets"]) == 1

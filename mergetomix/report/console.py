@@ -13,7 +13,7 @@ from rich.table import Table
 from mergetomix.plan import Plan
 from mergetomix.progress import duration
 from mergetomix.recipe import Recipe
-from mergetomix.records import Finetune, Result, Selection
+from mergetomix.records import Finetune, Result, Selection, Verification
 from mergetomix.report import markdown
 from mergetomix.store import Store
 
@@ -23,6 +23,8 @@ SAMPLE_CHARS = 160
 def show_result(result: Result, recipe: Recipe) -> None:
     """The ranking, the selection, the final table, what it cost, and where everything is."""
     show_ranking(result.selection, recipe)
+    if result.verification is not None:
+        show_verification(result.verification)
     title = "Final table: examples that the search never saw"
     _table(title, markdown.final_header(recipe), [markdown.final_cells(row, recipe) for row in result.table])
     _line(markdown.legend(recipe))
@@ -41,6 +43,13 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     rows = [markdown.rank_cells(i + 1, trial, recipe) for i, trial in enumerate(shown)]
     _table(title, markdown.rank_header(recipe), rows)
     _line(f"selected: {markdown.mixture_text(selection.mixture)}")
+
+
+def show_verification(verification: Verification) -> None:
+    """The checks, the pick, what cannot be told apart from it, and how well proxies rank."""
+    _table("Checks: real fine-tunes on the select part", markdown.CHECK_HEADER, markdown.check_cells(verification))
+    for text in markdown.verification_lines(verification):
+        _line(text)
 
 
 def show_experts(experts: Sequence[Finetune]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergetomix.records import Finetune, Mixture, Result, Row, Scores, Trial
+from mergetomix.records import Agreement, Finetune, Mixture, Result, Row, Scores, Trial, Verification
 
 SCHEMA = 1
 
@@ -19,6 +20,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "selected": mixture(result.selected),
         "strategy": result.selection.strategy,
         "trials": [trial(each) for each in result.selection.trials],
+        "verification": None if result.verification is None else verification(result.verification),
         "experts": [expert(each) for each in result.experts],
         "final": None
         if final is None
@@ -43,6 +45,42 @@ def scores(values: Mapping[str, Scores]) -> dict[str, Any]:
 def trial(value: Trial) -> dict[str, Any]:
     """A trial on the select part; the objective is the gain over the base, higher is better."""
     return {**mixture(value.mixture), "targets": scores(value.scores), "objective": value.objective}
+
+
+def verification(value: Verification) -> dict[str, Any]:
+    """The checks, what they predict of every mixture, and how well proxies rank."""
+    return {
+        "selected": mixture(value.mixture),
+        "exponent": value.exponent,
+        "stopped": value.stopped,
+        "interval": value.confidence,
+        "checks": [
+            {
+                **mixture(each.mixture),
+                "proxy": each.proxy,
+                "real": each.real,
+                "targets": scores(each.scores),
+                "origin": each.origin,
+            }
+            for each in value.checks
+        ],
+        "predictions": [{**vars(each), "mixture": mixture(each.mixture)} for each in value.predictions],
+        "alternatives": [{**vars(each), "mixture": mixture(each.mixture)} for each in value.alternatives],
+        "fidelity": {name: agreement(each) for name, each in value.agreement.items()},
+        "failures": [{**mixture(failed), "error": why} for failed, why in value.failures],
+    }
+
+
+def agreement(value: Agreement) -> dict[str, Any]:
+    """Statistics with their intervals; null with fewer than five checks, and a number that is not defined is null too."""
+    named = value.statistics
+    statistics = None if named is None else {key: None if e is None else finite(vars(e)) for key, e in named.items()}
+    return {**vars(value), "statistics": statistics}
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The same numbers, null for what JSON cannot hold."""
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}
 
 
 def expert(value: Finetune) -> dict[str, Any]:
@@ -93,6 +131,7 @@ def cost(result: Result) -> dict[str, Any]:
         "experts_s": value.experts_s,
         "merge_s": value.merge_s,
         "evaluate_s": value.evaluate_s,
+        "checks_s": value.checks_s,
         "final_s": value.final_s,
         "baselines_s": value.baselines_s,
         "total_s": value.total_s,

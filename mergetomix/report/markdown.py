@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from mergetomix.recipe import Recipe
-from mergetomix.records import Mixture, Result, Row, Trial
+from mergetomix.records import Mixture, Result, Row, Trial, Verification
 
 NUM_RANKED = 10
 
@@ -23,6 +23,7 @@ def render(result: Result, recipe: Recipe) -> str:
         f"The best {min(NUM_RANKED, len(result.selection.trials))} of {len(result.selection.trials)} proxies"
         f" ({result.selection.strategy} search), on the select part.",
         table(rank_header(recipe), ranking(result, recipe)),
+        *_verification_parts(result),
         "## Experts",
         table(["dataset", "sequences", "tokens trained", "seconds"], expert_cells(result)),
         "## Cost",
@@ -84,6 +85,53 @@ def rank_cells(rank: int, trial: Trial, recipe: Recipe) -> list[str]:
     return [str(rank), mixture_text(trial.mixture), *values, f"{trial.objective:+.4f}"]
 
 
+CHECK_HEADER = ["datasets", "proxy", "real", "difference", "why it was fine-tuned"]
+
+
+def check_cells(verification: Verification) -> list[list[str]]:
+    """Every check: the objective of the proxy and of the real fine-tune."""
+    return [
+        [mixture_text(c.mixture), f"{c.proxy:+.4f}", f"{c.real:+.4f}", f"{c.real - c.proxy:+.4f}", c.origin]
+        for c in verification.checks
+    ]
+
+
+def verification_lines(verification: Verification) -> list[str]:
+    """The pick, what cannot be told apart from it, and how well the proxies rank, in sentences."""
+    pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
+    lines = [
+        f"pick after {verification.num_paid} paid checks: {mixture_text(pick.mixture)}, objective {pick.mean:+.4f}"
+        f" ({'known' if pick.known else f'{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}'});"
+        f" the best mixture with a probability of {pick.best_probability:.2f}; {verification.stopped}",
+        f"exponent of the scale: {verification.exponent:g}",
+    ]
+    lines += [f"left out, its training failed: {mixture_text(mixture)} ({why})" for mixture, why in verification.failures]
+    if verification.alternatives:
+        shown = "; ".join(mixture_text(each.mixture) for each in verification.alternatives[:5])
+        more = len(verification.alternatives) - 5
+        lines.append(f"cannot be told apart from the pick: {shown}" + (f" and {more} more" if more > 0 else ""))
+    lines.append(agreement_text(verification))
+    return lines
+
+
+def agreement_text(verification: Verification) -> str:
+    """Spearman between proxies and reals with its interval, or why there is none."""
+    found = verification.agreement["objective"]
+    if found.statistics is None:
+        return f"{found.num_checks} mixtures of several datasets were checked: fewer than five say nothing of proxies"
+    spearman = found.statistics["spearman"]
+    shown = "" if spearman is None else f"{spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
+    possible = "" if found.possible is None else f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
+    return f"Spearman between proxies and real fine-tunes over {found.num_checks} checks: {shown}{possible}"
+
+
+def _verification_parts(result: Result) -> list[str]:
+    if result.verification is None:
+        return []
+    lines = "\n".join(f"- {text}" for text in verification_lines(result.verification))
+    return ["## Checks", table(CHECK_HEADER, check_cells(result.verification)), lines]
+
+
 def expert_cells(result: Result) -> list[list[str]]:
     """What each expert took."""
     return [[e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}"] for e in result.experts]
@@ -96,6 +144,7 @@ def cost_cells(result: Result) -> list[list[str]]:
         ("experts", cost.experts_s),
         ("merging", cost.merge_s),
         ("evaluating proxies", cost.evaluate_s),
+        ("checks", cost.checks_s),
         ("final fine-tune", cost.final_s),
         ("total", cost.total_s),
         ("baselines, for the table alone", cost.baselines_s),

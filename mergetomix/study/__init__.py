@@ -91,7 +91,7 @@ def check_size(job: Job, num_mixtures: int) -> None:
 
 
 def similarities(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """By target and by kind: how near every dataset is. A target without examples of its own, such as a function's, has none."""
+    """By target and by kind: how near every dataset is. A target without examples of its own has none."""
     names = job.space().allowed
     texts = {name: [similarity.text_of(item) for item in job.inputs.candidates[name].examples.items] for name in names}
     sequences = {name: job.inputs.sequences(name) for name in names}

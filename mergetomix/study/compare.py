@@ -24,9 +24,9 @@ GRID = 40
 class Outcome:
     """What a rival picked in one world, mean over its draws.
 
-    `regret` is the best real score minus the pick's, on the report part (nats per token for a loss); `normalised` is that over the
-    mean mixture's regret: 0 is the best mixture, 1 a random pick. `rank` is 1 for the best. `compute` is what was spent, as a
-    share of what our method with NUM_CHECKS checks spends.
+    `regret` is the best real score minus the pick's, on the report part (nats per token for a loss); `normalised` is that over
+    the mean mixture's regret: 0 is the best mixture, 1 a random pick. `rank` is 1 for the best. `compute` is what was spent, as
+    a share of what our method with NUM_CHECKS checks spends.
     """
 
     seed: int
@@ -137,8 +137,8 @@ def _lines(rival: Rival, world: World, num_draws: int, grid_G: Array) -> list[Ar
 class Faith:
     """How well the proxies of one target rank its real fine-tunes, mean over seeds, by exponent of the scale.
 
-    Mixtures of one dataset count too: they are among what one chooses from. `mixed` leaves them out. `possible` is what a perfect proxy would
-    reach given `noise_sd`, the standard deviation between seeds; None with one seed.
+    Mixtures of one dataset count too: they are among what one chooses from. `mixed` leaves them out. `possible` is what a
+    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed.
     """
 
     target: str

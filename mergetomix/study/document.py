@@ -70,18 +70,18 @@ def render(study: Study) -> str:
         f"{study.num_finetunes} real fine-tunes: {len(worlds[0].mixtures)} mixtures of {len(worlds[0].datasets)} datasets"
         f" ({', '.join(worlds[0].datasets)}), {len(seeds)} seeds, {len(targets)} targets ({', '.join(targets)}).",
         "## Who chooses best",
-        f"At the compute that Merge to Mix spends with {NUM_CHECKS} checks, in tokens: three for every token trained on, one for"
-        " every token evaluated. The final fine-tune is the same for all and left out. Regret: the best mixture's real score minus"
-        " that of the pick, on the report part. Normalised: over the mean mixture's regret, so that 0 is the best mixture and 1 a"
-        " random pick. Means over targets and seeds, with 90% bootstrap intervals.",
+        f"At the compute that Merge to Mix spends with {NUM_CHECKS} checks, in tokens: three for every token trained on, one"
+        " for every token evaluated. The final fine-tune is the same for all and left out. Regret: the best mixture's real"
+        " score minus that of the pick, on the report part. Normalised: over the mean mixture's regret, so that 0 is the best"
+        " mixture and 1 a random pick. Means over targets and seeds, with 90% bootstrap intervals.",
         _table(
             ["way to choose", "regret", "normalised regret", "rank of the pick", "compute"],
             [_standing_cells(each) for each in study.standings],
         ),
         "## How well proxies rank",
-        "Spearman correlation between proxy and real fine-tune over all mixtures, select part, mean over seeds, by exponent of the"
-        " scale; `possible` is what a perfect proxy would reach, given the noise between seeds; `mixed` leaves out mixtures of one"
-        " dataset, where proxy and real are the same model.",
+        "Spearman correlation between proxy and real fine-tune over all mixtures, select part, mean over seeds, by exponent"
+        " of the scale; `possible` is what a perfect proxy would reach, given seed noise; `mixed` leaves out those"
+        " of one dataset, where proxy and real are the same model.",
         _table(_faith_header(worlds[0]), [_faith_cells(each, worlds[0]) for each in study.faith] + [_mean_cells(study)]),
         "## Whether the intervals hold",
         "Share of 90% intervals, over mixtures that were not checked, that hold the real score.",

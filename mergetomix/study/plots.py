@@ -18,8 +18,8 @@ COLUMNS = 3
 
 
 def proxy_against_real(worlds: Sequence[World], path: Path) -> None:
-    """One panel for each target: every mixture of every seed, its proxy against its real fine-tune on the select part, with the pick
-    of the first seed marked."""
+    """One panel for each target: every mixture of every seed, its proxy against its real fine-tune on the select part, with the
+    pick of the first seed marked."""
     plt = _pyplot()
     targets = list(dict.fromkeys(world.target for world in worlds))
     rows = math.ceil(len(targets) / COLUMNS)

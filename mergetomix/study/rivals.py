@@ -1,7 +1,7 @@
 """How else one could choose: each rival spends compute step by step and has, after every step, a mixture that it would pick.
 
-A curve is a list of (compute, row): the compute spent so far in forward passes of one token, and the mixture picked then. The final
-fine-tune on the pick is left out everywhere: it is the same for all.
+A curve is a list of (compute, row): the compute spent so far in forward passes of one token, and the mixture picked then. The
+final fine-tune on the pick is left out everywhere: it is the same for all.
 """
 
 from __future__ import annotations
