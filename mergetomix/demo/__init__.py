@@ -27,10 +27,15 @@ datasets:      # every package is one candidate; every file one document
 TAIL = """
 train:
   method: full
-  learning_rate: 5.0e-4
+  learning_rate: 1.5e-4
   batch_size: 4
   max_length: 256
   epochs: 1
+
+verify:        # a few real fine-tunes prove the pick
+  budget: 2
+  repeats: 0
+  exponents: []
 
 final:
   baselines: [all, random]
@@ -65,7 +70,7 @@ def write_recipe(folder: Path, max_tokens: int = 24_000) -> Path:
     lines = [HEAD.format(targets=" and ".join(TARGETS), name=path, base=BASE)]
     lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n' for name in DATASETS]
     lines.append("\ntargets:       # packages that are no candidate\n")
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, score: loss, max_tokens: 15000}}\n' for name in TARGETS]
+    lines += [f'  {name}: {{path: "{sources(name)}", text: true, lines_per_example: 24, score: loss, max_tokens: 10000}}\n' for name in TARGETS]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path

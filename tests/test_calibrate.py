@@ -1,0 +1,132 @@
+"""Calibration against worlds whose truth is known: real = proxy + residual, drawn from the very model that is fitted."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from scipy.stats import multivariate_t
+
+from mergetomix.calibrate import Array, Posterior, Prior, likeliest_exponent, next_check, posterior
+
+N = 5
+SUBSETS = [chosen for k in range(1, N + 1) for chosen in combinations(range(N), k)]
+PRIOR = Prior()
+
+
+def subset_weights() -> Array:
+    weights = np.zeros((len(SUBSETS), N))
+    for row, chosen in enumerate(SUBSETS):
+        weights[row, list(chosen)] = 1 / len(chosen)
+    return weights
+
+
+WEIGHTS = subset_weights()
+SEVERAL = [row for row, chosen in enumerate(SUBSETS) if len(chosen) > 1]
+
+
+def world(seed: int) -> tuple[Array, Array]:
+    """Proxies, and reals drawn from the prior given them."""
+    rng = np.random.default_rng(seed)
+    proxy = WEIGHTS @ rng.normal(size=N) + 0.3 * rng.normal(size=len(SUBSETS))
+    prior = posterior(WEIGHTS, proxy, {})
+    real = proxy.copy()
+    scale = prior.scale_MM[np.ix_(SEVERAL, SEVERAL)]
+    real[SEVERAL] = multivariate_t(proxy[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
+    return proxy, real
+
+
+@pytest.mark.parametrize("num", [0, 1, 3, 6])
+def test_intervals_hold_the_truth_as_often_as_they_say(num: int) -> None:
+    held = []
+    for seed in range(120):
+        proxy, real = world(seed)
+        rows = np.random.default_rng(seed).permutation(SEVERAL)[:num]
+        found = posterior(WEIGHTS, proxy, {int(i): float(real[i]) for i in rows})
+        low, high = found.interval(0.9)
+        held += [low[i] <= real[i] <= high[i] for i in SEVERAL if i not in rows]
+    # mixtures of one world move together, so the share is less sure than its number of intervals says
+    assert 0.85 <= np.mean(held) <= 0.95
+
+
+def test_checks_make_predictions_better() -> None:
+    errors = {num: [] for num in (0, 5)}  # type: dict[int, list[float]]
+    for seed in range(40):
+        proxy, real = world(seed)
+        for num, list_ in errors.items():
+            found = posterior(WEIGHTS, proxy, {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
+            list_.append(float(np.mean((found.mean_M - real) ** 2)))
+    assert np.mean(errors[5]) < 0.6 * np.mean(errors[0])
+
+
+def test_a_single_dataset_is_its_own_proxy() -> None:
+    proxy, real = world(1)
+    found = posterior(WEIGHTS, proxy, {SEVERAL[0]: float(real[SEVERAL[0]])})
+    assert np.array_equal(found.mean_M[:N], proxy[:N])
+    assert not found.sd_M[:N].any()
+
+
+def test_what_is_known_is_exact() -> None:
+    proxy, real = world(2)
+    found = posterior(WEIGHTS, proxy, {i: float(real[i]) for i in SEVERAL})
+    assert np.array_equal(found.mean_M[SEVERAL], real[SEVERAL])
+    assert not found.value_of_check().any()
+    assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
+
+
+def test_without_checks_the_proxies_stand() -> None:
+    proxy, _ = world(3)
+    assert np.array_equal(posterior(WEIGHTS, proxy, {}).mean_M, proxy)
+
+
+def test_a_common_unit_changes_nothing() -> None:
+    proxy, real = world(4)
+    known = {i: float(real[i]) for i in SEVERAL[::7]}
+    one = posterior(WEIGHTS, proxy, known)
+    other = posterior(WEIGHTS, 100 * proxy - 7, {i: 100 * value - 7 for i, value in known.items()})
+    np.testing.assert_allclose(other.mean_M, 100 * one.mean_M - 7, rtol=1e-6)
+    np.testing.assert_allclose(other.sd_M, 100 * one.sd_M, rtol=1e-5, atol=1e-9)
+
+
+def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> None:
+    proxy, real = world(5)
+    found = posterior(WEIGHTS, proxy, {})
+    best = max(SEVERAL, key=lambda i: proxy[i])
+    assert next_check(found, [], True, 0.95) == (best, "")
+    assert next_check(found, [best], True, 0.95)[0] != best
+    after = posterior(WEIGHTS, proxy, {best: float(real[best])})
+    chosen, _ = next_check(after, [], False, 1.0)
+    assert chosen == int(np.argmax(after.value_of_check())) != best
+
+
+def test_the_value_of_a_check_agrees_with_simulation() -> None:
+    mean, scale = np.array([1.0, 0.8, 0.0]), np.diag([0.0, 0.25, 0.01])
+    found = Posterior(mean, scale, 1e9, frozenset({0}), 0.0)
+    drawn = np.random.default_rng(0).normal(0.8, 0.5, size=400_000)
+    assert found.value_of_check()[1] == pytest.approx(float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01)
+    assert found.value_of_check()[0] == 0
+
+
+def test_checks_end_once_the_pick_is_safe() -> None:
+    mean, scale = np.array([1.0, 0.0, -0.1]), np.diag([0.0, 0.01, 0.01])
+    found = Posterior(mean, scale, 50.0, frozenset({0}), 0.0)
+    assert next_check(found, [], False, 0.95)[0] is None
+    assert next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), [], False, 0.95)[0] is not None
+    assert next_check(found, [1, 2], False, 1.0) == (None, "every mixture is known")
+
+
+def test_the_exponent_that_explains_the_checks_is_found() -> None:
+    proxy, _ = world(6)
+    rows = SEVERAL[::3]
+    proxies = {0.5: proxy[rows] + 0.8, 0.75: proxy[rows] + 0.02, 1.0: proxy[rows] - 0.8}
+    assert likeliest_exponent(WEIGHTS[rows], proxies, proxy[rows], float(np.std(proxy)), 1.0) == 0.75
+    same = dict.fromkeys((0.5, 0.75, 1.0), proxy[rows])
+    assert likeliest_exponent(WEIGHTS[rows], same, proxy[rows], 1.0, 0.75) == 0.75
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
+    proxy, _ = world(7)
+    with pytest.raises(ValueError, match="finite"):
+        posterior(WEIGHTS, proxy, {SEVERAL[0]: bad})
