@@ -107,10 +107,13 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
     names = [list(mixture.datasets) for mixture, _ in wanted]
     key = digest("verify", experts, targets, state.weights, job.recipe.merge.model_dump(), names)
     file = job.store.artifact_path(key) / "known.json"
-    if not file.exists():
-        held = [t.mixture.datasets for t in state.trials if job.store.finetune(job.finetune_key(t.mixture.datasets))]
-        with job.store.artifact(key) as folder:
-            (folder / "known.json").write_text(json.dumps([list(names) for names in held if len(names) > 1]), encoding="utf-8")
+    with job.store.lock(key):
+        if not file.exists():
+            held = [t.mixture.datasets for t in state.trials if job.store.finetune(job.finetune_key(t.mixture.datasets))]
+            with job.store.artifact(key) as folder:
+                (folder / "known.json").write_text(
+                    json.dumps([list(names) for names in held if len(names) > 1]), encoding="utf-8"
+                )
     place = {trial.mixture.datasets: trial.mixture for trial in state.trials}
     held_mixtures = [place[tuple(names)] for names in json.loads(file.read_text(encoding="utf-8")) if tuple(names) in place]
     return wanted + [(mixture, "store") for mixture in held_mixtures if mixture not in dict(wanted)]

@@ -70,7 +70,10 @@ def write_recipe(folder: Path, max_tokens: int = 24_000) -> Path:
     lines = [HEAD.format(targets=" and ".join(TARGETS), name=path, base=BASE)]
     lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n' for name in DATASETS]
     lines.append("\ntargets:       # packages that are no candidate\n")
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, lines_per_example: 24, score: loss, max_tokens: 10000}}\n' for name in TARGETS]
+    lines += [
+        f'  {name}: {{path: "{sources(name)}", text: true, lines_per_example: 24, score: loss, max_tokens: 10000}}\n'
+        for name in TARGETS
+    ]
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path
