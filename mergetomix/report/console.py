@@ -42,7 +42,7 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     title = f"Ranking: best {len(shown)} of {len(selection.trials)} proxies ({selection.strategy} search)"
     rows = [markdown.rank_cells(i + 1, trial, recipe) for i, trial in enumerate(shown)]
     _table(title, markdown.rank_header(recipe), rows)
-    _line(f"selected: {markdown.mixture_text(selection.mixture)}")
+    _line(f"best by proxy: {markdown.mixture_text(selection.mixture)}")
 
 
 def show_verification(verification: Verification) -> None:
