@@ -1,10 +1,10 @@
 """What a few real fine-tunes say of all others: real = proxy + residual, the residual a Gaussian process over mixtures.
 
-    real(w) = proxy(w) + h(w) * (a + b * z(w)) + sum over i < j of w_i w_j q_ij + h(w) * e_w
-    h(w) = 1 - sum_i w_i^2        z(w) = (proxy(w) - mean) / sd
+    real(w) = proxy(w) + h(w) * (a + b * z(w) + k(w) * sum_i w_i m_i + e_w) + sum over i < j of w_i w_j q_ij
+    h(w) = 1 - sum_i w_i^2        k(w) = 1 / sum_i w_i^2        z(w) = (proxy(w) - mean) / sd
 
-`a` and `b` correct the proxies' level and slope, `q_ij` is what two datasets do to each other beyond what their merge shows,
-`e_w` is a mixture's own. Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are
+`a` and `b` correct the proxies' level and slope, `m_i` is what a dataset does to every mixture that it is part of beyond what a
+merge shows (k(w) w_i is one for each of k equal parts), `q_ij` what two datasets do to each other, `e_w` is a mixture's own. Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are
 one model. All coefficients are normal with mean zero; the common variance is unknown with an inverse gamma prior, so that
 predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The regression itself is
 scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
@@ -31,12 +31,13 @@ _JITTER = 1e-9
 class Prior:
     """How far reals lie from proxies before any is known, in standard deviations of the proxies over all mixtures.
 
-    `level`, `slope`, `pair` and `own` are the standard deviations of a, b, q_ij and e_w; `dof` says how sure the common
+    `level`, `slope`, `main`, `pair` and `own` are the standard deviations of a, b, m_i, q_ij and e_w; `dof` says how sure the common
     variance is, in checks. Measured over the studies in docs/studies.
     """
 
     level: float = 1.0
     slope: float = 0.5
+    main: float = 0.3
     pair: float = 1.0
     own: float = 0.25
     dof: float = 6.0
@@ -189,11 +190,18 @@ def _spread(proxy_M: Array) -> float:
 
 def _features(weights_MN: Array, proxy_M: Array, spread: float, prior: Prior) -> tuple[Array, Array]:
     """Features whose inner products are the prior covariance of the shared terms, and the scale of each mixture's own term."""
-    mixed_M = np.clip(1 - np.sum(weights_MN**2, axis=1), 0, None)
+    squares_M = np.sum(weights_MN**2, axis=1)
+    mixed_M = np.clip(1 - squares_M, 0, None)
+    present_MN = weights_MN / squares_M[:, None]
     z_M = (proxy_M - proxy_M.mean()) / spread
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
     pairs_MP = weights_MN[:, first] * weights_MN[:, second]
-    columns = (prior.level * mixed_M[:, None], prior.slope * (mixed_M * z_M)[:, None], prior.pair * pairs_MP)
+    columns = (
+        prior.level * mixed_M[:, None],
+        prior.slope * (mixed_M * z_M)[:, None],
+        prior.main * mixed_M[:, None] * present_MN,
+        prior.pair * pairs_MP,
+    )
     return np.concatenate(columns, axis=1), prior.own * mixed_M
 
 

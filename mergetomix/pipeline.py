@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mergetomix import merge, search, verify
+from mergetomix import fidelity, merge, search, verify
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -78,11 +78,27 @@ def search_mixtures(job: Job) -> Selection:
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
     job.tell_reused("trials", len(trials))
+    warn_of_blunt_targets(job, trials)
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
     experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
     best_first = ranked(trials)
     return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+
+
+def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:
+    """Says of every target whose examples cannot tell even its best mixture from its worst how many would."""
+    for name in job.recipe.targets if len(trials) > 1 else ():
+        scores = [trial.scores[name] for trial in trials]
+        best, worst = max(scores, key=lambda each: each.mean), min(scores, key=lambda each: each.mean)
+        num = len(best.values)
+        gap, sd = fidelity.paired_difference(best.values, worst.values, best.weights)
+        if gap <= 0:
+            job.warn(f"target {name}: all {len(trials)} mixtures score the same, {best.mean:.4g}; it has no say in the choice")
+        elif not sd * fidelity.STANDARD_ERRORS < gap:
+            needed = f"about {fidelity.examples_needed(sd, num, gap)} are needed" if math.isfinite(sd) else "several are needed"
+            spread = f"{gap:.3g}, standard error {sd:.3g}" if math.isfinite(sd) else f"{gap:.3g}"
+            job.warn(f"target {name}: {num} examples cannot tell even its best mixture from its worst ({spread}); {needed}")
 
 
 def verify_mixtures(job: Job, selection: Selection) -> Verification | None:

@@ -255,7 +255,7 @@ def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> N
     code, output, _ = call("experts", path)
     assert code == 0 and all(name in output for name in "abc")
     code, output, errors = call("search", path)
-    assert code == 0 and "selected: " in output and "experts: 3 of 3 were in the store" in errors
+    assert code == 0 and "best by proxy: " in output and "experts: 3 of 3 were in the store" in errors
     code, output, errors = call("final", path)
     assert code == 0 and "Final table" in output and "trials: 7 of 7 were in the store" in errors
     for place in (path, tmp_path / "run", tmp_path / "store"):

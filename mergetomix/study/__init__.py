@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix import pipeline
+from mergetomix.calibrate import Array
 from mergetomix.errors import UserError
 from mergetomix.job import Job, environment, open_job
 from mergetomix.progress import Listener, Silent, duration
@@ -24,6 +25,7 @@ class Study:
 
     worlds: tuple[World, ...]
     standings: tuple[compare.Standing, ...]
+    curves: Mapping[str, tuple[Array, Array]]
     faith: tuple[compare.Faith, ...]
     coverage: tuple[compare.Coverage, ...]
     num_draws: int
@@ -61,9 +63,11 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
 
 def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, Any]) -> Study:
     """Everything that the worlds show."""
+    races = [compare.race(world, num_draws) for world in worlds]
     return Study(
         worlds=tuple(worlds),
-        standings=tuple(compare.standings(worlds, num_draws, CONFIDENCE)),
+        standings=tuple(compare.standings(races, CONFIDENCE)),
+        curves=compare.mean_curves(races),
         faith=tuple(compare.faith(worlds)),
         coverage=tuple(compare.coverage(worlds, CONFIDENCE)),
         num_draws=num_draws,
@@ -128,5 +132,5 @@ def write(study: Study, recipe: Recipe) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     document.write(study, folder)
     plots.proxy_against_real(study.worlds, folder / "proxy-real.svg")
-    plots.regret_against_compute(compare.curves(study.worlds, study.num_draws), folder / "regret-compute.svg")
+    plots.regret_against_compute(study.curves, folder / "regret-compute.svg")
     return folder

@@ -50,12 +50,26 @@ class Standing:
     outcomes: tuple[Outcome, ...]
 
 
-def standings(worlds: Sequence[World], num_draws: int, confidence: float) -> list[Standing]:
-    """Every rival that has something to say, at the compute of our method with NUM_CHECKS checks."""
+@dataclass(frozen=True)
+class Race:
+    """One world with every rival's curves, by the rival's name; empty where a rival has no answer."""
+
+    world: World
+    budget: float
+    curves: Mapping[str, Sequence[Curve]]
+
+
+def race(world: World, num_draws: int) -> Race:
+    """Lets every rival choose; chance is drawn `num_draws` times."""
+    return Race(world, budget_of(world), {rival.name: list(rival.curves(world, num_draws)) for rival in RIVALS})
+
+
+def standings(races: Sequence[Race], confidence: float) -> list[Standing]:
+    """Every rival that has an answer everywhere, at the compute of our method with NUM_CHECKS checks."""
     found = []
     for rival in RIVALS:
-        outcomes = [outcome for world in worlds for outcome in _outcomes(rival, world, num_draws)]
-        if len(outcomes) == len(worlds):
+        outcomes = [_outcome(rival, each) for each in races if each.curves[rival.name]]
+        if len(outcomes) == len(races):
             found.append(_standing(rival.name, outcomes, confidence))
     return found
 
@@ -65,19 +79,16 @@ def budget_of(world: World) -> float:
     return checked(world, NUM_CHECKS)[-1].compute
 
 
-def _outcomes(rival: Rival, world: World, num_draws: int) -> list[Outcome]:
-    """One outcome, or none where the rival has no answer in this world."""
-    budget = budget_of(world)
-    ends = [_at(curve, budget) for curve in rival.curves(world, num_draws)]
-    if not ends:
-        return []
+def _outcome(rival: Rival, race: Race) -> Outcome:
+    world, budget = race.world, race.budget
+    ends = [_at(curve, budget) for curve in race.curves[rival.name]]
     scores = [float((world.proxy_report_M if rival.merged else world.real_report_M)[row]) for _, row in ends]
     regrets = [float(world.real_report_M.max()) - score for score in scores]
     ranks = [1 + int(np.sum(world.real_report_M > score)) for score in scores]
     picks = tuple(str(world.mixtures[row]) for _, row in ends)
     spent = fmean(compute for compute, _ in ends) / budget
     regret = fmean(regrets)
-    return [Outcome(world.seed, world.target, regret, regret / mean_regret(world), fmean(ranks), spent, picks)]
+    return Outcome(world.seed, world.target, regret, regret / mean_regret(world), fmean(ranks), spent, picks)
 
 
 def _at(curve: Curve, budget: float) -> tuple[float, int]:
@@ -105,24 +116,24 @@ def estimate(values: Sequence[float], confidence: float, seed: int = 0, num_resa
     return Estimate(float(array.mean()), float(low), float(high))
 
 
-def curves(worlds: Sequence[World], num_draws: int) -> dict[str, tuple[Array, Array]]:
+def mean_curves(races: Sequence[Race]) -> dict[str, tuple[Array, Array]]:
     """Mean normalised regret against compute for every rival: compute as a share of the budget, shape (GRID,), and regret."""
     grid_G = np.linspace(0, 1.5, GRID)
     found = {}
     for rival in RIVALS:
-        lines = [line for world in worlds for line in _lines(rival, world, num_draws, grid_G)]
+        lines = [line for race in races for line in _lines(rival, race, grid_G)]
         if lines:
             mean_G = np.mean(np.array(lines), axis=0)
             found[rival.name] = (grid_G, np.where(np.isfinite(mean_G), mean_G, np.nan))
     return found
 
 
-def _lines(rival: Rival, world: World, num_draws: int, grid_G: Array) -> list[Array]:
+def _lines(rival: Rival, race: Race, grid_G: Array) -> list[Array]:
     """The normalised regret of each of a rival's curves on a grid of compute; nan before its first pick."""
-    budget, unit = budget_of(world), mean_regret(world)
+    world, budget, unit = race.world, race.budget, mean_regret(race.world)
     scores_M = world.proxy_report_M if rival.merged else world.real_report_M
     lines = []
-    for curve in rival.curves(world, num_draws):
+    for curve in race.curves[rival.name]:
         compute_K = np.array([compute / budget for compute, _ in curve])
         regret_K = np.array([(world.real_report_M.max() - scores_M[row]) / unit for _, row in curve])
         places_G = np.searchsorted(compute_K, grid_G + 1e-9, side="right") - 1
@@ -165,8 +176,9 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
         for exponent, proxy_M in world.proxies.items():
             every = fidelity.fidelity(proxy_M, world.real_select_M, num_resamples=1)
             some = fidelity.fidelity(proxy_M[several], world.real_select_M[several], num_resamples=1)
-            if every is not None and some is not None:
+            if every is not None:
                 measured.setdefault(exponent, []).append(every)
+            if some is not None:
                 mixed.setdefault(exponent, []).append(some.spearman.value)
     means = {
         name: {exponent: fmean(_value(each, name) for each in list_) for exponent, list_ in measured.items()}

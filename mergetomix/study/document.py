@@ -118,12 +118,17 @@ def _faith_header(world: World) -> list[str]:
 def _faith_cells(each: Faith, world: World) -> list[str]:
     noise = "" if each.noise_sd is None else f"{each.noise_sd:.4f}"
     possible = "" if each.possible is None else f"{each.possible:.3f}"
-    rows = [each.spearman[e] for e in world.proxies] + [each.mixed[e] for e in world.proxies]
-    return [each.target, *[f"{value:.3f}" for value in rows], noise, possible]
+    return [each.target, *[f"{value:.3f}" for value in _faith_values(each, world)], noise, possible]
+
+
+def _faith_values(each: Faith, world: World) -> list[float]:
+    """By exponent over all mixtures, then over those of several datasets; nan where there are too few."""
+    lines = (each.spearman, each.mixed)
+    return [line.get(exponent, float("nan")) for line in lines for exponent in world.proxies]
 
 
 def _mean_cells(study: Study) -> list[str]:
-    lines = [[*each.spearman.values(), *each.mixed.values()] for each in study.faith]
+    lines = [_faith_values(each, study.worlds[0]) for each in study.faith]
     means = [f"{value:.3f}" for value in np.mean(np.array(lines), axis=0)]
     possible = [each.possible for each in study.faith if each.possible is not None]
     return ["**mean**", *means, "", f"{np.mean(possible):.3f}" if possible else ""]

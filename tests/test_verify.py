@@ -1,0 +1,151 @@
+"""Checks on a tiny real model: which mixtures, what a failure does, when they stop, and what is scored again."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import WORDS, Heard, recipe_values, write_recipe
+
+import mergetomix as m2m
+from mergetomix import calibrate, pipeline, train
+from mergetomix.errors import RecipeError, TrainingError
+from mergetomix.job import open_job
+from mergetomix.records import Scores, Trial
+
+
+def values_of(folder: Path, **verify: Any) -> dict[str, Any]:
+    """A recipe of checks alone: no baselines, which would count as checks."""
+    values = recipe_values(folder)
+    values["train"]["max_steps"] = 1
+    return values | {"verify": {"budget": 2, "repeats": 0, "exponents": [], **verify}, "final": {"baselines": []}}
+
+
+def test_the_best_mixed_proxy_is_checked_first_and_no_mixture_twice(tmp_path: Path) -> None:
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=4, confidence=0.9999)))
+    assert result.verification is not None
+    checks = [check.mixture for check in result.verification.checks]
+    best = next(trial.mixture for trial in result.selection.trials if len(trial.mixture) > 1)
+    assert checks[0] == best and len(set(checks)) == len(checks)
+    assert all(len(mixture) > 1 for mixture in checks)
+
+
+def test_what_is_checked_is_known_and_the_rest_has_an_interval(tmp_path: Path) -> None:
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=1)))
+    assert result.verification is not None
+    checked = {check.mixture: check.real for check in result.verification.checks}
+    for line in result.verification.predictions:
+        if line.mixture in checked:
+            assert line.known and line.low == line.high == pytest.approx(checked[line.mixture])
+        else:
+            assert line.known == (len(line.mixture) == 1)
+            assert line.known or line.low < line.mean < line.high
+    means = [line.mean for line in result.verification.predictions]
+    assert result.verification.mixture == result.verification.predictions[0].mixture and means == sorted(means, reverse=True)
+
+
+def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = values_of(tmp_path, budget=4, confidence=0.9999)
+    values["final"]["train"] = False
+    original = train.finetune
+
+    def failing(family: Any, sequences: Any, *rest: Any) -> Any:
+        if len(sequences) == 3 * len(WORDS):
+            raise TrainingError("the loss is nan at step 1")
+        return original(family, sequences, *rest)
+
+    monkeypatch.setattr(train, "finetune", failing)
+    result = m2m.run(write_recipe(tmp_path, values))
+    found = result.verification
+    assert found is not None
+    ((mixture, message),) = found.failures
+    assert str(mixture) == "a + b + c" and "nan" in message and found.mixture != mixture
+    assert mixture not in [check.mixture for check in found.checks]
+    assert any("the check of a + b + c is left out" in text for text in result.warnings)
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "a + b + c" in report and "the loss is nan" in report
+
+
+def test_it_stops_where_the_pick_is_safe(tmp_path: Path) -> None:
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=4, confidence=0.51)))
+    assert result.verification is not None
+    probabilities = [line.best_probability for line in result.verification.predictions]
+    stopped = result.verification.stopped.startswith("the pick is the best mixture with a probability")
+    assert stopped == (len(result.verification.checks) < 4)
+    assert not stopped or max(probabilities) >= 0.51
+
+
+def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def always(weights: Any, proxies: Any, reals: Any, spread: float, default: float) -> float:
+        return 0.5
+
+    monkeypatch.setattr(calibrate, "likeliest_exponent", always)
+    values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values))
+    with open_job(recipe, Heard()) as job:
+        pipeline.train_experts(job)
+        selection = pipeline.search_mixtures(job)
+        before = job.store.counts()["trials"]
+        found = pipeline.verify_mixtures(job, selection)
+        after = job.store.counts()["trials"]
+    assert found is not None and found.exponent == 0.5
+    # two are kept and the check besides; what has one dataset needs no new score
+    kept = {trial.mixture for trial in selection.trials[:2]} | {check.mixture for check in found.checks}
+    assert {line.mixture for line in found.predictions} == kept
+    assert after - before == sum(len(mixture) > 1 for mixture in kept)
+
+
+def test_more_checks_than_mixtures_is_refused(tmp_path: Path) -> None:
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=5)))
+    with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match="5 checks, but the search may choose among 4 mix"):
+        pipeline.num_checks(job)
+
+
+def scores(values: list[float]) -> Scores:
+    return Scores("loss", tuple(values), (1.0,) * len(values))
+
+
+@pytest.mark.parametrize(
+    ("best", "worst", "said"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 3.1], r"4 examples cannot tell even its best mixture .* about \d+ are needed"),
+        ([1.0, 2.0, 3.0, 4.0], [2.0, 3.1, 4.0, 5.1], None),
+        ([1.0, 1.0], [1.0, 1.0], "all 2 mixtures score the same"),
+        ([1.0], [2.0], "1 examples cannot tell .* several are needed"),
+    ],
+)
+def test_a_target_of_too_few_examples_is_named(tmp_path: Path, best: list[float], worst: list[float], said: str | None) -> None:
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path)))
+    with open_job(recipe, Heard()) as job:
+        mixtures = list(job.space())[:2]
+        trials = [Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)]
+        pipeline.warn_of_blunt_targets(job, trials)
+        warned = [text for text in job.warnings if text.startswith("target t")]
+    assert (said is None) == (warned == [])
+    assert said is None or re.search(said, warned[0])
+
+
+def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
+    values = values_of(tmp_path)
+    plain = m2m.load_recipe(write_recipe(tmp_path, values))
+    source = values["datasets"]["c"]
+    values["datasets"] = {name: values["datasets"][name] for name in "ab"}
+    values["train"]["anchor"] = {"dataset": source, "share": 0.25}
+    mixed = m2m.load_recipe(write_recipe(tmp_path, values, "mixed.yaml"))
+    keys = []
+    for recipe in (plain, mixed):
+        with open_job(recipe, Heard()) as job:
+            keys.append(job.finetune_key(["a"]))
+            one, two = job.sequences(["a"]), job.sequences(["a", "b"])
+            anchors = 0 if recipe is plain else 1
+            assert len(one) == 12 + 4 * anchors and len(two) == 24 + 8 * anchors
+            if anchors:
+                own = {tuple(sequence.ids) for sequence in job.inputs.sequences("a")}
+                added = [tuple(sequence.ids) for sequence in one if tuple(sequence.ids) not in own]
+                assert len(added) == 4 and added == [tuple(s.ids) for s in two[24:28]]
+                changed = recipe.train.model_copy(update={"anchor": recipe.train.anchor.model_copy(update={"share": 0.5})})
+    assert keys[0] != keys[1]
+    with open_job(mixed.model_copy(update={"train": changed}), Heard()) as job:
+        assert job.finetune_key(["a"]) not in keys
