@@ -3,11 +3,12 @@
     real(w) = proxy(w) + h(w) * (a + b * z(w) + k(w) * sum_i w_i m_i + e_w) + sum over i < j of w_i w_j q_ij
     h(w) = 1 - sum_i w_i^2        k(w) = 1 / sum_i w_i^2        z(w) = (proxy(w) - mean) / sd
 
-`a` and `b` correct the proxies' level and slope, `m_i` is what a dataset does to every mixture that it is part of beyond what a
-merge shows (k(w) w_i is one for each of k equal parts), `q_ij` what two datasets do to each other, `e_w` is a mixture's own. Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are
-one model. All coefficients are normal with mean zero; the common variance is unknown with an inverse gamma prior, so that
-predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The regression itself is
-scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
+`a` and `b` correct the proxies' level and slope, `m_i` is what a dataset does to every mixture that it is part of beyond what
+a merge shows (k(w) w_i is one for each of k equal parts), `q_ij` what two datasets do to each other, `e_w` is a mixture's own.
+Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are one model. All
+coefficients are normal, b around what the studies show, the others around zero; the common variance is unknown with an
+inverse gamma prior, so that predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The
+regression itself is scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
 """
 
 from __future__ import annotations
@@ -31,16 +32,31 @@ _JITTER = 1e-9
 class Prior:
     """How far reals lie from proxies before any is known, in standard deviations of the proxies over all mixtures.
 
-    `level`, `slope`, `main`, `pair` and `own` are the standard deviations of a, b, m_i, q_ij and e_w; `dof` says how sure the common
-    variance is, in checks. Measured over the studies in docs/studies.
+    `level`, `slope`, `main`, `pair` and `own` are the standard deviations of a, b, m_i, q_ij and e_w. `expected_slope` is the
+    mean of b: real fine-tunes spread further than the merges, which average. `dof` says how sure the common variance is, in
+    checks. Set on the first seed of the studies in docs/studies.
     """
 
-    level: float = 1.0
-    slope: float = 0.5
-    main: float = 0.3
+    level: float = 0.7
+    expected_slope: float = 0.5
+    slope: float = 0.8
+    main: float = 0.5
     pair: float = 1.0
-    own: float = 0.25
+    own: float = 0.35
     dof: float = 6.0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Mean and standard deviation of all mixtures' proxies, in which the prior counts; `sd` is one where all are equal."""
+
+    mean: float
+    sd: float
+
+    @classmethod
+    def of(cls, proxy_M: Array) -> Unit:
+        """The unit of these proxies."""
+        return cls(float(np.mean(proxy_M)), float(np.std(proxy_M)) or 1.0)
 
 
 @dataclass(frozen=True)
@@ -110,7 +126,7 @@ def posterior(
     proxy_M: Array,
     known: Mapping[int, float],
     prior: Prior | None = None,
-    spread: float | None = None,
+    unit: Unit | None = None,
 ) -> Posterior:
     """The real objectives of M mixtures of N datasets, given some of them.
 
@@ -118,7 +134,7 @@ def posterior(
         weights_MN: a mixture's weights in every row, which sum to one.
         proxy_M: the proxies' objectives.
         known: real objectives by row. Those of single datasets are their proxies' own, and need not be given.
-        spread: the unit of the prior, where the mixtures given are not all; else the standard deviation of `proxy_M`.
+        unit: of the prior, where the mixtures given are not all; else that of `proxy_M`.
 
     Raises:
         ValueError: a number is not finite, or the shapes do not fit.
@@ -128,34 +144,36 @@ def posterior(
         raise ValueError(f"{weights_MN.shape} weights do not fit {proxy_M.shape} proxies")
     if not (np.isfinite(weights_MN).all() and np.isfinite(proxy_M).all() and np.isfinite(list(known.values())).all()):
         raise ValueError("weights, proxies and reals must be finite")
-    spread = spread or _spread(proxy_M)
-    features_MF, own_M = _features(weights_MN, proxy_M, spread, prior)
+    unit = unit or Unit.of(proxy_M)
+    expected_M, features_MF, own_M = _terms(weights_MN, proxy_M, unit, prior)
     singles = {int(i): float(proxy_M[i]) for i in np.flatnonzero(own_M <= _JITTER)}
     given = {**singles, **known}
     used = sorted(i for i in known if own_M[i] > _JITTER)
-    residual_U = np.array([known[i] - proxy_M[i] for i in used])
+    residual_U = np.array([known[i] - expected_M[i] for i in used])
     centre_M, shape_MM, squares, log_det = _regressed(features_MF, own_M, used, residual_U)
-    dof, amplitude = _amplitude(prior, spread, len(used), squares)
+    dof, amplitude = _amplitude(prior, unit.sd, len(used), squares)
     scale_MM = amplitude * (shape_MM + np.diag(own_M**2))
-    mean_M = proxy_M + centre_M
+    mean_M = expected_M + centre_M
     for i, value in given.items():
         mean_M[i], scale_MM[i, :], scale_MM[:, i] = value, 0.0, 0.0
-    return Posterior(mean_M, scale_MM, dof, frozenset(given), _log_evidence(prior, spread, len(used), squares, log_det))
+    return Posterior(mean_M, scale_MM, dof, frozenset(given), _log_evidence(prior, unit.sd, len(used), squares, log_det))
 
 
-def next_check(posterior: Posterior, excluded: Collection[int], first: bool, confidence: float) -> tuple[int | None, str]:
-    """The mixture to check next, or None and why there is none: first the best, then the one with the highest value of a check.
+def next_check(
+    posterior: Posterior, excluded: Collection[int], first_by: Array | None, confidence: float
+) -> tuple[int | None, str]:
+    """The mixture to check next, or None and why there is none: the best by proxy, then the one whose check is worth most.
 
     Args:
         excluded: rows that cannot be checked.
-        first: whether no check was paid for yet.
+        first_by: the proxies where no check was paid for yet, shape (M,), else None.
         confidence: the probability of being the best mixture at which the pick is safe.
     """
     left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known and i not in excluded]
     if not left:
         return None, "every mixture is known"
-    if first:
-        return max(left, key=lambda i: (float(posterior.mean_M[i]), -i)), ""
+    if first_by is not None:
+        return max(left, key=lambda i: (float(first_by[i]), -i)), ""
     safe = float(posterior.best_probabilities()[int(np.argmax(posterior.mean_M))])
     if safe >= confidence:
         return None, f"the pick is the best mixture with a probability of {safe:.2f}"
@@ -163,46 +181,39 @@ def next_check(posterior: Posterior, excluded: Collection[int], first: bool, con
     return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]), -i)), ""
 
 
-def likeliest_exponent(
-    weights_CN: Array, proxies: Mapping[float, Array], real_C: Array, spread: float, default: float
-) -> float:
+def likeliest_exponent(weights_CN: Array, proxies: Mapping[float, Array], real_C: Array, unit: Unit, default: float) -> float:
     """The exponent of the scale under which C checks are likeliest: the maximum of log evidence plus log prior.
 
     Args:
         proxies: the checked mixtures' proxies by exponent, each of shape (C,).
-        spread: the standard deviation of the proxies of all mixtures.
+        unit: of the proxies of all mixtures.
         default: the centre of the prior, normal with standard deviation EXPONENT_SD; it wins where nothing is better.
     """
     real = dict(enumerate(real_C.tolist()))
 
     def plausibility(exponent: float) -> tuple[float, bool]:
-        evidence = posterior(weights_CN, proxies[exponent], real, spread=spread).log_evidence
+        evidence = posterior(weights_CN, proxies[exponent], real, unit=unit).log_evidence
         return evidence - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
 
     return max(sorted(proxies), key=plausibility)
 
 
-def _spread(proxy_M: Array) -> float:
-    """The standard deviation of the proxies: the unit of the prior. One where all are equal."""
-    spread = float(np.std(proxy_M))
-    return spread if spread > 0 else 1.0
-
-
-def _features(weights_MN: Array, proxy_M: Array, spread: float, prior: Prior) -> tuple[Array, Array]:
-    """Features whose inner products are the prior covariance of the shared terms, and the scale of each mixture's own term."""
+def _terms(weights_MN: Array, proxy_M: Array, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]:
+    """What reals are expected to be before any is known; features whose inner products are the prior covariance of the shared
+    terms; and the scale of each mixture's own term."""
     squares_M = np.sum(weights_MN**2, axis=1)
     mixed_M = np.clip(1 - squares_M, 0, None)
+    z_M = (proxy_M - unit.mean) / unit.sd
     present_MN = weights_MN / squares_M[:, None]
-    z_M = (proxy_M - proxy_M.mean()) / spread
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
-    pairs_MP = weights_MN[:, first] * weights_MN[:, second]
     columns = (
         prior.level * mixed_M[:, None],
         prior.slope * (mixed_M * z_M)[:, None],
         prior.main * mixed_M[:, None] * present_MN,
-        prior.pair * pairs_MP,
+        prior.pair * weights_MN[:, first] * weights_MN[:, second],
     )
-    return np.concatenate(columns, axis=1), prior.own * mixed_M
+    expected_M = proxy_M + unit.sd * mixed_M * prior.expected_slope * z_M
+    return expected_M, np.concatenate(columns, axis=1), prior.own * mixed_M
 
 
 def _regressed(features_MF: Array, own_M: Array, used: list[int], residual_U: Array) -> tuple[Array, Array, float, float]:

@@ -143,7 +143,8 @@ def next_check(state: State) -> tuple[Mixture | None, str]:
     failed = {mixture for mixture, _ in state.failures}
     excluded = [i for i, trial in enumerate(state.trials) if trial.mixture in failed]
     first = not failed and not any(check.origin == "verify" for check in state.checks)
-    row, reason = calibrate.next_check(state.posterior(), excluded, first, state.job.recipe.verify.confidence)
+    first_by = proxies_of(state.trials) if first else None
+    row, reason = calibrate.next_check(state.posterior(), excluded, first_by, state.job.recipe.verify.confidence)
     return (None if row is None else state.trials[row].mixture), reason
 
 
@@ -163,9 +164,9 @@ def refit(state: State) -> None:
         return
     at = {each: [trial_of(job, check.mixture, state.base, each) for check in mixed] for each in candidates}
     proxies = {each: proxies_of(trials) for each, trials in at.items()}
-    spread = float(np.std(proxies_of(state.trials))) or 1.0
+    unit = calibrate.Unit.of(proxies_of(state.trials))
     reals = np.array([check.real for check in mixed])
-    exponent = calibrate.likeliest_exponent(weights_of(at[candidates[0]]), proxies, reals, spread, job.exponent)
+    exponent = calibrate.likeliest_exponent(weights_of(at[candidates[0]]), proxies, reals, unit, job.exponent)
     if exponent == state.exponent:
         return
     job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")

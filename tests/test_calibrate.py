@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
-from mergetomix.calibrate import Array, Posterior, Prior, likeliest_exponent, next_check, posterior
+from mergetomix.calibrate import Array, Posterior, Prior, Unit, likeliest_exponent, next_check, posterior
 
 N = 5
 SUBSETS = [chosen for k in range(1, N + 1) for chosen in combinations(range(N), k)]
@@ -33,7 +33,7 @@ def world(seed: int) -> tuple[Array, Array]:
     prior = posterior(WEIGHTS, proxy, {})
     real = proxy.copy()
     scale = prior.scale_MM[np.ix_(SEVERAL, SEVERAL)]
-    real[SEVERAL] = multivariate_t(proxy[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
+    real[SEVERAL] = multivariate_t(prior.mean_M[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
     return proxy, real
 
 
@@ -75,9 +75,13 @@ def test_what_is_known_is_exact() -> None:
     assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
 
 
-def test_without_checks_the_proxies_stand() -> None:
+def test_without_checks_the_proxies_stand_but_for_their_slope() -> None:
     proxy, _ = world(3)
-    assert np.array_equal(posterior(WEIGHTS, proxy, {}).mean_M, proxy)
+    flat = posterior(WEIGHTS, proxy, {}, Prior(expected_slope=0))
+    assert np.array_equal(flat.mean_M, proxy)
+    mixed = 1 - (WEIGHTS**2).sum(axis=1)
+    expected = proxy + mixed * PRIOR.expected_slope * (proxy - proxy.mean())
+    assert np.allclose(posterior(WEIGHTS, proxy, {}).mean_M, expected)
 
 
 def test_a_common_unit_changes_nothing() -> None:
@@ -93,10 +97,10 @@ def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> Non
     proxy, real = world(5)
     found = posterior(WEIGHTS, proxy, {})
     best = max(SEVERAL, key=lambda i: proxy[i])
-    assert next_check(found, [], True, 0.95) == (best, "")
-    assert next_check(found, [best], True, 0.95)[0] != best
+    assert next_check(found, [], proxy, 0.95) == (best, "")
+    assert next_check(found, [best], proxy, 0.95)[0] != best
     after = posterior(WEIGHTS, proxy, {best: float(real[best])})
-    chosen, _ = next_check(after, [], False, 1.0)
+    chosen, _ = next_check(after, [], None, 1.0)
     assert chosen == int(np.argmax(after.value_of_check())) != best
 
 
@@ -111,18 +115,19 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
 def test_checks_end_once_the_pick_is_safe() -> None:
     mean, scale = np.array([1.0, 0.0, -0.1]), np.diag([0.0, 0.01, 0.01])
     found = Posterior(mean, scale, 50.0, frozenset({0}), 0.0)
-    assert next_check(found, [], False, 0.95)[0] is None
-    assert next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), [], False, 0.95)[0] is not None
-    assert next_check(found, [1, 2], False, 1.0) == (None, "every mixture is known")
+    assert next_check(found, [], None, 0.95)[0] is None
+    assert next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), [], None, 0.95)[0] is not None
+    assert next_check(found, [1, 2], None, 1.0) == (None, "every mixture is known")
 
 
 def test_the_exponent_that_explains_the_checks_is_found() -> None:
     proxy, _ = world(6)
     rows = SEVERAL[::3]
-    proxies = {0.5: proxy[rows] + 0.8, 0.75: proxy[rows] + 0.02, 1.0: proxy[rows] - 0.8}
-    assert likeliest_exponent(WEIGHTS[rows], proxies, proxy[rows], float(np.std(proxy)), 1.0) == 0.75
+    real = posterior(WEIGHTS, proxy, {}).mean_M[rows]
+    proxies = {0.5: proxy[rows] + 1.5, 0.75: proxy[rows] + 0.02, 1.0: proxy[rows] - 1.5}
+    assert likeliest_exponent(WEIGHTS[rows], proxies, real, Unit.of(proxy), 1.0) == 0.75
     same = dict.fromkeys((0.5, 0.75, 1.0), proxy[rows])
-    assert likeliest_exponent(WEIGHTS[rows], same, proxy[rows], 1.0, 0.75) == 0.75
+    assert likeliest_exponent(WEIGHTS[rows], same, proxy[rows], Unit(0.0, 1.0), 0.75) == 0.75
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

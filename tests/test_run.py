@@ -119,6 +119,10 @@ def test_result_has_every_documented_key(finished: tuple[Path, m2m.Result, Heard
     times = {"experts_s", "merge_s", "evaluate_s", "final_s", "total_s", "brute_force_s_estimate"}
     assert times <= set(result["cost"])
     assert {"versions", "device", "seeds"} <= set(result["environment"])
+    documented = (HERE.parent / "docs" / "result.md").read_text()
+    lines = [result["verification"], *(result["verification"][key][0] for key in ("checks", "predictions"))]
+    keys = {key for line in (result, *lines) for key in line} | set(result["verification"]["fidelity"]["objective"])
+    assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
 
 
 def test_every_mixture_is_tried_once(finished: tuple[Path, m2m.Result, Heard]) -> None:

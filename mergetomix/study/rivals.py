@@ -148,15 +148,15 @@ def checked(world: World, num_checks: int = 8, confidence: float = 1.0, exponent
         known = {row: float(world.real_select_M[row]) for row in rows}
         posterior = calibrate.posterior(world.weights_MN, world.proxies[exponent], known)
         steps.append(Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent))
-        chosen, _ = calibrate.next_check(posterior, [], not rows, confidence)
+        chosen, _ = calibrate.next_check(posterior, [], None if rows else world.proxies[exponent], confidence)
         if chosen is None or len(rows) == num_checks:
             return steps
         rows.append(chosen)
         spent += world.check_cost(chosen) + world.eval_tokens * len([each for each in candidates if each not in scored])
         proxies = {each: world.proxies[each][rows] for each in candidates}
-        spread = float(np.std(world.proxies[exponent])) or 1.0
+        unit = calibrate.Unit.of(world.proxies[exponent])
         real_C = world.real_select_M[rows]
-        exponent = calibrate.likeliest_exponent(world.weights_MN[rows], proxies, real_C, spread, world.exponent)
+        exponent = calibrate.likeliest_exponent(world.weights_MN[rows], proxies, real_C, unit, world.exponent)
         if exponent not in scored:
             scored.add(exponent)
             spent += world.eval_tokens * (len(world.mixtures) - len(world.singles) - len(rows))
