@@ -1,12 +1,14 @@
 """What a few real fine-tunes say of all others: real = proxy + residual, the residual a Gaussian process over mixtures.
 
-    real(w) = proxy(w) + h(w) * (a + b * z(w) + k(w) * sum_i w_i m_i + e_w) + sum over i < j of w_i w_j q_ij
-    h(w) = 1 - sum_i w_i^2        k(w) = 1 / sum_i w_i^2        z(w) = (proxy(w) - mean) / sd
+    real(w) = proxy(w) + h(w) * (a + b z(w) + c d(w) + k(w) sum_i w_i m_i + e_w) + sum over i < j of w_i w_j q_ij
+    h(w) = 1 - sum_i w_i^2        k(w) = 1 / sum_i w_i^2
+    z(w) = (proxy(w) - mean) / sd        d(w) = (pooled(w) - proxy(w)) / sd
 
-`a` and `b` correct the proxies' level and slope, `m_i` is what a dataset does to every mixture that it is part of beyond what
+`a` and `b` correct the proxies' level and slope, `c` is how far the experts pooled by their probabilities (`pool`) are to be
+believed beside their merge, `m_i` is what a dataset does to every mixture that it is part of beyond what
 a merge shows (k(w) w_i is one for each of k equal parts), `q_ij` what two datasets do to each other, `e_w` is a mixture's own.
 Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are one model. All
-coefficients are normal, b around what the studies show, the others around zero; the common variance is unknown with an
+coefficients are normal, b and c around what the studies show, the others around zero; the common variance is unknown with an
 inverse gamma prior, so that predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The
 regression itself is scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
 """
@@ -32,14 +34,16 @@ _JITTER = 1e-9
 class Prior:
     """How far reals lie from proxies before any is known, in standard deviations of the proxies over all mixtures.
 
-    `level`, `slope`, `main`, `pair` and `own` are the standard deviations of a, b, m_i, q_ij and e_w. `expected_slope` is the
-    mean of b: real fine-tunes spread further than the merges, which average. `dof` says how sure the common variance is, in
-    checks. Set on the first seed of the studies in docs/studies.
+    `level`, `slope`, `pool`, `main`, `pair` and `own` are the standard deviations of a, b, c, m_i, q_ij and e_w. The means of b
+    and c are `expected_slope` (real fine-tunes spread further than the merges, which average) and `expected_pool`. `dof` says
+    how sure the common variance is, in checks. Set on the first seed of the studies in docs/studies.
     """
 
     level: float = 0.7
     expected_slope: float = 0.5
     slope: float = 0.8
+    expected_pool: float = 0.5
+    pool: float = 0.5
     main: float = 0.5
     pair: float = 1.0
     own: float = 0.35
@@ -57,6 +61,31 @@ class Unit:
     def of(cls, proxy_M: Array) -> Unit:
         """The unit of these proxies."""
         return cls(float(np.mean(proxy_M)), float(np.std(proxy_M)) or 1.0)
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is known of M mixtures of N datasets before any real fine-tune.
+
+    `weights_MN` has a mixture's weights in every row, which sum to one; `proxy_M` are the proxies' objectives, `pooled_M` those
+    of the experts pooled, None where there are none.
+    """
+
+    weights_MN: Array
+    proxy_M: Array
+    pooled_M: Array | None = None
+
+    def __post_init__(self) -> None:
+        shapes = {self.proxy_M.shape, self.weights_MN.shape[:1], self.pool_M.shape}
+        if self.weights_MN.ndim != 2 or len(shapes) > 1:
+            raise ValueError(f"{self.weights_MN.shape} weights do not fit {self.proxy_M.shape} proxies")
+        if not all(np.isfinite(array).all() for array in (self.weights_MN, self.proxy_M, self.pool_M)):
+            raise ValueError("weights, proxies and pooled objectives must be finite")
+
+    @property
+    def pool_M(self) -> Array:
+        """The pooled objectives, or the proxies in their place."""
+        return self.proxy_M if self.pooled_M is None else self.pooled_M
 
 
 @dataclass(frozen=True)
@@ -121,31 +150,20 @@ class Posterior:
         return value_M
 
 
-def posterior(
-    weights_MN: Array,
-    proxy_M: Array,
-    known: Mapping[int, float],
-    prior: Prior | None = None,
-    unit: Unit | None = None,
-) -> Posterior:
-    """The real objectives of M mixtures of N datasets, given some of them.
+def posterior(views: Views, known: Mapping[int, float], prior: Prior | None = None, unit: Unit | None = None) -> Posterior:
+    """The real objectives of M mixtures, given some of them.
 
     Args:
-        weights_MN: a mixture's weights in every row, which sum to one.
-        proxy_M: the proxies' objectives.
         known: real objectives by row. Those of single datasets are their proxies' own, and need not be given.
-        unit: of the prior, where the mixtures given are not all; else that of `proxy_M`.
+        unit: of the prior, where the mixtures given are not all; else that of their proxies.
 
     Raises:
-        ValueError: a number is not finite, or the shapes do not fit.
+        ValueError: a number is not finite.
     """
-    prior = prior or Prior()
-    if weights_MN.ndim != 2 or proxy_M.shape != weights_MN.shape[:1]:
-        raise ValueError(f"{weights_MN.shape} weights do not fit {proxy_M.shape} proxies")
-    if not (np.isfinite(weights_MN).all() and np.isfinite(proxy_M).all() and np.isfinite(list(known.values())).all()):
-        raise ValueError("weights, proxies and reals must be finite")
-    unit = unit or Unit.of(proxy_M)
-    expected_M, features_MF, own_M = _terms(weights_MN, proxy_M, unit, prior)
+    prior, unit, proxy_M = prior or Prior(), unit or Unit.of(views.proxy_M), views.proxy_M
+    if not np.isfinite(list(known.values())).all():
+        raise ValueError("reals must be finite")
+    expected_M, features_MF, own_M = _terms(views, unit, prior)
     singles = {int(i): float(proxy_M[i]) for i in np.flatnonzero(own_M <= _JITTER)}
     given = {**singles, **known}
     used = sorted(i for i in known if own_M[i] > _JITTER)
@@ -181,38 +199,41 @@ def next_check(
     return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]), -i)), ""
 
 
-def likeliest_exponent(weights_CN: Array, proxies: Mapping[float, Array], real_C: Array, unit: Unit, default: float) -> float:
+def likeliest_exponent(views: Mapping[float, Views], real_C: Array, unit: Unit, default: float) -> float:
     """The exponent of the scale under which C checks are likeliest: the maximum of log evidence plus log prior.
 
     Args:
-        proxies: the checked mixtures' proxies by exponent, each of shape (C,).
+        views: the checked mixtures by exponent.
         unit: of the proxies of all mixtures.
         default: the centre of the prior, normal with standard deviation EXPONENT_SD; it wins where nothing is better.
     """
     real = dict(enumerate(real_C.tolist()))
 
     def plausibility(exponent: float) -> tuple[float, bool]:
-        evidence = posterior(weights_CN, proxies[exponent], real, unit=unit).log_evidence
+        evidence = posterior(views[exponent], real, unit=unit).log_evidence
         return evidence - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
 
-    return max(sorted(proxies), key=plausibility)
+    return max(sorted(views), key=plausibility)
 
 
-def _terms(weights_MN: Array, proxy_M: Array, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]:
+def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]:
     """What reals are expected to be before any is known; features whose inner products are the prior covariance of the shared
     terms; and the scale of each mixture's own term."""
+    weights_MN = views.weights_MN
     squares_M = np.sum(weights_MN**2, axis=1)
     mixed_M = np.clip(1 - squares_M, 0, None)
-    z_M = (proxy_M - unit.mean) / unit.sd
+    z_M = (views.proxy_M - unit.mean) / unit.sd
+    d_M = (views.pool_M - views.proxy_M) / unit.sd
     present_MN = weights_MN / squares_M[:, None]
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
     columns = (
         prior.level * mixed_M[:, None],
         prior.slope * (mixed_M * z_M)[:, None],
+        prior.pool * (mixed_M * d_M)[:, None],
         prior.main * mixed_M[:, None] * present_MN,
         prior.pair * weights_MN[:, first] * weights_MN[:, second],
     )
-    expected_M = proxy_M + unit.sd * mixed_M * prior.expected_slope * z_M
+    expected_M = views.proxy_M + unit.sd * mixed_M * (prior.expected_slope * z_M + prior.expected_pool * d_M)
     return expected_M, np.concatenate(columns, axis=1), prior.own * mixed_M
 
 

@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from mergetomix import calibrate, fidelity
-from mergetomix.calibrate import Array, Posterior
+from mergetomix import calibrate, fidelity, pool
+from mergetomix.calibrate import Array, Posterior, Views
 from mergetomix.errors import TrainingError
 from mergetomix.job import Job, beat, evaluate_real, fit, free_memory, trial_of
 from mergetomix.records import (
@@ -43,10 +43,12 @@ class State:
 
     job: Job
     base: Mapping[str, Scores]
+    experts: Mapping[str, Mapping[str, Scores]]
     trials: list[Trial]
     exponent: float
     checks: list[Check] = field(default_factory=list)
     failures: list[tuple[Mixture, str]] = field(default_factory=list)
+    _pooled: dict[Mixture, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -62,7 +64,19 @@ class State:
         """All trials' real objectives, given the checks."""
         places = self.places
         known = {places[check.mixture]: check.real for check in self.checks if check.mixture in places}
-        return calibrate.posterior(weights_of(self.trials), proxies_of(self.trials), known)
+        return calibrate.posterior(self.views(self.trials), known)
+
+    def views(self, trials: Sequence[Trial]) -> Views:
+        """What is known of some trials' mixtures before any real fine-tune."""
+        return Views(weights_of(trials), proxies_of(trials), np.array([self.pooled(trial.mixture) for trial in trials]))
+
+    def pooled(self, mixture: Mixture) -> float:
+        """The objective of a mixture's experts pooled."""
+        if mixture not in self._pooled:
+            by_target = {name: {each: self.experts[each][name] for each in mixture.datasets} for name in self.weights}
+            scores = {name: pool.pooled(mixture, experts) for name, experts in by_target.items()}
+            self._pooled[mixture] = objective(scores, self.base, self.weights)
+        return self._pooled[mixture]
 
 
 def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixture] = ()) -> Verification:
@@ -75,7 +89,8 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
     A check whose training fails is named and left out. Run again, it makes the same checks: what the store held at its first
     start is remembered, so that its own fine-tunes are not taken for somebody else's.
     """
-    state = State(job, selection.base, list(selection.trials), job.exponent)
+    experts = {trial.mixture.datasets[0]: trial.scores for trial in selection.singles}
+    state = State(job, selection.base, experts, list(selection.trials), job.exponent)
     with job.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
@@ -163,10 +178,10 @@ def refit(state: State) -> None:
     if len(candidates) < 2 or not mixed:
         return
     at = {each: [trial_of(job, check.mixture, state.base, each) for check in mixed] for each in candidates}
-    proxies = {each: proxies_of(trials) for each, trials in at.items()}
+    views = {each: state.views(trials) for each, trials in at.items()}
     unit = calibrate.Unit.of(proxies_of(state.trials))
     reals = np.array([check.real for check in mixed])
-    exponent = calibrate.likeliest_exponent(weights_of(at[candidates[0]]), proxies, reals, unit, job.exponent)
+    exponent = calibrate.likeliest_exponent(views, reals, unit, job.exponent)
     if exponent == state.exponent:
         return
     job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
-from mergetomix.calibrate import Array, Posterior, Prior, Unit, likeliest_exponent, next_check, posterior
+from mergetomix.calibrate import Array, Posterior, Prior, Unit, Views, likeliest_exponent, next_check, posterior
 
 N = 5
 SUBSETS = [chosen for k in range(1, N + 1) for chosen in combinations(range(N), k)]
@@ -30,7 +30,7 @@ def world(seed: int) -> tuple[Array, Array]:
     """Proxies, and reals drawn from the prior given them."""
     rng = np.random.default_rng(seed)
     proxy = WEIGHTS @ rng.normal(size=N) + 0.3 * rng.normal(size=len(SUBSETS))
-    prior = posterior(WEIGHTS, proxy, {})
+    prior = posterior(Views(WEIGHTS, proxy), {})
     real = proxy.copy()
     scale = prior.scale_MM[np.ix_(SEVERAL, SEVERAL)]
     real[SEVERAL] = multivariate_t(prior.mean_M[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
@@ -43,7 +43,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num: int) -> None:
     for seed in range(120):
         proxy, real = world(seed)
         rows = np.random.default_rng(seed).permutation(SEVERAL)[:num]
-        found = posterior(WEIGHTS, proxy, {int(i): float(real[i]) for i in rows})
+        found = posterior(Views(WEIGHTS, proxy), {int(i): float(real[i]) for i in rows})
         low, high = found.interval(0.9)
         held += [low[i] <= real[i] <= high[i] for i in SEVERAL if i not in rows]
     # mixtures of one world move together, so the share is less sure than its number of intervals says
@@ -55,21 +55,21 @@ def test_checks_make_predictions_better() -> None:
     for seed in range(40):
         proxy, real = world(seed)
         for num, list_ in errors.items():
-            found = posterior(WEIGHTS, proxy, {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
+            found = posterior(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
             list_.append(float(np.mean((found.mean_M - real) ** 2)))
     assert np.mean(errors[5]) < 0.6 * np.mean(errors[0])
 
 
 def test_a_single_dataset_is_its_own_proxy() -> None:
     proxy, real = world(1)
-    found = posterior(WEIGHTS, proxy, {SEVERAL[0]: float(real[SEVERAL[0]])})
+    found = posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]])})
     assert np.array_equal(found.mean_M[:N], proxy[:N])
     assert not found.sd_M[:N].any()
 
 
 def test_what_is_known_is_exact() -> None:
     proxy, real = world(2)
-    found = posterior(WEIGHTS, proxy, {i: float(real[i]) for i in SEVERAL})
+    found = posterior(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL})
     assert np.array_equal(found.mean_M[SEVERAL], real[SEVERAL])
     assert not found.value_of_check().any()
     assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
@@ -77,29 +77,29 @@ def test_what_is_known_is_exact() -> None:
 
 def test_without_checks_the_proxies_stand_but_for_their_slope() -> None:
     proxy, _ = world(3)
-    flat = posterior(WEIGHTS, proxy, {}, Prior(expected_slope=0))
+    flat = posterior(Views(WEIGHTS, proxy), {}, Prior(expected_slope=0))
     assert np.array_equal(flat.mean_M, proxy)
     mixed = 1 - (WEIGHTS**2).sum(axis=1)
     expected = proxy + mixed * PRIOR.expected_slope * (proxy - proxy.mean())
-    assert np.allclose(posterior(WEIGHTS, proxy, {}).mean_M, expected)
+    assert np.allclose(posterior(Views(WEIGHTS, proxy), {}).mean_M, expected)
 
 
 def test_a_common_unit_changes_nothing() -> None:
     proxy, real = world(4)
     known = {i: float(real[i]) for i in SEVERAL[::7]}
-    one = posterior(WEIGHTS, proxy, known)
-    other = posterior(WEIGHTS, 100 * proxy - 7, {i: 100 * value - 7 for i, value in known.items()})
+    one = posterior(Views(WEIGHTS, proxy), known)
+    other = posterior(Views(WEIGHTS, 100 * proxy - 7), {i: 100 * value - 7 for i, value in known.items()})
     np.testing.assert_allclose(other.mean_M, 100 * one.mean_M - 7, rtol=1e-6)
     np.testing.assert_allclose(other.sd_M, 100 * one.sd_M, rtol=1e-5, atol=1e-9)
 
 
 def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> None:
     proxy, real = world(5)
-    found = posterior(WEIGHTS, proxy, {})
+    found = posterior(Views(WEIGHTS, proxy), {})
     best = max(SEVERAL, key=lambda i: proxy[i])
     assert next_check(found, [], proxy, 0.95) == (best, "")
     assert next_check(found, [best], proxy, 0.95)[0] != best
-    after = posterior(WEIGHTS, proxy, {best: float(real[best])})
+    after = posterior(Views(WEIGHTS, proxy), {best: float(real[best])})
     chosen, _ = next_check(after, [], None, 1.0)
     assert chosen == int(np.argmax(after.value_of_check())) != best
 
@@ -123,15 +123,30 @@ def test_checks_end_once_the_pick_is_safe() -> None:
 def test_the_exponent_that_explains_the_checks_is_found() -> None:
     proxy, _ = world(6)
     rows = SEVERAL[::3]
-    real = posterior(WEIGHTS, proxy, {}).mean_M[rows]
-    proxies = {0.5: proxy[rows] + 1.5, 0.75: proxy[rows] + 0.02, 1.0: proxy[rows] - 1.5}
-    assert likeliest_exponent(WEIGHTS[rows], proxies, real, Unit.of(proxy), 1.0) == 0.75
-    same = dict.fromkeys((0.5, 0.75, 1.0), proxy[rows])
-    assert likeliest_exponent(WEIGHTS[rows], same, proxy[rows], Unit(0.0, 1.0), 0.75) == 0.75
+    real = posterior(Views(WEIGHTS, proxy), {}).mean_M[rows]
+    shifts = {0.5: 1.5, 0.75: 0.02, 1.0: -1.5}
+    views = {exponent: Views(WEIGHTS[rows], proxy[rows] + shift) for exponent, shift in shifts.items()}
+    assert likeliest_exponent(views, real, Unit.of(proxy), 1.0) == 0.75
+    same = dict.fromkeys((0.5, 0.75, 1.0), Views(WEIGHTS[rows], proxy[rows]))
+    assert likeliest_exponent(same, proxy[rows], Unit(0.0, 1.0), 0.75) == 0.75
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
     proxy, _ = world(7)
     with pytest.raises(ValueError, match="finite"):
-        posterior(WEIGHTS, proxy, {SEVERAL[0]: bad})
+        posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: bad})
+
+
+def test_pooled_experts_move_the_expectation_and_checks_say_how_far() -> None:
+    proxy, _ = world(8)
+    pooled = proxy + np.where(np.isin(np.arange(len(proxy)), SEVERAL), 2.0, 0.0) * np.random.default_rng(8).normal(
+        size=len(proxy)
+    )
+    mixed, flat = 1 - (WEIGHTS**2).sum(axis=1), Prior(expected_slope=0)
+    before = posterior(Views(WEIGHTS, proxy, pooled), {}, flat).mean_M
+    assert np.allclose(before, proxy + flat.expected_pool * mixed * (pooled - proxy))
+    for believed in (0.0, 1.0):
+        real = proxy + believed * mixed * (pooled - proxy)
+        found = posterior(Views(WEIGHTS, proxy, pooled), {i: float(real[i]) for i in SEVERAL[::2]}, flat).mean_M
+        assert np.abs(found - real).mean() < 0.5 * np.abs(before - real).mean()

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "mergetomix"
 LAYERS = (
     "errors",
     "records progress problems",
-    "mixture recipe address disk ledger store rows fidelity calibrate",
+    "mixture recipe address disk ledger store rows fidelity calibrate pool",
     "merge data families",
     "bank",
     "train targets search",

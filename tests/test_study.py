@@ -32,7 +32,7 @@ def world(noise: float = 0.0, seed: int = 0) -> World:
     single = np.array([len(m) == 1 for m in MIXTURES])
     proxy = np.where(single, real, real + noise * rng.normal(size=len(real)))
     tokens = np.array([100.0 * len(m) for m in MIXTURES])
-    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, proxy, real, real, 0.0, 0.0, tokens, 10)
+    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, proxy, proxy, real, real, 0.0, 0.0, tokens, 10)
 
 
 def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:

@@ -149,7 +149,8 @@ class Faith:
     """How well the proxies of one target rank its real fine-tunes, mean over seeds, by exponent of the scale.
 
     Mixtures of one dataset count too: they are among what one chooses from. `mixed` leaves them out. `possible` is what a
-    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed.
+    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed. `predicted` is the
+    Spearman correlation of the calibrated predictions, by number of checks, over the mixtures that were not checked.
     """
 
     target: str
@@ -158,6 +159,7 @@ class Faith:
     kendall: Mapping[float, float]
     mixed: Mapping[float, float]
     top_quarter: Mapping[float, float]
+    predicted: Mapping[int, float]
     noise_sd: float | None
     possible: float | None
 
@@ -188,7 +190,19 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
     possible = None
     if noise is not None:
         possible = fmean(fidelity.ceiling(world.real_select_M, noise).spearman for world in worlds)
-    return Faith(target, **means, mixed={e: fmean(v) for e, v in mixed.items()}, noise_sd=noise, possible=possible)
+    predicted = {num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)}
+    return Faith(
+        target, **means, predicted=predicted, mixed={e: fmean(v) for e, v in mixed.items()}, noise_sd=noise, possible=possible
+    )
+
+
+def _predicted(world: World, num_checks: int) -> float:
+    """Spearman correlation between the predictions after some checks and the reals, over the mixtures not checked."""
+    from scipy.stats import spearmanr
+
+    last = checked(world, num_checks)[-1]
+    rows = [row for row in range(len(world.mixtures)) if row not in last.checked]
+    return float(spearmanr(last.posterior.mean_M[rows], world.real_select_M[rows]).statistic)
 
 
 def _value(measured: fidelity.Fidelity, name: str) -> float:

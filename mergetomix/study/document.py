@@ -81,7 +81,8 @@ def render(study: Study) -> str:
         "## How well proxies rank",
         "Spearman correlation between proxy and real fine-tune over all mixtures, select part, mean over seeds, by exponent"
         " of the scale; `possible` is what a perfect proxy would reach, given seed noise; `mixed` leaves out those"
-        " of one dataset, where proxy and real are the same model.",
+        " of one dataset, where proxy and real are the same model; `predicted` is that of the calibrated prediction, over the"
+        " mixtures that were not checked.",
         _table(_faith_header(worlds[0]), [_faith_cells(each, worlds[0]) for each in study.faith] + [_mean_cells(study)]),
         "## Whether the intervals hold",
         "Share of 90% intervals, over mixtures that were not checked, that hold the real score.",
@@ -110,6 +111,7 @@ def _faith_header(world: World) -> list[str]:
         "target",
         *[f"k^-{e:g}" for e in world.proxies],
         *[f"mixed, k^-{e:g}" for e in world.proxies],
+        *[f"predicted, {num} checks" for num in (0, NUM_CHECKS)],
         "noise sd",
         "possible",
     ]
@@ -122,9 +124,10 @@ def _faith_cells(each: Faith, world: World) -> list[str]:
 
 
 def _faith_values(each: Faith, world: World) -> list[float]:
-    """By exponent over all mixtures, then over those of several datasets; nan where there are too few."""
+    """By exponent over all mixtures, then over those of several datasets, nan where there are too few; then the predictions."""
     lines = (each.spearman, each.mixed)
-    return [line.get(exponent, float("nan")) for line in lines for exponent in world.proxies]
+    by_exponent = [line.get(exponent, float("nan")) for line in lines for exponent in world.proxies]
+    return by_exponent + list(each.predicted.values())
 
 
 def _mean_cells(study: Study) -> list[str]:

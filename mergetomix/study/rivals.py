@@ -19,6 +19,10 @@ from mergetomix.study.truth import World
 Curve = list[tuple[float, int]]
 LEAST_RUNS = 2
 """Real runs before a regression says anything."""
+MOST_RUNS = 24
+"""Real runs after which a regression is followed no further."""
+RANDOM_RUNS = 4
+"""Real runs of random mixtures before a search by regression begins."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ def _regressed(world: World, order: list[int], kind: str, draw: int) -> Curve:
     weights_MN, curve, spent = world.weights_MN, [(0.0, order[0])], 0.0
     for num, row in enumerate(order, start=1):
         spent += world.check_cost(row)
-        if num < LEAST_RUNS or (kind == "LightGBM" and num % 2 and num > 4) or num > 16:
+        if num < LEAST_RUNS or (kind == "LightGBM" and num % 2 and num > 4) or num > MOST_RUNS:
             continue
         runs = order[:num]
         if kind == "linear":
@@ -101,6 +105,19 @@ def _regressed(world: World, order: list[int], kind: str, draw: int) -> Curve:
             predicted_M = regression.boosted(weights_MN[runs], world.real_select_M[runs], weights_MN, draw)
         curve.append((spent, _first_best(predicted_M, draw)))
     return curve
+
+
+def searched(world: World, num_draws: int) -> Iterator[Curve]:
+    """The strongest way without proxies that we know: a few random runs, then always the mixture that a linear regression on
+    which datasets are present predicts to be best of those not yet run. The best run so far is picked."""
+    present_MN = (world.weights_MN > 0) / world.weights_MN.shape[1]
+    for draw in range(num_draws):
+        order = np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures)).tolist()
+        runs = order[:RANDOM_RUNS]
+        while len(runs) < min(MOST_RUNS, len(order)):
+            predicted_M = regression.linear(present_MN[runs], world.real_select_M[runs], present_MN)
+            runs.append(max((row for row in order if row not in runs), key=lambda row: float(predicted_M[row])))
+        yield best_of(world, runs)
 
 
 def _first_best(predicted_M: Array, draw: int) -> int:
@@ -146,17 +163,17 @@ def checked(world: World, num_checks: int = 8, confidence: float = 1.0, exponent
     steps: list[Step] = []
     while True:
         known = {row: float(world.real_select_M[row]) for row in rows}
-        posterior = calibrate.posterior(world.weights_MN, world.proxies[exponent], known)
+        posterior = calibrate.posterior(world.views(exponent), known)
         steps.append(Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent))
         chosen, _ = calibrate.next_check(posterior, [], None if rows else world.proxies[exponent], confidence)
         if chosen is None or len(rows) == num_checks:
             return steps
         rows.append(chosen)
         spent += world.check_cost(chosen) + world.eval_tokens * len([each for each in candidates if each not in scored])
-        proxies = {each: world.proxies[each][rows] for each in candidates}
+        views = {each: world.views(each, rows) for each in candidates}
         unit = calibrate.Unit.of(world.proxies[exponent])
         real_C = world.real_select_M[rows]
-        exponent = calibrate.likeliest_exponent(world.weights_MN[rows], proxies, real_C, unit, world.exponent)
+        exponent = calibrate.likeliest_exponent(views, real_C, unit, world.exponent)
         if exponent not in scored:
             scored.add(exponent)
             spent += world.eval_tokens * (len(world.mixtures) - len(world.singles) - len(rows))
@@ -172,6 +189,7 @@ RIVALS = (
     Rival("importance of n-grams (DSIR)", nearest("n-grams")),
     Rival("regression on real runs, linear", regressed("linear")),
     Rival("regression on real runs, LightGBM (RegMix)", regressed("LightGBM")),
+    Rival("search by regression on real runs", searched),
     Rival("merged model used as final", by_proxy(None), merged=True),
     Rival("Merge to Mix as in the paper", by_proxy(1.0)),
     Rival("Merge to Mix, unchecked", by_proxy(None)),

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mergetomix.calibrate import Array
+from mergetomix import pool
+from mergetomix.calibrate import Array, Views
 from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
 from mergetomix.records import Mixture, Part, Scores
 
@@ -20,8 +21,8 @@ class World:
     """One target and one seed: what every mixture's proxies and its real fine-tune score. Higher is better throughout.
 
     Scores are minus the loss in nats per token where the target is a loss. `proxies` are select scores by exponent, of shape
-    (M,); `proxy_report_M` those at `exponent` on the report part. `train_tokens_M` are the tokens that a fine-tune sees,
-    `eval_tokens` those of one evaluation of the select part.
+    (M,); `pooled_M` those of the experts pooled; `proxy_report_M` the proxies' at `exponent` on the report part.
+    `train_tokens_M` are the tokens that a fine-tune sees, `eval_tokens` those of one evaluation of the select part.
     """
 
     seed: int
@@ -30,6 +31,7 @@ class World:
     mixtures: tuple[Mixture, ...]
     proxies: Mapping[float, Array]
     exponent: float
+    pooled_M: Array
     proxy_report_M: Array
     real_select_M: Array
     real_report_M: Array
@@ -54,6 +56,11 @@ class World:
     def proxy_M(self) -> Array:
         """The proxies at the recipe's exponent."""
         return self.proxies[self.exponent]
+
+    def views(self, exponent: float, rows: Sequence[int] | None = None) -> Views:
+        """What is known of all mixtures, or of some rows, before any real fine-tune."""
+        chosen = list(range(len(self.mixtures))) if rows is None else list(rows)
+        return Views(self.weights_MN[chosen], self.proxies[exponent][chosen], self.pooled_M[chosen])
 
     def row(self, datasets: Sequence[str]) -> int | None:
         """The row of the mixture of some datasets, None where it was not fine-tuned."""
@@ -107,6 +114,7 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
             mixtures=tuple(mixtures),
             proxies={exponent: _means(scores, name) for exponent, scores in proxies.items()},
             exponent=job.exponent,
+            pooled_M=_pooled(mixtures, proxies[job.exponent], name),
             proxy_report_M=_means(reports, name),
             real_select_M=_means([each["select"] for each in reals], name),
             real_report_M=_means([each["report"] for each in reals], name),
@@ -138,6 +146,12 @@ def _reals(job: Job, mixtures: Sequence[Mixture]) -> list[dict[Part, dict[str, S
             found.append({part: evaluate_real(job, record, part) for part in ("select", "report")})
             advance(1)
     return found
+
+
+def _pooled(mixtures: Sequence[Mixture], proxies: Sequence[Mapping[str, Scores]], name: str) -> Array:
+    """Pooled means, better when higher; the experts are the proxies of one dataset."""
+    alone = {m.datasets[0]: scores[name] for m, scores in zip(mixtures, proxies, strict=True) if len(m) == 1}
+    return _means([{name: pool.pooled(mixture, alone)} for mixture in mixtures], name)
 
 
 def _means(scores: Sequence[Mapping[str, Scores]], name: str) -> Array:

@@ -20,7 +20,7 @@ def main(path: Path) -> None:
     lines.append("targets:\n")
     options = "text: true, lines_per_example: 24, score: loss, max_tokens: 24000"
     lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS]
-    lines.append("train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256}\n")
+    lines.append("train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256, max_tokens: 72000}\n")
     lines.append("device: cpu\nbatch_tokens: 4096\nstore: store\nrun_dir: run\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines), encoding="utf-8")
