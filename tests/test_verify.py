@@ -78,7 +78,7 @@ def test_it_stops_where_the_pick_is_safe(tmp_path: Path) -> None:
 
 
 def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def always(weights: Any, proxies: Any, reals: Any, unit: Any, default: float) -> float:
+    def always(views: Any, reals: Any, unit: Any, default: float) -> float:
         return 0.5
 
     monkeypatch.setattr(calibrate, "likeliest_exponent", always)
