@@ -96,7 +96,7 @@ def _regressed(world: World, order: list[int], kind: str, draw: int) -> Curve:
     weights_MN, curve, spent = world.weights_MN, [(0.0, order[0])], 0.0
     for num, row in enumerate(order, start=1):
         spent += world.check_cost(row)
-        if num < LEAST_RUNS or (kind == "LightGBM" and num % 2 and num > 4) or num > MOST_RUNS:
+        if num < LEAST_RUNS or (kind == "LightGBM" and num % 3 and num > 4) or num > MOST_RUNS:
             continue
         runs = order[:num]
         if kind == "linear":
