@@ -6,18 +6,19 @@ import json
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from test_run import recipe_values, write_recipe
+from test_run import WORDS, recipe_values, write_recipe
 from typer.testing import CliRunner
 
 import mergetomix as m2m
-from mergetomix import study
+from mergetomix import study, train
 from mergetomix.cli import app
-from mergetomix.errors import UserError
+from mergetomix.errors import TrainingError, UserError
 from mergetomix.records import Mixture
-from mergetomix.study import compare, rivals
+from mergetomix.study import compare, document, rivals
 from mergetomix.study.truth import World
 
 NAMES = "abcd"
@@ -83,9 +84,32 @@ def test_a_whole_study_and_again_from_the_store(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "run" / "study.json").read_text())
     assert written["num_finetunes"] == 14 and len(written["worlds"]) == 2
     assert {"proxy-real.svg", "regret-compute.svg", "study.md"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    (read, *_) = document.read_worlds(tmp_path / "run" / "study.json")
     again = study.run(m2m.load_recipe(path))
+    assert read.mixtures == again.worlds[0].mixtures
+    np.testing.assert_allclose(read.proxies[0.5], again.worlds[0].proxies[0.5], atol=1e-6)
+    np.testing.assert_allclose(read.real_report_M, again.worlds[0].real_report_M, atol=1e-6)
     folder = study.write(again, m2m.load_recipe(path))
     assert json.loads((folder / "study.json").read_text())["standings"] == written["standings"]
+
+
+def test_a_mixture_whose_training_fails_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = recipe_values(tmp_path)
+    values["train"]["max_steps"] = 1
+    values["study"] = {"seeds": [0, 1], "exponents": [0.5], "num_draws": 2}
+    original = train.finetune
+
+    def failing(family: Any, sequences: Any, settings: Any, *rest: Any) -> Any:
+        if len(sequences) == 3 * len(WORDS) and settings.seed == 1:
+            raise TrainingError("the loss is nan at step 1")
+        return original(family, sequences, settings, *rest)
+
+    monkeypatch.setattr(train, "finetune", failing)
+    found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
+    assert [len(world.mixtures) for world in found.worlds] == [7, 6] and found.num_finetunes == 13
+    assert str(found.worlds[1].failures[0][0]) == "a + b + c"
+    assert found.faith[0].noise_sd is not None
+    assert "seed 1: a + b + c (the loss is nan at step 1" in document.render(found)
 
 
 def test_a_large_study_says_its_cost_first(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mergetomix import pipeline
@@ -21,7 +22,10 @@ CONFIDENCE = 0.9
 
 @dataclass(frozen=True)
 class Study:
-    """What a study found: the worlds (one for each target and seed), and what they show."""
+    """What a study found: the worlds (one for each target and seed), and what they show.
+
+    `budget` is the compute that every way to choose may spend, mean over worlds, in forward passes of one token.
+    """
 
     worlds: tuple[World, ...]
     standings: tuple[compare.Standing, ...]
@@ -29,6 +33,7 @@ class Study:
     faith: tuple[compare.Faith, ...]
     coverage: tuple[compare.Coverage, ...]
     num_draws: int
+    budget: float
     environment: Mapping[str, Any]
 
     @property
@@ -71,6 +76,7 @@ def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, 
         faith=tuple(compare.faith(worlds)),
         coverage=tuple(compare.coverage(worlds, CONFIDENCE)),
         num_draws=num_draws,
+        budget=fmean(each.budget for each in races),
         environment=environment,
     )
 

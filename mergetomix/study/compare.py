@@ -149,8 +149,9 @@ class Faith:
     """How well the proxies of one target rank its real fine-tunes, mean over seeds, by exponent of the scale.
 
     Mixtures of one dataset count too: they are among what one chooses from. `mixed` leaves them out. `possible` is what a
-    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed. `predicted` is the
-    Spearman correlation of the calibrated predictions, by number of checks, over the mixtures that were not checked.
+    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed. `pooled` is the
+    Spearman correlation of the experts pooled, `predicted` that of the calibrated predictions, by number of checks, over the
+    mixtures that were not checked.
     """
 
     target: str
@@ -159,6 +160,7 @@ class Faith:
     kendall: Mapping[float, float]
     mixed: Mapping[float, float]
     top_quarter: Mapping[float, float]
+    pooled: float
     predicted: Mapping[int, float]
     noise_sd: float | None
     possible: float | None
@@ -186,23 +188,41 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
         name: {exponent: fmean(_value(each, name) for each in list_) for exponent, list_ in measured.items()}
         for name in ("pearson", "spearman", "kendall", "top_quarter")
     }
-    noise = fidelity.noise_sd(np.array([world.real_select_M for world in worlds])) if len(worlds) > 1 else None
+    noise = fidelity.noise_sd(reals_by_seed(worlds))
     possible = None
     if noise is not None:
         possible = fmean(fidelity.ceiling(world.real_select_M, noise).spearman for world in worlds)
-    predicted = {num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)}
     return Faith(
-        target, **means, predicted=predicted, mixed={e: fmean(v) for e, v in mixed.items()}, noise_sd=noise, possible=possible
+        target,
+        **means,
+        mixed={e: fmean(v) for e, v in mixed.items()},
+        pooled=fmean(_spearman(world.pooled_M, world.real_select_M) for world in worlds),
+        predicted={num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)},
+        noise_sd=noise,
+        possible=possible,
     )
+
+
+def reals_by_seed(worlds: Sequence[World]) -> Array:
+    """Real select scores of one target, shape (seeds, mixtures); nan where a fine-tune failed."""
+    mixtures = list(dict.fromkeys(mixture for world in worlds for mixture in world.mixtures))
+    real_SM = np.full((len(worlds), len(mixtures)), np.nan)
+    for row, world in enumerate(worlds):
+        real_SM[row, [mixtures.index(mixture) for mixture in world.mixtures]] = world.real_select_M
+    return real_SM
 
 
 def _predicted(world: World, num_checks: int) -> float:
     """Spearman correlation between the predictions after some checks and the reals, over the mixtures not checked."""
-    from scipy.stats import spearmanr
-
     last = checked(world, num_checks)[-1]
     rows = [row for row in range(len(world.mixtures)) if row not in last.checked]
-    return float(spearmanr(last.posterior.mean_M[rows], world.real_select_M[rows]).statistic)
+    return _spearman(last.posterior.mean_M[rows], world.real_select_M[rows])
+
+
+def _spearman(one_M: Array, other_M: Array) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(one_M, other_M).statistic)
 
 
 def _value(measured: fidelity.Fidelity, name: str) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mergetomix.records import Estimate
+from mergetomix.records import Estimate, Mixture
 from mergetomix.study.compare import NUM_CHECKS, Faith, Standing
 from mergetomix.study.truth import World
 
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from mergetomix.study import Study
 
 SCHEMA = 1
+RACE = (
+    "Compute counts tokens: three for every token trained on, one for every token evaluated; the final fine-tune is the same"
+    " for all and left out. Regret: the best mixture's real score minus that of the pick, on the report part. Normalised: over"
+    " the mean mixture's regret, so that 0 is the best mixture and 1 a random pick. Means over targets and seeds, with 90%"
+    " bootstrap intervals."
+)
+FAITH = (
+    "Spearman correlation with the real fine-tunes over all mixtures, select part, mean over seeds: of the proxies by exponent"
+    " of the scale; `mixed`, of those of several datasets (with one dataset proxy and real are the same model); `pooled`, of"
+    " the experts pooled by their probabilities instead of merged; `predicted`, of the calibrated prediction, over the mixtures"
+    " that were not checked. `possible` is what a perfect proxy would reach, given the noise between seeds."
+)
 
 
 def write(study: Study, folder: Path) -> None:
@@ -30,6 +43,7 @@ def to_dict(study: Study) -> dict[str, Any]:
         "schema": SCHEMA,
         "num_finetunes": study.num_finetunes,
         "num_draws": study.num_draws,
+        "budget": round(study.budget),
         "standings": [_standing(each) for each in study.standings],
         "fidelity": [_plain(vars(each)) for each in study.faith],
         "coverage": [_plain(vars(each)) for each in study.coverage],
@@ -44,8 +58,30 @@ def _standing(standing: Standing) -> dict[str, Any]:
     return dict(values)
 
 
+def read_worlds(path: Path) -> list[World]:
+    """The worlds of a written study, numbers rounded as they stand there."""
+    return [_world_of(values) for values in json.loads(path.read_text(encoding="utf-8"))["worlds"]]
+
+
+def _world_of(values: Mapping[str, Any]) -> World:
+    arrays = {key: np.array(value, dtype=float) for key, value in values.items() if key.endswith("_M")}
+    return World(
+        **{
+            **values,
+            **arrays,
+            "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),
+            "proxies": {float(exponent): np.array(proxy_M) for exponent, proxy_M in values["proxies"].items()},
+            "failures": tuple((Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]),
+        }
+    )
+
+
 def _world(world: World) -> dict[str, Any]:
-    return {**_plain(vars(world)), "mixtures": [mixture.as_dict() for mixture in world.mixtures]}
+    return {
+        **_plain(vars(world)),
+        "mixtures": [mixture.as_dict() for mixture in world.mixtures],
+        "failures": [{"datasets": list(mixture.datasets), "error": why} for mixture, why in world.failures],
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -70,19 +106,14 @@ def render(study: Study) -> str:
         f"{study.num_finetunes} real fine-tunes: {len(worlds[0].mixtures)} mixtures of {len(worlds[0].datasets)} datasets"
         f" ({', '.join(worlds[0].datasets)}), {len(seeds)} seeds, {len(targets)} targets ({', '.join(targets)}).",
         "## Who chooses best",
-        f"At the compute that Merge to Mix spends with {NUM_CHECKS} checks, in tokens: three for every token trained on, one"
-        " for every token evaluated. The final fine-tune is the same for all and left out. Regret: the best mixture's real"
-        " score minus that of the pick, on the report part. Normalised: over the mean mixture's regret, so that 0 is the best"
-        " mixture and 1 a random pick. Means over targets and seeds, with 90% bootstrap intervals.",
+        f"At the compute that Merge to Mix spends with {NUM_CHECKS} checks, {study.budget / 1e6:.2f} million on average. "
+        + RACE,
         _table(
             ["way to choose", "regret", "normalised regret", "rank of the pick", "compute"],
             [_standing_cells(each) for each in study.standings],
         ),
         "## How well proxies rank",
-        "Spearman correlation between proxy and real fine-tune over all mixtures, select part, mean over seeds, by exponent"
-        " of the scale; `possible` is what a perfect proxy would reach, given seed noise; `mixed` leaves out those"
-        " of one dataset, where proxy and real are the same model; `predicted` is that of the calibrated prediction, over the"
-        " mixtures that were not checked.",
+        FAITH,
         _table(_faith_header(worlds[0]), [_faith_cells(each, worlds[0]) for each in study.faith] + [_mean_cells(study)]),
         "## Whether the intervals hold",
         "Share of 90% intervals, over mixtures that were not checked, that hold the real score.",
@@ -93,6 +124,10 @@ def render(study: Study) -> str:
         "![proxy against real](proxy-real.svg)",
         "![regret against compute](regret-compute.svg)",
     ]
+    failed = {(world.seed, *failure): None for world in worlds for failure in world.failures}
+    if failed:
+        lines = [f"- seed {seed}: {mixture} ({why})" for seed, mixture, why in failed]
+        parts += ["## Left out: their training failed", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -111,6 +146,7 @@ def _faith_header(world: World) -> list[str]:
         "target",
         *[f"k^-{e:g}" for e in world.proxies],
         *[f"mixed, k^-{e:g}" for e in world.proxies],
+        "pooled",
         *[f"predicted, {num} checks" for num in (0, NUM_CHECKS)],
         "noise sd",
         "possible",
@@ -124,10 +160,10 @@ def _faith_cells(each: Faith, world: World) -> list[str]:
 
 
 def _faith_values(each: Faith, world: World) -> list[float]:
-    """By exponent over all mixtures, then over those of several datasets, nan where there are too few; then the predictions."""
+    """By exponent over all mixtures, then over those of several datasets (nan where there are too few), pooled, predicted."""
     lines = (each.spearman, each.mixed)
     by_exponent = [line.get(exponent, float("nan")) for line in lines for exponent in world.proxies]
-    return by_exponent + list(each.predicted.values())
+    return [*by_exponent, each.pooled, *each.predicted.values()]
 
 
 def _mean_cells(study: Study) -> list[str]:

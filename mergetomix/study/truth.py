@@ -9,6 +9,7 @@ import numpy as np
 
 from mergetomix import pool
 from mergetomix.calibrate import Array, Views
+from mergetomix.errors import TrainingError
 from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
 from mergetomix.records import Mixture, Part, Scores
 
@@ -23,6 +24,7 @@ class World:
     Scores are minus the loss in nats per token where the target is a loss. `proxies` are select scores by exponent, of shape
     (M,); `pooled_M` those of the experts pooled; `proxy_report_M` the proxies' at `exponent` on the report part.
     `train_tokens_M` are the tokens that a fine-tune sees, `eval_tokens` those of one evaluation of the select part.
+    `failures` are mixtures whose fine-tune failed, and why; they are not among `mixtures`.
     """
 
     seed: int
@@ -41,6 +43,7 @@ class World:
     eval_tokens: int
     similarities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     embed_tokens: int = 0
+    failures: tuple[tuple[Mixture, str], ...] = ()
 
     @property
     def weights_MN(self) -> Array:
@@ -97,13 +100,14 @@ def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
 def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) -> list[World]:
     """Fine-tunes on every mixture and scores proxies and fine-tunes: one world for each target. What the store holds is not
     done again."""
+    reals, failures = _reals(job, mixtures)
+    mixtures = tuple(reals)
     base = {part: evaluate_base(job, part) for part in ("select", "report")}
     proxies: dict[float, list[dict[str, Scores]]] = {}
     for exponent in sorted({*exponents, job.exponent}):
         proxies[exponent] = _proxies(job, mixtures, "select", exponent)
     reports = _proxies(job, mixtures, "report", job.exponent)
     job.release()
-    reals = _reals(job, mixtures)
     tokens_M = np.array([job.num_tokens(mixture.datasets) for mixture in mixtures], dtype=float)
     worlds = []
     for name, scorer in job.inputs.targets("select").items():
@@ -111,17 +115,18 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
             seed=job.recipe.train.seed,
             target=name,
             kind=base["select"][name].kind,
-            mixtures=tuple(mixtures),
+            mixtures=mixtures,
             proxies={exponent: _means(scores, name) for exponent, scores in proxies.items()},
             exponent=job.exponent,
             pooled_M=_pooled(mixtures, proxies[job.exponent], name),
             proxy_report_M=_means(reports, name),
-            real_select_M=_means([each["select"] for each in reals], name),
-            real_report_M=_means([each["report"] for each in reals], name),
+            real_select_M=_means([each["select"] for each in reals.values()], name),
+            real_report_M=_means([each["report"] for each in reals.values()], name),
             base_select=float(_means([base["select"]], name)[0]),
             base_report=float(_means([base["report"]], name)[0]),
             train_tokens_M=tokens_M,
             eval_tokens=scorer.num_tokens,
+            failures=failures,
         )
         worlds.append(world)
     return worlds
@@ -137,15 +142,24 @@ def _proxies(job: Job, mixtures: Sequence[Mixture], part: Part, exponent: float)
     return found
 
 
-def _reals(job: Job, mixtures: Sequence[Mixture]) -> list[dict[Part, dict[str, Scores]]]:
+Reals = dict[Mixture, dict[Part, dict[str, Scores]]]
+
+
+def _reals(job: Job, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mixture, str], ...]]:
+    """Every mixture's real scores, and the mixtures whose training failed with what went wrong: those are left out."""
     text = f"seed {job.recipe.train.seed}: real fine-tunes"
+    found: Reals = {}
+    failures = []
     with job.listener.task("study", text, len(mixtures)) as advance:
-        found: list[dict[Part, dict[str, Scores]]] = []
         for mixture in mixtures:
-            record = fit(job, mixture.datasets, "study")
-            found.append({part: evaluate_real(job, record, part) for part in ("select", "report")})
+            try:
+                record = fit(job, mixture.datasets, "study")
+                found[mixture] = {part: evaluate_real(job, record, part) for part in ("select", "report")}
+            except TrainingError as error:
+                failures.append((mixture, error.message))
+                job.warn(f"seed {job.recipe.train.seed}: {mixture} is left out: {error.message}")
             advance(1)
-    return found
+    return found, tuple(failures)
 
 
 def _pooled(mixtures: Sequence[Mixture], proxies: Sequence[Mapping[str, Scores]], name: str) -> Array:

@@ -18,7 +18,7 @@ def main(path: Path) -> None:
     lines = [f"base: {BASE}\n", "datasets:\n"]
     lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 24000}}\n' for name in DATASETS]
     lines.append("targets:\n")
-    options = "text: true, lines_per_example: 24, score: loss, max_tokens: 24000"
+    options = "text: true, lines_per_example: 24, score: loss, max_tokens: 16000"
     lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS]
     lines.append("train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256, max_tokens: 72000}\n")
     lines.append("device: cpu\nbatch_tokens: 4096\nstore: store\nrun_dir: run\n")
