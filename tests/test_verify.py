@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_run import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import calibrate, pipeline, train
+from mergetomix import calibrate, pipeline, train, verify
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.job import open_job
-from mergetomix.records import Scores, Trial
+from mergetomix.records import Mixture, Scores, Trial, Verification
+from mergetomix.report import markdown
 
 
 def values_of(folder: Path, **verify: Any) -> dict[str, Any]:
@@ -149,3 +151,12 @@ def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
     assert keys[0] != keys[1]
     with open_job(mixed.model_copy(update={"train": changed}), Heard()) as job:
         assert job.finetune_key(["a"]) not in keys
+
+
+def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
+    few, many = (verify.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6))
+    mixture = Mixture(("a",), (1.0,))
+    found = Verification(mixture, (), (), (), {"t": many, "u": few}, 1.0, 0.9, "")
+    ((target, num, pearson, spearman, *_, noise, possible),) = markdown.fidelity_cells(found)
+    assert (target, num, spearman, noise) == ("t", "6", "1 (1 to 1)", "0.1000")
+    assert float(pearson.split()[0]) < 1 and 0.9 < float(possible) <= 1

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from mergetomix.recipe import Recipe
-from mergetomix.records import Mixture, Result, Row, Trial, Verification
+from mergetomix.records import Estimate, Mixture, Result, Row, Trial, Verification
 
 NUM_RANKED = 10
 
@@ -129,7 +129,45 @@ def _verification_parts(result: Result) -> list[str]:
     if result.verification is None:
         return []
     lines = "\n".join(f"- {text}" for text in verification_lines(result.verification))
-    return ["## Checks", table(CHECK_HEADER, check_cells(result.verification)), lines]
+    parts = ["## Checks", table(CHECK_HEADER, check_cells(result.verification)), lines]
+    measured = fidelity_cells(result.verification)
+    if measured:
+        level = f"{result.verification.confidence:.0%}"
+        text = (
+            f"How well proxies rank what real fine-tunes give, over the checks of several datasets, with {level} intervals."
+            " Regret at k: the best real gain minus the best among the k best proxies. Noise: standard deviation of the gain"
+            " between seeds. Possible: the Spearman correlation that a perfect proxy would reach, given that noise."
+        )
+        parts += [text, table(FIDELITY_HEADER, measured)]
+    return parts
+
+
+STATISTICS = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "top_quarter": "Spearman of the top quarter",
+    "regret_1": "regret at 1",
+    "regret_3": "regret at 3",
+    "regret_5": "regret at 5",
+}
+FIDELITY_HEADER = ["target", "checks", *STATISTICS.values(), "noise", "possible"]
+
+
+def fidelity_cells(verification: Verification) -> list[list[str]]:
+    """A line for each target and for the objective, without those of fewer than five checks."""
+    lines = []
+    for name, found in verification.agreement.items():
+        if found.statistics is not None:
+            values = [_estimate(found.statistics.get(key)) for key in STATISTICS]
+            noise = "" if found.noise_sd is None else f"{found.noise_sd:.4f}"
+            possible = "" if found.possible is None else f"{found.possible:.2f}"
+            lines.append([name, str(found.num_checks), *values, noise, possible])
+    return lines
+
+
+def _estimate(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
 def expert_cells(result: Result) -> list[list[str]]:
