@@ -90,6 +90,12 @@ class Inputs:
         """Training sequences of each dataset."""
         return {name: float(len(candidate.encoding.sequences)) for name, candidate in self.candidates.items()}
 
+    @property
+    def scored_tokens(self) -> dict[str, float]:
+        """Tokens of one pass over each dataset on which the loss is taken."""
+        sequences = {name: candidate.encoding.sequences for name, candidate in self.candidates.items()}
+        return {name: float(sum(each.num_scored for each in own)) for name, own in sequences.items()}
+
     def targets(self, part: Part) -> Mapping[str, Scorer]:
         """The targets over the select or the report part of their examples."""
         return self.scorers[part]

@@ -58,7 +58,8 @@ class Job:
     def space(self) -> Subsets:
         """The mixtures that the recipe allows."""
         options = self.recipe.search
-        sizes = self.inputs.sizes if self.recipe.merge.weighting == "size" else None
+        weighting = self.recipe.merge.weighting
+        sizes = self.inputs.sizes if weighting == "size" else self.inputs.scored_tokens if weighting == "tokens" else None
         return Subsets(
             tuple(sorted(self.recipe.datasets)),
             options.min_datasets,

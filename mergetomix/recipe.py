@@ -280,8 +280,9 @@ class Merge(Section):
     """theta_0 + scale(k) * sum of deltas."""
     scale: Scale = Scale()
     """How far a merge of k experts goes."""
-    weighting: Literal["equal", "size"] = "equal"
-    """`equal` weighs the experts of a subset alike; `size` by their number of training sequences."""
+    weighting: Literal["equal", "size", "tokens"] = "equal"
+    """`equal` weighs the experts of a subset alike; `size` by their number of training sequences; `tokens` by their number of
+    tokens on which the loss is taken."""
 
 
 class Search(Section):

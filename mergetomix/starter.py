@@ -41,7 +41,7 @@ train:
 
 merge:
   scale: {{exponent: 1.0}}         # 1 averages the experts' deltas; lower goes farther
-  weighting: equal               # equal | size
+  weighting: equal               # equal | size | tokens
 
 search:
   strategy: auto                 # every mixture up to 12 datasets, greedy above

@@ -358,3 +358,19 @@ def test_everything_public_is_there_and_nothing_more() -> None:
         assert getattr(m2m, name) is not None
     documented = [name for name in m2m.__all__ if name != "__version__"]
     assert all(getattr(m2m, name).__doc__ for name in documented)
+
+
+def test_weights_are_equal_or_by_sequences_or_by_tokens_of_the_answers(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    long = [{"question": f"say it {i}", "answer": " " + "again " * 9} for i in range(3)]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    found = {}
+    for weighting in ("equal", "size", "tokens"):
+        recipe = m2m.load_recipe(write_recipe(tmp_path, values | {"merge": {"weighting": weighting}}))
+        with open_job(recipe, Heard()) as job:
+            found[weighting] = job.space().mixture(["a", "b"]).weights
+            own = {name: job.inputs.sequences(name) for name in "ab"}
+    scored = {name: sum(label != -100 for each in rows for label in each.labels[1:]) for name, rows in own.items()}
+    assert found["equal"] == (0.5, 0.5) and found["size"] == pytest.approx((12 / 15, 3 / 15))
+    assert found["tokens"] == pytest.approx((scored["a"] / sum(scored.values()), scored["b"] / sum(scored.values())))
+    assert abs(found["tokens"][0] - found["size"][0]) > 0.05
