@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("variants", nargs="*")
     parser.add_argument("--num", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     found: dict[str, Any] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     for text in arguments.variants:
         name, _, changes = text.partition("=")
