@@ -42,7 +42,7 @@ def main() -> None:
 def drawn(world: World, num: int, draw: int) -> list[int]:
     """Rows of `num` random mixtures of several datasets."""
     mixed = [row for row, mixture in enumerate(world.mixtures) if len(mixture) > 1]
-    return np.random.default_rng([num, draw]).permutation(mixed)[:num].tolist()
+    return [int(row) for row in np.random.default_rng([num, draw]).permutation(mixed)[:num]]
 
 
 def report(job: Job, worlds: Sequence[World], draws: Sequence[Sequence[int]], num: int) -> None:

@@ -13,16 +13,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from scipy.stats import spearmanr
 
-from mergetomix import load_recipe, pipeline
-from mergetomix.job import open_job
-from mergetomix.study.truth import World, gather, mixtures_of
+from mergetomix import load_recipe
+from mergetomix.job import evaluate_base, evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.pool import pooled
+from mergetomix.records import Mixture, Scores
+from mergetomix.study.truth import mixtures_of
 
 EXPONENTS = (0.5, 0.75, 1.0)
 
@@ -40,39 +42,47 @@ def main() -> None:
     for text in arguments.variants:
         name, _, changes = text.partition("=")
         overrides = [each for each in changes.split(";") if each]
-        worlds = worlds_of(arguments.recipe, [*overrides, f"train.seed={arguments.seed}"], arguments.num)
-        found[name] = {"set": overrides, "mixtures": len(worlds[0].mixtures), "seed": arguments.seed, **measured(worlds)}
+        values = measured(arguments.recipe, [*overrides, f"train.seed={arguments.seed}"], arguments.num)
+        found[name] = {"set": overrides, "seed": arguments.seed, **values}
         arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         print(line(name, found[name]), file=sys.stderr, flush=True)
     print(table(found))
 
 
-def worlds_of(recipe: str, overrides: Sequence[str], num: int) -> list[World]:
-    """The worlds of one variant."""
-    with open_job(load_recipe(recipe, overrides)) as job:
-        mixtures = mixtures_of(job, num, seed=0)
-        every = job.space().mixture(job.space().allowed)
-        pipeline.train_experts(job)
-        return gather(job, [*(m for m in mixtures if m != every), every], EXPONENTS)
-
-
-def measured(worlds: Sequence[World]) -> dict[str, Any]:
+def measured(recipe: str, overrides: Sequence[str], num: int) -> dict[str, Any]:
     """Correlations by target and exponent, those of the pooled experts, and the gain of the fine-tune on all data."""
-    by_target = {
-        world.target: {
-            **{f"{exponent:g}": rank(proxy_M, world) for exponent, proxy_M in world.proxies.items()},
-            "pooled": rank(world.pooled_M, world),
-        }
-        for world in worlds
+    with open_job(load_recipe(recipe, overrides)) as job:
+        space = job.space()
+        every = space.mixture(space.allowed)
+        mixtures = list(dict.fromkeys([*mixtures_of(job, num, seed=0), every]))
+        experts = {name: evaluate_real(job, fit(job, [name], "variants"), "select") for name in space.allowed}
+        guesses = {f"{e:g}": [evaluate_proxy(job, each, "select", e) for each in mixtures] for e in EXPONENTS}
+        guesses["pooled"] = [all_pooled(mixture, experts, list(job.recipe.targets)) for mixture in mixtures]
+        base = evaluate_base(job, "select")
+        job.release()
+        reals = {mixture: evaluate_real(job, fit(job, mixture.datasets, "variants"), "select") for mixture in mixtures}
+    targets = {
+        name: {key: rank(found, list(reals.values()), name) for key, found in guesses.items()} for name in job.recipe.targets
     }
-    means = {key: round(fmean(each[key] for each in by_target.values()), 4) for key in next(iter(by_target.values()))}
-    gain = fmean(float(world.real_select_M[-1]) - world.base_select for world in worlds)
-    return {"mean": means, "targets": by_target, "gain_all": round(gain, 5)}
+    means = {key: round(fmean(each[key] for each in targets.values()), 4) for key in guesses}
+    gain = fmean(higher(reals[every][name]) - higher(base[name]) for name in targets)
+    return {"num_mixtures": len(mixtures), "mean": means, "targets": targets, "gain_all": round(gain, 5)}
 
 
-def rank(guess_M: Any, world: World) -> float:
-    """Spearman correlation with the reals."""
-    return round(float(spearmanr(guess_M, world.real_select_M).statistic), 4)
+def all_pooled(mixture: Mixture, experts: Mapping[str, Mapping[str, Scores]], targets: Sequence[str]) -> dict[str, Scores]:
+    """The experts of a mixture pooled, for every target."""
+    return {name: pooled(mixture, {each: experts[each][name] for each in mixture.datasets}) for name in targets}
+
+
+def higher(scores: Scores) -> float:
+    """The mean, better when higher."""
+    return -scores.mean if scores.kind == "loss" else scores.mean
+
+
+def rank(guesses: Sequence[Mapping[str, Scores]], reals: Sequence[Mapping[str, Scores]], target: str) -> float:
+    """Spearman correlation with the reals on one target."""
+    pair = ([higher(each[target]) for each in found] for found in (guesses, reals))
+    return round(float(spearmanr(*pair).statistic), 4)
 
 
 def line(name: str, values: dict[str, Any]) -> str:
