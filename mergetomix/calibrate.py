@@ -117,14 +117,15 @@ class Posterior:
 
     def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
         """Draws of all mixtures' real objectives together, shape (num, M)."""
-        from scipy.stats import multivariate_t
-
         unknown = [i for i in range(len(self.mean_M)) if i not in self.known]
         drawn = np.tile(self.mean_M, (num, 1))
         if unknown:
-            shape = self.scale_MM[np.ix_(unknown, unknown)] + _JITTER * np.eye(len(unknown)) * np.trace(self.scale_MM)
-            law = multivariate_t(self.mean_M[unknown], shape, self.dof, allow_singular=True, seed=seed)
-            drawn[:, unknown] = law.rvs(num).reshape(num, len(unknown))
+            # Cholesky, as scipy's multivariate_t takes eigenvalues: a minute for the 4,095 subsets of 12 datasets
+            rng = np.random.default_rng(seed)
+            shape = self.scale_MM[np.ix_(unknown, unknown)]
+            root = np.linalg.cholesky(shape + _JITTER * np.trace(shape) * np.eye(len(unknown)))
+            stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=(num, 1)))
+            drawn[:, unknown] += rng.standard_normal((num, len(unknown))) @ root.T * stretch
         return drawn
 
     def best_probabilities(self, seed: int = 0) -> Array:

@@ -112,6 +112,20 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
     assert found.value_of_check()[0] == 0
 
 
+def test_draws_follow_the_posterior() -> None:
+    proxy, real = world(3)
+    found = posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]]), SEVERAL[9]: float(real[SEVERAL[9]])})
+    drawn = found.draws(seed=1, num=40_000)
+    assert np.array_equal(drawn[:, sorted(found.known)], np.tile(found.mean_M[sorted(found.known)], (40_000, 1)))
+    unknown = [i for i in SEVERAL if i not in found.known]
+    variance = found.dof / (found.dof - 2) * found.scale_MM[np.ix_(unknown, unknown)]
+    np.testing.assert_allclose(drawn[:, unknown].mean(axis=0), found.mean_M[unknown], atol=0.03 * float(variance.max()) ** 0.5)
+    np.testing.assert_allclose(np.cov(drawn[:, unknown].T), variance, atol=0.1 * float(variance.max()))
+    low, high = found.interval(0.9)
+    held = (low[unknown] <= drawn[:, unknown]) & (drawn[:, unknown] <= high[unknown])
+    assert held.mean() == pytest.approx(0.9, abs=0.005)
+
+
 def test_checks_end_once_the_pick_is_safe() -> None:
     mean, scale = np.array([1.0, 0.0, -0.1]), np.diag([0.0, 0.01, 0.01])
     found = Posterior(mean, scale, 50.0, frozenset({0}), 0.0)
