@@ -9,8 +9,9 @@ believed beside their merge, `m_i` is what a dataset does to every mixture that 
 a merge shows (k(w) w_i is one for each of k equal parts), `q_ij` what two datasets do to each other, `e_w` is a mixture's own.
 Every term is zero where a single dataset has all the weight, as it must be: there proxy and real are one model. All
 coefficients are normal, b and c around what the studies show, the others around zero; the common variance is unknown with an
-inverse gamma prior, so that predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). The
-regression itself is scikit-learn's GaussianProcessRegressor over the features above. Objectives are better when higher.
+inverse gamma prior, so that predictions follow Student's t (Gelman et al., Bayesian Data Analysis, 3rd ed., section 14.2). How
+large e_w is beside the other terms is the likeliest of OWN_FACTORS, given the checks. The regression itself is scikit-learn's
+GaussianProcessRegressor over the features above. Objectives are better when higher.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,10 @@ NUM_DRAWS = 4000
 """Draws from the posterior behind every probability."""
 EXPONENT_SD = 0.25
 """How far the best exponent may lie from the recipe's before any check: the standard deviation of a normal prior."""
+OWN_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Factors on `Prior.own` to choose from by the checks: where residuals follow no pattern, intervals must not trust in one."""
+OWN_SD = 1.0
+"""Standard deviation of the factor's logarithm before any check; its mean is 0."""
 _JITTER = 1e-9
 
 
@@ -169,13 +175,15 @@ def posterior(views: Views, known: Mapping[int, float], prior: Prior | None = No
     given = {**singles, **known}
     used = sorted(i for i in known if own_M[i] > _JITTER)
     residual_U = np.array([known[i] - expected_M[i] for i in used])
-    centre_M, shape_MM, squares, log_det = _regressed(features_MF, own_M, used, residual_U)
-    dof, amplitude = _amplitude(prior, unit.sd, len(used), squares)
-    scale_MM = amplitude * (shape_MM + np.diag(own_M**2))
+    fits = [_fitted(features_MF[used], factor * own_M[used], residual_U, factor) for factor in OWN_FACTORS]
+    fit = max(fits, key=lambda each: each.plausibility(prior, unit.sd))
+    centre_M, shape_MM = fit.predict(features_MF)
+    dof, amplitude = fit.amplitude(prior, unit.sd)
+    scale_MM = amplitude * (shape_MM + np.diag((fit.factor * own_M) ** 2))
     mean_M = expected_M + centre_M
     for i, value in given.items():
         mean_M[i], scale_MM[i, :], scale_MM[:, i] = value, 0.0, 0.0
-    return Posterior(mean_M, scale_MM, dof, frozenset(given), _log_evidence(prior, unit.sd, len(used), squares, log_det))
+    return Posterior(mean_M, scale_MM, dof, frozenset(given), fit.plausibility(prior, unit.sd))
 
 
 def next_check(
@@ -238,29 +246,48 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]
     return expected_M, np.concatenate(columns, axis=1), prior.own * mixed_M
 
 
-def _regressed(features_MF: Array, own_M: Array, used: list[int], residual_U: Array) -> tuple[Array, Array, float, float]:
-    """Centre and shape of the shared terms of every mixture given residuals, r' K^-1 r, and log det K; unit amplitude."""
+@dataclass(frozen=True)
+class _Fit:
+    """The regression of `num` residuals r with the mixtures' own terms scaled by `factor`.
+
+    `squares` is r' K^-1 r and `log_det` that of K, both at unit amplitude; `process` is None without residuals.
+    """
+
+    process: Any
+    factor: float
+    num: int
+    squares: float
+    log_det: float
+
+    def predict(self, features_MF: Array) -> tuple[Array, Array]:
+        """Centre and shape of the shared terms of M mixtures."""
+        if self.process is None:
+            return np.zeros(len(features_MF)), features_MF @ features_MF.T
+        centre_M, shape_MM = self.process.predict(features_MF, return_cov=True)
+        return centre_M, shape_MM
+
+    def amplitude(self, prior: Prior, spread: float) -> tuple[float, float]:
+        """Degrees of freedom and squared scale of the t distribution after the residuals."""
+        dof = prior.dof + self.num
+        return dof, (prior.dof * spread**2 + self.squares) / dof
+
+    def plausibility(self, prior: Prior, spread: float) -> float:
+        """log p(r), a multivariate t with prior.dof degrees of freedom and scale spread^2 K, plus the factor's log prior."""
+        dof, half = prior.dof, (prior.dof + self.num) / 2
+        constant = math.lgamma(half) - math.lgamma(dof / 2) - self.num / 2 * math.log(math.pi * dof * spread**2)
+        evidence = constant - self.log_det / 2 - half * math.log1p(self.squares / (dof * spread**2))
+        return evidence - 0.5 * (math.log(self.factor) / OWN_SD) ** 2
+
+
+def _fitted(features_UF: Array, own_U: Array, residual_U: Array, factor: float) -> _Fit:
+    """The regression of residuals; own_U are the standard deviations of the mixtures' own terms."""
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import DotProduct
 
-    if not used:
-        return np.zeros(len(features_MF)), features_MF @ features_MF.T, 0.0, 0.0
+    if not len(residual_U):
+        return _Fit(None, factor, 0, 0.0, 0.0)
     kernel = DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
-    process = GaussianProcessRegressor(kernel, alpha=own_M[used] ** 2 + _JITTER, optimizer=None)
-    process.fit(features_MF[used], residual_U)
-    centre_M, shape_MM = process.predict(features_MF, return_cov=True)
+    process = GaussianProcessRegressor(kernel, alpha=own_U**2 + _JITTER, optimizer=None)
+    process.fit(features_UF, residual_U)
     squares = float(residual_U @ np.ravel(process.alpha_))
-    return centre_M, shape_MM, squares, 2 * float(np.sum(np.log(np.diag(process.L_))))
-
-
-def _amplitude(prior: Prior, spread: float, num: int, squares: float) -> tuple[float, float]:
-    """Degrees of freedom and squared scale of the t distribution after `num` residuals."""
-    dof = prior.dof + num
-    return dof, (prior.dof * spread**2 + squares) / dof
-
-
-def _log_evidence(prior: Prior, spread: float, num: int, squares: float, log_det: float) -> float:
-    """log p(residuals): the multivariate t with prior.dof degrees of freedom, scale spread^2 K."""
-    dof, half = prior.dof, (prior.dof + num) / 2
-    constant = math.lgamma(half) - math.lgamma(dof / 2) - num / 2 * math.log(math.pi * dof * spread**2)
-    return constant - log_det / 2 - half * math.log1p(squares / (dof * spread**2))
+    return _Fit(process, factor, len(residual_U), squares, 2 * float(np.sum(np.log(np.diag(process.L_)))))
