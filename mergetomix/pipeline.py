@@ -9,6 +9,7 @@ import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -257,24 +258,26 @@ def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
     return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in sizes.items())
 
 
-def finetunes(job: Job) -> list[tuple[str, ...]]:
-    """The datasets of every fine-tune of a run, each once. What is checked and chosen is not known before the search: mixtures
-    of half the datasets, two at least, stand for it."""
-    space = job.space()
+def finetunes(job: Job) -> list[tuple[tuple[str, ...], int | None]]:
+    """The datasets of every fine-tune of a run, each once, with its seed where that is not train.seed. What is checked and
+    chosen is not known before the search: mixtures of half the datasets, two at least, stand for it."""
+    space, checks, seed = job.space(), num_checks(job), job.recipe.train.seed
     least, most = space.bounds
     half = max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))
-    some = Subsets(space.allowed, half, half, space.require)
+    halves = (mixture.datasets for mixture in Subsets(space.allowed, half, half, space.require))
+    some = list(islice(halves, max(checks, 1)))
     wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    num = max(num_checks(job), int(job.recipe.final.train))
-    wanted += [mixture.datasets for mixture, _ in zip(some, range(num), strict=False)]
+    wanted += some if checks or job.recipe.final.train else []
     wanted += [mixture.datasets for mixture in baselines(job).values()]
-    return list(dict.fromkeys(wanted))
+    repeats = job.recipe.verify.repeats if checks else 0
+    return [(names, None) for names in dict.fromkeys(wanted)] + [(some[0], seed + i) for i in range(1, repeats + 1)]
 
 
 def check_space(job: Job) -> None:
     """Raises StoreError where the disk has no room for what is to be trained."""
     given = {name for name, spec in job.recipe.datasets.items() if spec.expert is not None}
-    todo = [names for names in finetunes(job) if job.store.finetune(job.finetune_key(names)) is None and set(names) - given]
+    wanted = [(names, seed) for names, seed in finetunes(job) if set(names) - given]
+    todo = [names for names, seed in wanted if job.store.finetune(job.finetune_key(names, seed)) is None]
     needed = job.inputs.finetune_bytes() * len(todo)
     free = job.store.free_bytes()
     if needed > free:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergetomix import pipeline, search, train
+from mergetomix import pipeline, search
 from mergetomix.families.causal_lm import Encoded, lora_config
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
@@ -84,8 +84,8 @@ def plan(job: Job, speed: Speed) -> Plan:
     space = job.space()
     strategy = search.build(job.recipe.search.strategy, space)
     wanted = pipeline.finetunes(job)
-    todo = [names for names in wanted if job.store.finetune(job.finetune_key(names)) is None]
-    mean = sum(tokens_of(job, [name]) for name in space.allowed) / len(space.allowed)
+    todo = [names for names, seed in wanted if job.store.finetune(job.finetune_key(names, seed)) is None]
+    mean = sum(job.num_tokens([name]) for name in space.allowed) / len(space.allowed)
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
     return Plan(
         datasets=tuple(_dataset(job, name) for name in job.recipe.datasets),
@@ -95,7 +95,7 @@ def plan(job: Job, speed: Speed) -> Plan:
         num_mixtures=strategy.expected(),
         num_space=len(space),
         strategy=strategy.name,
-        train_s=sum(tokens_of(job, names) for names in todo) * speed.train_s_per_token,
+        train_s=sum(job.num_tokens(names) for names in todo) * speed.train_s_per_token,
         evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
         disk_bytes=len(todo) * job.inputs.finetune_bytes(),
         free_bytes=job.store.free_bytes(),
@@ -105,7 +105,8 @@ def plan(job: Job, speed: Speed) -> Plan:
 
 
 def evaluations(job: Job, num_finetunes: int) -> int:
-    """How many times a run scores the targets: the trials that the store lacks, and the final table's lines.
+    """How many times a run scores the targets: the trials that the store lacks, the checks' proxies at other exponents, and the
+    final table's lines.
 
     The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
     """
@@ -113,13 +114,8 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     trials = strategy.expected()
     if strategy.name == "exhaustive":
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
-    return trials + num_finetunes + 2
-
-
-def tokens_of(job: Job, names: Sequence[str]) -> int:
-    """Tokens that a fine-tune on the union of some datasets sees."""
-    sequences = [sequence for name in names for sequence in job.inputs.sequences(name)]
-    return train.plan(len(sequences), sum(len(s.ids) for s in sequences), job.recipe.train).num_tokens
+    others = len({*job.recipe.verify.exponents} - {job.exponent})
+    return trials + others * pipeline.num_checks(job) + num_finetunes + 2
 
 
 def measure(job: Job) -> Speed:

@@ -160,3 +160,15 @@ def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
     ((target, num, pearson, spearman, *_, noise, possible),) = markdown.fidelity_cells(found)
     assert (target, num, spearman, noise) == ("t", "6", "1 (1 to 1)", "0.1000")
     assert float(pearson.split()[0]) < 1 and 0.9 < float(possible) <= 1
+
+
+def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path, datasets=tuple(f"d{i:02}" for i in range(30)))
+    values["search"] = {"strategy": "greedy"}
+    planned = []
+    for repeats in (0, 2):
+        values["verify"] = {"budget": 2, "repeats": repeats}
+        with open_job(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as job:
+            planned.append(pipeline.finetunes(job))
+    assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
+    assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 2]
