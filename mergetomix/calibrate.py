@@ -17,7 +17,7 @@ GaussianProcessRegressor over the features above. Objectives are better when hig
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,8 @@ class Prior:
 
 @dataclass(frozen=True)
 class Unit:
-    """Mean and standard deviation of all mixtures' proxies, in which the prior counts; `sd` is one where all are equal."""
+    """Mean and standard deviation of all mixtures' proxies, in which the prior counts; `sd` is one where all are equal but for
+    rounding."""
 
     mean: float
     sd: float
@@ -66,7 +67,8 @@ class Unit:
     @classmethod
     def of(cls, proxy_M: Array) -> Unit:
         """The unit of these proxies."""
-        return cls(float(np.mean(proxy_M)), float(np.std(proxy_M)) or 1.0)
+        mean, sd = float(np.mean(proxy_M)), float(np.std(proxy_M))
+        return cls(mean, sd if sd > _JITTER * max(1.0, abs(mean)) else 1.0)
 
 
 @dataclass(frozen=True)
@@ -186,17 +188,14 @@ def posterior(views: Views, known: Mapping[int, float], prior: Prior | None = No
     return Posterior(mean_M, scale_MM, dof, frozenset(given), fit.plausibility(prior, unit.sd))
 
 
-def next_check(
-    posterior: Posterior, excluded: Collection[int], first_by: Array | None, confidence: float
-) -> tuple[int | None, str]:
+def next_check(posterior: Posterior, first_by: Array | None, confidence: float) -> tuple[int | None, str]:
     """The mixture to check next, or None and why there is none: the best by proxy, then the one whose check is worth most.
 
     Args:
-        excluded: rows that cannot be checked.
         first_by: the proxies where no check was paid for yet, shape (M,), else None.
         confidence: the probability of being the best mixture at which the pick is safe.
     """
-    left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known and i not in excluded]
+    left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known]
     if not left:
         return None, "every mixture is known"
     if first_by is not None:

@@ -210,7 +210,8 @@ def _train(job: Job, key: str, names: Sequence[str], stage: str, seed: int | Non
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
         path = str(job.store.artifact_path(key))
     record = Finetune(mixture, key, path, len(sequences), num_tokens, seconds)
-    job.store.add_finetune(record, job.settings, environment(job))
+    used = job.settings if seed is None else {**job.settings, "seed": seed}
+    job.store.add_finetune(record, used, environment(job))
     return record
 
 
@@ -334,12 +335,13 @@ def free_memory() -> None:
 
 
 def check_finite(scores: Scores, entry: Model, target: str) -> None:
-    """Raises Fault where a score is not finite: a ranking over such numbers means nothing."""
+    """Raises Fault (TrainingError for a real fine-tune) where a score is not finite: ranks of such numbers mean nothing."""
     bad = next((i for i, value in enumerate(scores.values) if value - value != 0), None)
     if bad is not None:
         what = entry.mixture or entry.kind
         message = f"the {scores.kind} of example {bad} of target {target} is {scores.values[bad]} for {entry.kind} {what}"
-        raise Fault(message, hint="lower train.learning_rate or merge.scale, or set base.dtype: float32")
+        hint = "lower train.learning_rate or merge.scale, or set base.dtype: float32"
+        raise TrainingError(message, hint=hint) if entry.kind == "real" else Fault(message, hint=hint)
 
 
 def check_given_experts(job: Job) -> None:

@@ -1,8 +1,8 @@
 """Merging as pure functions over tensors: sums in float32, one rounding at the end.
 
-proxy(w) = theta_0 + k * scale(k) * sum_i w_i delta_i, with w on the simplex over k datasets and scale(k) = k ** -exponent.
-With equal weights this is theta_0 + scale(k) * sum_i delta_i (arXiv 2505.16066, where scale(k) = 1 / k); with exponent 1 it is
-theta_0 + sum_i w_i delta_i for any weights (arXiv 2601.17858).
+proxy(w) = theta_0 + k * scale(k) * sum_i w_i delta_i, with w on the simplex and scale(k) = k ** -exponent; k = 1 / sum_i w_i^2
+is the effective number of datasets. With equal weights this is theta_0 + scale(k) * sum_i delta_i (arXiv 2505.16066, where
+scale(k) = 1 / k); with exponent 1 it is theta_0 + sum_i w_i delta_i for any weights (arXiv 2601.17858).
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def scale(num_datasets: int, exponent: float) -> float:
+def scale(num_datasets: float, exponent: float) -> float:
     """scale(k) = k ** -exponent: the factor on the sum of k deltas."""
     return math.pow(num_datasets, -exponent)
 
 
 def coefficients(mixture: Mixture, exponent: float) -> dict[str, float]:
-    """The factor on each expert's delta, c_i = k * scale(k) * w_i, without those that are zero."""
+    """The factor on each expert's delta, c_i = k * scale(k) * w_i, without those that are zero.
+
+    k is 1 / sum_i w_i^2 (Kish's effective number): the number of datasets where weights are equal, and one where a single
+    dataset has nearly all the weight, so that its mixture is nearly its expert whatever the exponent.
+    """
     active = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
-    factor = len(active) * scale(len(active), exponent)
+    num = round(1 / math.fsum(weight**2 for weight in active.values()), 9)  # equal weights give a whole number
+    factor = num * scale(num, exponent)
     return {name: factor * weight for name, weight in active.items()}
 
 

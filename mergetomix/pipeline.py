@@ -111,7 +111,7 @@ def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
 def num_checks(job: Job) -> int:
     """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
     space, budget = job.space(), job.recipe.verify.budget
-    num = len(space) - (len(space.allowed) if space.bounds[0] == 1 else 0)
+    num = len(space) - sum(frozenset([name]) in space for name in space.allowed)
     if budget is None:
         return min(NUM_CHECKS, num)
     if budget > num:
@@ -148,7 +148,10 @@ def finalize(job: Job, selection: Selection, verification: Verification | None =
     for mixture in paid:
         if mixture != picked:
             rows.append(real_row(job, f"check {mixture}", "check", mixture, base))
+    failed = set() if verification is None else {mixture for mixture, _ in verification.failures}
     for name, mixture in baselines(job).items():
+        if mixture in failed:
+            continue  # verify has said so, and would only fail again
         rows += baseline_row(job, name, "all" if name == "all datasets" else "random", mixture, base)
     job.tell_reused("real fine-tunes", sum(line.path is not None and len(line.mixture or ()) > 1 for line in rows))
     return tuple(rows)
@@ -208,7 +211,7 @@ def cost_of(
     job: Job, experts: Sequence[Finetune], selection: Selection, verification: Verification | None, table: Sequence[Row]
 ) -> Cost:
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
-    keys = {job.inputs.base_key(job.store)} | {job.proxy_key(trial.mixture) for trial in selection.trials}
+    keys = scored_keys(job, selection, verification)
     addresses = [target.address for target in job.inputs.targets("select").values()]
     merge_s, evaluate_s = job.store.seconds(keys, addresses, "select")
     seconds = {line.kind: 0.0 for line in table}
@@ -237,11 +240,22 @@ def train_s(job: Job, mixture: Mixture, seed: int | None = None) -> float:
 
 
 def checks_s(job: Job, verification: Verification) -> float:
-    """Seconds of the fine-tunes made for checks alone: those of the final model are counted there."""
+    """Seconds of the fine-tunes made for checks alone: where there is a final model, its own are counted there."""
     paid = [check.mixture for check in verification.checks if check.origin == "verify"]
-    first = job.recipe.train.seed
-    repeats = [train_s(job, verification.mixture, first + i) for i in range(1, job.recipe.verify.repeats + 1)]
-    return sum(train_s(job, mixture) for mixture in paid if mixture != verification.mixture) + sum(repeats)
+    again = verify.repeated(verification.checks, job.recipe.verify.repeats)
+    repeats_s = sum(train_s(job, check.mixture, job.recipe.train.seed + 1) for check in again)
+    final = verification.mixture if job.recipe.final.train else None
+    return sum(train_s(job, mixture) for mixture in paid if mixture != final) + repeats_s
+
+
+def scored_keys(job: Job, selection: Selection, verification: Verification | None) -> set[str]:
+    """The addresses of all proxies that were scored, and of the base."""
+    keys = {job.inputs.base_key(job.store)} | {job.proxy_key(trial.mixture) for trial in selection.trials}
+    if verification is not None:
+        keys |= {job.proxy_key(each.mixture, verification.exponent) for each in verification.predictions}
+        exponents = job.recipe.verify.exponents
+        keys |= {job.proxy_key(check.mixture, exponent) for check in verification.checks for exponent in exponents}
+    return keys
 
 
 def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
@@ -265,12 +279,12 @@ def finetunes(job: Job) -> list[tuple[tuple[str, ...], int | None]]:
     least, most = space.bounds
     half = max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))
     halves = (mixture.datasets for mixture in Subsets(space.allowed, half, half, space.require))
-    some = list(islice(halves, max(checks, 1)))
-    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    wanted += some if checks or job.recipe.final.train else []
-    wanted += [mixture.datasets for mixture in baselines(job).values()]
     repeats = job.recipe.verify.repeats if checks else 0
-    return [(names, None) for names in dict.fromkeys(wanted)] + [(some[0], seed + i) for i in range(1, repeats + 1)]
+    some = list(islice(halves, max(checks, repeats, 1)))
+    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
+    wanted += some[: max(checks, int(job.recipe.final.train))]
+    wanted += [mixture.datasets for mixture in baselines(job).values()]
+    return [(names, None) for names in dict.fromkeys(wanted)] + [(names, seed + 1) for names in some[:repeats]]
 
 
 def check_space(job: Job) -> None:

@@ -105,8 +105,9 @@ def plan(job: Job, speed: Speed) -> Plan:
 
 
 def evaluations(job: Job, num_finetunes: int) -> int:
-    """How many times a run scores the targets: the trials that the store lacks, the checks' proxies at other exponents, and the
-    final table's lines.
+    """How many times a run scores the targets: the trials that the store lacks, the checks' proxies at other exponents, and
+    both parts for every fine-tune (experts are trials on the select part). Proxies at an exponent that checks may ask for are
+    left out.
 
     The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
     """
@@ -115,7 +116,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     if strategy.name == "exhaustive":
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
     others = len({*job.recipe.verify.exponents} - {job.exponent})
-    return trials + others * pipeline.num_checks(job) + num_finetunes + 2
+    return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 
 
 def measure(job: Job) -> Speed:

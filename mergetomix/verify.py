@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from mergetomix import calibrate, fidelity, pool
-from mergetomix.calibrate import Array, Posterior, Views
+from mergetomix.calibrate import Array, Posterior, Unit, Views
 from mergetomix.errors import TrainingError
 from mergetomix.job import Job, beat, evaluate_real, fit, free_memory, trial_of
 from mergetomix.records import (
@@ -39,13 +39,18 @@ Origin = Literal["verify", "baseline", "store"]
 
 @dataclass
 class State:
-    """What is known while checks are made: the trials at the exponent in force, the checks, and what failed."""
+    """What is known while checks are made: the search's trials, those at the exponent in force, the checks, and what failed.
+
+    A mixture whose check failed is no candidate any more and leaves the trials.
+    """
 
     job: Job
     base: Mapping[str, Scores]
     experts: Mapping[str, Mapping[str, Scores]]
+    searched: list[Trial]
     trials: list[Trial]
     exponent: float
+    unit: Unit
     checks: list[Check] = field(default_factory=list)
     failures: list[tuple[Mixture, str]] = field(default_factory=list)
     _pooled: dict[Mixture, float] = field(default_factory=dict)
@@ -64,11 +69,21 @@ class State:
         """All trials' real objectives, given the checks."""
         places = self.places
         known = {places[check.mixture]: check.real for check in self.checks if check.mixture in places}
-        return calibrate.posterior(self.views(self.trials), known)
+        return calibrate.posterior(self.views(self.trials), known, unit=self.unit)
 
     def views(self, trials: Sequence[Trial]) -> Views:
         """What is known of some trials' mixtures before any real fine-tune."""
         return Views(weights_of(trials), proxies_of(trials), np.array([self.pooled(trial.mixture) for trial in trials]))
+
+    def drop(self, mixture: Mixture, why: str) -> None:
+        """Takes a mixture whose training failed out of the choice. Raises TrainingError where none is left."""
+        self.failures.append((mixture, why))
+        self.job.warn(f"the check of {mixture} is left out: {why}")
+        self.searched = [trial for trial in self.searched if trial.mixture != mixture]
+        self.trials = [trial for trial in self.trials if trial.mixture != mixture]
+        if not self.trials:
+            hint = "lower train.learning_rate, or look for odd rows in the data"
+            raise TrainingError(f"no mixture is left to choose from: {why}", hint=hint)
 
     def pooled(self, mixture: Mixture) -> float:
         """The objective of a mixture's experts pooled."""
@@ -90,7 +105,8 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
     start is remembered, so that its own fine-tunes are not taken for somebody else's.
     """
     experts = {trial.mixture.datasets[0]: trial.scores for trial in selection.singles}
-    state = State(job, selection.base, experts, list(selection.trials), job.exponent)
+    trials = list(selection.trials)
+    state = State(job, selection.base, experts, trials, list(trials), job.exponent, Unit.of(proxies_of(trials)))
     with job.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
@@ -140,26 +156,24 @@ def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
     try:
         job.release()
         record = fit(job, mixture.datasets, "verify")
+        scores = evaluate_real(job, record, "select")
     except TrainingError as error:
-        state.failures.append((mixture, error.message))
-        job.warn(f"the check of {mixture} is left out: {error.message}")
+        state.drop(mixture, error.message)
         return
-    scores = evaluate_real(job, record, "select")
     free_memory()
-    trial = trial_of(job, mixture, state.base, state.exponent)
     if mixture not in state.places:
-        state.trials.append(trial)
+        state.searched.append(trial_of(job, mixture, state.base))
+        state.trials.append(trial_of(job, mixture, state.base, state.exponent))
+    trial = state.trials[state.places[mixture]]
     real = objective(scores, state.base, state.weights)
     state.checks.append(Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin))
 
 
 def next_check(state: State) -> tuple[Mixture | None, str]:
     """The mixture to check next, or None and why there is none."""
-    failed = {mixture for mixture, _ in state.failures}
-    excluded = [i for i, trial in enumerate(state.trials) if trial.mixture in failed]
-    first = not failed and not any(check.origin == "verify" for check in state.checks)
-    first_by = proxies_of(state.trials) if first else None
-    row, reason = calibrate.next_check(state.posterior(), excluded, first_by, state.job.recipe.verify.confidence)
+    paid = any(check.origin == "verify" for check in state.checks)
+    first_by = None if paid else proxies_of(state.trials)
+    row, reason = calibrate.next_check(state.posterior(), first_by, state.job.recipe.verify.confidence)
     return (None if row is None else state.trials[row].mixture), reason
 
 
@@ -170,24 +184,23 @@ def refit(state: State) -> None:
     """Takes the exponent under which the checks are likeliest, and scores what it changes again.
 
     A proxy of one dataset has no exponent. Of the others the checked ones are scored at every exponent, and the best
-    `verify.max_rescored` at the new one; the rest leave the comparison.
+    `verify.max_rescored` of the search at the new one; the rest leave the comparison until the search's own exponent is back.
     """
     job, options = state.job, state.job.recipe.verify
     candidates = sorted({*options.exponents, job.exponent})
-    mixed = [check for check in state.checks if len(check.mixture) > 1]
-    if len(candidates) < 2 or not mixed:
+    if len(candidates) < 2 or not state.checks:
         return
-    at = {each: [trial_of(job, check.mixture, state.base, each) for check in mixed] for each in candidates}
+    at = {each: [trial_of(job, check.mixture, state.base, each) for check in state.checks] for each in candidates}
     views = {each: state.views(trials) for each, trials in at.items()}
-    unit = calibrate.Unit.of(proxies_of(state.trials))
-    reals = np.array([check.real for check in mixed])
-    exponent = calibrate.likeliest_exponent(views, reals, unit, job.exponent)
+    reals = np.array([check.real for check in state.checks])
+    exponent = calibrate.likeliest_exponent(views, reals, state.unit, job.exponent)
     if exponent == state.exponent:
         return
     job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
     state.exponent = exponent
     must = {check.mixture for check in state.checks}
-    kept = state.trials[: options.max_rescored] + [t for t in state.trials[options.max_rescored :] if t.mixture in must]
+    most = len(state.searched) if exponent == job.exponent else options.max_rescored
+    kept = [t for i, t in enumerate(state.searched) if i < most or len(t.mixture) == 1 or t.mixture in must]
     with job.listener.task("verify", f"scoring proxies with exponent {exponent:g}", len(kept)) as advance:
         rescored = []
         for trial in kept:
@@ -221,11 +234,9 @@ def conclude(state: State, stopped: str) -> Verification:
     """The pick by the posterior, with everything that cannot be told apart from it."""
     options = state.job.recipe.verify
     posterior = state.posterior()
-    failed = {mixture for mixture, _ in state.failures}
-    possible = [i for i, trial in enumerate(state.trials) if trial.mixture not in failed]
-    best = max(possible, key=lambda i: (float(posterior.mean_M[i]), -i))
+    best = int(np.argmax(posterior.mean_M))
     pick = state.trials[best].mixture
-    noise = seed_noise(state, pick)
+    noise = seed_noise(state)
     return Verification(
         mixture=pick,
         checks=tuple(state.checks),
@@ -252,22 +263,31 @@ def predictions(state: State, posterior: Posterior, confidence: float) -> tuple[
     return tuple(found)
 
 
-def seed_noise(state: State, pick: Mixture) -> dict[str, float]:
-    """Standard deviation between seeds of every target's gain and of the objective, from fine-tunes of the pick with other
-    seeds; empty without repeats."""
-    job, seeds = state.job, [state.job.recipe.train.seed + i for i in range(1, state.job.recipe.verify.repeats + 1)]
-    gains: list[dict[str, float]] = []
-    for seed in [None, *seeds] if seeds else []:
+def repeated(checks: Sequence[Check], num: int) -> list[Check]:
+    """The best checks by their real objective: those that are fine-tuned again with another seed."""
+    return sorted(checks, key=lambda check: -check.real)[:num]
+
+
+def seed_noise(state: State) -> dict[str, float]:
+    """Standard deviation between seeds of every target's gain and of the objective, from fine-tunes of the best
+    `verify.repeats` checked mixtures with the seed after train.seed; empty without any."""
+    job = state.job
+    pairs: list[tuple[dict[str, float], dict[str, float]]] = []
+    for check in repeated(state.checks, job.recipe.verify.repeats):
         try:
             job.release()
-            record = fit(job, pick.datasets, "verify", seed)
+            record = fit(job, check.mixture.datasets, "verify", job.recipe.train.seed + 1)
+            scores = evaluate_real(job, record, "select")
         except TrainingError as error:
-            job.warn(f"the repeat of {pick} with seed {seed} is left out: {error.message}")
+            job.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")
             continue
-        gains.append(gains_of(evaluate_real(job, record, "select"), state.base, state.weights))
-    if len(gains) < 2:
-        return {}
-    return {name: float(np.std([each[name] for each in gains], ddof=1)) for name in gains[0]}
+        pairs.append((gains_of(check.scores, state.base, state.weights), gains_of(scores, state.base, state.weights)))
+    found = {}
+    for name in [*state.weights, "objective"] if pairs else []:
+        noise_sd = fidelity.noise_sd(np.array([[gains[name] for gains in pair] for pair in pairs]).T)
+        if noise_sd is not None:
+            found[name] = noise_sd
+    return found
 
 
 def gains_of(scores: Mapping[str, Scores], base: Mapping[str, Scores], weights: Mapping[str, float]) -> dict[str, float]:
@@ -327,9 +347,8 @@ def scores_of(state: State, row: int) -> tuple[Mapping[str, Scores], bool]:
 
 def agreement(state: State, noise: Mapping[str, float]) -> dict[str, Agreement]:
     """How well proxies rank, for every target and the objective, over the checks of several datasets."""
-    mixed = [check for check in state.checks if len(check.mixture) > 1]
-    proxies = [gains_of(check.proxy_scores, state.base, state.weights) for check in mixed]
-    reals = [gains_of(check.scores, state.base, state.weights) for check in mixed]
+    proxies = [gains_of(check.proxy_scores, state.base, state.weights) for check in state.checks]
+    reals = [gains_of(check.scores, state.base, state.weights) for check in state.checks]
     found = {}
     for name in [*state.weights, "objective"]:
         proxy_M, real_M = (np.array([each[name] for each in gains]) for gains in (proxies, reals))

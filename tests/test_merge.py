@@ -59,9 +59,22 @@ def test_scale_is_a_power(exponent: float, expected: float) -> None:
 @pytest.mark.parametrize("sizes", [None, {"a": 1.0, "b": 2.0, "c": 5.0}])
 def test_coefficients_sum_to_k_times_scale(exponent: float, sizes: dict[str, float] | None) -> None:
     factors = merge.coefficients(Mixture.union("abc", sizes), exponent)
-    assert sum(factors.values()) == pytest.approx(3 * merge.scale(3, exponent))
     shares = sizes or dict.fromkeys("abc", 1.0)
+    num = sum(shares.values()) ** 2 / sum(share**2 for share in shares.values())
+    assert sum(factors.values()) == pytest.approx(num * merge.scale(num, exponent))
     assert factors["c"] / factors["a"] == pytest.approx(shares["c"] / shares["a"])
+
+
+@pytest.mark.parametrize("exponent", [0, 0.5, 1])
+def test_a_mixture_that_is_nearly_one_dataset_is_nearly_its_expert(exponent: float) -> None:
+    factors = merge.coefficients(Mixture(("a", "b"), (0.999, 0.001)), exponent)
+    assert factors["a"] == pytest.approx(1, abs=0.003) and factors["b"] < 0.002
+
+
+@pytest.mark.parametrize("num", range(1, 40))
+def test_equal_weights_have_a_whole_effective_number(num: int) -> None:
+    mixture = Mixture.union([f"d{i:02}" for i in range(num)])
+    assert set(merge.coefficients(mixture, 0.75).values()) == {num * merge.scale(num, 0.75) * mixture.weights[0]}
 
 
 def test_equal_coefficients_are_the_papers() -> None:

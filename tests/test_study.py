@@ -33,7 +33,7 @@ def world(noise: float = 0.0, seed: int = 0) -> World:
     single = np.array([len(m) == 1 for m in MIXTURES])
     proxy = np.where(single, real, real + noise * rng.normal(size=len(real)))
     tokens = np.array([100.0 * len(m) for m in MIXTURES])
-    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, proxy, proxy, real, real, 0.0, 0.0, tokens, 10)
+    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, proxy, proxy, real, real, 0.0, 0.0, tokens, 400.0, 10)
 
 
 def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:
@@ -42,7 +42,7 @@ def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:
     found = {each.name: each for each in compare.standings(races, 0.9)}
     assert found["Merge to Mix, unchecked"].normalised.value == 0
     assert found["Merge to Mix with checks"].rank.value == 1
-    first = [next(rivals.random_choice(replace(perfect, seed=s), 1))[0][1] for s in range(400)]
+    first = [next(rivals.random_choice(replace(perfect, seed=s), 1, 0.0))[0][1] for s in range(400)]
     regrets = (perfect.real_report_M.max() - perfect.real_report_M[first]) / compare.mean_regret(perfect)
     assert np.mean(regrets) == pytest.approx(1, abs=0.1)
 
@@ -51,6 +51,23 @@ def test_no_rival_spends_more_than_it_may() -> None:
     noisy = world(noise=1.0)
     for standing in compare.standings([compare.race(noisy, 5)], 0.9):
         assert standing.compute <= 1 + 1e-9, standing.name
+
+
+def test_every_rival_that_may_spend_more_spends_the_budget() -> None:
+    flat = world(noise=1.0)
+    race = compare.race(flat, 3)
+    for name in ("linear", "LightGBM (RegMix)"):
+        for curve in race.curves[f"regression on real runs, {name}"]:
+            affordable = [spent for spent, _ in curve if spent <= race.budget]
+            cheapest = min(flat.check_cost(row) for row in range(len(MIXTURES)))
+            largest = max(flat.check_cost(row) for row in range(len(MIXTURES)))
+            assert race.budget - affordable[-1] < largest and affordable[-1] > cheapest
+            assert curve[-1][0] > race.budget
+
+
+def test_intervals_draw_targets_with_all_their_seeds() -> None:
+    found = compare.estimate([0.0, 0.0, 0.0, 1.0, 1.0, 1.0], ["a", "a", "a", "b", "b", "b"], 0.9)
+    assert (found.value, found.low, found.high) == (0.5, 0.0, 1.0)
 
 
 def test_compute_counts_three_for_a_token_trained_and_one_for_a_token_read() -> None:
@@ -110,6 +127,24 @@ def test_a_mixture_whose_training_fails_is_left_out_and_named(tmp_path: Path, mo
     assert str(found.worlds[1].failures[0][0]) == "a + b + c"
     assert found.faith[0].noise_sd is not None
     assert "seed 1: a + b + c (the loss is nan at step 1" in document.render(found)
+
+
+def test_a_study_of_mixtures_of_several_datasets_alone(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    values["train"]["max_steps"] = 1
+    values["search"] = {"min_datasets": 2}
+    values["study"] = {"seeds": [0], "exponents": [], "num_draws": 2}
+    found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
+    assert all(len(mixture) > 1 for mixture in found.worlds[0].mixtures)
+    assert found.worlds[0].proxies_cost > 3 * found.worlds[0].expert_tokens > 0
+    assert found.absent["best single dataset"] == 1 and "best single dataset: no answer for 1 of 1" in document.render(found)
+
+
+def test_too_small_a_sample_is_refused(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path, datasets=tuple("abcdef"))
+    values["study"] = {"seeds": [0], "num_mixtures": 6}
+    with pytest.raises(UserError, match=r"study.num_mixtures: 6 mixtures, .* at least 7 are needed"):
+        study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
 
 
 def test_a_large_study_says_its_cost_first(tmp_path: Path) -> None:

@@ -70,6 +70,58 @@ def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytes
     assert "a + b + c" in report and "the loss is nan" in report
 
 
+def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best proxy's fine-tune fails: the next best is checked first, and the failed one is nowhere an alternative."""
+    failed: list[Any] = []
+    original = verify.fit
+
+    def failing(job: Any, datasets: Any, *rest: Any) -> Any:
+        if not failed or tuple(datasets) in failed:
+            failed.append(tuple(datasets))
+            raise TrainingError("the loss is nan at step 1")
+        return original(job, datasets, *rest)
+
+    monkeypatch.setattr(verify, "fit", failing)
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999)))
+    found = result.verification
+    assert found is not None
+    ranked = [trial.mixture for trial in result.selection.trials if len(trial.mixture) > 1]
+    assert [mixture for mixture, _ in found.failures] == ranked[:1] and found.checks[0].mixture == ranked[1]
+    assert ranked[0] not in [each.mixture for each in (*found.predictions, *found.alternatives)]
+    assert sum(each.best_probability for each in found.predictions) == pytest.approx(1)
+
+
+def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(job: Any, datasets: Any, *rest: Any) -> Any:
+        raise TrainingError("the loss is nan at step 1")
+
+    monkeypatch.setattr(verify, "fit", failing)
+    values = values_of(tmp_path, budget=1) | {"search": {"min_datasets": 3}}
+    with pytest.raises(TrainingError, match="no mixture is left to choose from"):
+        m2m.run(write_recipe(tmp_path, values))
+
+
+@pytest.mark.parametrize(("search", "num"), [({"require": ["a"]}, 3), ({"min_datasets": 2}, 4), ({"forbid": ["a"]}, 1)])
+def test_mixtures_of_several_datasets_are_counted(tmp_path: Path, search: dict[str, Any], num: int) -> None:
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=None) | {"search": search}))
+    with open_job(recipe, Heard()) as job:
+        assert pipeline.num_checks(job) == min(num, pipeline.NUM_CHECKS)
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=num + 1) | {"search": search}))
+    with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match=f"may choose among {num} mixtures"):
+        pipeline.num_checks(job)
+
+
+def test_repeats_show_the_noise_between_seeds(tmp_path: Path) -> None:
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999, repeats=2)))
+    found = result.verification
+    assert found is not None
+    best = verify.repeated(found.checks, 2)
+    assert [check.real for check in best] == sorted((check.real for check in found.checks), reverse=True)[:2]
+    with open_job(m2m.load_recipe(tmp_path / "recipe.yaml"), Heard()) as job:
+        again = [job.store.finetune(job.finetune_key(check.mixture.datasets, 1)) for check in best]
+    assert all(again) and (found.agreement["objective"].noise_sd or 0) > 0
+
+
 def test_it_stops_where_the_pick_is_safe(tmp_path: Path) -> None:
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=4, confidence=0.51)))
     assert result.verification is not None
@@ -93,8 +145,9 @@ def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: 
         found = pipeline.verify_mixtures(job, selection)
         after = job.store.counts()["trials"]
     assert found is not None and found.exponent == 0.5
-    # two are kept and the check besides; what has one dataset needs no new score
+    # two are kept, and the check besides, and what has one dataset and needs no new score
     kept = {trial.mixture for trial in selection.trials[:2]} | {check.mixture for check in found.checks}
+    kept |= {trial.mixture for trial in selection.trials if len(trial.mixture) == 1}
     assert {line.mixture for line in found.predictions} == kept
     assert after - before == sum(len(mixture) > 1 for mixture in kept)
 
@@ -171,4 +224,4 @@ def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path:
         with open_job(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as job:
             planned.append(pipeline.finetunes(job))
     assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
-    assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 2]
+    assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 1]

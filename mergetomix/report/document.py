@@ -75,7 +75,8 @@ def agreement(value: Agreement) -> dict[str, Any]:
     """Statistics with their intervals; null with fewer than five checks, and a number that is not defined is null too."""
     named = value.statistics
     statistics = None if named is None else {key: None if e is None else finite(vars(e)) for key, e in named.items()}
-    return {**vars(value), "statistics": statistics}
+    plain = {key: None if isinstance(each, float) and not math.isfinite(each) else each for key, each in vars(value).items()}
+    return {**plain, "statistics": statistics}
 
 
 def finite(values: Mapping[str, float]) -> dict[str, float | None]:

@@ -229,10 +229,10 @@ def _compared(final: float, other: float, name: str) -> str:
 
 
 def _summary(result: Result, recipe: Recipe) -> str:
+    exponent = recipe.merge.scale.exponent if result.verification is None else result.verification.exponent
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{mixture_text(result.selected)}**"
-        f", all of their data together. (Proxies: {recipe.merge.weighting} weighting, scale exponent"
-        f" {recipe.merge.scale.exponent:g}.)"
+        f", all of their data together. (Proxies: {recipe.merge.weighting} weighting, scale exponent {exponent:g}.)"
     ]
     verdicts = verdict(result)
     if verdicts:

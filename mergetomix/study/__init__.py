@@ -24,7 +24,8 @@ CONFIDENCE = 0.9
 class Study:
     """What a study found: the worlds (one for each target and seed), and what they show.
 
-    `budget` is the compute that every way to choose may spend, mean over worlds, in forward passes of one token.
+    `absent` are ways to choose that lack an answer in so many worlds. `budget` is the compute that every way to choose may
+    spend, mean over worlds, in forward passes of one token.
     """
 
     worlds: tuple[World, ...]
@@ -32,6 +33,7 @@ class Study:
     curves: Mapping[str, tuple[Array, Array]]
     faith: tuple[compare.Faith, ...]
     coverage: tuple[compare.Coverage, ...]
+    absent: Mapping[str, int]
     num_draws: int
     budget: float
     environment: Mapping[str, Any]
@@ -75,6 +77,7 @@ def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, 
         curves=compare.mean_curves(races),
         faith=tuple(compare.faith(worlds)),
         coverage=tuple(compare.coverage(worlds, CONFIDENCE)),
+        absent=compare.absent(races),
         num_draws=num_draws,
         budget=fmean(each.budget for each in races),
         environment=environment,
@@ -90,20 +93,30 @@ def check_size(job: Job, num_mixtures: int) -> None:
     from mergetomix import plan
 
     speed = plan.measure(job)
-    tokens = sum(job.num_tokens(mixture.datasets) for mixture in mixtures_of(job, options.num_mixtures, seed=0))
-    seconds = len(options.seeds) * tokens * speed.train_s_per_token
+    tokens = len(options.seeds) * sum(job.num_tokens(m.datasets) for m in mixtures_of(job, options.num_mixtures, seed=0))
+    # select scores at every exponent and report scores of the proxies, both parts of the real fine-tunes
+    evaluations = num * (len({*options.exponents, job.exponent, 1.0}) + 3)
+    seconds = tokens * speed.train_s_per_token + evaluations * speed.evaluate_s
     message = (
         f"this study makes {num} fine-tunes, more than study.max_finetunes ({options.max_finetunes}):"
-        f" {len(options.seeds) * tokens / 1e6:.1f} million tokens, about {duration(seconds)} of training"
-        f" and {num * job.inputs.finetune_bytes() / 1e9:.1f} GB"
+        f" {tokens / 1e6:.1f} million tokens of training and {evaluations} evaluations of all targets, about"
+        f" {duration(seconds)} and {num * job.inputs.finetune_bytes() / 1e9:.1f} GB"
+        f" ({job.store.free_bytes() / 1e9:.1f} GB are free)"
     )
     raise UserError(message, hint="add --yes, or set study.num_mixtures or study.seeds lower")
+
+
+def trained_on(job: Job, name: str) -> list[str]:
+    """The texts of a dataset that a fine-tune sees."""
+    candidate = job.inputs.candidates[name]
+    kept = {sequence.example for sequence in candidate.encoding.sequences}
+    return [similarity.text_of(item) for i, item in enumerate(candidate.examples.items) if i in kept]
 
 
 def similarities(job: Job) -> dict[str, dict[str, dict[str, float]]]:
     """By target and by kind: how near every dataset is. A target without examples of its own has none."""
     names = job.space().allowed
-    texts = {name: [similarity.text_of(item) for item in job.inputs.candidates[name].examples.items] for name in names}
+    texts = {name: trained_on(job, name) for name in names}
     sequences = {name: job.inputs.sequences(name) for name in names}
     model = job.inputs.family.load()
     found: dict[str, dict[str, dict[str, float]]] = {}

@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Standing:
-    """A rival over all worlds: means with bootstrap intervals over worlds."""
+    """A rival over all worlds: means with bootstrap intervals over targets."""
 
     name: str
     regret: Estimate
@@ -61,7 +61,8 @@ class Race:
 
 def race(world: World, num_draws: int) -> Race:
     """Lets every rival choose; chance is drawn `num_draws` times."""
-    return Race(world, budget_of(world), {rival.name: list(rival.curves(world, num_draws)) for rival in RIVALS})
+    budget = budget_of(world)
+    return Race(world, budget, {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS})
 
 
 def standings(races: Sequence[Race], confidence: float) -> list[Standing]:
@@ -72,6 +73,12 @@ def standings(races: Sequence[Race], confidence: float) -> list[Standing]:
         if len(outcomes) == len(races):
             found.append(_standing(rival.name, outcomes, confidence))
     return found
+
+
+def absent(races: Sequence[Race]) -> dict[str, int]:
+    """Rivals that lack an answer in some worlds, and in how many: they are in no table."""
+    missing = {rival.name: sum(not each.curves[rival.name] for each in races) for rival in RIVALS}
+    return {name: num for name, num in missing.items() if num}
 
 
 def budget_of(world: World) -> float:
@@ -104,16 +111,21 @@ def mean_regret(world: World) -> float:
 
 
 def _standing(name: str, outcomes: Sequence[Outcome], confidence: float) -> Standing:
-    numbers = {key: estimate([getattr(each, key) for each in outcomes], confidence) for key in ("regret", "normalised", "rank")}
+    targets = [each.target for each in outcomes]
+    columns = {key: [getattr(each, key) for each in outcomes] for key in ("regret", "normalised", "rank")}
+    numbers = {key: estimate(values, targets, confidence) for key, values in columns.items()}
     return Standing(name, **numbers, compute=fmean(each.compute for each in outcomes), outcomes=tuple(outcomes))
 
 
-def estimate(values: Sequence[float], confidence: float, seed: int = 0, num_resamples: int = 2000) -> Estimate:
-    """A mean and its percentile bootstrap interval."""
-    array = np.array(values, dtype=float)
-    drawn = np.random.default_rng(seed).integers(len(array), size=(num_resamples, len(array)))
-    low, high = np.quantile(array[drawn].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(array.mean()), float(low), float(high))
+def estimate(values: Sequence[float], targets: Sequence[str], confidence: float, num_resamples: int = 2000) -> Estimate:
+    """A mean and its percentile bootstrap interval over draws of targets with all their seeds: seeds of one target share data
+    and examples, and are no independent draws."""
+    groups = [np.array([v for v, t in zip(values, targets, strict=True) if t == name]) for name in dict.fromkeys(targets)]
+    sums_T, counts_T = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
+    drawn_RT = np.random.default_rng(0).integers(len(groups), size=(num_resamples, len(groups)))
+    means_R = sums_T[drawn_RT].sum(axis=1) / counts_T[drawn_RT].sum(axis=1)
+    low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(float(np.mean(values)), float(low), float(high))
 
 
 def mean_curves(races: Sequence[Race]) -> dict[str, tuple[Array, Array]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RACE = (
-    "Compute counts tokens: three for every token trained on, one for every token evaluated; the final fine-tune is the same"
-    " for all and left out. Regret: the best mixture's real score minus that of the pick, on the report part. Normalised: over"
-    " the mean mixture's regret, so that 0 is the best mixture and 1 a random pick. Means over targets and seeds, with 90%"
-    " bootstrap intervals."
+    "Compute counts tokens: three for every token trained on, one for every token evaluated. The final fine-tune on a pick is"
+    " left out for all, also where it was made on the way or none is needed. Regret: the best mixture's real score minus that"
+    " of the pick, on the report part. Normalised: over the mean mixture's regret, so that 0 is the best mixture and 1 a random"
+    " pick. Means over targets and seeds, with 90% bootstrap intervals over targets."
 )
 FAITH = (
     "Spearman correlation with the real fine-tunes over all mixtures, select part, mean over seeds: of the proxies by exponent"
@@ -33,7 +34,7 @@ FAITH = (
 
 def write(study: Study, folder: Path) -> None:
     """study.json and study.md."""
-    (folder / "study.json").write_text(json.dumps(to_dict(study), indent=1) + "\n", encoding="utf-8")
+    (folder / "study.json").write_text(json.dumps(to_dict(study), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "study.md").write_text(render(study), encoding="utf-8")
 
 
@@ -44,6 +45,7 @@ def to_dict(study: Study) -> dict[str, Any]:
         "num_finetunes": study.num_finetunes,
         "num_draws": study.num_draws,
         "budget": round(study.budget),
+        "absent": dict(study.absent),
         "standings": [_standing(each) for each in study.standings],
         "fidelity": [_plain(vars(each)) for each in study.faith],
         "coverage": [_plain(vars(each)) for each in study.coverage],
@@ -85,7 +87,7 @@ def _world(world: World) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists, estimates as mappings, numbers rounded to what they can tell."""
+    """Arrays as lists, estimates as mappings, numbers rounded to what they can tell, null for what JSON cannot hold."""
     if isinstance(value, Estimate):
         return _plain(vars(value))
     if isinstance(value, dict):
@@ -94,7 +96,9 @@ def _plain(value: Any) -> Any:
         return _plain(value.tolist())
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return round(value, 6) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    return value
 
 
 def render(study: Study) -> str:
@@ -124,6 +128,9 @@ def render(study: Study) -> str:
         "![proxy against real](proxy-real.svg)",
         "![regret against compute](regret-compute.svg)",
     ]
+    if study.absent:
+        lines = [f"- {name}: no answer for {num} of {len(worlds)} targets and seeds" for name, num in study.absent.items()]
+        parts += ["## Not in the table", "\n".join(lines)]
     failed = {(world.seed, *failure): None for world in worlds for failure in world.failures}
     if failed:
         lines = [f"- seed {seed}: {mixture} ({why})" for seed, mixture, why in failed]

@@ -9,7 +9,7 @@ import numpy as np
 
 from mergetomix import pool
 from mergetomix.calibrate import Array, Views
-from mergetomix.errors import TrainingError
+from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
 from mergetomix.records import Mixture, Part, Scores
 
@@ -23,7 +23,8 @@ class World:
 
     Scores are minus the loss in nats per token where the target is a loss. `proxies` are select scores by exponent, of shape
     (M,); `pooled_M` those of the experts pooled; `proxy_report_M` the proxies' at `exponent` on the report part.
-    `train_tokens_M` are the tokens that a fine-tune sees, `eval_tokens` those of one evaluation of the select part.
+    `train_tokens_M` are the tokens that a fine-tune sees, `expert_tokens` those of all experts, whether or not the search may
+    choose them, `eval_tokens` those of one evaluation of the select part.
     `failures` are mixtures whose fine-tune failed, and why; they are not among `mixtures`.
     """
 
@@ -40,6 +41,7 @@ class World:
     base_select: float
     base_report: float
     train_tokens_M: Array
+    expert_tokens: float
     eval_tokens: int
     similarities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     embed_tokens: int = 0
@@ -82,18 +84,24 @@ class World:
     @property
     def proxies_cost(self) -> float:
         """Compute of all experts and of one score for every mixture."""
-        experts = (1 + BACKWARD) * float(sum(self.train_tokens_M[i] for i in self.singles))
-        return experts + self.eval_tokens * len(self.mixtures)
+        return (1 + BACKWARD) * self.expert_tokens + self.eval_tokens * len(self.mixtures)
 
 
 def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
-    """The mixtures of a study: all of the space, or the experts and a seeded sample of the rest, `num` in all."""
+    """The mixtures of a study: all of the space, or those of one dataset and a seeded sample of the rest, `num` in all.
+
+    Raises:
+        RecipeError: `num` leaves no room for a mixture of several datasets.
+    """
     every = tuple(job.space())
     if num is None or num >= len(every):
         return every
     singles = [mixture for mixture in every if len(mixture) == 1]
+    if num <= len(singles):
+        message = f"{num} mixtures, but {len(singles)} of them are single datasets: at least {len(singles) + 1} are needed"
+        raise RecipeError("study.num_mixtures", message)
     rest = [mixture for mixture in every if len(mixture) > 1]
-    drawn = np.random.default_rng(seed).permutation(len(rest))[: max(0, num - len(singles))]
+    drawn = np.random.default_rng(seed).permutation(len(rest))[: num - len(singles)]
     return tuple(singles + [rest[i] for i in sorted(drawn.tolist())])
 
 
@@ -107,8 +115,10 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
     for exponent in sorted({*exponents, job.exponent}):
         proxies[exponent] = _proxies(job, mixtures, "select", exponent)
     reports = _proxies(job, mixtures, "report", job.exponent)
+    alone = _experts(job)
     job.release()
     tokens_M = np.array([job.num_tokens(mixture.datasets) for mixture in mixtures], dtype=float)
+    expert_tokens = float(sum(job.num_tokens([name]) for name in alone))
     worlds = []
     for name, scorer in job.inputs.targets("select").items():
         world = World(
@@ -118,13 +128,14 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
             mixtures=mixtures,
             proxies={exponent: _means(scores, name) for exponent, scores in proxies.items()},
             exponent=job.exponent,
-            pooled_M=_pooled(mixtures, proxies[job.exponent], name),
+            pooled_M=_pooled(mixtures, alone, name),
             proxy_report_M=_means(reports, name),
             real_select_M=_means([each["select"] for each in reals.values()], name),
             real_report_M=_means([each["report"] for each in reals.values()], name),
             base_select=float(_means([base["select"]], name)[0]),
             base_report=float(_means([base["report"]], name)[0]),
             train_tokens_M=tokens_M,
+            expert_tokens=expert_tokens,
             eval_tokens=scorer.num_tokens,
             failures=failures,
         )
@@ -162,10 +173,16 @@ def _reals(job: Job, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mi
     return found, tuple(failures)
 
 
-def _pooled(mixtures: Sequence[Mixture], proxies: Sequence[Mapping[str, Scores]], name: str) -> Array:
-    """Pooled means, better when higher; the experts are the proxies of one dataset."""
-    alone = {m.datasets[0]: scores[name] for m, scores in zip(mixtures, proxies, strict=True) if len(m) == 1}
-    return _means([{name: pool.pooled(mixture, alone)} for mixture in mixtures], name)
+def _experts(job: Job) -> dict[str, dict[str, Scores]]:
+    """Every expert's select scores, by dataset; an expert is the proxy of its dataset."""
+    space = job.space()
+    return {name: evaluate_proxy(job, space.mixture([name]), "select") for name in space.allowed}
+
+
+def _pooled(mixtures: Sequence[Mixture], alone: Mapping[str, Mapping[str, Scores]], target: str) -> Array:
+    """Pooled means on a target, better when higher."""
+    experts = {name: scores[target] for name, scores in alone.items()}
+    return _means([{target: pool.pooled(mixture, experts)} for mixture in mixtures], target)
 
 
 def _means(scores: Sequence[Mapping[str, Scores]], name: str) -> Array:
