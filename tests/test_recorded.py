@@ -1,0 +1,37 @@
+"""The figures of docs/studies are what this code says of the recorded scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from mergetomix.study import CONFIDENCE, compare, document, rivals
+
+FILES = sorted((Path(__file__).resolve().parents[1] / "docs" / "studies").glob("*/study.json"))
+
+
+def test_both_studies_are_recorded() -> None:
+    assert [file.parent.name for file in FILES] == ["code", "text"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.parent.name))
+def test_recorded_figures_follow_from_recorded_scores(file: Path) -> None:
+    written: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    worlds = document.read_worlds(file)
+    assert {world.seed for world in worlds} == {1, 2, 3}, "seed 0 is what the calibration was made with"
+    regrets = []
+    for world in worlds:
+        pick = rivals.checked(world, compare.NUM_CHECKS)[-1].pick
+        regrets.append(float(world.real_report_M.max() - world.real_report_M[pick]) / compare.mean_regret(world))
+    (ours,) = (each for each in written["standings"] if each["name"] == "Merge to Mix with checks")
+    assert fmean(regrets) == pytest.approx(ours["normalised"]["value"], abs=1e-4)
+    for found, recorded in zip(compare.faith(worlds), written["fidelity"], strict=True):
+        assert found.target == recorded["target"]
+        assert found.spearman == pytest.approx({float(key): value for key, value in recorded["spearman"].items()}, abs=1e-4)
+        assert found.pooled == pytest.approx(recorded["pooled"], abs=1e-4)
+    for covered, recorded in zip(compare.coverage(worlds, CONFIDENCE), written["coverage"], strict=True):
+        assert covered.share == pytest.approx(recorded["share"], abs=1e-3)
