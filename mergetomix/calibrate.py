@@ -46,14 +46,14 @@ class Prior:
     (`docs/studies/fit_prior.py`); the figures of the studies are of other seeds.
     """
 
-    level: float = 0.56
-    expected_slope: float = 0.36
-    slope: float = 0.46
+    level: float = 0.48
+    expected_slope: float = 0.37
+    slope: float = 0.39
     expected_pool: float = 0.81
-    pool: float = 0.74
-    main: float = 0.24
-    pair: float = 1.09
-    own: float = 0.18
+    pool: float = 0.61
+    main: float = 0.20
+    pair: float = 1.04
+    own: float = 0.16
     dof: float = 6.0
 
 
