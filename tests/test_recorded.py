@@ -29,9 +29,10 @@ def test_recorded_figures_follow_from_recorded_scores(file: Path) -> None:
         regrets.append(float(world.real_report_M.max() - world.real_report_M[pick]) / compare.mean_regret(world))
     (ours,) = (each for each in written["standings"] if each["name"] == "Merge to Mix with checks")
     assert fmean(regrets) == pytest.approx(ours["normalised"]["value"], abs=1e-4)
+    # scores are recorded to six digits, so that near ones may change places
     for found, recorded in zip(compare.faith(worlds), written["fidelity"], strict=True):
         assert found.target == recorded["target"]
-        assert found.spearman == pytest.approx({float(key): value for key, value in recorded["spearman"].items()}, abs=1e-4)
-        assert found.pooled == pytest.approx(recorded["pooled"], abs=1e-4)
+        assert found.spearman == pytest.approx({float(key): value for key, value in recorded["spearman"].items()}, abs=1e-3)
+        assert found.pooled == pytest.approx(recorded["pooled"], abs=1e-3)
     for covered, recorded in zip(compare.coverage(worlds, CONFIDENCE), written["coverage"], strict=True):
         assert covered.share == pytest.approx(recorded["share"], abs=1e-3)
