@@ -239,7 +239,7 @@ class Train(Section):
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up. Constant merges best: every expert ends at the same rate."""
+    """Learning rate after the warm-up."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of the steps over which the learning rate rises from zero."""
     weight_decay: float = Field(default=0.0, ge=0)
