@@ -26,7 +26,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) mergetomix-demo build *.egg-info
+	rm -rf $(VENV) mergetomix-demo mergetomix-demo-image build *.egg-info
 
 # The stamp is newer than what it was made from, so nothing is installed twice. torch goes first: the constraint keeps pip
 # from choosing a build with CUDA packages where a CPU build is at hand.

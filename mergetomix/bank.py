@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mergetomix import merge
 from mergetomix.errors import ModelError
-from mergetomix.families.causal_lm import CausalLM, model_errors
+from mergetomix.families import Family
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,12 +48,12 @@ class Delta(Protocol):
 
 @dataclass(frozen=True)
 class FullDelta:
-    """A delta held as one float32 tensor a param."""
+    """A delta held as one float32 tensor for each param that changed."""
 
     tensors: Mapping[str, Tensor]
 
     def names(self) -> set[str]:
-        """Every param."""
+        """The params that changed."""
         return set(self.tensors)
 
 
@@ -103,7 +103,7 @@ class Bank:
 
     def _merged(self, name: str, chosen: list[tuple[FullDelta | LoraDelta, float]]) -> Tensor:
         base = self._base[name]
-        full = [(d.tensors[name], c) for d, c in chosen if isinstance(d, FullDelta)]
+        full = [(d.tensors[name], c) for d, c in chosen if isinstance(d, FullDelta) and name in d.tensors]
         total = merge.METHODS["linear"](base, [t for t, _ in full], [c for _, c in full])
         adapted = [(d, c) for d, c in chosen if isinstance(d, LoraDelta) and name in d.factors]
         if adapted:
@@ -118,7 +118,7 @@ def params(model: nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
 
 
-def read_delta(family: CausalLM, base: Mapping[str, Tensor], path: str, where: str) -> FullDelta | LoraDelta:
+def read_delta(family: Family, base: Mapping[str, Tensor], path: str, where: str) -> FullDelta | LoraDelta:
     """The delta of the expert in folder `path`: a full model or a LoRA adapter, in safetensors.
 
     Args:
@@ -132,7 +132,11 @@ def read_delta(family: CausalLM, base: Mapping[str, Tensor], path: str, where: s
         raise ModelError(where, f"{path} is not a folder")
     if (Path(path) / "adapter_config.json").exists():
         return _lora(family, base, Path(path), where)
-    return FullDelta(full_delta(base, params(family.load(path, where)), where))
+    expert = family.load(path, where)
+    deltas = full_delta(base, params(expert), where)
+    changed = {name: delta for name, delta in deltas.items() if delta.any()}
+    family.check_expert(expert, frozenset(changed), where)
+    return FullDelta(changed)
 
 
 def full_delta(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -153,13 +157,13 @@ def full_delta(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: 
     return deltas
 
 
-def _lora(family: CausalLM, base: Mapping[str, Tensor], path: Path, where: str) -> LoraDelta:
+def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) -> LoraDelta:
     from safetensors.torch import load_file
 
     file = path / "adapter_model.safetensors"
     if not file.exists():
         raise ModelError(where, f"{path} holds no adapter_model.safetensors", hint="only safetensors are read, never pickles")
-    with model_errors(str(path), where):
+    with family.errors(str(path), where):
         config = json.loads((path / "adapter_config.json").read_text())
         _refuse_inexact(config, where)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
@@ -167,6 +171,7 @@ def _lora(family: CausalLM, base: Mapping[str, Tensor], path: Path, where: str) 
     factors = {name: _on_device(pair, base, name) for name, pair in _pairs(tensors, where).items()}
     for name, pair in factors.items():
         _check_pair(name, pair, base, name in family.transposed, where)
+    family.check_expert(None, frozenset(factors), where)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraDelta(factors, scaling, family.transposed)
 

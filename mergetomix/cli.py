@@ -304,13 +304,16 @@ def _schema() -> str:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Argument(help="Where to leave the recipe and the run.")] = Path("mergetomix-demo"),
+    folder: Annotated[Path | None, typer.Argument(help="Where to leave the recipe and the run.", show_default=False)] = None,
+    family: Annotated[
+        str, typer.Option(help="`text`: a language model on Python's own library. `image`: CLIP on digits.")
+    ] = "text",
     overrides: Overrides = None,
 ) -> None:
-    """Run everything offline on Python's own library."""
+    """Run everything offline on what every installation carries."""
     from mergetomix import demo
 
-    path = demo.write_recipe(folder)
+    path = demo.write(family, folder)
     print(f"recipe: {path}\n")
     _run(_load(path, overrides))
     print(f"\nread or change the recipe, then: mergetomix run {path}")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergetomix.errors import DataError
+from mergetomix.image import LabelSpace, Picture
 from mergetomix.recipe import Source, Target
 from mergetomix.rows import Place, Row, open_table
 
@@ -28,7 +29,8 @@ class Example:
     """One row (or document), mapped. `row` is its index in the source before drawing; error messages name it.
 
     `prompt` is not trained on, `completion` is; `text` is trained on whole; `messages` are pairs of role and content;
-    `options` are the formatted options of a target with `score: choice`.
+    `options` are the formatted options of a target with `score: choice`. An image has a `picture`, its class as `label`, and
+    the `space` of classes that the label is of.
     """
 
     row: int
@@ -37,9 +39,14 @@ class Example:
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
+    label: str = ""
+    picture: Picture | None = None
+    space: LabelSpace | None = None
 
     def content(self) -> tuple[Any, ...]:
         """Everything but `row`: what makes two examples the same."""
+        if self.picture is not None:
+            return (self.picture.digest, self.label)
         return (self.prompt, self.completion, self.text, self.messages, self.options)
 
 
@@ -49,7 +56,8 @@ class Examples:
 
     `num_rows` counts the rows (or documents) before drawing, the empty ones included. `num_empty_files` counts the
     empty documents (`text: true`) or whitespace-only lines (plain text) passed over, `num_binary_files` the files in a
-    folder or glob that hold no text. `columns` is empty for `text: true`; `raw` holds the first three rows.
+    folder or glob that hold no text; `passed` says what else was passed over. `columns` is empty for `text: true`; `raw` holds
+    the first three rows.
     """
 
     name: str
@@ -60,6 +68,7 @@ class Examples:
     columns: tuple[str, ...]
     raw: tuple[Row, ...]
     num_binary_files: int = 0
+    passed: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of the contents in order: the same whatever the path, the name or the file format."""
@@ -76,7 +85,7 @@ class Examples:
         """What was passed over, one line each, for the user to see."""
         noun = "rows" if self.columns else "files"
         counts = {f"empty {noun}": self.num_empty_files, "binary files": self.num_binary_files}
-        return tuple(f"{self.where}: passed over {count} {what}" for what, count in counts.items() if count)
+        return (*(f"{self.where}: passed over {count} {what}" for what, count in counts.items() if count), *self.passed)
 
 
 def read(source: Source, where: str) -> Examples:
@@ -88,7 +97,7 @@ def read(source: Source, where: str) -> Examples:
     table = open_table(source, where)
     kept = table.kept()
     to_example = _mapping(source, where, table.columns)
-    drawn = _draw(kept, source)
+    drawn = draw(kept, source)
     items = tuple(to_example(index, row) for index, row in zip(drawn, table.take(drawn), strict=True))
     return Examples(
         name=where.partition(".")[2] or where,
@@ -109,7 +118,7 @@ def read_rows(source: Source, where: str) -> list[Row]:
         DataError: the source cannot be read or is empty.
     """
     table = open_table(source, where)
-    return table.take(_draw(table.kept(), source))
+    return table.take(draw(table.kept(), source))
 
 
 def split(examples: Examples, select_fraction: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
@@ -147,7 +156,8 @@ def shared(dataset: Examples, target: Examples) -> list[tuple[int, int]]:
 # --- drawing, splitting
 
 
-def _draw(kept: list[int], source: Source) -> list[int]:
+def draw(kept: list[int], source: Source) -> list[int]:
+    """The rows to take of those kept, in order: all, or `max_examples` drawn by the source's seed."""
     if source.max_examples is None or source.max_examples >= len(kept):
         return kept
     import numpy as np
@@ -172,6 +182,8 @@ def _canonical(item: Example) -> bytes:
 
 
 def _trimmed(item: Example) -> tuple[Any, ...]:
+    if item.picture is not None:
+        return item.content()
     messages = tuple((role, content.strip()) for role, content in item.messages)
     return (item.prompt.strip(), item.completion.strip(), item.text.strip(), messages)
 
@@ -181,6 +193,9 @@ def _trimmed(item: Example) -> tuple[Any, ...]:
 
 def _mapping(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[int, Row], Example]:
     """The function that maps a row; what is wrong with the recipe's strings is raised here, before any row is read."""
+    if source.label:
+        hint = "family: image-classifier fine-tunes on images"
+        raise DataError(f"{where}.label", "labelled images are not for a language model", hint=hint)
     if source.text:
         pattern = "text" if source.text is True else source.text
         text = _Text.parse(f"{where}.text", pattern, columns)
@@ -222,7 +237,7 @@ class _Text:
         if pattern in columns:
             return cls(where, pattern, is_column=True)
         if not _fields(where, pattern):
-            raise _no_column(where, pattern, columns)
+            raise no_column(where, pattern, columns)
         for field in _fields(where, pattern):
             _check_field(where, field, columns)
         return cls(where, pattern, is_column=False)
@@ -277,16 +292,17 @@ def _check_field(where: str, field: str, columns: tuple[str, ...]) -> None:
         hint = "reach into a column with brackets, such as {answers[text]}"
         raise DataError(where, f"{{{field}}} reaches for an attribute, which is not allowed", hint=hint)
     if name not in columns:
-        raise _no_column(where, name, columns)
+        raise no_column(where, name, columns)
 
 
 def _column(where: str, name: str, columns: tuple[str, ...]) -> str:
     if name not in columns:
-        raise _no_column(where, name, columns)
+        raise no_column(where, name, columns)
     return name
 
 
-def _no_column(where: str, name: str, columns: tuple[str, ...]) -> DataError:
+def no_column(where: str, name: str, columns: tuple[str, ...]) -> DataError:
+    """The error of a column that is not there, with the nearest one that is."""
     close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     nearest = f", did you mean {close[0]!r}" if close else ""
     hint = "name a column, or write a format string such as 'Q: {column}'"

@@ -10,10 +10,10 @@ from typing import Any
 
 from mergetomix import data, targets
 from mergetomix.data import Example, Examples
-from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import CausalLM, Encoded, Encoding, content, take_tokens
+from mergetomix.errors import DataError, RecipeError
+from mergetomix.families import Encoding, Family, Item, content, counted, open_family, take_tokens
 from mergetomix.progress import Listener
-from mergetomix.recipe import Dataset, Recipe
+from mergetomix.recipe import Dataset, Recipe, Source
 from mergetomix.recipe import Target as TargetSpec
 from mergetomix.records import Part, Scores
 from mergetomix.store import Store, digest, hash_files
@@ -52,7 +52,7 @@ class Inputs:
     """What a recipe names, ready for use."""
 
     recipe: Recipe
-    family: CausalLM
+    family: Family
     candidates: Mapping[str, Material]
     scorers: Mapping[Part, Mapping[str, Scorer]]
     warnings: list[str] = field(default_factory=list)
@@ -61,11 +61,11 @@ class Inputs:
     _base_key: str = ""
     _contents: dict[str, str] = field(default_factory=dict)
 
-    def sequences(self, name: str) -> Sequence[Encoded]:
+    def sequences(self, name: str) -> Sequence[Item]:
         """The training sequences of a dataset."""
         return self.candidates[name].encoding.sequences
 
-    def general(self, num: int) -> list[Encoded]:
+    def general(self, num: int) -> list[Item]:
         """`num` sequences of the anchor dataset: the first of an order drawn by its seed, so that a larger draw holds a smaller
         one; taken round again where there are too few."""
         if self.anchor is None or self.recipe.train.anchor is None:
@@ -134,45 +134,66 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         UserError: something cannot be read or does not fit; names its place in the recipe.
     """
     settings = recipe.train
-    family = CausalLM(recipe.base, recipe.device, settings.max_length, settings.method)
-    warnings: list[str] = []
-    if family.max_length < settings.max_length:
-        warnings.append(f"train.max_length {settings.max_length} is over the model's limit: {family.max_length} is used")
-    num_sources = len(recipe.datasets) + len(recipe.targets)
-    with listener.task("inputs", "reading datasets and targets", num_sources) as advance:
-        candidates = {}
-        for name in recipe.datasets:
-            candidates[name] = _candidate(recipe.datasets[name], f"datasets.{name}", family)
-            advance(1)
-        anchor = None if settings.anchor is None else _candidate(settings.anchor.dataset, "train.anchor.dataset", family)
-        materials: dict[str, Material] = {}
-        scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
-        for name, spec in recipe.targets.items():
-            setting = targets.Setting(family, f"targets.{name}", recipe.batch_tokens)
-            if spec.score == "python":
-                both = _python_scorers(spec, setting, recipe.select_fraction)
-            else:
-                materials[name] = _target_material(spec, family, setting.where)
-                both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction)
-            scorers["select"][name], scorers["report"][name] = both
-            advance(1)
-    warnings += _notes(candidates | materials, family.max_length)
+    family = open_family(recipe)
+    warnings = list(family.limits)
+    read = _read(recipe, family, listener)
+    anchor = read.pop("train.anchor.dataset", None)
+    found = {name: read[f"datasets.{name}"] for name in recipe.datasets}
+    wanted = {name: read[f"targets.{name}"] for name in recipe.targets if f"targets.{name}" in read}
+    family.settle(found, wanted)
+    candidates = {name: _candidate(recipe.datasets[name], examples, family) for name, examples in found.items()}
+    materials = {name: _target_material(recipe.targets[name], examples, family) for name, examples in wanted.items()}
+    scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
+    for name, spec in recipe.targets.items():
+        setting = targets.Setting(family, f"targets.{name}", recipe.batch_tokens)
+        if name in materials:
+            both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction)
+        else:
+            both = _python_scorers(spec, setting, recipe.select_fraction)
+        scorers["select"][name], scorers["report"][name] = both
+    warnings += _notes(candidates | materials, family)
     prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
-    warnings += _counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
+    warnings += counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
     _check_shared(candidates, materials, warnings)
-    return Inputs(recipe, family, candidates, scorers, warnings, anchor, materials)
+    general = None if settings.anchor is None or anchor is None else _candidate(settings.anchor.dataset, anchor, family)
+    return Inputs(recipe, family, candidates, scorers, warnings, general, materials)
 
 
-def _candidate(spec: Dataset, where: str, family: CausalLM) -> Material:
-    examples = data.read(spec, where)
+def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
+    """The examples of every source, by its place in the recipe; a target that is a function brings its own."""
+    sources: dict[str, Source] = {f"datasets.{name}": spec for name, spec in recipe.datasets.items()}
+    if recipe.train.anchor is not None:
+        sources["train.anchor.dataset"] = recipe.train.anchor.dataset
+    for name, spec in recipe.targets.items():
+        if spec.score not in family.scores:
+            known = ", ".join(sorted(family.scores))
+            raise RecipeError(f"targets.{name}.score", f"family {family.name} has {known}, but not {spec.score}")
+        if spec.score != "python":
+            sources[f"targets.{name}"] = spec
+    found = {}
+    with listener.task("inputs", "reading datasets and targets", len(sources)) as advance:
+        for where, source in sources.items():
+            found[where] = family.read(source, where)
+            advance(1)
+    return found
+
+
+def _notes(materials: Mapping[str, Material], family: Family) -> list[str]:
+    """What the user should know of how rows became examples, and examples sequences."""
+    encodings = {name: material.encoding for name, material in materials.items()}
+    return [*family.notes(encodings), *(note for material in materials.values() for note in material.examples.notes())]
+
+
+def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
+    where = examples.where
     encoding = take_tokens(family.encode(examples.items, where), spec.max_tokens, spec.seed)
     if not any(sequence.num_scored for sequence in encoding.sequences):
         raise DataError(where, "no example has a token to train on")
     return Material(examples, encoding)
 
 
-def _target_material(spec: TargetSpec, family: CausalLM, where: str) -> Material:
-    examples = data.read(spec, where)
+def _target_material(spec: TargetSpec, examples: Examples, family: Family) -> Material:
+    where = examples.where
     encoding = family.encode(examples.items, where)
     if spec.max_tokens is not None:
         examples = examples.take(_within_tokens(encoding, spec.max_tokens, spec.seed))
@@ -198,7 +219,7 @@ def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction:
     rows = None if spec.path is None and spec.rows is None else data.read_rows(spec, setting.where)
     if rows is None:
         function = load_function(spec.function, setting.where)
-        num = len(call(function, setting.family.load(), setting.family.tokenizer, None, setting.where))
+        num = len(call(function, setting.family.load(), setting.family.processor, None, setting.where))
     else:
         num = len(rows)
     texts = [repr(sorted(rows[i].items(), key=str)) if rows is not None else str(i) for i in range(num)]
@@ -215,7 +236,7 @@ def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:
     """Places of whole examples of at most `max_tokens` tokens in all (two examples at least), drawn by the seed."""
     sizes = [0] * encoding.num_examples
     for sequence in encoding.sequences:
-        sizes[sequence.example] += len(sequence.ids)
+        sizes[sequence.example] += sequence.num_tokens
     order = list(range(len(sizes)))
     random.Random(seed).shuffle(order)
     kept: list[int] = []
@@ -224,24 +245,6 @@ def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:
             break
         kept.append(i)
     return sorted(kept)
-
-
-def _notes(materials: Mapping[str, Material], max_length: int) -> list[str]:
-    """What the user should know of how rows became sequences: one line for each kind of thing."""
-    split = {name: material.encoding.num_split for name, material in materials.items()}
-    cut = {name: material.encoding.num_cut for name, material in materials.items()}
-    ended = {name: material.encoding.num_ended for name, material in materials.items()}
-    return [
-        *_counted(split, f"texts over {max_length} tokens are cut into several sequences"),
-        *_counted(cut, f"examples over {max_length} tokens lose the beginning of their prompt"),
-        *_counted(ended, f"answers that alone are over {max_length} tokens lose their end"),
-        *(note for material in materials.values() for note in material.examples.notes()),
-    ]
-
-
-def _counted(counts: Mapping[str, int], what: str) -> list[str]:
-    some = [f"{name} {count}" for name, count in counts.items() if count]
-    return [f"{what}: {', '.join(some)}"] if some else []
 
 
 def _check_shared(candidates: Mapping[str, Material], wanted: Mapping[str, Material], warnings: list[str]) -> None:

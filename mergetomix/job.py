@@ -13,7 +13,7 @@ from mergetomix import merge, train
 from mergetomix.bank import Bank, read_delta
 from mergetomix.bank import params as live_params
 from mergetomix.errors import Fault, TrainingError
-from mergetomix.families.causal_lm import Encoded
+from mergetomix.families import Item
 from mergetomix.inputs import Inputs, Scorer, read_inputs
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener, Silent
@@ -40,15 +40,13 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that a fine-tune depends on, beside its data."""
-        family = self.inputs.family
-        precision = {"dtype": str(family.dtype), "bf16": family.bf16, "max_length": family.max_length}
         values = self.recipe.train.model_dump(exclude_none=True, exclude={"anchor"})
         anchor = self.recipe.train.anchor
         if anchor is not None:
             values["anchor"] = [self.inputs.anchor_content(), anchor.share]
         if values["method"] == "full":
             del values["lora"]
-        return {**values, **precision}
+        return {**values, **self.inputs.family.settings()}
 
     @property
     def exponent(self) -> float:
@@ -85,7 +83,7 @@ class Job:
         """Datasets in the order of their content, in which a union is trained on: a new name changes nothing."""
         return sorted(datasets, key=self.inputs.content)
 
-    def sequences(self, datasets: Sequence[str]) -> list[Encoded]:
+    def sequences(self, datasets: Sequence[str]) -> list[Item]:
         """The training sequences of the union of some datasets, with general data where the recipe asks for it."""
         own = train.union([self.inputs.sequences(name) for name in self.by_content(datasets)])
         anchor = self.recipe.train.anchor
@@ -94,7 +92,7 @@ class Job:
     def num_tokens(self, datasets: Sequence[str]) -> int:
         """Tokens that a fine-tune on the union of some datasets sees."""
         sequences = self.sequences(datasets)
-        return train.plan(len(sequences), sum(len(s.ids) for s in sequences), self.recipe.train).num_tokens
+        return train.plan(len(sequences), sum(s.num_tokens for s in sequences), self.recipe.train).num_tokens
 
     def proxy_key(self, mixture: Mixture, exponent: float | None = None) -> str:
         """The address of a mixture's proxy: its experts and their factors."""
@@ -199,7 +197,7 @@ def _train(job: Job, key: str, names: Sequence[str], stage: str, seed: int | Non
         path = given
     else:
         settings = job.recipe.train if seed is None else job.recipe.train.model_copy(update={"seed": seed})
-        schedule = train.plan(len(sequences), sum(len(s.ids) for s in sequences), settings)
+        schedule = train.plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
         text = f"{'expert' if len(names) == 1 else 'fine-tuning on'} {mixture}"
         with job.store.artifact(key) as folder, job.listener.task(stage, text, schedule.num_steps) as advance:
             step = Steps(job, f"{stage}: {mixture}", schedule.num_steps, advance)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergetomix import pipeline, search
-from mergetomix.families.causal_lm import Encoded, lora_config
+from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
@@ -139,22 +139,19 @@ def _time_training(job: Job, model: Any) -> float:
     name = job.space().allowed[0]
     batch = list(job.inputs.sequences(name)[: settings.batch_size])
     if settings.method == "lora":
-        from peft import get_peft_model
-
-        model = get_peft_model(model, lora_config(settings.lora))
-    return _time_step(job, model.train(), batch) / sum(len(sequence.ids) for sequence in batch)
+        model = job.inputs.family.adapted(model, settings.lora)
+    return _time_step(job, model.train(), batch) / sum(sequence.num_tokens for sequence in batch)
 
 
-def _time_step(job: Job, model: Any, batch: Sequence[Encoded]) -> float:
+def _time_step(job: Job, model: Any, batch: Sequence[Item]) -> float:
     """Seconds of a forward and backward pass, the second of two."""
     import torch
 
     family = job.inputs.family
-    (padded,) = family.batches(batch, 10**9)
     seconds = 0.0
     for _ in range(2):
         started = time.monotonic()
-        model(input_ids=padded.ids, attention_mask=padded.mask, labels=padded.labels, use_cache=False).loss.backward()
+        family.training_loss(model, batch).backward()
         if family.device == "cuda":
             torch.cuda.synchronize()  # a GPU works on while Python goes on
         seconds = time.monotonic() - started
@@ -171,7 +168,7 @@ def _time_target(job: Job, name: str, model: Any) -> float:
 def _dataset(job: Job, name: str) -> DatasetPlan:
     candidate, where = job.inputs.candidates[name], f"datasets.{name}"
     examples, encoding = candidate.examples, candidate.encoding
-    samples = tuple(tuple(job.inputs.family.segments(item, where)) for item in examples.items[:2])
+    samples = tuple(tuple(job.inputs.family.shown(item, where)) for item in examples.items[:2])
     return DatasetPlan(
         name,
         examples.num_rows,

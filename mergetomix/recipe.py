@@ -25,14 +25,19 @@ from pydantic import (
     model_validator,
 )
 
-from mergetomix.errors import RecipeError, UserError
+from mergetomix.errors import RecipeError
 from mergetomix.problems import nearest, readable
+from mergetomix.values import override, read_values
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md", ".rst", ".py")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npz", ".txt", ".md", ".rst", ".py")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy, which draws, takes for a seed."""
+
+
+SOURCE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"image-classifier": {"image": "image", "label": "label"}}
+"""What a source of a family has unless it says otherwise."""
 
 
 class Section(BaseModel):
@@ -92,6 +97,16 @@ class Source(Section):
     """A column of chat messages (`role`, `content`), rendered by the tokenizer's chat template."""
     text: str | bool | None = None
     """`true`: every file is one document. A string: the column (or format string) that holds the text."""
+    image: str | None = None
+    """The column of images: names of files, encoded bytes, arrays, or an Image of `datasets`. For family: image-classifier,
+    where it is `image` unless given."""
+    label: str | None = None
+    """The column of labels: names of classes, or numbers that count `classes` from 0. `label` unless given; the
+    folders' names where a folder holds one for each class."""
+    classes: list[Text] | None = None
+    """The names of the classes in order; null takes them from the source: its folders, its ClassLabel, or the labels."""
+    templates: list[Text] = ["a photo of a {}."]
+    """For a text head: what a text says of a class, {} being its name; several are averaged."""
     lines_per_example: int | None = Field(default=None, ge=1)
     """With `text: true`: cut every document into examples of so many lines; null keeps it whole. A target of few long documents
     needs it: what is compared is examples."""
@@ -104,13 +119,16 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_mapping(self) -> Source:
-        kinds = [k for k in ("completion", "messages", "text") if getattr(self, k) not in (None, False)]
+        kinds = [k for k in ("completion", "messages", "text", "label") if getattr(self, k) not in (None, False)]
         if len(kinds) > 1:
-            raise ValueError(f"give one of completion, messages, text, not {' and '.join(kinds)}")
+            raise ValueError(f"give one of completion, messages, text, label, not {' and '.join(kinds)}")
         if not kinds and not self._needs_no_mapping():
-            raise ValueError("say how a row becomes an example: prompt and completion, messages, or text")
+            raise ValueError("say how a row becomes an example: prompt and completion, messages, text, or image and label")
         if self.prompt is not None and "completion" not in kinds and not self._needs_no_mapping():
             raise ValueError("prompt needs a completion beside it")
+        for template in self.templates:
+            if "{}" not in template:
+                raise ValueError(f"templates: {template!r} must hold {{}}, where the class's name goes")
         if self.lines_per_example is not None and not self.files:
             raise ValueError("lines_per_example cuts documents, so it needs text: true")
         return self
@@ -144,14 +162,16 @@ class Target(Source):
 
     split: str = "test"
     """Split of a hub dataset or of a folder that has several."""
-    score: Literal["loss", "choice", "generate", "python"] = "loss"
-    """`loss`: nats per token of the completion or text. `choice`: is the right option the likeliest. `generate`: greedy
-    answer, then `metric`. `python`: your `function`."""
+    score: Literal["loss", "accuracy", "choice", "generate", "python"] = "loss"
+    """`loss`: nats per token of the completion or text, or per image. `accuracy`: is an image's class the likeliest.
+    `choice`: is the right option the likeliest. `generate`: greedy answer, then `metric`. `python`: your `function`."""
     weight: float = Field(default=1.0, gt=0)
     """How much this target counts beside the others."""
     options: str | list[str] | None = None
     """For `choice`: the options shared by all examples, or the column that lists an example's own. The right one is the
     completion."""
+    head: Text | None = None
+    """For images.head: own: the dataset whose head scores this target; null takes the only one with the same classes."""
     option_format: str = "{option}"
     """For `choice`: how an option is written after the prompt, such as `" {option}"`."""
     normalize: bool = True
@@ -216,6 +236,19 @@ class Lora(Section):
     """Which linear layers get an adapter."""
 
 
+class Augment(Section):
+    """Random changes of training images, another one every time an image is seen. All off by default."""
+
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a mirror image, left for right."""
+    shift: float = Field(default=0.0, ge=0, lt=1)
+    """Most shift each way, as a share of the image's side."""
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    """Most change of size either way: 0.1 is from 0.9 to 1.1."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Most rotation either way, in degrees."""
+
+
 class Anchor(Section):
     """General data mixed into every fine-tune, experts and real ones alike: it keeps them near each other."""
 
@@ -262,8 +295,26 @@ class Train(Section):
     """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
     anchor: Anchor | None = None
     """General data in every fine-tune."""
+    augment: Augment | None = None
+    """For images: random changes of the training images; null is none."""
     lora: Lora = Lora()
     """Settings of method: lora."""
+
+
+class Images(Section):
+    """For family: image-classifier."""
+
+    head: Literal["auto", "text", "shared", "own"] = "auto"
+    """`text`: a frozen head from the classes' names, by the text encoder of a CLIP model. `shared`: one head for all, which is
+    trained and merged as the rest; all sources must have the same classes. `own`: for each dataset a frozen head of its own, a
+    logistic regression on the base's features; only the rest is trained and merged. `auto`: text for CLIP, else shared."""
+    broken: Literal["stop", "skip"] = "stop"
+    """What to do with an image that does not decode."""
+    num_workers: int | None = Field(default=None, ge=0)
+    """Processes that decode images for training; null is none where all images fit in memory, else one less than there are
+    processors, four at most."""
+    memory_gib: float = Field(default=4.0, ge=0)
+    """Memory for images that are ready for the model; what does not fit is decoded again each time."""
 
 
 class Scale(Section):
@@ -356,12 +407,16 @@ def _base(value: Any) -> Any:
 class Recipe(Section):
     """Everything that a run depends on."""
 
+    family: Literal["causal-lm", "image-classifier"] = "causal-lm"
+    """What kind of model is fine-tuned: a language model, or a classifier of images (CLIP and its kin, or any with a head)."""
     base: Annotated[Base, BeforeValidator(_base, json_schema_input_type=Union[str, Base])]  # noqa: UP007 (a runtime union of a class and str reads the same; pydantic needs it resolvable)
     """The model to fine-tune: a mapping, or just its folder or hub id."""
     datasets: dict[Name, Dataset]
     """The candidates, by name; at least two."""
     targets: dict[Name, Target]
     """What the final model should be good at, by name; at least one."""
+    images: Images = Images()
+    """How images become predictions."""
     train: Train = Train()
     """How every fine-tune is made."""
     merge: Merge = Merge()
@@ -384,6 +439,21 @@ class Recipe(Section):
     """Folder of experts, trials and real fine-tunes; runs may share one."""
     run_dir: Text = "runs/first"
     """Folder for the report, result.json and the final model's link."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_family(cls, raw: Any) -> Any:
+        """What a source need not say: images have an image and a label."""
+        if not isinstance(raw, Mapping) or raw.get("family") not in SOURCE_DEFAULTS:
+            return raw
+        defaults, changed = SOURCE_DEFAULTS[raw["family"]], dict(raw)
+        for section in ("datasets", "targets"):
+            if isinstance(raw.get(section), Mapping):
+                changed[section] = {
+                    name: {**defaults, **source} if isinstance(source, Mapping) else source
+                    for name, source in raw[section].items()
+                }
+        return changed
 
     @model_validator(mode="after")
     def _keeps_small_updates(self) -> Recipe:
@@ -450,8 +520,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = read_values(path)
     if not isinstance(raw, dict):
         raise RecipeError("", f"{path} must be a mapping with base, datasets and targets")
-    for override in overrides:
-        _override(raw, override)
+    for change in overrides:
+        override(raw, change)
     return parse(raw, path.resolve().parent)
 
 
@@ -475,24 +545,6 @@ def _writable(rows: Any) -> Any:
             yaml.safe_dump(rows)
             return rows
     return f"<{len(rows) if hasattr(rows, '__len__') else 'some'} rows given from Python>"
-
-
-def read_values(path: Path) -> Any:
-    """What a YAML file says; what is wrong with the file is a RecipeError."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
-    except FileNotFoundError:
-        hint = f"`mergetomix init {path}` writes a commented one"
-        raise RecipeError("", f"no recipe at {path}", hint=hint) from None
-    except IsADirectoryError:
-        raise RecipeError("", f"{path} is a folder; a recipe is a YAML file") from None
-    except OSError as error:
-        raise RecipeError("", f"{path} cannot be read: {error}") from None
-    except UnicodeDecodeError:
-        raise RecipeError("", f"{path} is not text in UTF-8") from None
-    except (yaml.YAMLError, ValueError) as error:
-        # an impossible date is a ValueError
-        raise RecipeError("", f"{path} is not valid YAML: {_one_line(error)}") from None
 
 
 def resolve_model_path(path: str, folder: Path) -> str:
@@ -530,48 +582,3 @@ def _resolve_source(source: S, folder: Path) -> S:
         if file.endswith(".py"):
             update["function"] = f"{_under(folder, file).resolve()}:{name}"
     return source.model_copy(update=update)
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key may stand once only."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        # before merges (<<) are written out, which may repeat keys rightly
-        seen: set[tuple[str, str]] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
-            seen.add((key.tag, str(key.value)))
-        return node
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"--set needs key=value, not {override!r}", hint="for example --set train.learning_rate=1e-3")
-    try:
-        value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {override}: not valid YAML: {_one_line(error)}") from None
-    if isinstance(raw.get("base"), str) and key.strip().startswith("base."):
-        raw["base"] = {"path": raw["base"]}
-    place, parts = raw, key.strip().split(".")
-    while len(head := _head(parts, place)) < len(parts):
-        name, parts = ".".join(head), parts[len(head) :]
-        if place.get(name) is None:
-            place[name] = {}
-        if not isinstance(place[name], dict):
-            raise UserError(f"--set {override}: {name} is not a section")
-        place = place[name]
-    place[".".join(parts)] = value
-
-
-def _head(parts: list[str], place: Mapping[str, Any]) -> list[str]:
-    """The first key of a dotted path: the longest that is there, for names may hold dots; else the first part."""
-    found = (parts[:end] for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in place)
-    return next(found, parts[:1])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

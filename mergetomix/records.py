@@ -60,7 +60,8 @@ class Scores:
     """What a target says of a model: one value for every example, and how much each counts.
 
     For `kind == "loss"` a value is in nats per token and its weight is the number of tokens, so that `mean` is the loss
-    per token over all examples. For `kind == "score"` every weight is one.
+    per token over all examples; for images it is in nats per image, each of weight one. For `kind == "score"` every weight
+    is one.
     """
 
     kind: Kind

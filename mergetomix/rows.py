@@ -15,10 +15,11 @@ import json
 import os
 import re
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,7 +27,9 @@ from mergetomix.errors import DataError
 from mergetomix.recipe import Source
 
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
+KINDS[".npz"] = "npz"
 KINDS |= dict.fromkeys((".txt", ".md", ".rst", ".py"), "text")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), "train")
 SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_WORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -37,12 +40,18 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows by index: a list of mappings, or a `datasets.Dataset`. `empty` are the indices to pass over."""
+    """Rows by index: a list of mappings, or a `datasets.Dataset`. `empty` are the indices to pass over.
+
+    `names` are the classes of columns that hold labels, where the source knows them; file names in a column are relative to
+    `folder`.
+    """
 
     columns: tuple[str, ...]
     rows: Any
     empty: frozenset[int] = frozenset()
     num_binary: int = 0
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    folder: Path | None = None
 
     def kept(self) -> list[int]:
         """The indices of the rows that are not empty, in order."""
@@ -56,6 +65,12 @@ class Table:
         else:
             rows = (self.rows[index] for index in indices)
         return [{column: row.get(column) for column in self.columns} for row in rows]
+
+    def take_column(self, column: str) -> list[Any]:
+        """One column of all rows that are not empty."""
+        if hasattr(self.rows, "select_columns"):
+            return [row[column] for row in self.rows.select_columns([column]).with_format(None)]
+        return [self.rows[index].get(column) for index in self.kept()]
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,8 @@ def _table(source: Source, where: str) -> Table:
         return _of_dataset(_from_hub(source, where))
     if any(all(_is_file(Path(path, name)) for name in names) for names in SAVED):
         return _of_dataset(_from_disk(source, where))
+    if source.label and Path(path).is_dir() and not _holds_data(source, where):
+        return _image_folder(source, where)
     files = _data_files(source, where)
     kinds = {_kind(file): file for file in reversed(files)}
     if None in kinds:
@@ -116,7 +133,10 @@ def _table(source: Source, where: str) -> Table:
         several = ", ".join(f"{kind} ({file})" for kind, file in sorted(kinds.items(), key=str))
         raise DataError(f"{where}.path", f"the files must be of one kind, not {several}", hint="narrow it with a glob")
     kind = next(iter(kinds))
-    return _parquet(files, where) if kind == "parquet" else _in_memory(str(kind), files, where)
+    if kind == "npz":
+        return _arrays(files, source, where)
+    folder = Path(path) if Path(path).is_dir() else files[0].parent
+    return _parquet(files, where) if kind == "parquet" else replace(_in_memory(str(kind), files, where), folder=folder)
 
 
 def _given(rows: Any, where: str) -> Table:
@@ -138,7 +158,15 @@ def _of_mappings(rows: Sequence[Row]) -> Table:
 
 
 def _of_dataset(rows: Any) -> Table:
-    return Table(tuple(rows.column_names), rows)
+    """A table of a `datasets.Dataset`; images stay encoded, as decoding all of them at once would fill the memory."""
+    import datasets
+
+    features = getattr(rows, "features", None) or {}
+    for column, feature in features.items():
+        if isinstance(feature, datasets.Image):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    names = {column: tuple(each.names) for column, each in features.items() if isinstance(each, datasets.ClassLabel)}
+    return Table(tuple(rows.column_names), rows, names=names)
 
 
 def _from_hub(source: Source, where: str) -> Any:
@@ -341,6 +369,64 @@ def _parquet(files: list[Path], where: str) -> Table:
         raise DataError(f"{where}.path", f"the files' columns do not fit together: {_one_line(error)}") from None
     # as a Dataset, so that columns come out as the library that wrote them means them
     return _of_dataset(datasets.Dataset(datasets.table.InMemoryTable(together)))
+
+
+# --- images
+
+
+def _holds_data(source: Source, where: str) -> bool:
+    """Whether a folder holds tables, which may name images, and not images alone."""
+    return any(_kind(file) not in (None, "text") for file in _files(source, where))
+
+
+def _image_folder(source: Source, where: str) -> Table:
+    """A folder for each class, within a folder for each split where there are several."""
+    root = Path(str(source.path))
+    files = [file for file in _files(source, where) if _suffix(file) in IMAGES]
+    if not files:
+        raise DataError(f"{where}.path", f"no image in {root}; known suffixes are {', '.join(IMAGES)}")
+    for file in files:
+        if file.parent == root:
+            message = f"{file} lies in no class's folder"
+            raise DataError(f"{where}.path", message, hint="make one folder for each class, or a table of names and labels")
+    split_of = {file: SPLIT_WORDS.get(file.relative_to(root).parts[0].lower()) for file in files}
+    splits = {split for file, split in split_of.items() if split and len(file.relative_to(root).parts) > 2}
+    wanted = SPLIT_WORDS.get(source.split.lower(), source.split.lower())
+    if splits and wanted not in splits:
+        raise _no_split(source, where, splits)
+    names = tuple(sorted({file.parent.name for file in files}))
+    if splits:
+        files = [file for file in files if split_of[file] == wanted]
+    label, image = source.label or "label", source.image or "image"
+    return Table((image, label), [{image: str(file), label: file.parent.name} for file in files], names={label: names})
+
+
+def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
+    """Images (x) and labels (y) of NumPy's archives; `x_train` and `y_train` for a split."""
+    import numpy as np
+
+    rows: list[Row] = []
+    wanted = SPLIT_WORDS.get(source.split.lower(), source.split.lower())
+    for file in files:
+        with _reading(file, where):
+            try:
+                archive = np.load(file, allow_pickle=False)
+                known = dict(archive.items())
+            except (ValueError, KeyError, zipfile.BadZipFile) as error:
+                raise DataError(f"{where}.path", f"{file} is no archive of plain arrays: {_one_line(error)}") from None
+        pair = ("x", "y") if {"x", "y"} <= set(known) else (f"x_{wanted}", f"y_{wanted}")
+        if not set(pair) <= set(known):
+            message = f"{file} holds {', '.join(sorted(known)) or 'nothing'}, but neither x and y nor {' and '.join(pair)}"
+            raise DataError(f"{where}.path", message)
+        x, y = known[pair[0]], known[pair[1]]
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim != 1 or len(x) != len(y):
+            message = f"{file}: {pair[0]} {x.shape} and {pair[1]} {y.shape} must have one label for each image"
+            raise DataError(f"{where}.path", message)
+        image, label = source.image or "image", source.label or "label"
+        rows += [{image: pixels, label: value} for pixels, value in zip(x, y.tolist(), strict=True)]
+    return Table((source.image or "image", source.label or "label"), rows)
 
 
 def _in_memory(kind: str, files: list[Path], where: str) -> Table:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mergetomix.errors import DataError, UserError
-from mergetomix.recipe import DATA_SUFFIXES, Dataset, Recipe, read_values, resolve_data_path
+from mergetomix.recipe import DATA_SUFFIXES, Dataset, Recipe, resolve_data_path
+from mergetomix.values import read_values
 
 PAIRS = (
     ("prompt", "completion"),

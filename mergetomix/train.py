@@ -1,4 +1,4 @@
-"""One `finetune` for experts, checks and the final model, on TRL's SFTTrainer and PEFT."""
+"""One `finetune` for experts, checks and the final model, on the trainer of the model's family."""
 
 from __future__ import annotations
 
@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergetomix.bank import nonfinite
 from mergetomix.errors import TrainingError
-from mergetomix.families.causal_lm import CausalLM, Encoded, lora_config
+from mergetomix.families import Family, Item
 from mergetomix.recipe import Train
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
-
-PLAIN_LOGITS = 2**26
-"""Logits of a batch (256 MiB in float32) up to which they are computed all at once."""
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -54,8 +48,8 @@ def plan(num_sequences: int, num_tokens: int, settings: Train) -> Schedule:
 
 
 def finetune(
-    family: CausalLM,
-    sequences: Sequence[Encoded],
+    family: Family,
+    sequences: Sequence[Item],
     settings: Train,
     out: Path,
     on_step: Callable[[int], None] = lambda _: None,
@@ -82,24 +76,16 @@ def finetune(
     return tokens, time.monotonic() - started
 
 
-def _trained(family: CausalLM, sequences: Sequence[Encoded], settings: Train, out: Path, on_step: Callable[[int], None]) -> int:
+def _trained(family: Family, sequences: Sequence[Item], settings: Train, out: Path, on_step: Callable[[int], None]) -> int:
     """Train, save, and say how many tokens it took. All that holds the model is local to this function."""
     import torch
     import transformers
 
-    schedule = plan(len(sequences), sum(len(s.ids) for s in sequences), settings)
+    schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
     with _calm():
         transformers.set_seed(settings.seed)
-        model = family.load()
-        use_cache = model.config.use_cache
-        trainer = _trainer(settings.batch_size * family.max_length * model.config.get_text_config().vocab_size)(
-            model=model,
-            args=arguments(family, settings, schedule, out),
-            train_dataset=_table(sequences),
-            processing_class=family.tokenizer,
-            peft_config=lora_config(settings.lora) if settings.method == "lora" else None,
-            callbacks=[_watch(on_step)],
-        )
+        trainer = family.trainer(sequences, settings, arguments(family, settings, schedule, out))
+        trainer.add_callback(_watch(on_step))
         _drop_printer(trainer)
         try:
             trainer.train()
@@ -107,28 +93,8 @@ def _trained(family: CausalLM, sequences: Sequence[Encoded], settings: Train, ou
             hint = "lower train.batch_size or train.max_length, or set train.gradient_checkpointing: true"
             raise TrainingError(f"out of GPU memory at step {trainer.state.global_step + 1}", hint=hint) from None
     _check_finite(trainer.model, schedule.num_steps)
-    model.config.use_cache = use_cache  # the trainer turns it off, and a saved model would generate slowly ever after
     family.save(trainer.model, out)
     return int(trainer.state.num_input_tokens_seen)
-
-
-def _trainer(num_logits: int) -> type[SFTTrainer]:
-    """TRL's trainer. Where a batch's logits fit easily, with the loss of transformers' Trainer, which is the same number: TRL's
-    own takes the logits in chunks, and entropy and accuracy beside the loss, which costs a small model a third of its time."""
-    from transformers import Trainer
-    from trl import SFTTrainer
-
-    class Plain(SFTTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-
-    return Plain if num_logits <= PLAIN_LOGITS else SFTTrainer
-
-
-def _table(sequences: Sequence[Encoded]) -> Dataset:
-    from datasets import Dataset
-
-    return Dataset.from_dict({"input_ids": [list(s.ids) for s in sequences], "labels": [list(s.labels) for s in sequences]})
 
 
 def _free() -> None:
@@ -140,40 +106,30 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def arguments(family: CausalLM, settings: Train, schedule: Schedule, out: Path) -> SFTConfig:
-    """The recipe's section as TRL's arguments."""
-    from trl import SFTConfig
-
-    config = SFTConfig(
-        output_dir=str(out),
-        max_steps=schedule.num_steps,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=SCHEDULES[settings.schedule],
-        warmup_steps=schedule.warmup_steps,
-        weight_decay=settings.weight_decay,
-        max_grad_norm=settings.max_grad_norm,
-        per_device_train_batch_size=settings.batch_size,
-        gradient_accumulation_steps=settings.gradient_accumulation,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        padding_free=settings.packing,
-        max_length=None,
-        seed=settings.seed,
-        data_seed=settings.seed,
-        bf16=family.bf16,
-        use_cpu=family.device == "cpu",
-        dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=family.device == "cuda",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        include_num_input_tokens_seen="non_padding",
-        disable_tqdm=True,
-    )
-    if config.n_gpu > 1:
-        # TRL refuses to train in one process that sees several GPUs; the model is on the first and stays there.
-        config._n_gpu = 1
-    return config
+def arguments(family: Family, settings: Train, schedule: Schedule, out: Path) -> dict[str, Any]:
+    """The recipe's section as arguments of transformers' Trainer and its kin."""
+    return {
+        "output_dir": str(out),
+        "max_steps": schedule.num_steps,
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": SCHEDULES[settings.schedule],
+        "warmup_steps": schedule.warmup_steps,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.max_grad_norm,
+        "per_device_train_batch_size": settings.batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation,
+        "gradient_checkpointing": settings.gradient_checkpointing,
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "bf16": family.bf16,
+        "use_cpu": family.device == "cpu",
+        "dataloader_pin_memory": family.device == "cuda",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
 
 
 def _watch(on_step: Callable[[int], None]) -> Any:
@@ -228,6 +184,6 @@ def num_anchors(num_own: int, share: float) -> int:
     return round(num_own * share / (1 - share))
 
 
-def union(parts: Sequence[Sequence[Encoded]]) -> list[Encoded]:
+def union(parts: Sequence[Sequence[Item]]) -> list[Item]:
     """The sequences of several datasets, one after the other; training shuffles them by its seed."""
     return [sequence for part in parts for sequence in part]

@@ -15,7 +15,9 @@ import torch
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError, ModelError
-from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded, Generation, content, pick_device, take_tokens
+from mergetomix.families import content, take_tokens
+from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded, Generation
+from mergetomix.families.pretrained import pick_device
 from mergetomix.recipe import Base, Lora
 from mergetomix.store import Store
 

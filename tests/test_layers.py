@@ -17,9 +17,11 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up. A module may import its own layer and those above it here; the package itself is `mergetomix`.
 LAYERS = (
     "errors",
-    "records progress problems",
-    "mixture recipe address disk ledger store rows fidelity calibrate pool",
-    "merge data families",
+    "records progress problems values",
+    "mixture recipe address disk ledger store image rows fidelity calibrate pool",
+    "merge data",
+    "pictures",
+    "families",
     "bank",
     "train targets search",
     "inputs",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mergetomix.errors import RecipeError, UserError
-from mergetomix.recipe import Anchor, Recipe, Section, Source, dump, load, parse
+from mergetomix.recipe import Anchor, Augment, Recipe, Section, Source, dump, load, parse
 
 TEXT = r"""
 base: {path: Qwen/Qwen2.5-0.5B, revision: main}
@@ -26,6 +26,7 @@ targets:
   held:  {path: data/held.jsonl, messages: messages, score: loss}
 train:  {method: lora, epochs: 1, max_steps: null, learning_rate: 2.0e-4, batch_size: 8, max_length: 1024, seed: 0,
          lora: {rank: 16, alpha: 32}}
+images: {head: auto}
 merge:  {method: linear, scale: {exponent: 1.0}, weighting: equal}
 search: {strategy: auto, min_datasets: 1, max_datasets: null, require: [], forbid: []}
 verify: {budget: null, confidence: 0.95, repeats: 1}
@@ -43,6 +44,7 @@ SECTIONS = [
     ("targets.svamp", "metrc", "metric"),
     ("train", "learning_rte", "learning_rate"),
     ("train.lora", "rnak", "rank"),
+    ("images", "hed", "head"),
     ("merge", "weigthing", "weighting"),
     ("merge.scale", "exponnet", "exponent"),
     ("search", "strtegy", "strategy"),
@@ -211,10 +213,12 @@ def test_an_unknown_key_is_named_with_the_nearest(where: str, key: str, nearest:
 
 def test_every_section_is_among_those_tested() -> None:
     sections = {type(functools.reduce(at, where.split(".") if where else [], parse(RAW))) for where, *_ in SECTIONS}
-    assert sections == set(descendants(Section)) - {Source, Anchor}
+    assert sections == set(descendants(Section)) - {Source, Anchor, Augment}
 
 
 def test_a_section_that_may_be_null_knows_its_keys_too() -> None:
+    with pytest.raises(RecipeError, match=r"train\.augment\.flp: unknown key; did you mean 'flip'\?"):
+        parse(small(train__augment={"flp": 0.5}))
     anchor = {"dataset": dict(TINY), "shar": 0.5}
     with pytest.raises(RecipeError, match=r"train\.anchor\.shar: unknown key; did you mean 'share'\?"):
         parse(small(train__anchor=anchor))

@@ -276,16 +276,10 @@ def test_steps_and_tokens_are_as_planned(family: CausalLM, tmp_path: Path) -> No
 def test_learning_rates_follow_the_schedule(
     family: CausalLM, tmp_path: Path, schedule: str, shape: Callable[[float], float]
 ) -> None:
-    from trl import SFTTrainer
-
     sequences = encode(family, 4)
     settings = train(max_steps=10, warmup_ratio=0.2, schedule=schedule, learning_rate=1e-3)
     planned = plan(4, sum(len(s.ids) for s in sequences), settings)
-    from datasets import Dataset
-
-    data = Dataset.from_dict({"input_ids": [s.ids for s in sequences], "labels": [s.labels for s in sequences]})
-    given = arguments(family, settings, planned, tmp_path)
-    trainer = SFTTrainer(family.load(), args=given, train_dataset=data, processing_class=family.tokenizer)
+    trainer = family.trainer(sequences, settings, arguments(family, settings, planned, tmp_path))
     trainer.train()
     rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
     want = [min(i / 2, 1) * shape(max(0, i - 2) / 8) * 1e-3 for i in range(10)]

@@ -1,6 +1,7 @@
-"""The demo: packages of Python's own standard library are datasets and targets, a shipped 1.3 M-parameter Llama is the base.
+"""The demos: everything is on the machine already, real data without a download.
 
-Everything is on the machine already: real text, no download.
+On text: packages of Python's own standard library are datasets and targets, a shipped Llama of 1.3 M parameters is the base. On
+images: `mergetomix.demo.images`.
 """
 
 from __future__ import annotations
@@ -77,3 +78,14 @@ def write_recipe(folder: Path, max_tokens: int = 24_000) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path
+
+
+def write(family: str, folder: Path | None) -> Path:
+    """Write the demo's recipe of a family (`text` or `image`) and give its path. Raises UserError for another family."""
+    from mergetomix.demo import images
+
+    writers = {"text": write_recipe, "image": images.write_recipe}
+    if family not in writers:
+        raise UserError(f"--family must be {' or '.join(writers)}, not {family!r}")
+    default = "mergetomix-demo" if family == "text" else f"mergetomix-demo-{family}"
+    return writers[family](folder or Path(default))

@@ -1,1 +1,226 @@
-"""Model families: everything that differs between kinds of model lies behind this seam."""
+"""Model families: everything that differs between kinds of model lies behind this seam.
+
+Search, merging, verifying and reporting know of a family what `Family` says, and never which one it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from mergetomix.data import Example, Examples
+    from mergetomix.recipe import Lora, Recipe, Source, Train
+    from mergetomix.store import Store
+
+
+UNITS = {"causal-lm": "nats per token", "image-classifier": "nats per image"}
+"""The unit of a loss, by family."""
+
+
+class Item(Protocol):
+    """What is trained on and scored: tokens of a text, or patches of an image. `example` is the example's place."""
+
+    @property
+    def example(self) -> int:
+        """The place of its example among those that were encoded together."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a model reads; the patches of an image, or one where a model makes none."""
+        ...
+
+    @property
+    def num_scored(self) -> int:
+        """Predictions that count in the loss."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Everything that training and scoring depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The sequences of some examples, and how many examples were too long.
+
+    `cut` lost the start of their prompt, `split` became several sequences, `ended` lost the end of their answer.
+    """
+
+    sequences: tuple[Any, ...]
+    num_examples: int
+    num_cut: int = 0
+    num_split: int = 0
+    num_ended: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all sequences."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+
+class Family(Protocol):
+    """A base model of one kind, and how its examples become losses.
+
+    `scores` are the kinds of target that it has, `has_texts` says whether examples are texts that can
+    be compared by their words.
+    """
+
+    name: ClassVar[str]
+    scores: ClassVar[frozenset[str]]
+    has_texts: ClassVar[bool]
+    device: str
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16."""
+        ...
+
+    @property
+    def config(self) -> Any:
+        """transformers' configuration of the base."""
+        ...
+
+    @property
+    def processor(self) -> Any:
+        """What turns examples into tensors: a tokenizer or an image processor."""
+        ...
+
+    @property
+    def transposed(self) -> frozenset[str]:
+        """The params that stand as (in, out)."""
+        ...
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the user should know of the model's limits, a sentence each."""
+        ...
+
+    def read(self, source: Source, where: str) -> Examples:
+        """The examples of one source of the recipe."""
+        ...
+
+    def settle(self, datasets: Mapping[str, Examples], targets: Mapping[str, Examples]) -> None:
+        """Looks at all sources together, once, before anything is encoded."""
+        ...
+
+    def encode(self, examples: Sequence[Example], where: str) -> Encoding:
+        """Examples as sequences."""
+        ...
+
+    def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
+        """What the user should know of how examples became sequences."""
+        ...
+
+    def shown(self, example: Example, where: str) -> list[tuple[str, bool]]:
+        """The pieces of an example, for a person to read, and whether each is trained on."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """What a fine-tune depends on beside the recipe's section `train`."""
+        ...
+
+    def key(self, store: Store) -> str:
+        """The address of the base's content."""
+        ...
+
+    def load(self, path: str | None = None, where: str = "base.path") -> Any:
+        """The base, or a full fine-tune of it, in evaluation mode on the device."""
+        ...
+
+    def errors(self, path: str | None = None, where: str = "base.path") -> AbstractContextManager[None]:
+        """Turns what loading raises for a model that is broken into a ModelError that names it."""
+        ...
+
+    def load_finetune(self, path: str) -> Any:
+        """A fine-tune as this package saves it: a full model, or an adapter on the base."""
+        ...
+
+    def adapted(self, model: Any, lora: Lora) -> Any:
+        """The base with fresh adapters."""
+        ...
+
+    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+        """Raises ModelError where an expert changes what no fine-tune of this family does.
+
+        Args:
+            model: the expert, None where it is an adapter.
+            changed: the params that it changes.
+        """
+        ...
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write a model (full or adapter) and its processor as a folder that `from_pretrained` loads."""
+        ...
+
+    def num_trained(self, lora: Lora | None) -> int:
+        """How many params a fine-tune trains."""
+        ...
+
+    def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]:
+        """Batches of at most `batch_tokens` tokens each (or one sequence), the same every time."""
+        ...
+
+    def negative_log_likelihoods(self, model: Any, batches: Sequence[Any]) -> list[float]:
+        """The sum over scored predictions of -log p, in nats, for every sequence in its original order."""
+        ...
+
+    def mean_state(self, model: Any, sequences: Sequence[Any], batch_tokens: int) -> Any:
+        """The mean of what the model's head reads, over all tokens (or images); float64, shape (hidden,)."""
+        ...
+
+    def training_loss(self, model: Any, sequences: Sequence[Any]) -> Any:
+        """The loss of one batch with its graph, as training takes it."""
+        ...
+
+    def trainer(self, sequences: Sequence[Any], settings: Train, arguments: Mapping[str, Any]) -> Any:
+        """transformers' Trainer (or one of its kin) of the base on these sequences; its state counts the tokens seen."""
+        ...
+
+
+def open_family(recipe: Recipe) -> Family:
+    """The family that a recipe names, with its base. Loads no weights."""
+    if recipe.family == "causal-lm":
+        from mergetomix.families.causal_lm import CausalLM
+
+        return CausalLM(recipe.base, recipe.device, recipe.train.max_length, recipe.train.method)
+    from mergetomix.families.image_classifier import ImageClassifier
+
+    return ImageClassifier(recipe.base, recipe.device, recipe.images, recipe.train.method)
+
+
+def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encoding:
+    """At most `max_tokens` tokens in whole sequences (one at least), drawn by `seed` and kept in order."""
+    if max_tokens is None or encoding.num_tokens <= max_tokens:
+        return encoding
+    order = list(range(len(encoding.sequences)))
+    random.Random(seed).shuffle(order)
+    kept: list[int] = []
+    total = 0
+    for i in order:
+        total += encoding.sequences[i].num_tokens
+        if kept and total > max_tokens:
+            break
+        kept.append(i)
+    sequences = tuple(encoding.sequences[i] for i in sorted(kept))
+    return replace(encoding, sequences=sequences, num_examples=len({s.example for s in sequences}))
+
+
+def content(sequences: Sequence[Item]) -> str:
+    """The address of some sequences."""
+    sha = hashlib.sha256()
+    for sequence in sequences:
+        sha.update(sequence.fingerprint())
+    return sha.hexdigest()
+
+
+def counted(counts: Mapping[str, int], what: str) -> list[str]:
+    """One line that says how many of which sources something happens to, or none."""
+    some = [f"{name} {count}" for name, count in counts.items() if count]
+    return [f"{what}: {', '.join(some)}"] if some else []

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import random
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from mergetomix.data import Example
-from mergetomix.disk import is_no_space
+from mergetomix import data
+from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError, ModelError
-from mergetomix.recipe import Base, Lora
-from mergetomix.store import Store, digest, hash_files
+from mergetomix.families import Encoding, counted
+from mergetomix.families.pretrained import Pretrained
+from mergetomix.recipe import Base, Lora, Source, Train
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
 
@@ -39,24 +34,14 @@ class Encoded:
         """Positions that count in the loss: the first token of a sequence has no context and never does."""
         return sum(label != IGNORE for label in self.labels[1:])
 
-
-@dataclass(frozen=True)
-class Encoding:
-    """The sequences of some examples, and how many examples were too long.
-
-    `cut` lost the start of their prompt, `split` became several sequences, `ended` lost the end of their answer.
-    """
-
-    sequences: tuple[Encoded, ...]
-    num_examples: int
-    num_cut: int
-    num_split: int
-    num_ended: int = 0
-
     @property
     def num_tokens(self) -> int:
-        """Tokens over all sequences."""
-        return sum(len(sequence.ids) for sequence in self.sequences)
+        """Tokens that the model reads."""
+        return len(self.ids)
+
+    def fingerprint(self) -> bytes:
+        """Tokens, labels and the example that they are of."""
+        return repr((self.ids, self.labels, self.example)).encode()
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,7 @@ class Batch:
     rows: tuple[int, ...]
 
 
-class CausalLM:
+class CausalLM(Pretrained):
     """A base model and its tokenizer.
 
     Args:
@@ -79,27 +64,42 @@ class CausalLM:
         method: `lora` or `full`: with `dtype: auto`, only LoRA keeps the base in bfloat16.
     """
 
+    name: ClassVar[str] = "causal-lm"
+    kind: ClassVar[str] = "a causal language model"
+    scores: ClassVar[frozenset[str]] = frozenset({"loss", "choice", "generate", "python"})
+    has_texts: ClassVar[bool] = True
+
     def __init__(self, base: Base, device: str, max_length: int, method: str) -> None:
-        self.base = base
-        self.device = pick_device(device)
-        self.method = method
+        super().__init__(base, device, method)
+        self.wanted_length = max_length
         self.limit: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, self.limit or max_length)
 
-    @cached_property
-    def config(self) -> Any:
-        """The model's configuration. Raises ModelError where there is none."""
-        from transformers import AutoConfig
+    @property
+    def auto_class(self) -> Any:
+        """transformers' class that loads it."""
+        from transformers import AutoModelForCausalLM
 
-        with model_errors(self.base.path):
-            return AutoConfig.from_pretrained(self.base.path, **self._source)
+        return AutoModelForCausalLM
+
+    @property
+    def processor(self) -> PreTrainedTokenizerBase:
+        """The tokenizer."""
+        return self.tokenizer
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """What the user should know of the model's limits."""
+        if self.max_length == self.wanted_length:
+            return ()
+        return (f"train.max_length {self.wanted_length} is over the model's limit: {self.max_length} is used",)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer, with a padding token."""
         from transformers import AutoTokenizer
 
-        with model_errors(self.base.path):
+        with self.errors():
             tokenizer = AutoTokenizer.from_pretrained(self.base.path, **self._source)
         if tokenizer.eos_token_id is None:
             raise ModelError("base.path", f"the tokenizer of {self.base.path} has no end-of-text token")
@@ -107,103 +107,49 @@ class CausalLM:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
-    @property
-    def _source(self) -> dict[str, Any]:
-        return {"revision": self.base.revision or "main", "trust_remote_code": self.base.trust_remote_code}
+    def read(self, source: Source, where: str) -> Examples:
+        """The examples of one source: texts, prompts with completions, or chats."""
+        return data.read(source, where)
 
-    @property
-    def bf16(self) -> bool:
-        """Whether to compute in bfloat16: on a GPU that has it, unless the recipe says float32."""
-        import torch
+    def settle(self, datasets: Mapping[str, Examples], targets: Mapping[str, Examples]) -> None:
+        """Texts need no look at one another."""
 
-        return self.base.dtype != "float32" and self.device == "cuda" and torch.cuda.is_bf16_supported()
+    def settings(self) -> dict[str, Any]:
+        """Number types and the longest sequence."""
+        return {"dtype": str(self.dtype), "bf16": self.bf16, "max_length": self.max_length}
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number type of the base's weights."""
-        import torch
+    def prepare(self, model: Any) -> None:
+        """A language model is taken as it is."""
 
-        frozen = self.method == "lora" and self.bf16
-        return torch.bfloat16 if self.base.dtype == "bfloat16" or frozen else torch.float32
+    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+        """Every param may change."""
 
-    def key(self, store: Store) -> str:
-        """The address of the base's content: the files of a folder, the commit of a hub model."""
-        folder = Path(self.base.path)
-        if folder.is_dir():
-            kinds = ("*.safetensors", "*.json", "*.bin", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py")
-            files = sorted({path for kind in kinds for path in folder.glob(kind)})
-            content = hash_files(files, store)
-        else:
-            content = f"{self.base.path}@{getattr(self.config, '_commit_hash', None)}"
-        return digest("base", content, str(self.dtype), self.bf16)
+    def lora_config(self, lora: Lora) -> Any:
+        """The recipe's section as PEFT's configuration."""
+        from peft import LoraConfig
 
-    def load(self, path: str | None = None, where: str = "base.path") -> PreTrainedModel:
-        """The base, or a full fine-tune of it saved at `path`, on the device and in evaluation mode.
+        return LoraConfig(
+            task_type="CAUSAL_LM",
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank: a fraction is as good
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
 
-        Args:
-            where: the model's place in the recipe, for errors.
+    def shown(self, example: Example, where: str) -> list[tuple[str, bool]]:
+        """The pieces of an example's text, and whether each is trained on."""
+        return self.segments(example, where)
 
-        Raises:
-            ModelError: it does not load, lacks a tensor, or is a fine-tune with a tensor too many.
-        """
-        import transformers
-
-        # pickles and a fine-tune's own code are never trusted: only what the recipe says of the base
-        own = {"use_safetensors": True, "trust_remote_code": self.base.trust_remote_code}
-        with model_errors(path or self.base.path, where), quiet():
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                path or self.base.path,
-                dtype=self.dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **(self._source if path is None else own),
-            )
-        model, info = loaded
-        _check_tensors(info, path or self.base.path, extra=path is not None, where=where)
-        return cast("PreTrainedModel", model.to(self.device).eval())
-
-    def num_trained(self, lora: Lora | None) -> int:
-        """How many params a fine-tune trains: all of them, or the adapters' alone. Counted without loading weights."""
-        import torch
-
-        model: Any = self._skeleton()
-        if lora is not None:
-            from peft import get_peft_model
-
-            with torch.device("meta"), quiet():
-                model = get_peft_model(model, lora_config(lora))
-        return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-    def _skeleton(self) -> PreTrainedModel:
-        """The base without weights."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        with model_errors(self.base.path), torch.device("meta"), quiet():
-            model = AutoModelForCausalLM.from_config(self.config, trust_remote_code=self.base.trust_remote_code)
-        return cast("PreTrainedModel", model)
-
-    @cached_property
-    def transposed(self) -> frozenset[str]:
-        """The params that stand as (in, out), as GPT-2 keeps them. A square one's shape does not tell, its class does."""
-        from transformers.pytorch_utils import Conv1D
-
-        return frozenset(f"{name}.weight" for name, module in self._skeleton().named_modules() if isinstance(module, Conv1D))
-
-    def load_finetune(self, path: str) -> Any:
-        """A fine-tune as this package saves it: a full model, or an adapter on the base."""
-        if not (Path(path) / "adapter_config.json").exists():
-            return self.load(path)
-        from peft import PeftModel
-
-        with quiet():
-            return PeftModel.from_pretrained(self.load(), path).to(self.device).eval()
-
-    def save(self, model: Any, folder: Path) -> None:
-        """Write a model (full or adapter) and the tokenizer as a folder that `from_pretrained` loads."""
-        with quiet():
-            model.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+    def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
+        """What the user should know of how rows became sequences: one line for each kind of thing."""
+        split = {name: encoding.num_split for name, encoding in encodings.items()}
+        cut = {name: encoding.num_cut for name, encoding in encodings.items()}
+        ended = {name: encoding.num_ended for name, encoding in encodings.items()}
+        return [
+            *counted(split, f"texts over {self.max_length} tokens are cut into several sequences"),
+            *counted(cut, f"examples over {self.max_length} tokens lose the beginning of their prompt"),
+            *counted(ended, f"answers that alone are over {self.max_length} tokens lose their end"),
+        ]
 
     def segments(self, example: Example, where: str) -> list[tuple[str, bool]]:
         """The pieces of an example's text, and whether each is trained on."""
@@ -364,6 +310,32 @@ class CausalLM:
                 sums |= dict(zip(batch.rows, nll_BT.cpu().double().sum(dim=1).tolist(), strict=True))
         return [sums[i] for i in range(len(sums))]
 
+    def mean_state(self, model: Any, sequences: Sequence[Encoded], batch_tokens: int) -> Any:
+        """The mean over all tokens of what the model's head reads, behind the last norm; float64, shape (hidden,)."""
+        import numpy as np
+        import torch
+
+        sums, num_tokens = [], 0
+        with torch.inference_mode():
+            for batch in self.batches(sequences, batch_tokens):
+                # the body alone: logits are not needed and would be the largest tensor of all
+                body = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                states_KD = body.last_hidden_state[batch.mask.bool()]
+                sums.append(states_KD.float().sum(dim=0).cpu().double().numpy())
+                num_tokens += len(states_KD)
+        return np.asarray(np.sum(sums, axis=0) / num_tokens, dtype=np.float64)
+
+    def training_loss(self, model: Any, sequences: Sequence[Encoded]) -> Any:
+        """The loss of one batch with its graph."""
+        (batch,) = self.batches(sequences, 10**9)
+        return model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels, use_cache=False).loss
+
+    def trainer(self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]) -> Any:
+        """TRL's SFTTrainer of the base on these sequences."""
+        from mergetomix.families.sft import trainer
+
+        return trainer(self, sequences, settings, arguments)
+
     def generate(self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation) -> list[str]:
         """Greedy continuations as text, each cut before the first of the stop strings."""
         answers: dict[int, str] = {}
@@ -407,120 +379,9 @@ class Generation:
     batch_tokens: int
 
 
-def lora_config(lora: Lora) -> Any:
-    """The recipe's section as PEFT's configuration."""
-    from peft import LoraConfig
-
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank: a fraction is as good
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-    )
-
-
-def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encoding:
-    """At most `max_tokens` tokens in whole sequences (one at least), drawn by `seed` and kept in order."""
-    if max_tokens is None or encoding.num_tokens <= max_tokens:
-        return encoding
-    order = list(range(len(encoding.sequences)))
-    random.Random(seed).shuffle(order)
-    kept: list[int] = []
-    total = 0
-    for i in order:
-        total += len(encoding.sequences[i].ids)
-        if kept and total > max_tokens:
-            break
-        kept.append(i)
-    sequences = tuple(encoding.sequences[i] for i in sorted(kept))
-    return replace(encoding, sequences=sequences, num_examples=len({s.example for s in sequences}))
-
-
-def content(sequences: Sequence[Encoded]) -> str:
-    """The address of some sequences' tokens and labels."""
-    sha = hashlib.sha256()
-    for sequence in sequences:
-        sha.update(repr((sequence.ids, sequence.labels, sequence.example)).encode())
-    return sha.hexdigest()
-
-
-def pick_device(device: str) -> str:
-    """`cuda` before `mps` before `cpu` for `auto`. Raises ModelError where a device asked for is not there.
-
-    One process uses one GPU: the first visible one, unless CUDA_VISIBLE_DEVICES says otherwise.
-    """
-    if device not in ("auto", "cpu", "cuda", "mps"):
-        hint = "choose among several GPUs with CUDA_VISIBLE_DEVICES"
-        raise ModelError("device", f"must be auto, cpu, cuda or mps, not {device!r}", hint=hint)
-    if device != "cpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
-    import torch
-
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name, present in there.items() if present)
-    if not there[device]:
-        raise ModelError("device", f"{device} is not available on this machine", hint="device: auto takes what there is")
-    return device
-
-
-def _check_tensors(info: Any, path: str, extra: bool, where: str) -> None:
-    """Raises ModelError where transformers' loading report says that a tensor is missing, misshapen or, with `extra`, left
-    over."""
-    for name, found, wanted in sorted(info["mismatched_keys"], key=str):
-        shapes = f"{tuple(found)}, its configuration wants {tuple(wanted)}"
-        raise ModelError(where, f"in {path} the tensor {name} has the shape {shapes}")
-    for key, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, but its kind of model lacks,")):
-        names = sorted(info[key])
-        if names and (extra or key == "missing_keys"):
-            raise ModelError(where, f"{path} {says} the tensor {names[0]} ({len(names)} in all)")
-
-
 def last_reply(example: Example) -> int:
     """The place of the assistant's last turn among an example's messages."""
     return max(i for i, (role, _) in enumerate(example.messages) if role == "assistant")
-
-
-@contextmanager
-def model_errors(path: str, where: str = "base.path") -> Iterator[None]:
-    """Turns what transformers raises for a model that is not there or broken into a ModelError that names it.
-
-    A broken file makes transformers, tokenizers and safetensors raise almost anything, so everything counts but an error
-    that is a ModelError already and a machine that is full.
-    """
-    import torch
-
-    try:
-        yield
-    except (ModelError, MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if is_no_space(error):
-            raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        if not Path(path).exists():
-            message = f"{path} is neither a folder nor a hub model that can be reached"
-            raise ModelError(where, message, hint=f"check the name and the network ({reason})") from None
-        raise ModelError(where, f"{path} does not load as a causal language model: {reason}") from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars or warnings of transformers while a model loads: the caller reads the loading report itself."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _windows(ids: list[int], labels: list[int], max_length: int, example: int) -> list[Encoded]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from mergetomix.families import UNITS
 from mergetomix.recipe import Recipe
 from mergetomix.records import Estimate, Mixture, Result, Row, Trial, Verification
 
@@ -37,9 +38,9 @@ def render(result: Result, recipe: Recipe) -> str:
 
 def legend(recipe: Recipe) -> str:
     """What the numbers of the table are."""
+    loss = f"a loss in {UNITS[recipe.family]} (lower is better)"
     kinds = [
-        f"`{name}` is {'a loss in nats per token (lower is better)' if spec.score == 'loss' else 'a score (higher is better)'}"
-        for name, spec in recipe.targets.items()
+        f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}" for name, spec in recipe.targets.items()
     ]
     return f"{'; '.join(kinds)}. Gain: {objective_text(recipe)}."
 

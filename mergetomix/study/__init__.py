@@ -114,33 +114,39 @@ def trained_on(job: Job, name: str) -> list[str]:
 
 
 def similarities(job: Job) -> dict[str, dict[str, dict[str, float]]]:
-    """By target and by kind: how near every dataset is. A target without examples of its own has none."""
-    names = job.space().allowed
-    texts = {name: trained_on(job, name) for name in names}
+    """By target and by kind: how near every dataset is. A target without examples of its own has none, and images have no
+    words to compare."""
+    names, family = job.space().allowed, job.inputs.family
     sequences = {name: job.inputs.sequences(name) for name in names}
-    model = job.inputs.family.load()
+    texts = {name: trained_on(job, name) for name in names} if family.has_texts else {}
+    model = family.load()
     found: dict[str, dict[str, dict[str, float]]] = {}
     for target in job.recipe.targets:
-        found[target] = {}
         examples = job.inputs.select_examples(target)
+        found[target] = {}
         if not examples:
             continue
-        wanted = [similarity.text_of(example) for example in examples]
-        encoded = job.inputs.family.encode(examples, f"targets.{target}").sequences
-        found[target] = {
-            "hidden state": similarity.hidden_state(job.inputs.family, model, sequences, encoded, job.recipe.batch_tokens),
-            "TF-IDF": similarity.tf_idf(texts, wanted),
-            "n-grams": similarity.ngram_importance(texts, wanted, seed=job.recipe.train.seed),
-        }
-        if job.recipe.study.embedding_model is not None:
-            embedded = similarity.sentence_embedding(texts, wanted, job.recipe.study.embedding_model)
-            found[target]["sentence embedding"] = embedded
+        encoded = family.encode(examples, f"targets.{target}").sequences
+        found[target]["hidden state"] = similarity.hidden_state(family, model, sequences, encoded, job.recipe.batch_tokens)
+        if family.has_texts:
+            found[target] |= by_words(job, texts, [similarity.text_of(example) for example in examples])
+    return found
+
+
+def by_words(job: Job, texts: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
+    """By kind: how near the texts of every dataset are to those of a target."""
+    found = {
+        "TF-IDF": similarity.tf_idf(texts, wanted),
+        "n-grams": similarity.ngram_importance(texts, wanted, seed=job.recipe.train.seed),
+    }
+    if job.recipe.study.embedding_model is not None:
+        found["sentence embedding"] = similarity.sentence_embedding(texts, wanted, job.recipe.study.embedding_model)
     return found
 
 
 def embed_tokens(job: Job, world: World) -> int:
     """Tokens that the base reads to compare hidden states."""
-    return world.eval_tokens + sum(len(s.ids) for name in job.space().allowed for s in job.inputs.sequences(name))
+    return world.eval_tokens + sum(s.num_tokens for name in job.space().allowed for s in job.inputs.sequences(name))
 
 
 def write(study: Study, recipe: Recipe) -> Path:

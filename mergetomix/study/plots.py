@@ -39,7 +39,7 @@ def _panel(axis: Any, worlds: Sequence[World]) -> None:
         if number == 0:
             axis.scatter([world.proxy_M[pick]], [world.real_select_M[pick]], s=110, marker="*", c="crimson", label="pick")
     axis.figure.colorbar(dots, ax=axis, label="datasets in the mixture")
-    unit = "- loss, nats per token" if worlds[0].kind == "loss" else "score"
+    unit = f"- loss, {worlds[0].unit}" if worlds[0].kind == "loss" else "score"
     axis.set_title(worlds[0].target)
     axis.set_xlabel(f"proxy ({unit})")
     axis.set_ylabel(f"real ({unit})")

@@ -19,7 +19,7 @@ from mergetomix.data import Example
 from mergetomix.errors import UserError
 
 if TYPE_CHECKING:
-    from mergetomix.families.causal_lm import CausalLM, Encoded
+    from mergetomix.families import Family, Item
 
 # Words and runs of punctuation, as NLTK's WordPunctTokenizer has them and DSIR's authors use them: operators and brackets
 # tell code from prose, and one code from another, which scikit-learn's own pattern (words of two letters or more) drops.
@@ -44,10 +44,10 @@ def text_of(example: Example) -> str:
 
 
 def hidden_state(
-    family: CausalLM,
+    family: Family,
     model: Any,
-    sequences: Mapping[str, Sequence[Encoded]],
-    target: Sequence[Encoded],
+    sequences: Mapping[str, Sequence[Item]],
+    target: Sequence[Item],
     batch_tokens: int,
 ) -> dict[str, float]:
     """Cosine between the base's mean last hidden states on a dataset and on the target.
@@ -64,22 +64,8 @@ def hidden_state(
         UserError: a source has no sequence.
     """
     _check({name: bool(own) for name, own in sequences.items()}, bool(target))
-    means = {name: _mean_state(family, model, own, batch_tokens) for name, own in sequences.items()}
-    return _cosines(means, _mean_state(family, model, target, batch_tokens))
-
-
-def _mean_state(family: CausalLM, model: Any, sequences: Sequence[Encoded], batch_tokens: int) -> Array:
-    import torch
-
-    sums, num_tokens = [], 0
-    with torch.inference_mode():
-        for batch in family.batches(sequences, batch_tokens):
-            # the body alone: logits are not needed and would be the largest tensor of all
-            states_BTD = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).last_hidden_state
-            states_KD = states_BTD[batch.mask.bool()]
-            sums.append(states_KD.float().sum(dim=0).cpu().double().numpy())
-            num_tokens += len(states_KD)
-    return np.asarray(np.sum(sums, axis=0) / num_tokens, dtype=np.float64)
+    means = {name: family.mean_state(model, own, batch_tokens) for name, own in sequences.items()}
+    return _cosines(means, family.mean_state(model, target, batch_tokens))
 
 
 def tf_idf(texts: Mapping[str, Sequence[str]], target: Sequence[str]) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 from mergetomix import pool
 from mergetomix.calibrate import Array, Views
 from mergetomix.errors import RecipeError, TrainingError
+from mergetomix.families import UNITS
 from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
 from mergetomix.records import Mixture, Part, Scores
 
@@ -21,7 +22,7 @@ BACKWARD = 2.0
 class World:
     """One target and one seed: what every mixture's proxies and its real fine-tune score. Higher is better throughout.
 
-    Scores are minus the loss in nats per token where the target is a loss. `proxies` are select scores by exponent, of shape
+    Scores are minus the loss (in `unit`) where the target is a loss. `proxies` are select scores by exponent, of shape
     (M,); `pooled_M` those of the experts pooled; `proxy_report_M` the proxies' at `exponent` on the report part.
     `train_tokens_M` are the tokens that a fine-tune sees, `expert_tokens` those of all experts, whether or not the search may
     choose them, `eval_tokens` those of one evaluation of the select part.
@@ -46,6 +47,7 @@ class World:
     similarities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     embed_tokens: int = 0
     failures: tuple[tuple[Mixture, str], ...] = ()
+    unit: str = UNITS["causal-lm"]
 
     @property
     def weights_MN(self) -> Array:
@@ -138,6 +140,7 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
             expert_tokens=expert_tokens,
             eval_tokens=scorer.num_tokens,
             failures=failures,
+            unit=UNITS[job.recipe.family],
         )
         worlds.append(world)
     return worlds

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mergetomix.data import Example
-from mergetomix.families.causal_lm import CausalLM
+from mergetomix.families import Family
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
 
@@ -28,19 +28,25 @@ class Target(Protocol):
 class Setting:
     """What a target needs beside its section and examples."""
 
-    family: CausalLM
+    family: Family
     where: str
     batch_tokens: int
 
 
 def build(spec: Spec, examples: Sequence[Example], setting: Setting) -> Target:
-    """The target of a section, over one part of its examples. Raises DataError where an example cannot be scored."""
+    """The target of a section, over one part of its examples. Raises DataError where an example cannot be scored.
+
+    The family has the kind of score that the section asks for.
+    """
+    from mergetomix.targets.accuracy import Accuracy
     from mergetomix.targets.choice import Choice
     from mergetomix.targets.generate import Generate
     from mergetomix.targets.loss import Loss
 
-    if spec.score == "choice":
-        return Choice(spec, examples, setting)
-    if spec.score == "generate":
-        return Generate(spec, examples, setting)
-    return Loss(examples, setting)
+    kinds: dict[str, Callable[[Spec, Sequence[Example], Setting], Target]] = {
+        "loss": lambda spec, examples, setting: Loss(examples, setting),
+        "accuracy": lambda spec, examples, setting: Accuracy(examples, setting),
+        "choice": Choice,
+        "generate": Generate,
+    }
+    return kinds[spec.score](spec, examples, setting)

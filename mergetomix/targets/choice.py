@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import IGNORE, Encoded, content
+from mergetomix.families import content
+from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
 from mergetomix.store import digest
@@ -22,13 +23,13 @@ class Choice:
     """
 
     def __init__(self, spec: Spec, examples: Sequence[Example], setting: Setting) -> None:
-        self.family, self.normalize = setting.family, spec.normalize
+        self.family, self.normalize = cast("CausalLM", setting.family), spec.normalize
         self.right = [example.options.index(example.completion) for example in examples]
         self.lengths = [[len(option.encode()) for option in example.options] for example in examples]
         self.sequences = [
             sequence for i, example in enumerate(examples) for sequence in self._encode(example, i, setting.where)
         ]
-        self.num_tokens = sum(len(sequence.ids) for sequence in self.sequences)
+        self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def _encode(self, example: Example, index: int, where: str) -> list[Encoded]:

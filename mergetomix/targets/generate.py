@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import Generation, last_reply
+from mergetomix.families.causal_lm import CausalLM, Generation, last_reply
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
 from mergetomix.store import digest
@@ -24,7 +24,7 @@ class Generate:
     """The metric of each example's greedy answer: one for right and zero for wrong, or what the user's function says."""
 
     def __init__(self, spec: Spec, examples: Sequence[Example], setting: Setting) -> None:
-        self.family, self.spec = setting.family, spec
+        self.family, self.spec = cast("CausalLM", setting.family), spec
         self.where = setting.where
         self.answers = [answer_of(example) for example in examples]
         limit = self.family.limit

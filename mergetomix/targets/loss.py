@@ -7,7 +7,7 @@ from typing import Any
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import content
+from mergetomix.families import content
 from mergetomix.records import Scores
 from mergetomix.store import digest
 from mergetomix.targets import Setting
@@ -25,7 +25,7 @@ class Loss:
         for example, count in zip(examples, self.num_scored, strict=True):
             if count == 0:
                 raise DataError(setting.where, f"row {example.row} has no token to score", hint="leave such rows out")
-        self.num_tokens = sum(len(sequence.ids) for sequence in self.sequences)
+        self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def address(self) -> str:

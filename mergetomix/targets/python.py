@@ -23,7 +23,8 @@ from mergetomix.targets import Setting
 
 
 class Function:
-    """Scores given by `function(model, tokenizer)`, or `function(model, tokenizer, rows)` where the target has data.
+    """Scores given by `function(model, processor)`, or `function(model, processor, rows)` where the target has
+    data; the processor is the tokenizer of a language model, the image processor of a classifier.
 
     Without data the function returns a score for every example it knows, the same number each time, and `keep` says which
     of them belong to this part.
@@ -31,7 +32,7 @@ class Function:
 
     def __init__(self, spec: Spec, rows: Sequence[Mapping[str, Any]] | None, keep: Sequence[int], setting: Setting) -> None:
         self.function = load_function(spec.function, setting.where)
-        self.tokenizer = setting.family.tokenizer
+        self.processor = setting.family.processor
         self.rows, self.keep, self.where = rows, list(keep), setting.where
         self.source = source_of(spec.function)
 
@@ -42,7 +43,7 @@ class Function:
 
     def score(self, model: Any) -> Scores:
         """One value an example, higher is better; all weights are one."""
-        values = call(self.function, model, self.tokenizer, self.rows, self.where)
+        values = call(self.function, model, self.processor, self.rows, self.where)
         if self.rows is None:
             if len(values) <= max(self.keep):
                 message = f"the function returned {len(values)} scores, fewer than the first time"
@@ -54,14 +55,14 @@ class Function:
 
 
 def call(
-    function: Callable[..., Any], model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]] | None, where: str
+    function: Callable[..., Any], model: Any, processor: Any, rows: Sequence[Mapping[str, Any]] | None, where: str
 ) -> tuple[float, ...]:
     """What the user's function says, checked; it gets copies of the rows, and torch draws the same numbers in every call.
 
     Raises:
         DataError: it raises, or returns no finite numbers.
     """
-    arguments = (model, tokenizer) if rows is None else (model, tokenizer, copy.deepcopy(list(rows)))
+    arguments = (model, processor) if rows is None else (model, processor, copy.deepcopy(list(rows)))
     with as_it_was(model):
         return checked(asked(lambda: function(*arguments), where), None, where)
 

@@ -1,0 +1,132 @@
+"""The whole method on images: a run, again from the store, its plan, a study, and the demo's recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_images as tiny
+import yaml
+
+import mergetomix as m2m
+from mergetomix import demo, study
+from mergetomix.demo import images
+from mergetomix.errors import RecipeError
+
+
+def values(folder: Path) -> dict[str, Any]:
+    """Three datasets of noise in one colour or another, whose class is its colour, and a target of two kinds of score."""
+    colours = np.eye(3, dtype=np.uint8) * 200
+    draw = np.random.default_rng(0)
+    for name, num in {"a": 18, "b": 18, "c": 18, "t": 30}.items():
+        y = draw.integers(3, size=num)
+        x = (draw.integers(56, size=(num, tiny.SIDE, tiny.SIDE, 3)) + colours[y][:, None, None]).astype(np.uint8)
+        np.savez(folder / f"{name}.npz", x=x, y=(y + 1) % 3 if name == "c" else y)
+    names = {"classes": list(tiny.CLASSES), "templates": list(tiny.TEMPLATES)}
+    return {
+        "family": "image-classifier",
+        "base": tiny.clip_base(folder / "base"),
+        "datasets": {name: {"path": f"{name}.npz", **names} for name in "abc"},
+        "targets": {
+            "loss": {"path": "t.npz", **names},
+            "right": {"path": "t.npz", "score": "accuracy", **names},
+        },
+        "train": {"method": "full", "learning_rate": 2e-3, "batch_size": 6, "max_steps": 20, "augment": {"shift": 0.1}},
+        "verify": {"budget": 1, "repeats": 1, "exponents": [1.0]},
+        "study": {"seeds": [0], "num_mixtures": 6, "num_draws": 2},
+        "final": {"num_random": 1},
+        "device": "cpu",
+        "store": "store",
+        "run_dir": "run",
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values(folder)))
+    return folder / "recipe.yaml"
+
+
+def test_a_run_prefers_the_right_labels_and_does_nothing_twice(recipe: Path) -> None:
+    result = m2m.run(m2m.load_recipe(recipe))
+    assert "c" not in result.selected.datasets
+    final = result.row("final")
+    assert final is not None and final.gain > 0 and set(final.scores) == {"loss", "right"}
+    assert {value for row in result.table for value in row.scores["right"].values} == {0.0, 1.0}
+    again = m2m.run(m2m.load_recipe(recipe))
+    assert again.selected == result.selected and again.cost.reused["experts"] >= 3
+    assert [row.scores for row in again.table] == [row.scores for row in result.table]
+    report = (recipe.parent / "run" / "report.md").read_text()
+    assert "a loss in nats per image (lower is better)" in report and "nats per token" not in report
+
+
+def test_the_final_model_loads_as_any_clip_model(recipe: Path) -> None:
+    from transformers import AutoModel, AutoProcessor
+
+    result = m2m.run(m2m.load_recipe(recipe))
+    final = result.row("final")
+    assert final is not None and final.path is not None
+    assert AutoModel.from_pretrained(final.path).config.model_type == "clip"
+    assert AutoProcessor.from_pretrained(final.path) is not None
+
+
+def test_a_merge_is_written_with_its_heads(recipe: Path, tmp_path: Path) -> None:
+    from transformers import CLIPModel
+
+    m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "out")
+    assert CLIPModel.from_pretrained(tmp_path / "out").num_parameters() > 0
+
+
+def test_the_plan_counts_patches(recipe: Path) -> None:
+    plan = m2m.check(m2m.load_recipe(recipe, ["store=another"]))
+    assert [dataset.num_tokens for dataset in plan.datasets] == [18 * 9] * 3
+    assert plan.datasets[0].samples[0][0][0].startswith("[image 12x12]")
+    assert plan.train_s > 0 and plan.evaluate_s > 0
+
+
+def test_a_study_of_images_has_no_rivals_by_words(recipe: Path) -> None:
+    found = study.run(m2m.load_recipe(recipe))
+    assert {world.unit for world in found.worlds} == {"nats per image"}
+    assert set(found.absent) == {
+        "nearest by TF-IDF",
+        "nearest by sentence embedding",
+        "importance of n-grams (DSIR)",
+    }
+    assert "nearest by hidden state of the base" in {standing.name for standing in found.standings}
+
+
+def test_keys_of_the_other_family_are_refused(tmp_path: Path) -> None:
+    raw = values(tmp_path)
+    raw["datasets"]["a"]["text"] = "label"
+    with pytest.raises(RecipeError, match="one of completion, messages, text, label") as caught:
+        m2m.load_recipe(put(tmp_path, raw))
+    assert caught.value.where == "datasets.a"
+    raw = {**values(tmp_path), "family": "causal-lm"}
+    with pytest.raises(RecipeError, match="say how a row becomes an example") as caught:
+        m2m.load_recipe(put(tmp_path, raw))
+
+
+def put(folder: Path, raw: dict[str, Any]) -> Path:
+    (folder / "other.yaml").write_text(yaml.safe_dump(raw))
+    return folder / "other.yaml"
+
+
+def test_the_demos_data_are_what_its_recipe_says(tmp_path: Path) -> None:
+    path = demo.write("image", tmp_path)
+    recipe = m2m.load_recipe(path)
+    assert recipe.family == "image-classifier" and set(recipe.datasets) == set(images.DATASETS)
+    plan = m2m.check(recipe)
+    assert {dataset.num_examples for dataset in plan.datasets} == {160}
+    assert sum(target.num_select + target.num_report for target in plan.targets) == 2 * (1797 - 1100)
+    with pytest.raises(m2m.UserError, match="--family must be text or image"):
+        demo.write("sound", tmp_path)
+
+
+def test_no_digit_is_both_learnt_and_asked(tmp_path: Path) -> None:
+    demo.write("image", tmp_path)
+    seen = {name: np.load(tmp_path / "data" / f"{name}.npz")["x"] for name in (*images.DATASETS, *images.TARGETS)}
+    turned = {image.tobytes() for image in seen["turned"]} | {image.tobytes() for image in seen["turned_low"]}
+    assert not turned & {image.tobytes() for image in seen["turned_digits"]}
