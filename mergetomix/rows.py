@@ -29,7 +29,7 @@ from mergetomix.recipe import Source
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 KINDS[".npz"] = "npz"
 KINDS |= dict.fromkeys((".txt", ".md", ".rst", ".py"), "text")
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), "train")
 SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_WORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -382,9 +382,9 @@ def _holds_data(source: Source, where: str) -> bool:
 def _image_folder(source: Source, where: str) -> Table:
     """A folder for each class, within a folder for each split where there are several."""
     root = Path(str(source.path))
-    files = [file for file in _files(source, where) if _suffix(file) in IMAGES]
+    files = [file for file in _files(source, where) if _suffix(file) in IMAGE_SUFFIXES]
     if not files:
-        raise DataError(f"{where}.path", f"no image in {root}; known suffixes are {', '.join(IMAGES)}")
+        raise DataError(f"{where}.path", f"no image in {root}; known suffixes are {', '.join(IMAGE_SUFFIXES)}")
     for file in files:
         if file.parent == root:
             message = f"{file} lies in no class's folder"

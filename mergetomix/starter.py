@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mergetomix.errors import DataError, UserError
 from mergetomix.recipe import DATA_SUFFIXES, Dataset, Recipe, resolve_data_path
+from mergetomix.rows import IMAGE_SUFFIXES
 from mergetomix.values import read_values
 
 PAIRS = (
@@ -19,13 +20,16 @@ PAIRS = (
 )
 DOCUMENTS = (".md", ".rst", ".txt", ".py")
 
+IMAGES = """\
+family: image-classifier         # folders of classes, or x and y in an archive; number labels need classes: [cat, dog]
+"""
 TEXT = """\
 # yaml-language-server: $schema=recipe.schema.json
 # Which of these datasets should the base be fine-tuned on, to be good at the targets?
 #   mergetomix check THIS_FILE   reads everything, shows rows and the plan
 #   mergetomix run THIS_FILE     trains the experts, searches, fine-tunes, reports
 
-base: {base}                     # a folder or a hub id; for a revision: {{path: ..., revision: main}}
+{family}base: {base}                     # a folder or a hub id; for a revision: {{path: ..., revision: main}}
 
 datasets:                        # the candidates: a file, glob, folder or hub id each
 {datasets}
@@ -76,6 +80,10 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
 
 def recipe(base: str | None, datasets: Mapping[str, str], targets: Mapping[str, str], folder: Path) -> str:
     """The text of a recipe in `folder`; where nothing is given, an example that says what to put there."""
+    if any(has_images(path, folder) for path in (*datasets.values(), *targets.values())):
+        shown, wanted = ({name: f"{{path: {_quoted(path)}}}" for name, path in some.items()} for some in (datasets, targets))
+        model = base or "openai/clip-vit-base-patch32"
+        return TEXT.format(family=IMAGES, base=model, datasets=_lines(shown), targets=_lines(wanted))
     shown = {name: f"{{path: {_quoted(path)}, {guess(path, folder)}}}" for name, path in datasets.items()} or {
         "math": "{path: data/math.jsonl, prompt: question, completion: answer}",
         "notes": '{path: "docs/**/*.md", text: true}',
@@ -83,7 +91,15 @@ def recipe(base: str | None, datasets: Mapping[str, str], targets: Mapping[str, 
     wanted = {name: f"{{path: {_quoted(path)}, {guess(path, folder)}, score: loss}}" for name, path in targets.items()} or {
         "held": "{path: data/held.jsonl, prompt: question, completion: answer, score: loss}"
     }
-    return TEXT.format(base=base or "Qwen/Qwen2.5-0.5B", datasets=_lines(shown), targets=_lines(wanted))
+    return TEXT.format(family="", base=base or "Qwen/Qwen2.5-0.5B", datasets=_lines(shown), targets=_lines(wanted))
+
+
+def has_images(path: str, folder: Path) -> bool:
+    """Whether a local path holds labelled images: an archive of arrays, or a folder for each class."""
+    place = Path(resolve_data_path(path, folder.resolve()))
+    if place.suffix == ".npz":
+        return True
+    return place.is_dir() and any(each.suffix.lower() in IMAGE_SUFFIXES for each in place.glob("*/*"))
 
 
 def guess(path: str, folder: Path) -> str:

@@ -130,3 +130,22 @@ def test_no_digit_is_both_learnt_and_asked(tmp_path: Path) -> None:
     seen = {name: np.load(tmp_path / "data" / f"{name}.npz")["x"] for name in (*images.DATASETS, *images.TARGETS)}
     turned = {image.tobytes() for image in seen["turned"]} | {image.tobytes() for image in seen["turned_low"]}
     assert not turned & {image.tobytes() for image in seen["turned_digits"]}
+
+
+def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from mergetomix import starter
+
+    np.savez(tmp_path / "a.npz", x=tiny.pixels(12), y=np.arange(12) % 3)
+    for i, image in enumerate(tiny.pixels(12, seed=1)):
+        place = tmp_path / "b" / str(i % 3) / f"{i}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place)
+    np.savez(tmp_path / "t.npz", x=tiny.pixels(12, seed=2), y=np.arange(12) % 3)
+    base = tiny.vit_base(tmp_path / "base", ("0", "1", "2"))
+    text = starter.recipe(base, {"a": "a.npz", "b": "b"}, {"t": "t.npz"}, tmp_path)
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = m2m.load_recipe(tmp_path / "recipe.yaml")
+    assert recipe.family == "image-classifier"
+    assert [each.num_examples for each in m2m.check(recipe).datasets] == [12, 12]

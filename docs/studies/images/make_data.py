@@ -22,7 +22,7 @@ from mergetomix.demo import clip
 
 Pixels = NDArray[np.uint8]
 SHAPE = clip.Shape(side=28, patch=7, width=64, num_layers=3)
-EPOCHS = 10
+EPOCHS = 25
 TEMPLATE = "a photo of a {}."
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "mnist": tuple(f"digit {n}" for n in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]),
@@ -67,7 +67,7 @@ class Made:
 DATASETS: Mapping[str, Made] = {
     "digits_low": Made("mnist", same, (0, 1, 2, 3, 4)),
     "digits_inverted": Made("mnist", inverted),
-    "digits_careless": Made("mnist", same, noise=0.5),
+    "digits_careless": Made("mnist", same, noise=0.25),
     "clothes": Made("fashion_mnist"),
     "clothes_turned": Made("fashion_mnist", turned, (0, 2, 3, 4, 6)),
     "lungs_blurred": Made("pneumonia_mnist", blurred, (0, 1)),
