@@ -99,7 +99,7 @@ def photographs(folder: Path, num_workers: int | None) -> tuple[ImageClassifier,
 
 def encoded(family: ImageClassifier, source: Dataset) -> Any:
     examples = family.read(source, "datasets.a")
-    family.settle({"a": examples}, {})
+    family.settle({"datasets.a": examples})
     return family.encode(examples.items, "datasets.a").sequences
 
 

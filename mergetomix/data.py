@@ -121,6 +121,11 @@ def read_rows(source: Source, where: str) -> list[Row]:
     return table.take(draw(table.kept(), source))
 
 
+def plain_content(row: Row) -> dict[str, str]:
+    """What a row is made of, as plain values."""
+    return {str(key): repr(value) for key, value in row.items()}
+
+
 def split(examples: Examples, select_fraction: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """A target's examples in two disjoint parts, select and report, each in the order of the rows.
 

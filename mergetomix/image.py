@@ -60,7 +60,11 @@ class Picture:
                     opened.load()
                     image = opened.copy()
                     image.info = dict(opened.info)
-            return ImageOps.exif_transpose(image)
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith(("I", "F")):
+                raise ValueError(f"it has {upright.mode} pixels, which are deeper than 8 bits; convert it first")
+            # indices of a palette say nothing without it
+            return upright.convert("RGBA" if "transparency" in upright.info else "RGB") if "P" in upright.mode else upright
         except UnidentifiedImageError:
             raise ValueError("it is no image that Pillow can read") from None
         except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:

@@ -122,9 +122,9 @@ class Inputs:
         return hash_files(files, store)
 
     def finetune_bytes(self) -> int:
-        """Disk that one fine-tune takes: its trained params in float32, and the tokenizer."""
+        """Disk that one fine-tune takes: its params in float32, and what comes with them."""
         lora = self.recipe.train.lora if self.recipe.train.method == "lora" else None
-        return 4 * self.family.num_trained(lora) + 4_000_000
+        return 4 * self.family.num_saved(lora) + 4_000_000
 
 
 def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
@@ -140,7 +140,8 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     anchor = read.pop("train.anchor.dataset", None)
     found = {name: read[f"datasets.{name}"] for name in recipe.datasets}
     wanted = {name: read[f"targets.{name}"] for name in recipe.targets if f"targets.{name}" in read}
-    family.settle(found, wanted)
+    general = () if anchor is None else (anchor,)
+    family.settle({each.where: each for each in (*found.values(), *general, *wanted.values())})
     candidates = {name: _candidate(recipe.datasets[name], examples, family) for name, examples in found.items()}
     materials = {name: _target_material(recipe.targets[name], examples, family) for name, examples in wanted.items()}
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
@@ -155,8 +156,8 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
     warnings += counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
     _check_shared(candidates, materials, warnings)
-    general = None if settings.anchor is None or anchor is None else _candidate(settings.anchor.dataset, anchor, family)
-    return Inputs(recipe, family, candidates, scorers, warnings, general, materials)
+    beside = None if settings.anchor is None or anchor is None else _candidate(settings.anchor.dataset, anchor, family)
+    return Inputs(recipe, family, candidates, scorers, warnings, beside, materials)
 
 
 def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
@@ -216,18 +217,20 @@ def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting)
 
 def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
     """A function's target: over rows where it has data, else over the scores that it returns for the base."""
-    rows = None if spec.path is None and spec.rows is None else data.read_rows(spec, setting.where)
+    has_data = spec.path is not None or spec.rows is not None
+    rows, contents = setting.family.rows(spec, setting.where) if has_data else (None, [])
     if rows is None:
         function = load_function(spec.function, setting.where)
         num = len(call(function, setting.family.load(), setting.family.processor, None, setting.where))
     else:
         num = len(rows)
-    texts = [repr(sorted(rows[i].items(), key=str)) if rows is not None else str(i) for i in range(num)]
+    texts = [repr(contents[i]) if rows is not None else str(i) for i in range(num)]
     items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
     parts = data.split(Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed)
     scorers = []
     for keep in ([item.row for item in part] for part in parts):
-        target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting)
+        some = [contents[i] for i in keep] if rows is not None else None
+        target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting, some)
         scorers.append(Scorer(target, target.address(), len(keep)))
     return scorers[0], scorers[1]
 

@@ -41,7 +41,7 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
     space = _space(source, table, label, where)
     class_of = _class_of(source, table, label, where, space)
     places = [(index, row) for index, row in zip(rows, table.take(rows), strict=True)]
-    pictures = [_picture(row[image], table, Place(f"{where}.{image}", index)) for index, row in places]
+    pictures = [_picture(row[image], table, Place(f"{where}.image", index)) for index, row in places]
     looked, broken = _looked_at(pictures, f"{where}.path", skip_broken)
     items = tuple(
         Example(index, label=class_of(index, row[label]), picture=picture, space=space)
@@ -85,7 +85,10 @@ def _picture(value: Any, table: Table, place: Place) -> Picture:
     if isinstance(value, bytes):
         return Picture(value, name)
     if isinstance(value, list | tuple):
-        value = np.asarray(value)
+        try:
+            value = np.asarray(value)
+        except ValueError:
+            raise place.error("must be an image, and a list of lists must have rows of one length") from None
     if isinstance(value, np.ndarray):
         return Picture(_pixels(value, place), name)
     if hasattr(value, "convert"):
@@ -115,7 +118,8 @@ def _space(source: Source, table: Table, label: str, where: str) -> LabelSpace:
     names = tuple(source.classes or ()) or table.names.get(label)
     is_named = names is not None
     if names is None:
-        values = {_plain(value) for value in table.take_column(label)}
+        column = zip(table.kept(), table.take_column(label), strict=True)
+        values = {_plain(value, Place(f"{where}.label", index)) for index, value in column}
         is_named = not all(isinstance(value, int) for value in values)
         names = tuple(str(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value)))
     if len(names) < 2 or len(set(names)) < len(names):
@@ -129,22 +133,26 @@ def _class_of(source: Source, table: Table, label: str, where: str, space: Label
     known = set(space.classes)
 
     def class_of(index: int, value: Any) -> str:
-        plain = _plain(value)
-        if isinstance(plain, int) and counts:
+        plain = _plain(value, Place(f"{where}.label", index))
+        if str(value) in known:
+            name: str | None = str(value)
+        elif isinstance(plain, int) and counts:
             name = space.classes[plain] if 0 <= plain < len(space.classes) else None
         else:
             name = str(plain) if str(plain) in known else None
         if name is None:
             listed = ", ".join(space.classes[:10]) + (", ..." if len(space.classes) > 10 else "")
             message = f"the label {value!r} is not among the {len(space.classes)} classes ({listed})"
-            raise Place(f"{where}.{label}", index).error(message, hint="numbers count the list of classes from 0")
+            raise Place(f"{where}.label", index).error(message, hint="numbers count the list of classes from 0")
         return name
 
     return class_of
 
 
-def _plain(value: Any) -> int | str:
-    """A label as a whole number or a text."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        return int(value)
-    return str(value)
+def _plain(value: Any, place: Place) -> int | str:
+    """A label as a whole number or a text; a text of digits is a number, as tables keep them. Raises DataError for another."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
+        return int(float(value))
+    if isinstance(value, str) and value.strip():
+        return int(value) if value.strip().isascii() and value.strip().isdigit() else value
+    raise place.error(f"a label must be a class's name or its number, not {value!r:.80}")

@@ -123,7 +123,9 @@ class Source(Section):
         if len(kinds) > 1:
             raise ValueError(f"give one of completion, messages, text, label, not {' and '.join(kinds)}")
         if not kinds and not self._needs_no_mapping():
-            raise ValueError("say how a row becomes an example: prompt and completion, messages, text, or image and label")
+            raise ValueError(
+                "say how a row becomes an example: prompt and completion, messages, text (or family: image-classifier)"
+            )
         if self.prompt is not None and "completion" not in kinds and not self._needs_no_mapping():
             raise ValueError("prompt needs a completion beside it")
         for template in self.templates:
@@ -312,7 +314,7 @@ class Images(Section):
     """What to do with an image that does not decode."""
     num_workers: int | None = Field(default=None, ge=0)
     """Processes that decode images for training; null is none where all images fit in memory, else one less than there are
-    processors, four at most."""
+    processors, four at most; always none where processes are not forked (macOS, Windows)."""
     memory_gib: float = Field(default=4.0, ge=0)
     """Memory for images that are ready for the model; what does not fit is decoded again each time."""
 
@@ -453,6 +455,10 @@ class Recipe(Section):
                     name: {**defaults, **source} if isinstance(source, Mapping) else source
                     for name, source in raw[section].items()
                 }
+        train = raw.get("train")
+        anchor = train.get("anchor") if isinstance(train, Mapping) else None
+        if isinstance(train, Mapping) and isinstance(anchor, Mapping) and isinstance(anchor.get("dataset"), Mapping):
+            changed["train"] = {**train, "anchor": {**anchor, "dataset": {**defaults, **anchor["dataset"]}}}
         return changed
 
     @model_validator(mode="after")

@@ -375,8 +375,10 @@ def _parquet(files: list[Path], where: str) -> Table:
 
 
 def _holds_data(source: Source, where: str) -> bool:
-    """Whether a folder holds tables, which may name images, and not images alone."""
-    return any(_kind(file) not in (None, "text") for file in _files(source, where))
+    """Whether a folder holds tables, which may name images, and not images alone: a table among a class's images is none."""
+    files, root = _files(source, where), Path(str(source.path))
+    tables = [file for file in files if _kind(file) not in (None, "text")]
+    return any(file.parent == root for file in tables) or len(tables) == len(files)
 
 
 def _image_folder(source: Source, where: str) -> Table:
@@ -419,6 +421,7 @@ def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
             message = f"{file} holds {', '.join(sorted(known)) or 'nothing'}, but neither x and y nor {' and '.join(pair)}"
             raise DataError(f"{where}.path", message)
         x, y = known[pair[0]], known[pair[1]]
+        x = x if x.ndim else x[None]
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
         if y.ndim != 1 or len(x) != len(y):

@@ -99,7 +99,7 @@ def has_images(path: str, folder: Path) -> bool:
     place = Path(resolve_data_path(path, folder.resolve()))
     if place.suffix == ".npz":
         return True
-    return place.is_dir() and any(each.suffix.lower() in IMAGE_SUFFIXES for each in place.glob("*/*"))
+    return place.is_dir() and any(each.suffix.lower() in IMAGE_SUFFIXES for each in (*place.glob("*/*"), *place.glob("*/*/*")))
 
 
 def guess(path: str, folder: Path) -> str:

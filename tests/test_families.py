@@ -69,7 +69,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     recipe = parse(raw)
     family = open_family(recipe)
     read = {name: family.read(spec, f"datasets.{name}") for name, spec in recipe.datasets.items()}
-    family.settle(read, {"t": family.read(recipe.targets["t"], "targets.t")})
+    target = family.read(recipe.targets["t"], "targets.t")
+    family.settle({each.where: each for each in (*read.values(), target)})
     return World(family, read["a"].items, recipe)
 
 
@@ -150,7 +151,8 @@ def test_addresses_are_of_content(world: World, tmp_path: Path) -> None:
 def open_settled(world: World) -> Family:
     family = open_family(world.recipe)
     read = {name: family.read(spec, f"datasets.{name}") for name, spec in world.recipe.datasets.items()}
-    family.settle(read, {"t": family.read(world.recipe.targets["t"], "targets.t")})
+    target = family.read(world.recipe.targets["t"], "targets.t")
+    family.settle({each.where: each for each in (*read.values(), target)})
     return family
 
 

@@ -74,10 +74,15 @@ def test_the_final_model_loads_as_any_clip_model(recipe: Path) -> None:
 
 
 def test_a_merge_is_written_with_its_heads(recipe: Path, tmp_path: Path) -> None:
+    from safetensors import safe_open
     from transformers import CLIPModel
 
     m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "out")
     assert CLIPModel.from_pretrained(tmp_path / "out").num_parameters() > 0
+    with safe_open(tmp_path / "out" / "heads.safetensors", "pt") as kept:
+        (key,) = kept.metadata()
+        assert kept.metadata()[key].split("\n") == list(tiny.CLASSES)
+        assert kept.get_tensor(f"{key}.weight").shape == (3, 32)
 
 
 def test_the_plan_counts_patches(recipe: Path) -> None:
@@ -149,3 +154,56 @@ def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(tmp_path / "recipe.yaml")
     assert recipe.family == "image-classifier"
     assert [each.num_examples for each in m2m.check(recipe).datasets] == [12, 12]
+
+
+def content_of(rows: Any, folder: Path) -> str:
+    """The address of a target that is a function over these rows."""
+    from mergetomix.inputs import read_inputs
+    from mergetomix.progress import Silent
+    from mergetomix.recipe import parse
+
+    raw = values(folder)
+    names = {"classes": list(tiny.CLASSES), "templates": list(tiny.TEMPLATES)}
+    raw["targets"] = {"own": {"rows": rows, "score": "python", "function": brightness, **names}}
+    inputs = read_inputs(parse(raw, folder), Silent())
+    return inputs.targets("select")["own"].address
+
+
+def brightness(model: Any, processor: Any, rows: Any) -> list[float]:
+    return [float(np.asarray(row["image"]).mean()) for row in rows]
+
+
+def test_a_function_gets_images_and_its_address_is_their_pixels(tmp_path: Path) -> None:
+    given = [{"image": tiny.pixels(1, seed, side=40)[0], "label": i % 3} for i, seed in enumerate(range(8))]
+    changed = [{**row, "image": row["image"].copy()} for row in given]
+    for row in changed:
+        row["image"][20, 20] = 255 - row["image"][20, 20]
+    first = content_of(given, tmp_path)
+    assert first == content_of([dict(row) for row in given], tmp_path) != content_of(changed, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("images", {"broken": "skip"}), ("train", {"augment": {"flip": 0.5}}), ("head", "a")],
+)
+def test_what_is_for_images_is_refused_for_texts(tmp_path: Path, key: str, value: Any) -> None:
+    import tiny as words
+
+    source = {"rows": [{"t": "the cat"}, {"t": "the dog"}, {"t": "a cow"}], "text": "t"}
+    target = {**source, "head": value} if key == "head" else source
+    raw = {"base": words.BASES["llama"](tmp_path / "llama"), "datasets": {"a": source, "b": source}, "targets": {"t": target}}
+    raw |= {key: value} if key != "head" else {}
+    with pytest.raises(RecipeError, match="is for family: image-classifier"):
+        m2m.check({**raw, "device": "cpu", "store": str(tmp_path / "store"), "run_dir": str(tmp_path / "run")})
+
+
+def test_general_data_must_have_the_classes_of_a_shared_head(tmp_path: Path) -> None:
+    raw = values(tmp_path)
+    raw["base"] = tiny.vit_base(tmp_path / "vit")
+    np.savez(tmp_path / "general.npz", x=tiny.pixels(6), y=np.arange(6) % 2)
+    raw["train"]["anchor"] = {"dataset": {"path": "general.npz", "classes": ["p", "q"]}, "share": 0.5}
+    with pytest.raises(m2m.UserError, match="the classes are not those of") as caught:
+        m2m.check(m2m.load_recipe(put(tmp_path, raw)))
+    assert "general" in str(caught.value) or "train.anchor" in str(caught.value)
+    raw["train"]["anchor"]["dataset"]["classes"] = list(tiny.CLASSES)
+    assert m2m.check(m2m.load_recipe(put(tmp_path, raw))).num_finetunes > 0

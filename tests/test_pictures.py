@@ -196,3 +196,43 @@ def test_images_are_not_for_a_language_model() -> None:
 
     with pytest.raises(DataError, match="not for a language model"):
         data.read(tiny.source(tiny.rows(3)), tiny.WHERE)
+
+
+def test_a_palette_is_part_of_an_image(tmp_path: Path) -> None:
+    """Two files of the same indices and other colours are two images."""
+    for name, colour in (("red", (255, 0, 0)), ("blue", (0, 0, 255))):
+        image = Image.new("P", (tiny.SIDE, tiny.SIDE), 0)
+        image.putpalette([*colour, *[0] * 765])
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "x.png")
+    blue, red = get(tmp_path).items
+    assert blue.picture is not None and red.picture is not None
+    assert blue.picture.digest != red.picture.digest
+    assert red.picture.open().getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_deep_pixels_are_refused(tmp_path: Path, mode: str) -> None:
+    folder_of(tmp_path)
+    Image.new(mode, (4, 4)).save(tmp_path / "cat" / "deep.tif")
+    fails(r"deep\.tif: it has .* pixels, which are deeper than 8 bits", tmp_path)
+
+
+def test_numbers_in_a_table_are_numbers(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "files", ("a",))
+    (folder / "names.csv").write_text("image,label\na/0.png,0\na/1.png,2\n")
+    assert labels(get(folder / "names.csv", tiny.CLASSES)) == ["red cat", "green cow"]
+    space = get(folder / "names.csv").items[0].space
+    assert space is not None and (space.classes, space.is_named) == (("0", "2"), False)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), True, b"cat", ["cat"], "", 0.5])
+def test_labels_that_are_none(value: Any) -> None:
+    given = [{"image": tiny.pixels(1)[0], "label": "cat"}, {"image": tiny.pixels(1)[0], "label": value}]
+    for classes in (["cat", "dog"], None):
+        fails(r"row 1 .*a label must be a class's name or its number", given, classes, "datasets.x.label")
+
+
+def test_a_stray_table_among_images_is_no_dataset(tmp_path: Path) -> None:
+    (folder_of(tmp_path) / "cat" / "notes.json").write_text("{}")
+    assert len(get(tmp_path).items) == 6

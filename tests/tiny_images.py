@@ -107,5 +107,5 @@ def open_base(path: str, method: str = "full", **images: Any) -> ImageClassifier
 
 def encoded(family: ImageClassifier, count: int, seed: int = 0) -> Sequence[Any]:
     examples = family.read(source(rows(count, seed)), WHERE)
-    family.settle({"x": examples}, {})
+    family.settle({WHERE: examples})
     return family.encode(examples.items, WHERE).sequences

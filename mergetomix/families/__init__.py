@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from mergetomix.errors import RecipeError
+
 if TYPE_CHECKING:
     from mergetomix.data import Example, Examples
     from mergetomix.recipe import Lora, Recipe, Source, Train
+    from mergetomix.rows import Row
     from mergetomix.store import Store
 
 
@@ -106,8 +109,12 @@ class Family(Protocol):
         """The examples of one source of the recipe."""
         ...
 
-    def settle(self, datasets: Mapping[str, Examples], targets: Mapping[str, Examples]) -> None:
-        """Looks at all sources together, once, before anything is encoded."""
+    def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]:
+        """Rows for a function of the user's, and, as plain values, what each is made of."""
+        ...
+
+    def settle(self, sources: Mapping[str, Examples]) -> None:
+        """Looks at all sources together, by their place in the recipe, once, before anything is encoded."""
         ...
 
     def encode(self, examples: Sequence[Example], where: str) -> Encoding:
@@ -163,6 +170,10 @@ class Family(Protocol):
         """How many params a fine-tune trains."""
         ...
 
+    def num_saved(self, lora: Lora | None) -> int:
+        """How many params a saved fine-tune holds."""
+        ...
+
     def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]:
         """Batches of at most `batch_tokens` tokens each (or one sequence), the same every time."""
         ...
@@ -185,7 +196,12 @@ class Family(Protocol):
 
 
 def open_family(recipe: Recipe) -> Family:
-    """The family that a recipe names, with its base. Loads no weights."""
+    """The family that a recipe names, with its base. Loads no weights.
+
+    Raises:
+        UserError: the base is not there or of another kind, or a key is not for this family.
+    """
+    _refuse_foreign(recipe)
     if recipe.family == "causal-lm":
         from mergetomix.families.causal_lm import CausalLM
 
@@ -193,6 +209,18 @@ def open_family(recipe: Recipe) -> Family:
     from mergetomix.families.image_classifier import ImageClassifier
 
     return ImageClassifier(recipe.base, recipe.device, recipe.images, recipe.train.method)
+
+
+def _refuse_foreign(recipe: Recipe) -> None:
+    """Raises RecipeError for a key that only another family heeds: it would be ignored without a word."""
+    if recipe.family == "image-classifier":
+        return
+    fields = type(recipe).model_fields
+    foreign = {"images": recipe.images != fields["images"].default, "train.augment": recipe.train.augment is not None}
+    foreign |= {f"targets.{name}.head": spec.head is not None for name, spec in recipe.targets.items()}
+    for key, given in foreign.items():
+        if given:
+            raise RecipeError(key, "is for family: image-classifier", hint="add that key at the top, or take this one out")
 
 
 def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encoding:

@@ -13,6 +13,7 @@ from mergetomix.errors import DataError, ModelError
 from mergetomix.families import Encoding, counted
 from mergetomix.families.pretrained import Pretrained
 from mergetomix.recipe import Base, Lora, Source, Train
+from mergetomix.rows import Row
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,16 @@ class CausalLM(Pretrained):
         """The examples of one source: texts, prompts with completions, or chats."""
         return data.read(source, where)
 
-    def settle(self, datasets: Mapping[str, Examples], targets: Mapping[str, Examples]) -> None:
+    def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]:
+        """Rows as they are, and what each is made of."""
+        rows = data.read_rows(source, where)
+        return rows, [data.plain_content(row) for row in rows]
+
+    def num_saved(self, lora: Lora | None) -> int:
+        """What is trained is what is saved."""
+        return self.num_trained(lora)
+
+    def settle(self, sources: Mapping[str, Examples]) -> None:
         """Texts need no look at one another."""
 
     def settings(self) -> dict[str, Any]:

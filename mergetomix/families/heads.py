@@ -108,12 +108,15 @@ def probe(states_BD: Any, labels: Sequence[int], num_classes: int, device: str) 
     )
 
 
-def last_layer(model: Any, num_classes: int | None, name: str) -> tuple[str, Any, Callable[[Tensor], Tensor]]:
+def last_layer(
+    model: Any, num_classes: int | None, name: str, alone: bool = False
+) -> tuple[str, Any, Callable[[Tensor], Tensor]]:
     """The linear layer that gives the logits: its name, itself, and a function from pixels to what it reads.
 
     Args:
         num_classes: how many logits the model has; None where `name` is the layer's.
         name: the layer's name, or, for errors, the model's path.
+        alone: no other layer may have as many outputs.
 
     Raises:
         ModelError: no linear layer has so many outputs.
@@ -124,6 +127,9 @@ def last_layer(model: Any, num_classes: int | None, name: str) -> tuple[str, Any
         linear = [n for n, each in model.named_modules() if isinstance(each, nn.Linear) and each.out_features == num_classes]
         if not linear:
             raise ModelError("base.path", f"{name} has no linear layer of {num_classes} outputs as its head")
+        if alone and len(linear) > 1:
+            message = f"{name} has {len(linear)} linear layers of {num_classes} outputs, so which is the head is not known"
+            raise ModelError("base.path", message, hint="use images.head: own, or a base whose head knows the classes")
         name = linear[-1]
     layer = model.get_submodule(name)
 

@@ -11,26 +11,33 @@ Only the image encoder (and a shared head) is trained and merged. What turns its
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from mergetomix import pictures
+from mergetomix import data, pictures
 from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError, ModelError, RecipeError
 from mergetomix.families import Encoding
 from mergetomix.families.heads import Head, Layout, last_layer, logits_by_head, probe, text_head
+from mergetomix.families.label_spaces import check_names, owner_of, same_classes, space_of
 from mergetomix.families.pixels import Pixels
 from mergetomix.families.pretrained import Pretrained, quiet
 from mergetomix.image import LabelSpace, Picture
 from mergetomix.recipe import Base, Images, Lora, Source, Train
+from mergetomix.rows import Row, open_table
 from mergetomix.store import Store, digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+PLAIN_PATCH = (16, 16)
+"""Pixels that count as one token where a model makes no patches."""
+PROBE_TOKENS = 8192
+"""Patches in one forward pass when features are taken for a head."""
 IMAGE_SIDE = ("vision_model.", "visual_projection.", "vision_projection.", "vision_proj.")
 """How the names of params begin that belong to the image side of a model of two encoders."""
 
@@ -94,6 +101,8 @@ class ImageClassifier(Pretrained):
         self._spaces: dict[str, LabelSpace] = {}
         self._owners: dict[str, Examples] = {}
         self._heads: dict[str, Head] = {}
+        self._makers: dict[str, str] = {}
+        self._shapes: dict[tuple[int, int], Any] = {}
         self._statistics: dict[str, Tensor] | None = None
         self.pixels = Pixels(lambda: self.processor, self.num_channels, images.memory_gib)
 
@@ -165,66 +174,84 @@ class ImageClassifier(Pretrained):
             )
         return pictures.read(source, where, self.images.broken == "skip")
 
-    def settle(self, datasets: Mapping[str, Examples], targets: Mapping[str, Examples]) -> None:
+    def settle(self, sources: Mapping[str, Examples]) -> None:
         """Which head serves which source, and whether images, processor and model fit.
 
         Raises:
-            UserError: a class has no name for a text head, sources of a shared head differ in their classes, or a target of own
-                heads does not say whose.
+            UserError: a class has no name for a text head, sources of a shared head differ in theirs, a dataset of own heads
+                has one class alone, a target names a head that it cannot have, or images are not of one shape.
         """
-        every = [*datasets.values(), *targets.values()]
+        self._owners = {where: examples for where, examples in sources.items() if not where.startswith("targets.")}
+        every = list(sources.values())
+        for where, examples in sources.items():
+            if self.head_kind != "own" and space_of(examples).head is not None:
+                raise RecipeError(f"{where}.head", f"names a dataset's head, but images.head is {self.head_kind}")
         if self.head_kind == "text":
-            self._need_names(every)
+            self._check_encoders()
+            check_names(every, self.tokenizer, getattr(self.config.text_config, "max_position_embeddings", None))
         if self.head_kind == "shared":
             self._share(every)
-        self._owners = dict(datasets)
-        self._check_processor(every[0])
+        if self.head_kind == "own":
+            for where, examples in self._owners.items():
+                if len({item.label for item in examples.items}) < 2:
+                    raise DataError(
+                        where, f"all examples are of the class {examples.items[0].label!r}, so no head can be learnt"
+                    )
+        self._check_shapes(every)
 
-    def _need_names(self, sources: Sequence[Examples]) -> None:
-        for examples in sources:
-            space = _space(examples)
-            if not space.is_named:
-                message = (
-                    f"a text head needs the classes' names, but the labels are the numbers {', '.join(space.classes[:5])}..."
-                )
-                raise DataError(
-                    f"{examples.where}.classes", message, hint="list them, such as classes: [cat, dog], in that order"
-                )
+    def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]:
+        """Rows for a function of the user's, and what each is made of: images are decoded, labels are classes by name; rows
+        without images are as they are."""
+        image, label = source.image or "image", source.label or "label"
+        if not {image, label} <= set(open_table(source, where).columns):
+            plain = data.read_rows(source, where)
+            return plain, [data.plain_content(row) for row in plain]
+        items = self.read(source, where).items
+        rows: list[Row] = [{image: item.picture.open(), label: item.label} for item in items if item.picture is not None]
+        return rows, [list(item.content()) for item in items]
+
+    def _check_encoders(self) -> None:
+        """Raises ModelError where a model of images and texts is not one that compares the two."""
+        model = self._bare_skeleton()
+        for part in ("get_image_features", "get_text_features", "logit_scale"):
+            if not hasattr(model, part):
+                message = f"{self.base.path} is a {self.config.model_type} model, which has no {part}, so texts make no head"
+                raise ModelError("base.path", message, hint="use CLIP, SigLIP or their kin")
 
     def _share(self, sources: Sequence[Examples]) -> None:
         """One list of classes for all: the base's own where it knows them, else a new head."""
-        first = _space(sources[0])
-        for examples in sources[1:]:
-            other = _space(examples)
-            odd = sorted(set(first.classes) ^ set(other.classes))
-            if odd:
-                has = sources[0].where if odd[0] in first.classes else examples.where
-                message = f"the classes are not those of {sources[0].where}: only {has} has {odd[0]!r}"
-                hint = (
-                    "a shared head merges only where all have the same classes: give all the same list, or set images.head: own"
-                )
-                raise DataError(f"{examples.where}.classes", message, hint=hint)
+        first = same_classes(sources)
         known = [str(self.config.id2label[i]) for i in range(self.num_base_classes)]
-        self.has_new_head = not set(first.classes) <= set(known)
-        self.classes = first.classes if self.has_new_head else tuple(known)
+        self.has_new_head = not set(first) <= set(known)
+        # by name: which source lists them first, and how, must not matter
+        self.classes = tuple(sorted(first)) if self.has_new_head else tuple(known)
         if self.has_new_head and self.method == "lora":
-            listed = ", ".join(first.classes[:5])
+            listed = ", ".join(first[:5])
             message = f"the head of {self.base.path} knows other classes than {listed}, and adapters cannot hold a new one"
             raise RecipeError("train.method", message, hint="use full, or images.head: own")
 
-    def _check_processor(self, examples: Examples) -> None:
-        """Raises ModelError where what the processor makes of an image is not what the model reads."""
-        if self.side is None or not getattr(self.processor, "do_resize", False):
-            return
+    def _check_shapes(self, sources: Sequence[Examples]) -> None:
+        """Raises UserError where what the processor makes of the images is not what the model reads, or not of one shape."""
+        if not getattr(self.processor, "do_resize", False) and self.side is not None:
+            return  # encode compares every image with what the model reads
         from PIL import Image
 
-        blank = Image.new("RGB", examples.items[0].picture.size if examples.items[0].picture else (64, 64))
-        found = tuple(self.pixels.processed(blank, self.base.path).shape)
-        wanted = (self.num_channels, *self.side)
-        if found != wanted:
-            message = (
-                f"the image processor of {self.base.path} makes {found}, but the model reads {wanted} (colours, height, width)"
-            )
+        sizes: dict[tuple[int, int], tuple[str, str]] = {}
+        for examples in sources:
+            for item in examples.items:
+                if item.picture is not None:
+                    sizes.setdefault(item.picture.size, (examples.where, item.picture.name))
+        wanted = None if self.side is None else (self.num_channels, *self.side)
+        for size, (where, name) in sizes.items():
+            found = tuple(self.pixels.processed(Image.new("RGB", size), name).shape)
+            wanted = wanted or (found[0], found[1], found[2])
+            if found == wanted:
+                continue
+            makes = f"the image processor makes {found} of {name} ({size[0]}x{size[1]} pixels)"
+            if self.side is None:
+                message = f"{makes}, but {wanted} of others, and a batch needs one shape"
+                raise DataError(f"{where}.path", message, hint="resize or crop to one size in preprocessor_config.json")
+            message = f"{makes}, but the model reads {wanted} (colours, height, width)"
             raise ModelError("base.path", message, hint="mend size and crop_size in preprocessor_config.json")
 
     def encode(self, examples: Sequence[Example], where: str) -> Encoding:
@@ -235,7 +262,7 @@ class ImageClassifier(Pretrained):
                 raise DataError(where, "an example without an image")
             self._check_size(example.picture, where)
             head = self._head_of(example.space, where)
-            classes = self.classes or example.space.classes
+            classes = self.classes or self._spaces[head].classes
             found.append(
                 EncodedImage(example.picture, classes.index(example.label), head, i, self._num_tokens(example.picture))
             )
@@ -254,9 +281,13 @@ class ImageClassifier(Pretrained):
             raise DataError(f"{where}.path", message, hint="set do_resize in the model's preprocessor_config.json")
 
     def _num_tokens(self, picture: Picture) -> int:
-        """Patches of an image, one where the model makes none."""
-        height, width = self.side or (picture.size[1], picture.size[0])
-        return 1 if self.patch is None else max(1, (height // self.patch[0]) * (width // self.patch[1]))
+        """Patches of an image; where the model makes none, as many as a vision transformer's of 16 x 16 pixels would be."""
+        shape = self._shapes.get(picture.size)
+        if shape is None:
+            shape = self._shapes[picture.size] = self.side or tuple(self.pixels.get(picture).shape[1:])
+        down, across = self.patch or PLAIN_PATCH
+        rounded = math.floor if self.patch else math.ceil
+        return int(max(1, rounded(shape[0] / down) * rounded(shape[1] / across)))
 
     def _head_of(self, space: LabelSpace, where: str) -> str:
         """The key of a source's head, which says what it is made of."""
@@ -266,25 +297,11 @@ class ImageClassifier(Pretrained):
             key = digest("text", list(space.classes), list(space.templates))
             self._spaces[key] = space
             return key
-        owner = self._owner(space, where)
-        key = digest("own", self._owners[owner].fingerprint(), list(_space(self._owners[owner]).classes))
-        self._spaces[key] = _space(self._owners[owner])
+        owner = where if where in self._owners else owner_of(self._owners, space, where)
+        space = space_of(self._owners[owner])
+        key = digest("own", self._owners[owner].fingerprint(), list(space.classes))
+        self._spaces[key], self._makers[key] = space, owner
         return key
-
-    def _owner(self, space: LabelSpace, where: str) -> str:
-        """The dataset whose head serves a source."""
-        same = [name for name, examples in self._owners.items() if _space(examples).classes == space.classes]
-        if space.head in same:
-            return str(space.head)
-        listed = "; ".join(f"{name}: {', '.join(_space(e).classes[:4])}" for name, e in self._owners.items())
-        if space.head is not None:
-            what = "has other classes" if space.head in self._owners else "is no dataset"
-            raise RecipeError(f"{where}.head", f"{space.head!r} {what}", hint=listed)
-        if len(same) == 1:
-            return same[0]
-        what = "no dataset has" if not same else f"{', '.join(same)} have"
-        message = f"{what} this target's classes ({', '.join(space.classes[:4])}, ...), so whose head it takes is not known"
-        raise RecipeError(f"{where}.head", message, hint=f"name one dataset. {listed}")
 
     def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
         """Nothing is cut from an image."""
@@ -297,6 +314,10 @@ class ImageClassifier(Pretrained):
 
     # --- models
 
+    def num_saved(self, lora: Lora | None) -> int:
+        """How many params a saved fine-tune holds: those of the text side too."""
+        return self.num_trained(lora) if lora is not None else sum(p.numel() for p in self._skeleton().parameters())
+
     def is_trained(self, name: str) -> bool:
         """Whether a fine-tune changes a param."""
         if self.has_two_encoders:
@@ -306,7 +327,7 @@ class ImageClassifier(Pretrained):
     @cached_property
     def _last_name(self) -> str:
         """The name of the model's last layer."""
-        return last_layer(self._bare_skeleton(), self.num_base_classes, self.base.path)[0]
+        return last_layer(self._bare_skeleton(), self.num_base_classes, self.base.path, alone=self.has_new_head)[0]
 
     def _bare_skeleton(self) -> Any:
         import torch
@@ -331,10 +352,14 @@ class ImageClassifier(Pretrained):
         from torch import nn
 
         wanted, model = lora.target_modules, self._bare_skeleton()
+        try:
+            pattern = re.compile(wanted if isinstance(wanted, str) else "")
+        except re.error as error:
+            raise RecipeError("train.lora.target_modules", f"{wanted!r} is no regular expression: {error}") from None
 
         def is_wanted(name: str) -> bool:
             if isinstance(wanted, str):
-                return wanted == "all-linear" or re.fullmatch(wanted, name) is not None
+                return wanted == "all-linear" or pattern.fullmatch(name) is not None
             return any(name == each or name.endswith(f".{each}") for each in wanted)
 
         linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and self.is_trained(f"{n}.")]
@@ -354,7 +379,15 @@ class ImageClassifier(Pretrained):
         if odd:
             message = f"the expert changes {odd[0]}, which stays the base's: only the image encoder is merged"
             raise ModelError(where, message, hint="experts must have been trained with the text encoder and the heads frozen")
-        found = {} if model is None else _statistics(model)
+        if model is None:
+            return
+        if self.head_kind == "shared":
+            labels = tuple(str(model.config.id2label[i]) for i in sorted(model.config.id2label))
+            pairs = [(mine, shared) for mine, shared in zip(labels, self.classes, strict=False) if mine != shared]
+            if pairs:
+                message = f"the expert's head has the class {pairs[0][0]!r} where the shared head has {pairs[0][1]!r}"
+                raise ModelError(where, message, hint="a merge adds heads up class by class, so their order must be one")
+        found = _statistics(model)
         for name, tensor in (self._statistics or {}).items():
             if name in found and not tensor.equal(found[name]):
                 message = f"the expert changes the running statistics {name}, which cannot be merged"
@@ -365,7 +398,8 @@ class ImageClassifier(Pretrained):
         super().save(model, folder)
         if self.has_two_encoders:
             self.tokenizer.save_pretrained(folder)
-        heads: Mapping[str, Head] = getattr(_core(model), "frozen_heads", self._heads)
+        trained_with: Mapping[str, Head] | None = getattr(_core(model), "frozen_heads", None)
+        heads = self.heads(list(self._spaces)) if trained_with is None else trained_with  # a merge serves every source
         if heads:
             from safetensors.torch import save_file
 
@@ -376,13 +410,10 @@ class ImageClassifier(Pretrained):
 
     def features(self, model: Any, pixels_BCHW: Tensor) -> Tensor:
         """What the head reads, float32, shape (images, hidden); unit vectors where the head is made of text."""
-        import torch
-
         core = _core(model)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16 and self.dtype == torch.float32):
-            if not self.has_two_encoders:
-                return last_layer(core, None, self._last_name)[2](pixels_BCHW)
-            out = core.get_image_features(pixel_values=pixels_BCHW.to(self.dtype))
+        if not self.has_two_encoders:
+            return last_layer(core, None, self._last_name)[2](pixels_BCHW)
+        out = core.get_image_features(pixel_values=pixels_BCHW.to(self.dtype))
         features_BD = getattr(out, "pooler_output", out).float()
         unit_BD: Tensor = features_BD / features_BD.norm(dim=-1, keepdim=True)
         return unit_BD
@@ -400,9 +431,11 @@ class ImageClassifier(Pretrained):
         space = self._spaces[key]
         if self.head_kind == "text":
             return text_head(model, self.tokenizer, [space.texts(name) for name in space.classes], self.device)
-        (owner,) = {name: None for name, e in self._owners.items() if self._head_of(_space(e), "") == key}
-        images = self.encode(self._owners[owner].items, f"datasets.{owner}").sequences
-        return probe(self.states(model, images, 8192), [image.label for image in images], len(space.classes), self.device)
+        owner = self._makers[key]
+        images = self.encode(self._owners[owner].items, owner).sequences
+        return probe(
+            self.states(model, images, PROBE_TOKENS), [image.label for image in images], len(space.classes), self.device
+        )
 
     def states(self, model: Any, images: Sequence[EncodedImage], batch_tokens: int) -> Any:
         """The features of images, float64, shape (images, hidden)."""
@@ -469,12 +502,17 @@ class ImageClassifier(Pretrained):
 
     def batch_loss(self, model: Any, pixels_BCHW: Tensor, labels_B: Tensor, bounds_B2: Tensor, layout: Layout | None) -> Tensor:
         """The sum over images of -log p of their class among their own head's classes."""
+        import torch
         from torch.nn.functional import cross_entropy
 
-        if layout is None:
-            logits_BC = model(pixel_values=pixels_BCHW.to(self.dtype)).logits.float()
-        else:
-            logits_BC = logits_by_head(layout, self.features(model, pixels_BCHW), bounds_B2)
+        # the trainer's own autocast is around the model's forward alone; scores are taken in float32
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16 and self.dtype == torch.float32):
+            if layout is None:
+                logits_BC = model(pixel_values=pixels_BCHW.to(self.dtype)).logits.float()
+            else:
+                features_BD = self.features(model, pixels_BCHW)
+        if layout is not None:
+            logits_BC = logits_by_head(layout, features_BD, bounds_B2)
         loss: Tensor = cross_entropy(logits_BC, labels_B, reduction="sum")
         return loss
 
@@ -500,13 +538,6 @@ def placed(images: Sequence[EncodedImage], layout: Layout | None) -> tuple[Tenso
     starts = [(0, 0) if layout is None else layout.bounds[image.head] for image in images]
     labels = [start + image.label for (start, _), image in zip(starts, images, strict=True)]
     return torch.tensor(labels), torch.tensor(starts)
-
-
-def _space(examples: Examples) -> LabelSpace:
-    """The classes of a source: all its examples have the same."""
-    space = examples.items[0].space
-    assert space is not None
-    return space
 
 
 def _core(model: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,6 @@ def trainer(family: ImageClassifier, images: Sequence[EncodedImage], settings: T
         remove_unused_columns=False,
         dataloader_num_workers=num_workers,
         dataloader_prefetch_factor=2 if num_workers else None,
-        dataloader_persistent_workers=num_workers > 0,
     )
     if config.n_gpu > 1:
         config._n_gpu = 1  # the model is on the first and stays there
@@ -41,11 +41,17 @@ def trainer(family: ImageClassifier, images: Sequence[EncodedImage], settings: T
 
 
 def workers(family: ImageClassifier, images: Sequence[EncodedImage]) -> int:
-    """Processes that decode: those that the recipe says, or none where all images are ready in memory."""
-    if family.images.num_workers is not None:
-        return family.images.num_workers
+    """Processes that decode: those that the recipe says, or none where all images are ready in memory, or where processes
+    are not forked."""
     ready = family.pixels.holds([image.picture for image in images])
-    return 0 if ready else max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1))
+    wanted = family.images.num_workers
+    if wanted is None:
+        wanted = 0 if ready else max(1, min(MOST_WORKERS, (os.cpu_count() or 2) - 1))
+    if multiprocessing.get_start_method() != "fork":
+        return 0  # the images in memory would be copied to every process
+    if wanted:
+        family.pixels.keep_no_more()
+    return wanted
 
 
 class _Items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergetomix.errors import ModelError
+from mergetomix.errors import Fault, ModelError
 from mergetomix.image import Picture
 
 if TYPE_CHECKING:
@@ -33,7 +33,10 @@ class Pixels:
         known = self._kept.get(picture.digest)
         if known is not None:
             return known
-        made = self.processed(picture.open(), picture.name)
+        try:
+            made = self.processed(picture.open(), picture.name)
+        except ValueError as error:
+            raise Fault(f"{picture.name} could be read before and cannot be now: {error}") from None
         size = made.numel() * made.element_size()
         if size <= self.room_bytes:
             self.room_bytes -= size
@@ -48,6 +51,10 @@ class Pixels:
                 if picture.digest not in self._kept and size > self.room_bytes:
                     return False
         return True
+
+    def keep_no_more(self) -> None:
+        """Leaves what is kept and takes in nothing else: worker processes would each keep their own."""
+        self.room_bytes = 0
 
     def stacked(self, pictures: Sequence[Picture]) -> Tensor:
         """Shape (pictures, colours, height, width)."""

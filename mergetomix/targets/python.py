@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mergetomix.data import plain_content
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
@@ -30,16 +31,23 @@ class Function:
     of them belong to this part.
     """
 
-    def __init__(self, spec: Spec, rows: Sequence[Mapping[str, Any]] | None, keep: Sequence[int], setting: Setting) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        rows: Sequence[Mapping[str, Any]] | None,
+        keep: Sequence[int],
+        setting: Setting,
+        contents: Sequence[Any] | None = None,
+    ) -> None:
         self.function = load_function(spec.function, setting.where)
         self.processor = setting.family.processor
         self.rows, self.keep, self.where = rows, list(keep), setting.where
         self.source = source_of(spec.function)
+        self.contents = contents if contents is not None or rows is None else [plain_content(row) for row in rows]
 
     def address(self) -> str:
         """The function's source and the rows it gets."""
-        rows = None if self.rows is None else [{str(k): repr(v) for k, v in row.items()} for row in self.rows]
-        return digest("python", self.source, rows, self.keep)
+        return digest("python", self.source, None if self.rows is None else list(self.contents or ()), self.keep)
 
     def score(self, model: Any) -> Scores:
         """One value an example, higher is better; all weights are one."""
