@@ -95,10 +95,12 @@ def recipe(base: str | None, datasets: Mapping[str, str], targets: Mapping[str, 
 
 
 def has_images(path: str, folder: Path) -> bool:
-    """Whether a local path holds labelled images: an archive of arrays, or a folder for each class."""
+    """Whether a local path holds labelled images: an archive of arrays, a table with both columns, or a folder for each class."""
     place = Path(resolve_data_path(path, folder.resolve()))
     if place.suffix == ".npz":
         return True
+    if place.is_file():
+        return {"image", "label"} <= set(_columns(str(place)))
     return place.is_dir() and any(each.suffix.lower() in IMAGE_SUFFIXES for each in (*place.glob("*/*"), *place.glob("*/*/*")))
 
 

@@ -532,3 +532,18 @@ def test_a_file_that_goes_after_it_was_read_is_a_fault_that_names_it(base: BaseO
     (tmp_path / "red cat" / "x.png").unlink()
     with pytest.raises(Fault, match=r"red cat/x\.png could be read before and cannot be now"):
         family.pixels.stacked([item.picture for item in examples.items if item.picture is not None])
+
+
+@pytest.mark.parametrize("head", ["own", "shared"])
+def test_a_base_without_a_head_gets_one(base: BaseOf, tmp_path: Path, head: str) -> None:
+    """The same params at every load: a head of nothing, or one that is not used."""
+    family = tiny.open_base(base("bare"), head=head)
+    images = tiny.encoded(family, 12)
+    one, other = params(family.load()), params(family.load())
+    assert all(one[name].equal(other[name]) for name in one)
+    before = np.mean(family.negative_log_likelihoods(family.load(), family.batches(images, 64)))
+    finetune(family, images, settings(max_steps=20), tmp_path)
+    delta = read_delta(family, one, str(tmp_path), "datasets.x.expert")
+    assert ("classifier.weight" in delta.names()) is (head == "shared")
+    after = family.load_finetune(str(tmp_path))
+    assert np.mean(family.negative_log_likelihoods(after, family.batches(images, 64))) < before

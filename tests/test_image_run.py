@@ -148,6 +148,9 @@ def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place)
     np.savez(tmp_path / "t.npz", x=tiny.pixels(12, seed=2), y=np.arange(12) % 3)
+    lines = [f"b/{i % 3}/{i}.png,{i % 3}" for i in range(12)]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *lines]) + "\n")
+    assert starter.has_images("table.csv", tmp_path)
     base = tiny.vit_base(tmp_path / "base", ("0", "1", "2"))
     text = starter.recipe(base, {"a": "a.npz", "b": "b"}, {"t": "t.npz"}, tmp_path)
     (tmp_path / "recipe.yaml").write_text(text)

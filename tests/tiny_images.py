@@ -81,6 +81,17 @@ def vit_base(folder: Path, classes: Sequence[str] = CLASSES, **changes: Any) -> 
     return str(folder)
 
 
+def bare_base(folder: Path) -> str:
+    """A vision transformer without a head."""
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ViTModel(ViTConfig(image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **shape)).save_pretrained(folder)
+    save_processor(folder, SIDE)
+    return str(folder)
+
+
 def resnet_base(folder: Path, classes: Sequence[str] = CLASSES) -> str:
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -98,6 +109,7 @@ BASES: dict[str, Callable[[Path], str]] = {
     "vit": vit_base,
     "vit-other": lambda folder: vit_base(folder, ("x", "y", "z", "w")),
     "resnet": resnet_base,
+    "bare": bare_base,
 }
 
 

@@ -96,6 +96,7 @@ class ImageClassifier(Pretrained):
             message = f"{self.head_kind}, but {base.path} is a {self.config.model_type} model, whose head can be {wanted}"
             raise RecipeError("images.head", message)
         self.num_base_classes = 0 if self.has_two_encoders else int(self.config.num_labels)
+        self.is_headless = not any("ForImageClassification" in name for name in self.config.architectures or ())
         self.classes: tuple[str, ...] = ()
         self.has_new_head = False
         self._spaces: dict[str, LabelSpace] = {}
@@ -222,7 +223,7 @@ class ImageClassifier(Pretrained):
         """One list of classes for all: the base's own where it knows them, else a new head."""
         first = same_classes(sources)
         known = [str(self.config.id2label[i]) for i in range(self.num_base_classes)]
-        self.has_new_head = not set(first) <= set(known)
+        self.has_new_head = self.is_headless or not set(first) <= set(known)
         # by name: which source lists them first, and how, must not matter
         self.classes = tuple(sorted(first)) if self.has_new_head else tuple(known)
         if self.has_new_head and self.method == "lora":
@@ -335,10 +336,17 @@ class ImageClassifier(Pretrained):
         with self.errors(), torch.device("meta"), quiet():
             return self.auto_class.from_config(copy.deepcopy(self.config), trust_remote_code=self.base.trust_remote_code)
 
+    @property
+    def may_lack(self) -> tuple[str, ...]:
+        """The head of a base that was saved without one: another takes its place, or it is not used."""
+        return (f"{self._last_name}.",) if self.is_headless and self.head_kind != "text" else ()
+
     def prepare(self, model: Any) -> None:
         """A new head where the base's is for other classes; no gradients where nothing is trained."""
         if self.has_new_head:
             _replace(model, self._last_name, self.classes)
+        elif self.is_headless and not self.has_two_encoders:
+            _zero(model.get_submodule(self._last_name))
         for name, param in model.named_parameters():
             param.requires_grad_(self.is_trained(name))
         if self._statistics is None and not any(each.is_meta for each in model.buffers()):
@@ -551,17 +559,23 @@ def _statistics(model: nn.Module) -> dict[str, Tensor]:
     return {name: each.detach().clone().cpu() for name, each in model.named_buffers() if name.endswith(names)}
 
 
+def _zero(layer: Any) -> None:
+    """Zeros in place of a layer's params."""
+    import torch
+
+    with torch.no_grad():
+        for param in layer.parameters():
+            param.zero_()
+
+
 def _replace(model: Any, name: str, classes: Sequence[str]) -> None:
     """Puts a layer of zeros for these classes in the place of the model's last one."""
-    import torch
     from torch import nn
 
     parent, _, leaf = name.rpartition(".")
     old = model.get_submodule(name)
     layer = nn.Linear(old.in_features, len(classes), device=old.weight.device, dtype=old.weight.dtype)
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()
+    _zero(layer)
     setattr(model.get_submodule(parent), leaf, layer)
     model.config.num_labels = len(classes)
     model.config.id2label = dict(enumerate(classes))

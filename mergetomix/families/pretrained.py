@@ -114,10 +114,16 @@ class Pretrained(ABC):
                 **(self._source if path is None else own),
             )
         model, info = loaded
-        _check_tensors(info, path or self.base.path, extra=path is not None, where=where)
+        lacking = () if path is not None else self.may_lack
+        _check_tensors(info, path or self.base.path, extra=path is not None, where=where, may_lack=lacking)
         if path is None:
             self.prepare(model)
         return cast("PreTrainedModel", model.to(self.device).eval())
+
+    @property
+    def may_lack(self) -> tuple[str, ...]:
+        """How the names of params begin that a base may lack, since `prepare` makes them."""
+        return ()
 
     @abstractmethod
     def prepare(self, model: PreTrainedModel) -> None:
@@ -197,14 +203,14 @@ def pick_device(device: str) -> str:
     return device
 
 
-def _check_tensors(info: Any, path: str, extra: bool, where: str) -> None:
+def _check_tensors(info: Any, path: str, extra: bool, where: str, may_lack: tuple[str, ...]) -> None:
     """Raises ModelError where transformers' loading report says that a tensor is missing, misshapen or, with `extra`, left
     over."""
     for name, found, wanted in sorted(info["mismatched_keys"], key=str):
         shapes = f"{tuple(found)}, its configuration wants {tuple(wanted)}"
         raise ModelError(where, f"in {path} the tensor {name} has the shape {shapes}")
     for key, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, but its kind of model lacks,")):
-        names = sorted(info[key])
+        names = sorted(name for name in info[key] if not (key == "missing_keys" and name.startswith(may_lack)))
         if names and (extra or key == "missing_keys"):
             raise ModelError(where, f"{path} {says} the tensor {names[0]} ({len(names)} in all)")
 
