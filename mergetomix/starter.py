@@ -95,7 +95,7 @@ def recipe(base: str | None, datasets: Mapping[str, str], targets: Mapping[str, 
 
 
 def has_images(path: str, folder: Path) -> bool:
-    """Whether a local path holds labelled images: an archive of arrays, a table with both columns, or a folder for each class."""
+    """Whether a local path holds labelled images: an archive of arrays, a table of both, or a folder for each class."""
     place = Path(resolve_data_path(path, folder.resolve()))
     if place.suffix == ".npz":
         return True
