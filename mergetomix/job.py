@@ -32,10 +32,11 @@ class Job:
     listener: Listener
     run: int | None = None
     started: float = field(default_factory=time.monotonic)
-    reused: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     _bank: Bank | None = None
     _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    _met: dict[str, dict[str, bool]] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -123,14 +124,22 @@ class Job:
         self._bank = None
         free_memory()
 
-    def count(self, what: str) -> None:
-        """Keeps count of what the store held already."""
-        self.reused[what] = self.reused.get(what, 0) + 1
+    @property
+    def reused(self) -> dict[str, int]:
+        """How many things of each kind the store held before this run came to them, each once."""
+        held = {what: sum(known.values()) for what, known in self._met.items()}
+        return {what: num for what, num in held.items() if num}
 
-    def tell_reused(self, what: str, total: int) -> None:
-        """Says how much of a stage was in the store."""
-        if self.reused.get(what):
-            self.listener.note(f"{what}: {self.reused[what]} of {total} were in the store")
+    def count(self, what: str, key: str, held: bool) -> None:
+        """Remembers whether the store held a thing when the run first came to it."""
+        self._met.setdefault(what, {}).setdefault(key, held)
+
+    def tell_reused(self, what: str) -> None:
+        """Says, once, how much of a stage was in the store."""
+        text = f"{what}: {self.reused.get(what, 0)} of {len(self._met.get(what, {}))} were in the store"
+        if self.reused.get(what) and text not in self._told:
+            self._told.add(text)
+            self.listener.note(text)
 
     def warn(self, text: str) -> None:
         """Tells the user now, and again in the report."""
@@ -178,8 +187,8 @@ def fit(job: Job, datasets: Sequence[str], stage: str, seed: int | None = None) 
     """The base fine-tuned on the union of some datasets: from the store, or trained now and kept there."""
     key, names = job.finetune_key(datasets, seed), sorted(datasets)
     known = job.store.finetune(key)
+    job.count("experts" if len(names) == 1 else "real fine-tunes", key, known is not None)
     if known is not None:
-        job.count("experts" if len(names) == 1 else "real fine-tunes")
         return known
     text = " + ".join(names)
     waiting = f"waiting for another process that trains {text}"
@@ -239,9 +248,9 @@ def evaluate_proxy(job: Job, mixture: Mixture, part: Part, exponent: float | Non
     exponent = job.exponent if exponent is None else exponent
     key = job.proxy_key(mixture, exponent)
     known, missing = known_scores(job, key, part)
+    if part == "select":
+        job.count("trials", key, not missing)
     if not missing:
-        if part == "select":
-            job.count("trials")
         return known
     bank = job.bank()
     started = time.monotonic()

@@ -63,7 +63,7 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
     if failures:
         hint = "the other experts are in the store; lower train.learning_rate or look for odd rows in these datasets"
         raise TrainingError("; ".join(failures), hint=hint)
-    job.tell_reused("experts", len(experts))
+    job.tell_reused("experts")
     return tuple(experts)
 
 
@@ -78,7 +78,7 @@ def search_mixtures(job: Job) -> Selection:
             strategy.tell(mixture, trials[-1].objective)
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
-    job.tell_reused("trials", len(trials))
+    job.tell_reused("trials")
     warn_of_blunt_targets(job, trials)
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
@@ -153,7 +153,7 @@ def finalize(job: Job, selection: Selection, verification: Verification | None =
         if mixture in failed:
             continue  # verify has said so, and would only fail again
         rows += baseline_row(job, name, "all" if name == "all datasets" else "random", mixture, base)
-    job.tell_reused("real fine-tunes", sum(line.path is not None and len(line.mixture or ()) > 1 for line in rows))
+    job.tell_reused("real fine-tunes")
     return tuple(rows)
 
 

@@ -399,8 +399,8 @@ def _image_folder(source: Source, where: str) -> Table:
     names = tuple(sorted({file.parent.name for file in files}))
     if splits:
         files = [file for file in files if split_of[file] == wanted]
-    label, image = source.label or "label", source.image or "image"
-    return Table((image, label), [{image: str(file), label: file.parent.name} for file in files], names={label: names})
+    rows = [{"image": str(file), "label": file.parent.name} for file in files]
+    return Table(("image", "label"), rows, names={"label": names})
 
 
 def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
@@ -427,9 +427,8 @@ def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
         if y.ndim != 1 or len(x) != len(y):
             message = f"{file}: {pair[0]} {x.shape} and {pair[1]} {y.shape} must have one label for each image"
             raise DataError(f"{where}.path", message)
-        image, label = source.image or "image", source.label or "label"
-        rows += [{image: pixels, label: value} for pixels, value in zip(x, y.tolist(), strict=True)]
-    return Table((source.image or "image", source.label or "label"), rows)
+        rows += [{"image": pixels, "label": value} for pixels, value in zip(x, y.tolist(), strict=True)]
+    return Table(("image", "label"), rows)
 
 
 def _in_memory(kind: str, files: list[Path], where: str) -> Table:

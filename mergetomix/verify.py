@@ -121,7 +121,7 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
             add_check(state, chosen, "verify")
             refit(state)
             advance(1)
-    job.tell_reused("real fine-tunes", len(state.checks))
+    job.tell_reused("real fine-tunes")
     return conclude(state, stopped)
 
 

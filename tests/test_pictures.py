@@ -236,3 +236,9 @@ def test_labels_that_are_none(value: Any) -> None:
 def test_a_stray_table_among_images_is_no_dataset(tmp_path: Path) -> None:
     (folder_of(tmp_path) / "cat" / "notes.json").write_text("{}")
     assert len(get(tmp_path).items) == 6
+
+
+def test_a_column_that_a_folder_or_an_archive_has_not_is_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=tiny.pixels(3), y=[0, 1, 0])
+    for given in (tmp_path / "a.npz", folder_of(tmp_path / "files")):
+        fails("no column 'labl', did you mean 'label'", given, key="datasets.x.label", label="labl")
