@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from mergetomix.errors import RecipeError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mergetomix.data import Example, Examples
     from mergetomix.recipe import Lora, Recipe, Source, Train
     from mergetomix.rows import Row
@@ -176,6 +178,11 @@ class Family(Protocol):
 
     def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]:
         """Batches of at most `batch_tokens` tokens each (or one sequence), the same every time."""
+        ...
+
+    def losses(self, model: Any, batch: Any) -> Tensor:
+        """The sum over scored predictions of -log p, in nats, for every sequence of a batch; float64 on the CPU, shape
+        (sequences,). With its graph, where gradients are on."""
         ...
 
     def negative_log_likelihoods(self, model: Any, batches: Sequence[Any]) -> list[float]:

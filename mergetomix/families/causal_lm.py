@@ -301,23 +301,29 @@ class CausalLM(Pretrained):
         ids_BT, mask_BT, labels_BT = (torch.tensor(x, device=self.device) for x in (ids, mask, labels))
         return Batch(ids_BT, mask_BT, labels_BT, rows)
 
+    def losses(self, model: Any, batch: Batch) -> torch.Tensor:
+        """The sum over scored tokens of -log p, in nats; float64 on the CPU, shape (sequences,), with its graph."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        logits_BTV = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
+        # row by row: a second copy of all logits would take as much memory again
+        nll_BT = torch.stack(
+            [
+                cross_entropy(logits_TV.float(), labels_T, ignore_index=IGNORE, reduction="none")
+                for logits_TV, labels_T in zip(logits_BTV, batch.labels[:, 1:], strict=True)
+            ]
+        )
+        return nll_BT.cpu().double().sum(dim=1)
+
     def negative_log_likelihoods(self, model: Any, batches: Sequence[Batch]) -> list[float]:
         """The sum over scored tokens of -log p, in nats, for every sequence in its original order."""
         import torch
-        from torch.nn.functional import cross_entropy
 
         sums: dict[int, float] = {}
         with torch.inference_mode():
             for batch in batches:
-                logits_BTV = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
-                # row by row: a second copy of all logits would take as much memory again
-                nll_BT = torch.stack(
-                    [
-                        cross_entropy(logits_TV.float(), labels_T, ignore_index=IGNORE, reduction="none")
-                        for logits_TV, labels_T in zip(logits_BTV, batch.labels[:, 1:], strict=True)
-                    ]
-                )
-                sums |= dict(zip(batch.rows, nll_BT.cpu().double().sum(dim=1).tolist(), strict=True))
+                sums |= dict(zip(batch.rows, self.losses(model, batch).tolist(), strict=True))
         return [sums[i] for i in range(len(sums))]
 
     def mean_state(self, model: Any, sequences: Sequence[Encoded], batch_tokens: int) -> Any:

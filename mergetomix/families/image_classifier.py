@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -482,26 +482,34 @@ class ImageClassifier(Pretrained):
         (key,) = {image.head for image in batch.images}
         return self.heads([key])[key].logits(self.features(model, pixels_BCHW))
 
-    def negative_log_likelihoods(self, model: Any, batches: Sequence[Batch]) -> list[float]:
-        """-log p of its class, in nats, for every image in its original order."""
+    def losses(self, model: Any, batch: Batch) -> Tensor:
+        """-log p of each image's class, in nats; float64 on the CPU, shape (images,), with its graph."""
         from torch.nn.functional import cross_entropy
 
-        return self._scored(model, batches, lambda logits_BC, labels_B: cross_entropy(logits_BC, labels_B, reduction="none"))
+        logits_BC = self._logits(model, batch)
+        return cross_entropy(logits_BC, self._labels(batch), reduction="none").cpu().double()
+
+    def negative_log_likelihoods(self, model: Any, batches: Sequence[Batch]) -> list[float]:
+        """-log p of its class, in nats, for every image in its original order."""
+        return self._scored(batches, lambda batch: self.losses(model, batch))
 
     def right(self, model: Any, batches: Sequence[Batch]) -> list[bool]:
         """Whether its class is the likeliest, for every image in its original order."""
-        found = self._scored(model, batches, lambda logits_BC, labels_B: logits_BC.argmax(dim=1) == labels_B)
+        found = self._scored(batches, lambda batch: self._logits(model, batch).argmax(dim=1) == self._labels(batch))
         return [bool(value) for value in found]
 
-    def _scored(self, model: Any, batches: Sequence[Batch], score: Any) -> list[float]:
+    def _labels(self, batch: Batch) -> Tensor:
+        import torch
+
+        return torch.tensor([image.label for image in batch.images], device=self.device)
+
+    def _scored(self, batches: Sequence[Batch], score: Callable[[Batch], Tensor]) -> list[float]:
         import torch
 
         found: dict[int, float] = {}
         with torch.inference_mode():
             for batch in batches:
-                labels_B = torch.tensor([image.label for image in batch.images], device=self.device)
-                values_B = score(self._logits(model, batch), labels_B)
-                found |= dict(zip(batch.rows, values_B.cpu().double().tolist(), strict=True))
+                found |= dict(zip(batch.rows, score(batch).tolist(), strict=True))
         return [found[i] for i in range(len(found))]
 
     def layout(self, keys: Sequence[str]) -> Layout | None:
