@@ -2,239 +2,305 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from mergetomix import merge
+from mergetomix import merge, passes
+from mergetomix.deltas import FullDelta, LoraDelta, params
 from mergetomix.errors import ModelError
-from mergetomix.families import Family
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-PREFIX = "base_model.model."
-# What makes a LoRA adapter more than scaling * B A on linear layers, by its key in adapter_config.json.
-INEXACT = (
-    "use_dora",
-    "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
-    "lora_bias",
-    "trainable_token_indices",
-    "layer_replication",
-    "target_parameters",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "use_bdlora",
-    "use_qalora",
-)
-# Ways to start an adapter that change the base's own weights.
-MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-
-
-class Delta(Protocol):
-    """An expert's params minus the base's."""
-
-    def names(self) -> set[str]:
-        """The params that differ from the base's."""
-        ...
+GIB = 2**30
+_SHARE_OF_MEMORY = 0.5
+_SUM_BYTES = 8
 
 
 @dataclass(frozen=True)
-class FullDelta:
-    """A delta held as one float32 tensor for each param that changed."""
+class Room:
+    """What of a bank fits in memory: the full experts' tensors (`resident`; else they are pages of their files), and a sum
+    that is kept from one mixture to the next (`running`; else it is made anew, tensor by tensor)."""
 
-    tensors: Mapping[str, Tensor]
-
-    def names(self) -> set[str]:
-        """The params that changed."""
-        return set(self.tensors)
+    resident: bool
+    running: bool
 
 
-@dataclass(frozen=True)
-class LoraDelta:
-    """A delta held as factors: scaling * B @ A for each adapted param, with B (out, rank) and A (rank, in).
+def room(deltas: Iterable[FullDelta | LoraDelta], base: Mapping[str, Tensor], memory_bytes: float) -> Room:
+    """What of the full experts fits in `memory_bytes`, beside the model itself.
 
-    `transposed` names the params that the model keeps as (in, out).
+    Raises:
+        ModelError: not even the work on the largest tensor does.
     """
+    full = [delta for delta in deltas if isinstance(delta, FullDelta)]
+    sizes = {name: base[name].numel() for delta in full for name in delta.names()}
+    sums = _SUM_BYTES * sum(sizes.values())
+    experts = sum(delta.num_bytes for delta in full)
+    largest = max(sizes, key=lambda name: sizes[name], default=None)
+    if largest is not None and 2 * _SUM_BYTES * sizes[largest] > memory_bytes:
+        needed = f"{2 * _SUM_BYTES * sizes[largest] / GIB:.3g} GiB to be merged, merge.memory_gib is"
+        raise ModelError("merge.memory_gib", f"the tensor {largest} alone needs {needed} {memory_bytes / GIB:.3g}")
+    return Room(experts + sums <= memory_bytes, sums <= memory_bytes)
 
-    factors: Mapping[str, tuple[Tensor, Tensor]]
-    scaling: float
-    transposed: frozenset[str] = frozenset()
 
-    def names(self) -> set[str]:
-        """The adapted params."""
-        return set(self.factors)
+def free_memory_bytes(device: torch.device) -> float:
+    """The share of the memory that is free where a model lies which a bank may take unless it is told."""
+    import torch
+
+    if device.type == "cuda":
+        return _SHARE_OF_MEMORY * torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return _SHARE_OF_MEMORY * float(psutil.virtual_memory().available)
+
+
+@dataclass
+class Slot:
+    """One param of the live model, flat: `live` shares its memory, `base` is what it was, `total` the running sum of the
+    members' deltas, None where none is kept. `rounding` is the grid of its deltas."""
+
+    name: str
+    live: Tensor
+    base: Tensor
+    rounding: float
+    total: Tensor | None = None
+
+
+Piece = list[tuple[Slot, slice]]
 
 
 class Bank:
-    """Base params and experts' deltas in memory.
+    """Base params and experts' deltas; the live params become those of any mixture.
+
+    live = base + sum_i c_i delta_i, summed in float64 and rounded once. Where all c_i are equal the sum of the members'
+    deltas is kept: the next mixture costs one pass over each delta that comes or goes. Deltas lie on a grid that makes these
+    sums exact, so that it does not matter by which way a mixture was reached.
 
     Args:
         model: a loaded base; its params become the live ones and are changed in place by `set`.
         deltas: one for each expert, by dataset.
+        memory_bytes: for experts and sums, beside the model; None takes half of what is free.
+        origin: the base's params as pages of its files, to be used in place of a copy where experts are not in memory.
 
     Tied params are one storage and are written once; buffers and integer tensors stay the base's.
+
+    Raises:
+        ModelError: the memory is too small for the largest tensor.
     """
 
-    def __init__(self, model: nn.Module, deltas: Mapping[str, FullDelta | LoraDelta]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        deltas: Mapping[str, FullDelta | LoraDelta],
+        memory_bytes: float | None = None,
+        origin: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.model = model
-        self.deltas = dict(deltas)
         self._live = params(model)
+        device = next(iter(self._live.values())).device
+        self.device = device if device.type != "mps" else "cpu"  # MPS has no float64: sums are made beside it
+        self.room = room(deltas.values(), self._live, free_memory_bytes(device) if memory_bytes is None else memory_bytes)
+        self.deltas = {name: self._placed(delta) for name, delta in deltas.items()}
         self._touched = sorted(set().union(*(delta.names() for delta in deltas.values())))
-        self._base = {name: self._live[name].detach().clone() for name in self._touched}
+        self._base = {name: self._copied(name, origin or {}) for name in self._touched}
+        adapted = set().union(*(d.names() for d in deltas.values() if isinstance(d, LoraDelta)))
+        self._adapted = [name for name in self._touched if name in adapted]
+        self._slots = [self._slot(name) for name in self._touched if name not in adapted]
+        self._on_threads = passes.is_compiled(*(slot.live for slot in self._slots))
+        self._pieces = pieces(self._slots, passes.TILE if self._on_threads else passes.LARGE_TILE)
+        self._members: frozenset[str] | None = frozenset()  # of the running sum; None where it was left unfinished
 
     def set(self, coefficients: Mapping[str, float]) -> None:
-        """Live params <- base + sum_i c_i delta_i, summed in float32 in the order of the names, rounded once."""
-        chosen = [(self.deltas[name], coefficients[name]) for name in sorted(coefficients)]
-        for name in self._touched:
-            self._live[name].data.copy_(self._merged(name, chosen))
+        """Live params <- base + sum_i c_i delta_i."""
+        chosen = {name: coefficients[name] for name in sorted(coefficients)}
+        for name in self._adapted:
+            self._fold(name, chosen)
+        values = set(chosen.values())
+        if self.room.running and len(values) == 1:
+            self._move(frozenset(chosen), values.pop())
+        else:
+            self._sum(chosen)
 
     def reset(self) -> None:
         """Live params <- base, to the bit."""
         for name in self._touched:
             self._live[name].data.copy_(self._base[name])
 
-    def _merged(self, name: str, chosen: list[tuple[FullDelta | LoraDelta, float]]) -> Tensor:
-        base = self._base[name]
-        full = [(d.tensors[name], c) for d, c in chosen if isinstance(d, FullDelta) and name in d.tensors]
-        total = merge.METHODS["linear"](base, [t for t, _ in full], [c for _, c in full])
-        adapted = [(d, c) for d, c in chosen if isinstance(d, LoraDelta) and name in d.factors]
-        if adapted:
-            pairs = [d.factors[name] for d, _ in adapted]
-            product = merge.lora_product(pairs, [c * d.scaling for d, c in adapted])
-            total += (product.T if name in adapted[0][0].transposed else product).to(total)
+    def base(self, name: str) -> Tensor:
+        """A param of the base."""
+        return self._base.get(name, self._live[name].data)
+
+    def gradient(self, losses: Iterable[Tensor]) -> tuple[float, dict[str, float]]:
+        """The sum of some losses at the live params, and its derivative in every expert's coefficient.
+
+        d loss / d c_i = <d loss / d params, delta_i>: the params' gradient costs one backward pass, whatever the number of
+        experts, and every expert one product with it.
+
+        Args:
+            losses: scalars with their graphs, made one after the other while this runs: each graph is freed at once.
+        """
+        import torch
+
+        asked = {name: param.requires_grad for name, param in self._live.items()}
+        for name, param in self._live.items():
+            param.requires_grad_(name in self._base)
+            param.grad = None
+        try:
+            with torch.enable_grad():
+                value = sum(_backward(loss) for loss in losses)
+            return float(value), {name: self._along(delta) for name, delta in sorted(self.deltas.items())}
+        finally:
+            for name, param in self._live.items():
+                param.requires_grad_(asked[name])
+                param.grad = None
+
+    def _along(self, delta: FullDelta | LoraDelta) -> float:
+        """<gradient, delta> over all params."""
+        total = 0.0
+        for name in sorted(delta.names()):
+            gradient = self._live[name].grad
+            if gradient is None:
+                continue
+            if isinstance(delta, FullDelta):
+                base, expert = self._base[name].reshape(-1), delta.tensors[name].reshape(-1)
+                total += passes.dot(gradient.reshape(-1).to(base.device), expert, base)
+            else:
+                b, a = delta.factors[name]
+                outer = gradient.T if name in delta.transposed else gradient
+                total += delta.scaling * float(((b.to(outer).T @ outer) * a.to(outer)).sum(dtype=_widest(outer)))
         return total
 
+    # --- full experts
 
-def params(model: nn.Module) -> dict[str, Tensor]:
-    """The floating-point params by name, each storage once."""
-    return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
+    def _move(self, members: frozenset[str], factor: float) -> None:
+        """The running sum <- that of other members, live params <- base + factor * sum."""
+        before, changes = self._members, [(name, 1.0) for name in sorted(members)]
+        fresh = before is None or len(before ^ members) > len(members)
+        if before is not None and not fresh:
+            changes = [(name, 1.0 if name in members else -1.0) for name in sorted(before ^ members)]
+        self._members = None
+        self._spread(lambda piece: self._shift(piece, changes, factor, fresh))
+        self._members = members
+
+    def _spread(self, work: Callable[[Piece], None]) -> None:
+        if self._on_threads:
+            passes.spread(work, self._pieces)
+        else:
+            for piece in self._pieces:
+                work(piece)
+
+    def _shift(self, piece: Piece, changes: Sequence[tuple[str, float]], factor: float, fresh: bool) -> None:
+        for slot, tile in piece:
+            assert slot.total is not None
+            total, base, live = slot.total[tile], slot.base[tile], slot.live[tile]
+            if fresh:
+                total.zero_()
+            todo = [(expert[tile], c) for expert, c in self._experts(slot.name, changes)]
+            for expert, c in todo[:-1]:
+                passes.add(total, expert, base, c, slot.rounding)
+            if todo:
+                expert, c = todo[-1]
+                passes.step(total, expert, base, live, (c, slot.rounding, factor))
+            else:
+                passes.finish(total, base, live, factor)
+
+    def _sum(self, chosen: Mapping[str, float]) -> None:
+        """Live params <- base + sum_i c_i delta_i, made anew in the order of the names."""
+        self._spread(lambda piece: self._sum_piece(piece, list(chosen.items())))
+
+    def _sum_piece(self, piece: Piece, chosen: Sequence[tuple[str, float]]) -> None:
+        import torch
+
+        for slot, tile in piece:
+            base, live = slot.base[tile], slot.live[tile]
+            total = torch.zeros(base.shape, dtype=torch.float64, device=self.device)
+            for expert, c in self._experts(slot.name, chosen):
+                passes.add(total, expert[tile], base, c, slot.rounding)
+            passes.finish(total, base, live, 1.0)
+
+    def _experts(self, param: str, chosen: Iterable[tuple[str, float]]) -> list[tuple[Tensor, float]]:
+        """The flat tensors of those among some experts that change a param, with their factors."""
+        found = []
+        for name, c in chosen:
+            delta = self.deltas[name]
+            if isinstance(delta, FullDelta) and param in delta.tensors:
+                found.append((delta.tensors[param].reshape(-1), c))
+        return found
+
+    # --- adapters
+
+    def _fold(self, name: str, chosen: Mapping[str, float]) -> None:
+        """A param that adapters change: the sum of their products is one product, of the sum of their ranks."""
+        import torch
+
+        base = self._base[name]
+        lora = [(d, c) for d, c in self._changing(name, chosen) if isinstance(d, LoraDelta)]
+        full = [(d, c) for d, c in self._changing(name, chosen) if isinstance(d, FullDelta)]
+        total = base.double() if full or base.dtype == torch.float64 else base.float()
+        if lora:
+            product = merge.lora_product([d.factors[name] for d, _ in lora], [c * d.scaling for d, c in lora], total.dtype)
+            total = total + (product.T if name in lora[0][0].transposed else product).to(total)
+        for delta, c in full:
+            total = total + c * (delta.tensors[name].to(total) - base.to(total))
+        self._live[name].data.copy_(total.to(self._live[name].dtype))
+
+    def _changing(self, param: str, chosen: Mapping[str, float]) -> list[tuple[FullDelta | LoraDelta, float]]:
+        return [(self.deltas[name], c) for name, c in chosen.items() if param in self.deltas[name].names()]
+
+    # --- laying out
+
+    def _placed(self, delta: FullDelta | LoraDelta) -> FullDelta | LoraDelta:
+        if isinstance(delta, FullDelta) and self.room.resident:
+            return delta.resident(self.device)
+        return delta
+
+    def _copied(self, name: str, origin: Mapping[str, Tensor]) -> Tensor:
+        """The base's own of a param: pages of its file where they are the same, else a copy."""
+        import torch
+
+        live = self._live[name].data
+        page = origin.get(name)
+        on_file = page is not None and live.device.type == "cpu" and page.dtype == live.dtype and torch.equal(page, live)
+        if on_file and not self.room.resident:
+            assert page is not None
+            return page
+        return live.detach().to(self.device, copy=True)
+
+    def _slot(self, name: str) -> Slot:
+        import torch
+
+        largest = sum(d.spans[name] for d in self.deltas.values() if isinstance(d, FullDelta) and name in d.spans)
+        base, param = self._base[name].reshape(-1), self._live[name]
+        if not param.is_contiguous():
+            param.data = param.data.contiguous()
+        total = torch.zeros(base.shape, dtype=torch.float64, device=self.device) if self.room.running else None
+        return Slot(name, param.data.view(-1), base, passes.grid(largest), total)
 
 
-def read_delta(family: Family, base: Mapping[str, Tensor], path: str, where: str) -> FullDelta | LoraDelta:
-    """The delta of the expert in folder `path`: a full model or a LoRA adapter, in safetensors.
-
-    Args:
-        base: the base's params.
-        where: the expert's place in the recipe, for errors.
-
-    Raises:
-        ModelError: a tensor is missing, extra or misshapen, or the adapter is of a kind that is no plain product.
-    """
-    if not Path(path).is_dir():
-        raise ModelError(where, f"{path} is not a folder")
-    if (Path(path) / "adapter_config.json").exists():
-        return _lora(family, base, Path(path), where)
-    expert = family.load(path, where)
-    deltas = full_delta(base, params(expert), where)
-    changed = {name: delta for name, delta in deltas.items() if delta.any()}
-    family.check_expert(expert, frozenset(changed), where)
-    return FullDelta(changed)
+def pieces(slots: Sequence[Slot], most: int) -> list[Piece]:
+    """The slots' tiles of at most `most` elements, small ones together: work for one thread at a time."""
+    found: list[Piece] = []
+    room_left = 0
+    for slot in slots:
+        for tile in passes.tiles(len(slot.base), most):
+            num = tile.stop - tile.start
+            if num > room_left:
+                found.append([])
+                room_left = most
+            found[-1].append((slot, tile))
+            room_left -= num
+    return found
 
 
-def full_delta(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Expert minus base in float32, for every param. Raises ModelError naming the first tensor that does not fit."""
+def _backward(loss: Tensor) -> float:
+    loss.backward()
+    return float(loss.detach())
+
+
+def _widest(tensor: Tensor) -> Any:
+    """The type to sum in: float64 where the device has it."""
     import torch
 
-    for name in sorted(set(base) ^ set(expert)):
-        side = "lacks" if name in base else "has, but the base lacks,"
-        raise ModelError(where, f"the expert {side} the tensor {name}")
-    deltas = {}
-    for name, tensor in base.items():
-        if expert[name].shape != tensor.shape:
-            shapes = f"{tuple(expert[name].shape)} in the expert, {tuple(tensor.shape)} in the base"
-            raise ModelError(where, f"the tensor {name} has the shape {shapes}", hint="experts must come from this base")
-        deltas[name] = expert[name].detach().float() - tensor.detach().float()
-        if not torch.isfinite(deltas[name]).all():
-            raise _not_finite(name, where)
-    return deltas
-
-
-def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) -> LoraDelta:
-    from safetensors.torch import load_file
-
-    file = path / "adapter_model.safetensors"
-    if not file.exists():
-        raise ModelError(where, f"{path} holds no adapter_model.safetensors", hint="only safetensors are read, never pickles")
-    with family.errors(str(path), where):
-        config = json.loads((path / "adapter_config.json").read_text())
-        _refuse_inexact(config, where)
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        tensors = load_file(file)
-    factors = {name: _on_device(pair, base, name) for name, pair in _pairs(tensors, where).items()}
-    for name, pair in factors.items():
-        _check_pair(name, pair, base, name in family.transposed, where)
-    family.check_expert(None, frozenset(factors), where)
-    scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LoraDelta(factors, scaling, family.transposed)
-
-
-def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
-    """Adapters whose delta is not scaling * B A on this very base, with one scaling, are refused by name."""
-    if config.get("peft_type") != "LORA":
-        raise ModelError(where, f"adapters of type {config.get('peft_type')} cannot be merged exactly; LORA can")
-    for key in INEXACT:
-        if config.get(key):
-            raise ModelError(where, f"an adapter with {key} set cannot be merged exactly")
-    if config.get("bias", "none") != "none":
-        raise ModelError(where, f"an adapter with bias: {config['bias']} cannot be merged exactly")
-    start = str(config.get("init_lora_weights", True)).lower()
-    if start.startswith(MOVES_BASE):
-        hint = "convert it to a plain adapter with PEFT's path_initial_model_for_weight_conversion"
-        raise ModelError(where, f"an adapter with init_lora_weights: {start} stands on a changed base", hint=hint)
-
-
-def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """(B, A) of every adapted param."""
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
-    for key in sorted(tensors):
-        stem, found, side = key.rpartition(".lora_")
-        if not found or side not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
-            raise ModelError(where, f"the adapter's tensor {key} is no LoRA factor, so it cannot be merged exactly")
-        other = f"{stem}.lora_{'B' if side[0] == 'A' else 'A'}.weight"
-        if other not in tensors:
-            raise ModelError(where, f"the adapter lacks the tensor {other}")
-        pairs[f"{stem.removeprefix(PREFIX)}.weight"] = (tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"])
-    if not pairs:
-        raise ModelError(where, "the adapter holds no tensors")
-    return pairs
-
-
-def _on_device(pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
-    """The factors beside the param that they change, so that products are taken there."""
-    device = base[name].device if name in base else None
-    return pair[0].to(device), pair[1].to(device)
-
-
-def _check_pair(name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str) -> None:
-    import torch
-
-    if name not in base:
-        raise ModelError(where, f"the adapter changes {name}, which the base lacks or shares with another tensor")
-    b, a = pair
-    shape = (b.shape[0], a.shape[1]) if a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] else None
-    wanted = tuple(base[name].shape)[:: -1 if transposed else 1]
-    if shape != wanted:
-        message = f"the adapter of {name} has the factors B {tuple(b.shape)} and A {tuple(a.shape)}, the base needs {wanted}"
-        raise ModelError(where, message, hint="experts must come from this base")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise _not_finite(name, where)
-
-
-def _not_finite(name: str, where: str) -> ModelError:
-    return ModelError(where, f"the tensor {name} of the expert holds values that are not finite")
-
-
-def nonfinite(model: nn.Module, names: Iterable[str] | None = None) -> str | None:
-    """The first param that holds a value that is not finite, or None."""
-    import torch
-
-    wanted = params(model)
-    return next((n for n in names or wanted if not torch.isfinite(wanted[n]).all()), None)
+    return tensor.dtype if tensor.device.type == "mps" else torch.float64

@@ -5,13 +5,15 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from mergetomix import merge, train
-from mergetomix.bank import Bank, read_delta
-from mergetomix.bank import params as live_params
+from mergetomix.bank import GIB, Bank
+from mergetomix.deltas import mapped, read_delta
+from mergetomix.deltas import params as live_params
 from mergetomix.errors import Fault, TrainingError
 from mergetomix.families import Item
 from mergetomix.inputs import Inputs, Scorer, read_inputs
@@ -33,7 +35,9 @@ class Job:
     run: int | None = None
     started: float = field(default_factory=time.monotonic)
     warnings: list[str] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
     _bank: Bank | None = None
+    _scratch: Path | None = None
     _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _met: dict[str, dict[str, bool]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -114,10 +118,29 @@ class Job:
                     if record is None:
                         raise Fault(f"the expert of {name} is gone from the store", hint="run the experts stage again")
                     where = f"datasets.{name}.expert"
-                    deltas[name] = read_delta(self.inputs.family, base, record.path, where)
+                    scratch = self.scratch() / record.key
+                    deltas[name] = read_delta(self.inputs.family, base, record.path, where, scratch)
                     advance(1)
-            self._bank = Bank(model, deltas)
+            self._bank = Bank(model, deltas, self.memory_bytes, self.origin(base))
         return self._bank
+
+    @property
+    def memory_bytes(self) -> float | None:
+        """Memory for the bank; None where the recipe leaves it open."""
+        wanted = self.recipe.merge.memory_gib
+        return None if wanted is None else wanted * GIB
+
+    def origin(self, base: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The base's params as pages of its files, where it is a folder whose files hold them by their names."""
+        folder = Path(self.recipe.base.path)
+        found = mapped(self.inputs.family, folder, base, "base.path") if folder.is_dir() else None
+        return found or {}
+
+    def scratch(self) -> Path:
+        """A folder that goes when the job ends."""
+        if self._scratch is None:
+            self._scratch = self.closing.enter_context(self.store.scratch())
+        return self._scratch
 
     def release(self) -> None:
         """Frees the bank: a fine-tune needs the memory."""
@@ -171,6 +194,7 @@ def open_job(recipe: Recipe, listener: Listener | None = None) -> Iterator[Job]:
             outcome = f"failed: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise
         finally:
+            job.closing.close()
             store.end_run(job.run, outcome)
     finally:
         store.close()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mergetomix.records import Mixture
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -48,8 +49,8 @@ def linear(base: Tensor, deltas: Sequence[Tensor], factors: Sequence[float]) -> 
     return total
 
 
-def lora_product(pairs: Sequence[tuple[Tensor, Tensor]], factors: Sequence[float]) -> Tensor:
-    """sum_i c_i B_i A_i as one matrix product of rank sum of ranks, in float32: shape (out, in).
+def lora_product(pairs: Sequence[tuple[Tensor, Tensor]], factors: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
+    """sum_i c_i B_i A_i as one matrix product of rank sum of ranks, in float32 (or `dtype`): shape (out, in).
 
     Averaging the A and the B apart would give cross terms B_i A_j, which belong to no expert.
 
@@ -59,8 +60,9 @@ def lora_product(pairs: Sequence[tuple[Tensor, Tensor]], factors: Sequence[float
     """
     import torch
 
-    tall = torch.cat([b.float() * factor for (b, _), factor in zip(pairs, factors, strict=True)], dim=1)
-    wide = torch.cat([a.float() for _, a in pairs], dim=0)
+    kind = dtype or torch.float32
+    tall = torch.cat([b.to(kind) * factor for (b, _), factor in zip(pairs, factors, strict=True)], dim=1)
+    wide = torch.cat([a.to(kind) for _, a in pairs], dim=0)
     return tall @ wide
 
 

@@ -336,6 +336,9 @@ class Merge(Section):
     weighting: Literal["equal", "size", "tokens"] = "equal"
     """`equal` weighs the experts of a subset alike; `size` by their number of training sequences; `tokens` by their number of
     tokens on which the loss is taken."""
+    memory_gib: float | None = Field(default=None, gt=0)
+    """Memory for experts and their sum, beside the model, where the model lies. What does not fit is read from the disk each
+    time; null takes half of what is free."""
 
 
 class Search(Section):

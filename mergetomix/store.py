@@ -224,6 +224,17 @@ class Store:
             shutil.rmtree(draft, ignore_errors=True)
             _writing.discard(draft.name)
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty folder for what this process needs for a while; it goes at the end, or with the next process's start."""
+        folder = self._draft("scratch")
+        try:
+            folder.mkdir()
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            _writing.discard(folder.name)
+
     def _draft(self, key: str) -> Path:
         """A new name under tmp that says whose it is."""
         self._must_be_writable()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mergetomix.bank import nonfinite
+from mergetomix.deltas import nonfinite
 from mergetomix.errors import TrainingError
 from mergetomix.families import Family, Item
 from mergetomix.recipe import Train

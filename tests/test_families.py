@@ -13,8 +13,9 @@ import tiny
 import tiny_images
 import torch
 
-from mergetomix.bank import Bank, params, read_delta
+from mergetomix.bank import Bank
 from mergetomix.data import Example
+from mergetomix.deltas import params, read_delta
 from mergetomix.families import Family, content, open_family, take_tokens
 from mergetomix.merge import coefficients
 from mergetomix.recipe import Recipe, Train, parse

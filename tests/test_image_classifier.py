@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mergetomix.bank import Bank, params, read_delta
+from mergetomix.bank import Bank
+from mergetomix.deltas import params, read_delta
 from mergetomix.errors import DataError, ModelError, RecipeError, TrainingError
 from mergetomix.families.heads import probe
 from mergetomix.families.image_classifier import ImageClassifier

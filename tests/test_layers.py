@@ -19,10 +19,11 @@ LAYERS = (
     "errors",
     "records progress problems values",
     "mixture recipe address disk ledger store image rows fidelity calibrate pool",
-    "merge data",
-    "pictures",
+    "kernels merge data",
+    "pictures passes",
     "families",
-    "bank",
+    "deltas",
+    "bank beside",
     "train targets search",
     "inputs",
     "job",
@@ -36,7 +37,8 @@ LAYERS = (
     "__main__",
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer.split()}
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "plotly"}
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "plotly", "numba", "psutil"}
+COMPILED = "mergetomix.kernels"  # the module that others import inside functions because of what it imports at once
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES = 600, 60
 
@@ -115,7 +117,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_heavy_packages_are_imported_inside_functions(name: str) -> None:
     for found in imports_in(MODULES[name].read_text()):
-        is_heavy = found.module.partition(".")[0] in HEAVY
+        is_heavy = found.module == COMPILED or (found.module.partition(".")[0] in HEAVY and name != COMPILED)
         assert not (is_heavy and found.at_once), f"{name}, line {found.line}: imports {found.module} at once"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,11 +155,15 @@ class Family(Protocol):
         """The base with fresh adapters."""
         ...
 
-    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+    def check_folder(self, folder: Path, where: str) -> None:
+        """Raises ModelError where an expert's folder says that it reads its input otherwise than the base."""
+        ...
+
+    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
         """Raises ModelError where an expert changes what no fine-tune of this family does.
 
         Args:
-            model: the expert, None where it is an adapter.
+            load: gives the expert's model; None where it is an adapter.
             changed: the params that it changes.
         """
         ...

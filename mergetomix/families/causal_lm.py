@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergetomix import data
@@ -75,6 +76,7 @@ class CausalLM(Pretrained):
         self.wanted_length = max_length
         self.limit: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         self.max_length = min(max_length, self.limit or max_length)
+        self._known_tokenizers: set[bytes] = set()
 
     @property
     def auto_class(self) -> Any:
@@ -131,7 +133,24 @@ class CausalLM(Pretrained):
     def prepare(self, model: Any) -> None:
         """A language model is taken as it is."""
 
-    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+    def check_folder(self, folder: Path, where: str) -> None:
+        """Raises ModelError where a folder holds a tokenizer with another vocabulary: its ids would be other words."""
+        from transformers import AutoTokenizer
+
+        file = folder / "tokenizer.json"
+        content = file.read_bytes() if file.exists() else b""
+        if not content or content in self._known_tokenizers:
+            return
+        with self.errors(str(folder), where):
+            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.base.trust_remote_code).get_vocab()
+        ours = self.tokenizer.get_vocab()
+        if theirs != ours:
+            token = min(set(theirs.items()) ^ set(ours.items()))[0]
+            message = f"its tokenizer is not the base's: {token!r} is {theirs.get(token)} there and {ours.get(token)} here"
+            raise ModelError(where, message, hint="experts must come from this base")
+        self._known_tokenizers.add(content)
+
+    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
         """Every param may change."""
 
     def lora_config(self, lora: Lora) -> Any:

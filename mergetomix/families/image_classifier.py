@@ -381,14 +381,18 @@ class ImageClassifier(Pretrained):
             raise RecipeError("train.lora.target_modules", message, hint="use train.method: full")
         return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen)  # type: ignore[arg-type]  # PEFT divides alpha by the rank: a fraction is as good
 
-    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+    def check_folder(self, folder: Path, where: str) -> None:
+        """Images are prepared as the base wants them, whatever a folder says."""
+
+    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
         """Raises ModelError where an expert changes what stays the base's in every merge."""
         odd = sorted(name for name in changed if not self.is_trained(name))
         if odd:
             message = f"the expert changes {odd[0]}, which stays the base's: only the image encoder is merged"
             raise ModelError(where, message, hint="experts must have been trained with the text encoder and the heads frozen")
-        if model is None:
+        if load is None or not (self.head_kind == "shared" or self._statistics):
             return
+        model = load()
         if self.head_kind == "shared":
             labels = tuple(str(model.config.id2label[i]) for i in sorted(model.config.id2label))
             pairs = [(mine, shared) for mine, shared in zip(labels, self.classes, strict=False) if mine != shared]

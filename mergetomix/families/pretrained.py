@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -179,7 +179,11 @@ class Pretrained(ABC):
         return get_peft_model(model, self.lora_config(lora))
 
     @abstractmethod
-    def check_expert(self, model: Any, changed: frozenset[str], where: str) -> None:
+    def check_folder(self, folder: Path, where: str) -> None:
+        """Raises ModelError where an expert's folder says that it reads its input otherwise than the base."""
+
+    @abstractmethod
+    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
         """Raises ModelError where an expert changes what no fine-tune does."""
 
 

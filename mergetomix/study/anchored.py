@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergetomix import calibrate
-from mergetomix.bank import Bank, params, read_delta
+from mergetomix.bank import Bank
 from mergetomix.calibrate import Array
+from mergetomix.deltas import params, read_delta
 from mergetomix.job import Job, Model, known_scores, score_and_keep
 from mergetomix.records import Mixture, Scores
 from mergetomix.store import digest
