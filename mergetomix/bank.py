@@ -104,7 +104,7 @@ class Bank:
     def _merged(self, name: str, chosen: list[tuple[FullDelta | LoraDelta, float]]) -> Tensor:
         base = self._base[name]
         full = [(d.tensors[name], c) for d, c in chosen if isinstance(d, FullDelta) and name in d.tensors]
-        total = merge.METHODS["linear"](base, [t for t, _ in full], [c for _, c in full])
+        total = merge.linear(base, [t for t, _ in full], [c for _, c in full])
         adapted = [(d, c) for d, c in chosen if isinstance(d, LoraDelta) and name in d.factors]
         if adapted:
             pairs = [d.factors[name] for d, _ in adapted]
