@@ -22,7 +22,7 @@ LAYERS = (
     "merge data",
     "pictures",
     "families",
-    "bank",
+    "bank statistics",
     "train targets search",
     "inputs",
     "job",
