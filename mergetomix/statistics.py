@@ -46,7 +46,8 @@ def fisher(
     import torch
 
     params = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    chosen, found = spread(sequences, max_sequences), {}
+    chosen = spread(sequences, max_sequences)
+    found: dict[str, Tensor] = {}
     for sequence in chosen:
         (batch,) = family.batches([sequence], 1)
         with torch.enable_grad():
@@ -54,7 +55,7 @@ def fisher(
             gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         for name, gradient in zip(params, gradients, strict=True):
             if gradient is not None:
-                square = gradient.float().square_()
+                square = gradient.float().square()  # not in place: two params may share one tensor of gradients
                 found[name] = found[name].add_(square) if name in found else square
     return {name: total.div_(len(chosen)) for name, total in found.items()}
 
