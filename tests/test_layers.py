@@ -22,7 +22,7 @@ LAYERS = (
     "kernels merge data",
     "pictures passes",
     "families",
-    "deltas",
+    "deltas statistics",
     "bank beside",
     "train targets search",
     "inputs",

@@ -1,0 +1,71 @@
+"""What a method of merging is given, one param at a time, and what is known of the method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One param of the base and what each expert of a mixture has of it.
+
+    Args:
+        param: the param's name.
+        base: its values, of any shape and floating type.
+        deltas: expert minus base, float32, of the base's shape, one for each expert.
+        weights: the mixture's weights, on the simplex, one for each expert.
+        experts: what each expert is, as a text that its content gives: what a random method draws for an expert depends on
+            the seed, this text and the param's name alone, never on the rest of the mixture.
+        statistics: one tensor for each expert: the diagonal Fisher information, of the param's shape, or the Gram matrix
+            of the layer's inputs, (in, in); empty where the method needs none, or where the param has none.
+        transposed: whether the param stands as (in, out), as GPT-2 keeps it, and not as (out, in).
+    """
+
+    param: str
+    base: Tensor
+    deltas: Sequence[Tensor]
+    weights: Sequence[float]
+    experts: Sequence[str]
+    statistics: Sequence[Tensor] = ()
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge: params <- base + gain * combine(parts, **options).
+
+    Args:
+        combine: gives the merged delta, float32, of the base's shape; it changes none of its arguments.
+        options: the hyper-parameters that it heeds, by their names in OPTIONS.
+        source: the paper.
+        formula: the merged delta in a line.
+        needs: the statistic that it weighs experts by, `fisher` or `gram`, or None.
+        scaled: whether gain = k * scale(k) multiplies the merged delta; otherwise it is 1.
+        max_experts: the most experts that it takes, None for any number.
+    """
+
+    combine: Callable[..., Tensor]
+    options: tuple[str, ...]
+    source: str
+    formula: str
+    needs: str | None = None
+    scaled: bool = True
+    max_experts: int | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """A hyper-parameter: the smallest and the largest value that make sense, and what it says.
+
+    `default` is None where methods differ: `defaults` gives each one's.
+    """
+
+    default: float | None
+    low: float
+    high: float
+    text: str
