@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, TrainingError, UserError
+from mergetomix.folder import Form
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
 
 if TYPE_CHECKING:
     from mergetomix.plan import Plan
     from mergetomix.progress import Listener
     from mergetomix.recipe import Recipe
+    from mergetomix.write import Written
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,7 @@ __all__ = [
     "DataError",
     "Fault",
     "Finetune",
+    "Form",
     "MergeToMixError",
     "Mixture",
     "ModelError",
@@ -45,6 +48,7 @@ __all__ = [
     "Trial",
     "UserError",
     "Verification",
+    "Written",
     "__version__",
     "check",
     "finalize",
@@ -58,7 +62,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Recipe` and `Plan`, whose modules are not loaded before they are asked for."""
+    """`Recipe`, `Plan` and `Written`, whose modules are not loaded before they are asked for."""
     if name == "Recipe":
         from mergetomix.recipe import Recipe
 
@@ -67,6 +71,10 @@ def __getattr__(name: str) -> Any:
         from mergetomix.plan import Plan
 
         return Plan
+    if name == "Written":
+        from mergetomix.write import Written
+
+        return Written
     raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
 
 
@@ -164,20 +172,28 @@ def write_proxy(
     out: str | Path,
     weights: Sequence[float] | None = None,
     listener: Listener | None = None,
-) -> None:
-    """Write the proxy of a mixture as a Hugging Face folder.
+    form: Form | None = None,
+) -> Written:
+    """Write the proxy of a mixture as a folder that `from_pretrained` loads, with its processor, a model card and the recipe.
+
+    The folder appears whole or not at all. Experts that the store lacks are trained first.
 
     Args:
         datasets: names of the recipe's datasets.
         out: a folder that does not exist or is empty.
         weights: one for each dataset, in their order, of any sum; equal without.
+        form: how it is written, see `Form`; the merged model in the base's number type without.
+
+    Raises:
+        UserError: a name, a weight, the folder or the form is wrong; said before anything is trained.
     """
-    from mergetomix import pipeline
+    from mergetomix import pipeline, write
     from mergetomix.job import open_job
 
-    checked = load_recipe(recipe)
+    checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
+    write.check(checked, names, folder, chosen)
     with open_job(checked, listener) as job:
-        pipeline.merge_to_folder(job, pipeline.mixture_of(job, datasets, weights), Path(out))
+        return write.write(job, pipeline.mixture_of(job, names, weights), folder, chosen)
 
 
 def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Plan:

@@ -272,20 +272,32 @@ def merge(
     recipe: RecipePath,
     datasets: Annotated[str, typer.Argument(help="Names of datasets, with commas between.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    weights: Annotated[str | None, typer.Option(help="One number for each dataset, with commas between.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One number for each dataset, with commas between; scaled to sum to 1.")
+    ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="One LoRA adapter instead of the merged model.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter: the nearest one. Exact without.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16. The base's without; float32 for an adapter.")
+    ] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Largest file of weights, such as 5GB.")] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Write a mixture's merged model as a folder."""
+    """Write a mixture's merged model, or one adapter for it, as a folder."""
     import mergetomix
 
     names = [name.strip() for name in datasets.split(",") if name.strip()]
+    form = mergetomix.Form(adapter, rank, dtype, max_shard_size)
+    with listening() as listener:
+        written = mergetomix.write_proxy(_load(recipe, overrides), names, out, _numbers(weights), listener, form)
+    print("\n".join(written.sentences()))
+
+
+def _numbers(weights: str | None) -> list[float] | None:
     try:
-        numbers = None if weights is None else [float(weight) for weight in weights.split(",")]
+        return None if weights is None else [float(weight) for weight in weights.split(",")]
     except ValueError:
         raise UserError(f"--weights needs numbers with commas between, not {weights!r}") from None
-    with listening() as listener:
-        mergetomix.write_proxy(_load(recipe, overrides), names, out, numbers, listener)
-    print(f"wrote {out}")
 
 
 @app.command()

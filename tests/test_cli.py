@@ -267,12 +267,57 @@ def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> N
     assert code == 2 and "no empty folder" in errors
     code, _, errors = call("merge", path, "a,z", "-o", tmp_path / "other")
     assert code == 2 and "'z'" in errors
+    assert not (tmp_path / "other").exists()
     report = (tmp_path / "run" / "report.md").read_text()
     assert "## Final table" in report and "## Cost" in report
     resolved = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert resolved["train"]["max_steps"] == 1
     code, _, errors = call("run", tmp_path / "run" / "recipe.yaml")
     assert code == 0 and "experts: 3 of 3 were in the store" in errors
+
+
+def test_merge_as_model_and_as_adapter(tmp_path: Path, call: Call) -> None:
+    values = recipe_values(tmp_path)
+    values["train"] |= {"method": "lora", "max_steps": 1, "lora": {"rank": 2, "alpha": 4}}
+    path = write_recipe(tmp_path, values)
+    shown = ["--weights", "3,1", "--dtype", "bfloat16", "--max-shard-size", "1MB"]
+    code, output, errors = call("merge", path, "a,c", "-o", tmp_path / "model", *shown)
+    assert code == 0 and f"wrote {tmp_path / 'model'}: the merged model in bfloat16" in output, errors
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "| a | 0.75 | 0.75 |" in card and "| c | 0.25 | 0.25 |" in card
+    code, output, _ = call("merge", path, "a, c", "--out", tmp_path / "exact", "--adapter")
+    assert code == 0 and "an adapter in float32" in output
+    assert "rank 4, exact up to rounding; the experts' ranks sum to 4" in output
+    code, output, _ = call("merge", path, "c,a", "--out", tmp_path / "low", "--adapter", "--rank", "1")
+    assert code == 0 and "rank 1, the nearest of this rank" in output and "over all params, at most" in output
+    code, output, _ = call("merge", path, "c,a", "--out", tmp_path / "high", "--adapter", "--rank", "9")
+    assert code == 0 and "rank 9 was asked for, which is over that sum" in output
+
+
+MERGES: dict[str, tuple[list[str], str]] = {
+    "rank of a model": (["a", "--rank", "4"], "add --adapter"),
+    "rank of none": (["a", "--adapter", "--rank", "0"], "at least 1, not 0"),
+    "adapter of full experts": (["a,b", "--adapter"], "the expert of 'a' is a full model"),
+    "number type": (["a", "--dtype", "int4"], "float32, bfloat16, float16, not 'int4'"),
+    "size": (["a", "--max-shard-size", "big"], "such as 5GB, not 'big'"),
+    "sizes of an adapter": (["a", "--adapter", "--max-shard-size", "5GB"], "an adapter is one file"),
+    "names": (["a,maths"], "no dataset is called 'maths'"),
+    "no names": ([","], "at least one dataset"),
+    "a name twice": (["a,b,a"], "'a' stands twice"),
+    "words for weights": (["a,b", "--weights", "x,y"], "--weights needs numbers"),
+    "too few weights": (["a,b", "--weights", "1"], "2 datasets need as many weights"),
+    "no weight": (["a,b", "--weights", "0,0"], "not all zero"),
+}
+
+
+@pytest.mark.parametrize("case", MERGES)
+def test_a_mistake_in_merge_is_one_message_before_any_training(tmp_path: Path, call: Call, case: str) -> None:
+    given, message = MERGES[case]
+    code, output, errors = call("merge", write_recipe(tmp_path, recipe_values(tmp_path)), *given, "-o", tmp_path / "out")
+    assert code == 2 and message in errors[errors.index("error: ") :] and output == ""
+    assert "Traceback" not in errors and "experts: " not in errors
+    assert not list(tmp_path.glob("*out*"))
 
 
 def test_init_writes_a_recipe_that_loads(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,41 @@ def test_a_merge_is_written_with_its_heads(recipe: Path, tmp_path: Path) -> None
         assert kept.get_tensor(f"{key}.weight").shape == (3, 32)
 
 
+def test_a_merge_of_images_has_a_card_and_may_be_in_several_files(recipe: Path, tmp_path: Path) -> None:
+    from transformers import AutoProcessor, CLIPModel
+
+    m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "whole")
+    m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "parts", form=m2m.Form(max_shard_size="100KB"))
+    assert (tmp_path / "parts" / "model.safetensors.index.json").exists()
+    assert (tmp_path / "parts" / "heads.safetensors").exists() and AutoProcessor.from_pretrained(tmp_path / "parts")
+    one, other = (dict(CLIPModel.from_pretrained(tmp_path / name).named_parameters()) for name in ("whole", "parts"))
+    assert set(one) == set(other) and all(one[name].equal(other[name]) for name in one)
+    front = yaml.safe_load((tmp_path / "parts" / "README.md").read_text().split("---\n")[1])
+    assert front["base_model"] == m2m.load_recipe(recipe).base.path
+
+
+def test_an_adapter_of_images_is_the_merge(recipe: Path, tmp_path: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import CLIPModel
+
+    changes = ["train.method=lora", "train.max_steps=3", "train.lora.rank=2", "train.augment=null"]
+    lora = m2m.load_recipe(recipe, changes)
+    m2m.write_proxy(lora, ["a", "b"], tmp_path / "merged")
+    written = m2m.write_proxy(lora, ["a", "b"], tmp_path / "adapter", form=m2m.Form(adapter=True))
+    assert written.adapter is not None and written.adapter.rank == 4
+    assert all(name.startswith(("vision_model.", "visual_projection.")) for name in written.adapter.factors)
+    assert (tmp_path / "adapter" / "heads.safetensors").exists()
+    pixels = torch.rand(2, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(0))
+    base = CLIPModel.from_pretrained(lora.base.path)
+    with torch.no_grad():
+        plain = base.get_image_features(pixel_values=pixels).pooler_output
+        want = CLIPModel.from_pretrained(tmp_path / "merged").get_image_features(pixel_values=pixels).pooler_output
+        found = PeftModel.from_pretrained(base, tmp_path / "adapter").get_image_features(pixel_values=pixels).pooler_output
+    assert (want - plain).abs().max() > 1e-4
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
+
+
 def test_the_plan_counts_patches(recipe: Path) -> None:
     plan = m2m.check(m2m.load_recipe(recipe, ["store=another"]))
     assert [dataset.num_tokens for dataset in plan.datasets] == [18 * 9] * 3

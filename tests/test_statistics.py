@@ -12,7 +12,7 @@ import tiny_images
 import torch
 from torch import Tensor
 
-from mergetomix.bank import params
+from mergetomix.deltas import params
 from mergetomix.merge import METHODS, Parts
 from mergetomix.statistics import STATISTICS, Statistic, fisher, gram, spread
 

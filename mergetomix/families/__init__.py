@@ -168,8 +168,12 @@ class Family(Protocol):
         """
         ...
 
-    def save(self, model: Any, folder: Path) -> None:
-        """Write a model (full or adapter) and its processor as a folder that `from_pretrained` loads."""
+    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
+        """Write a model (full or adapter) and its processor as a folder that `from_pretrained` loads.
+
+        Args:
+            max_shard_size: largest file of a full model's weights, such as `5GB`; None is as transformers has it.
+        """
         ...
 
     def num_trained(self, lora: Lora | None) -> int:

@@ -405,9 +405,9 @@ class ImageClassifier(Pretrained):
                 message = f"the expert changes the running statistics {name}, which cannot be merged"
                 raise ModelError(where, message, hint="train it with its normalisation layers in evaluation mode")
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
         """Write a model and its processor as a folder that `from_pretrained` loads, with the frozen heads beside it."""
-        super().save(model, folder)
+        super().save(model, folder, max_shard_size)
         if self.has_two_encoders:
             self.tokenizer.save_pretrained(folder)
         trained_with: Mapping[str, Head] | None = getattr(_core(model), "frozen_heads", None)

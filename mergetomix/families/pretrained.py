@@ -166,10 +166,11 @@ class Pretrained(ABC):
         with quiet():
             return PeftModel.from_pretrained(self.load(), path).to(self.device).eval()
 
-    def save(self, model: Any, folder: Path) -> None:
+    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
         """Write a model (full or adapter) and its processor as a folder that `from_pretrained` loads."""
+        options = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, **options)
             self.processor.save_pretrained(folder)
 
     def adapted(self, model: Any, lora: Lora) -> Any:
