@@ -23,7 +23,8 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from mergetomix import train
 from mergetomix.demo import images as demo
 from mergetomix.families.image_classifier import ImageClassifier
-from mergetomix.recipe import Augment, Base, Dataset, Images, Train
+from mergetomix.recipe import Dataset, Train
+from mergetomix.sections import Augment, Base, Images
 
 RUNS = 5
 

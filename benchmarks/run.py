@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("startup", "search_overhead", "image_input", "lora_combination", "demo_seeds")
+NAMES = (
+    "startup",
+    "search_overhead",
+    "image_input",
+    "bank_switch",
+    "merge_methods",
+    "lora_combination",
+    "gradient",
+    "demo_seeds",
+)
 
 
 def main() -> None:

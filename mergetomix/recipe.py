@@ -11,69 +11,41 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from mergetomix.errors import RecipeError
 from mergetomix.problems import nearest, readable
+from mergetomix.sections import (
+    Augment,
+    Base,
+    Final,
+    Images,
+    Lora,
+    Merge,
+    Search,
+    Section,
+    Seed,
+    Study,
+    Text,
+    Verify,
+)
 from mergetomix.values import override, read_values
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npz", ".txt", ".md", ".rst", ".py")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Text = Annotated[str, Field(min_length=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What numpy, which draws, takes for a seed."""
 
 
 SOURCE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"image-classifier": {"image": "image", "label": "label"}}
 """What a source of a family has unless it says otherwise."""
-
-
-class Section(BaseModel):
-    """A frozen part of the recipe that knows its keys."""
-
-    # Defaults are validated too: `epochs: 1` and no epochs at all are then the same value, and the same address.
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        arbitrary_types_allowed=True,
-        allow_inf_nan=False,
-        validate_default=True,
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # pydantic takes true for 1, and YAML takes yes and on for true
-        wanted = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and not {bool, Any} & {wanted, *get_args(wanted)}:
-            raise ValueError(f"must not be {str(value).lower()}; YAML takes yes, no, on and off for it, so quote a text")
-        return value
-
-
-class Base(Section):
-    """The model that every fine-tune starts from."""
-
-    path: Text
-    """A folder, or the id of a model on the Hugging Face hub."""
-    revision: str | None = None
-    """Branch, tag or commit of a hub model; null is its main branch."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the weights: `auto` is bfloat16 for LoRA on a GPU that has it, else float32."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the model. Only for models whose code you have read."""
 
 
 class Source(Section):
@@ -105,7 +77,7 @@ class Source(Section):
     folders' names where a folder holds one for each class."""
     classes: list[Text] | None = None
     """The names of the classes in order; null takes them from the source: its folders, its ClassLabel, or the labels."""
-    templates: list[Text] = ["a photo of a {}."]
+    templates: list[Text] = Field(default=["a photo of a {}."])
     """For a text head: what a text says of a class, {} being its name; several are averaged."""
     lines_per_example: int | None = Field(default=None, ge=1)
     """With `text: true`: cut every document into examples of so many lines; null keeps it whole. A target of few long documents
@@ -187,7 +159,7 @@ class Target(Source):
     """For `python` and `metric: function`: `module:function` or `file.py:function`, or a function from Python."""
     max_new_tokens: int = Field(default=64, ge=1)
     """For `generate`: stop after so many tokens."""
-    stop: list[str] = ["\n"]
+    stop: list[str] = Field(default=["\n"])
     """For `generate`: the answer ends before the first of these strings; an empty list ends it at the end token alone."""
 
     @model_validator(mode="after")
@@ -223,32 +195,6 @@ class Target(Source):
 
     def _needs_no_mapping(self) -> bool:
         return self.score == "python"
-
-
-class Lora(Section):
-    """Settings of the low-rank adapters (PEFT)."""
-
-    rank: int = Field(default=16, ge=1)
-    """Rank of the adapters."""
-    alpha: float = Field(default=32, gt=0)
-    """The adapter's product is scaled by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input during training."""
-    target_modules: str | list[str] = "all-linear"
-    """Which linear layers get an adapter."""
-
-
-class Augment(Section):
-    """Random changes of training images, another one every time an image is seen. All off by default."""
-
-    flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability of a mirror image, left for right."""
-    shift: float = Field(default=0.0, ge=0, lt=1)
-    """Most shift each way, as a share of the image's side."""
-    zoom: float = Field(default=0.0, ge=0, lt=1)
-    """Most change of size either way: 0.1 is from 0.9 to 1.1."""
-    rotate: float = Field(default=0.0, ge=0, le=180)
-    """Most rotation either way, in degrees."""
 
 
 class Anchor(Section):
@@ -301,105 +247,6 @@ class Train(Section):
     """For images: random changes of the training images; null is none."""
     lora: Lora = Lora()
     """Settings of method: lora."""
-
-
-class Images(Section):
-    """For family: image-classifier."""
-
-    head: Literal["auto", "text", "shared", "own"] = "auto"
-    """`text`: a frozen head from the classes' names, by the text encoder of a CLIP model. `shared`: one head for all, which is
-    trained and merged as the rest; all sources must have the same classes. `own`: for each dataset a frozen head of its own, a
-    logistic regression on the base's features; only the rest is trained and merged. `auto`: text for CLIP, else shared."""
-    broken: Literal["stop", "skip"] = "stop"
-    """What to do with an image that does not decode."""
-    num_workers: int | None = Field(default=None, ge=0)
-    """Processes that decode images for training; null is none where all images fit in memory, else one less than there are
-    processors, four at most; always none where processes are not forked (macOS, Windows)."""
-    memory_gib: float = Field(default=4.0, ge=0)
-    """Memory for images that are ready for the model; what does not fit is decoded again each time."""
-
-
-class Scale(Section):
-    """How far a merge of k experts goes."""
-
-    exponent: float = Field(default=1.0, ge=0, le=2)
-    """scale(k) = k ** -exponent. 1 averages the deltas, as in the paper; lower goes farther."""
-
-
-class Merge(Section):
-    """How experts become a proxy."""
-
-    method: Literal["linear"] = "linear"
-    """theta_0 + scale(k) * sum of deltas."""
-    scale: Scale = Scale()
-    """How far a merge of k experts goes."""
-    weighting: Literal["equal", "size", "tokens"] = "equal"
-    """`equal` weighs the experts of a subset alike; `size` by their number of training sequences; `tokens` by their number of
-    tokens on which the loss is taken."""
-    memory_gib: float | None = Field(default=None, gt=0)
-    """Memory for experts and their sum, beside the model, where the model lies. What does not fit is read from the disk each
-    time; null takes half of what is free."""
-
-
-class Search(Section):
-    """Which mixtures are tried, and how."""
-
-    strategy: Literal["auto", "exhaustive", "greedy"] = "auto"
-    """`auto` tries every subset up to 12 datasets and is greedy above."""
-    min_datasets: int = Field(default=1, ge=1)
-    """Fewest datasets in a mixture."""
-    max_datasets: int | None = Field(default=None, ge=1)
-    """Most datasets in a mixture; null is all of them."""
-    require: list[str] = []
-    """Datasets that every mixture must hold."""
-    forbid: list[str] = []
-    """Datasets that no mixture may hold."""
-
-
-class Verify(Section):
-    """A few mixtures fine-tuned for real, to know how far the proxies can be trusted and to choose by that."""
-
-    budget: int | None = Field(default=None, ge=0)
-    """Most fine-tunes to make for checks; 0 chooses by proxy alone, null is 3, or as many as there are mixtures to check."""
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """Checks end early once the pick's probability of being the best mixture is over this."""
-    interval: float = Field(default=0.9, gt=0, lt=1)
-    """Coverage of the intervals that are reported."""
-    repeats: int = Field(default=2, ge=0)
-    """How many of the best checked mixtures to fine-tune again with another seed, beside the budget: they show the noise
-    between seeds. From one alone it comes out too large, as what a seed gives to all mixtures alike cannot be told from it."""
-    exponents: list[Annotated[float, Field(ge=0, le=2)]] = [0.5, 0.75, 1.0]
-    """Exponents of the scale to choose from by the checks, beside merge.scale.exponent; an empty list keeps that one."""
-    max_rescored: int = Field(default=256, ge=1)
-    """Most proxies to score again when the checks ask for another exponent: the best ones."""
-
-
-class Study(Section):
-    """A test of the method itself: every mixture fine-tuned for real, and other ways to choose beside it."""
-
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
-    """Values of train.seed; everything is done once with each."""
-    num_mixtures: int | None = Field(default=None, ge=5)
-    """How many mixtures to fine-tune on, the single datasets among them; null is all."""
-    max_finetunes: int = Field(default=100, ge=1)
-    """Larger studies start with --yes only."""
-    exponents: list[Annotated[float, Field(ge=0, le=2)]] = [0.5, 0.75, 1.0]
-    """Exponents of the scale to score the proxies at; 1, the paper's, is always among them."""
-    num_draws: int = Field(default=10, ge=1)
-    """How often a way to choose that draws at random is repeated."""
-    embedding_model: str | None = None
-    """A sentence-transformers model, to choose datasets by its embeddings; null leaves that way out."""
-
-
-class Final(Section):
-    """What is fine-tuned for real once a mixture is chosen."""
-
-    train: bool = True
-    """Fine-tune the base on the selected mixture."""
-    baselines: list[Literal["all", "random"]] = ["all", "random"]
-    """Real fine-tunes to compare with: on all datasets, and on random mixtures."""
-    num_random: int = Field(default=3, ge=1)
-    """How many random mixtures, drawn by train.seed from those that the search may choose."""
 
 
 S = TypeVar("S", bound=Source)

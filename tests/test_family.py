@@ -18,7 +18,7 @@ from mergetomix.errors import DataError, ModelError
 from mergetomix.families import content, take_tokens
 from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded, Generation
 from mergetomix.families.pretrained import pick_device
-from mergetomix.recipe import Base, Lora
+from mergetomix.sections import Base, Lora
 from mergetomix.store import Store
 
 WHERE = "datasets.x"

@@ -22,8 +22,9 @@ from mergetomix.families.heads import probe
 from mergetomix.families.image_classifier import ImageClassifier
 from mergetomix.families.image_training import augmented
 from mergetomix.merge import coefficients
-from mergetomix.recipe import Augment, Lora, Train
+from mergetomix.recipe import Train
 from mergetomix.records import Mixture
+from mergetomix.sections import Augment, Lora
 from mergetomix.targets import Setting, build
 from mergetomix.train import finetune
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up. A module may import its own layer and those above it here; the package itself is `mergetomix`.
 LAYERS = (
     "errors",
-    "records progress problems values",
+    "records progress problems values sections",
     "mixture recipe address disk ledger store image rows fidelity calibrate pool",
     "kernels merge adapters data card folder",
     "pictures passes",

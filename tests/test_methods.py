@@ -224,6 +224,19 @@ def test_task_arithmetic_is_the_sum_where_weights_are_equal() -> None:
     assert not METHODS["task_arithmetic"].scaled and all(m.scaled for n, m in METHODS.items() if n != "task_arithmetic")
 
 
+@pytest.mark.parametrize("shape", [(7,), (300, 1000)], ids=str)
+def test_sums_are_rounded_once(shape: tuple[int, ...]) -> None:
+    """Over one block of values and over several."""
+    parts = made("linear", shape)
+    exact = sum(weight * delta.double() for weight, delta in zip(parts.weights, parts.deltas, strict=True))
+    naive = sum(weight * delta for weight, delta in zip(parts.weights, parts.deltas, strict=True))
+    assert isinstance(exact, Tensor) and isinstance(naive, Tensor)
+    found = combine("linear", parts)
+    assert (found == exact.float()).double().mean() > 0.9999
+    if len(shape) > 1:
+        assert (naive == exact.float()).double().mean() < 0.99
+
+
 # --- by chance
 
 

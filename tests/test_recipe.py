@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from mergetomix.errors import RecipeError, UserError
-from mergetomix.recipe import Anchor, Augment, Recipe, Section, Source, dump, load, parse
+from mergetomix.recipe import Anchor, Recipe, Section, Source, dump, load, parse
+from mergetomix.sections import Augment
 
 TEXT = r"""
 base: {path: Qwen/Qwen2.5-0.5B, revision: main}

@@ -21,8 +21,8 @@ from mergetomix.card import _fenced
 from mergetomix.deltas import params, read_delta
 from mergetomix.families.causal_lm import CausalLM
 from mergetomix.job import open_job
-from mergetomix.recipe import Merge
 from mergetomix.records import Mixture
+from mergetomix.sections import Merge
 
 WEIGHTS = [5.0, 3.0, 2.0]
 IDS = torch.arange(3, 43).view(2, 20)

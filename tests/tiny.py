@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mergetomix.data import Example
 from mergetomix.families.causal_lm import CausalLM
-from mergetomix.recipe import Base
+from mergetomix.sections import Base
 
 VOCAB, CONTEXT = 300, 96
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one plus two is three and three plus four is seven"]

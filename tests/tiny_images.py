@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from mergetomix.demo import clip
 from mergetomix.families.image_classifier import ImageClassifier
-from mergetomix.recipe import Base, Dataset, Images, Target
+from mergetomix.recipe import Dataset, Target
+from mergetomix.sections import Base, Images
 
 SIDE, PATCH = 12, 4
 CLASSES = ("red cat", "blue dog", "green cow")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mergetomix.data import Example, Examples
-    from mergetomix.recipe import Lora, Recipe, Source, Train
+    from mergetomix.recipe import Recipe, Source, Train
     from mergetomix.rows import Row
+    from mergetomix.sections import Lora
     from mergetomix.store import Store
 
 

@@ -13,8 +13,9 @@ from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError, ModelError
 from mergetomix.families import Encoding, counted
 from mergetomix.families.pretrained import Pretrained
-from mergetomix.recipe import Base, Lora, Source, Train
+from mergetomix.recipe import Source, Train
 from mergetomix.rows import Row
+from mergetomix.sections import Base, Lora
 
 if TYPE_CHECKING:
     import torch

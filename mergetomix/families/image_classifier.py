@@ -27,8 +27,9 @@ from mergetomix.families.label_spaces import check_names, owner_of, same_classes
 from mergetomix.families.pixels import Pixels
 from mergetomix.families.pretrained import Pretrained, quiet
 from mergetomix.image import LabelSpace, Picture
-from mergetomix.recipe import Base, Images, Lora, Source, Train
+from mergetomix.recipe import Source, Train
 from mergetomix.rows import Row, open_table
+from mergetomix.sections import Base, Images, Lora
 from mergetomix.store import Store, digest
 
 if TYPE_CHECKING:

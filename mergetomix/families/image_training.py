@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.families.image_classifier import EncodedImage, ImageClassifier, placed
-from mergetomix.recipe import Augment, Train
+from mergetomix.recipe import Train
+from mergetomix.sections import Augment
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

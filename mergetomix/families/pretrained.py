@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from mergetomix.disk import is_no_space
 from mergetomix.errors import ModelError
-from mergetomix.recipe import Base, Lora
+from mergetomix.sections import Base, Lora
 from mergetomix.store import Store, digest, hash_files
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergetomix.merge.parts import Parts
-from mergetomix.merge.sums import exact, weighted_sum
+from mergetomix.merge.sums import blockwise, exact, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,17 +16,18 @@ RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # of the largest diagonal entry: the first wi
 def fisher(parts: Parts) -> Tensor:
     """sum_i w_i F_i d_i / sum_i w_i F_i, value by value, F_i the diagonal of the expert's Fisher information
     (arXiv 2111.09832); the weighted mean where that is zero for all experts, or not known."""
-    import torch
 
-    mean = weighted_sum(parts.deltas, parts.weights)
+    num = len(parts.deltas)
+
+    def weigh(values_KV: Tensor) -> Tensor:
+        weight_K = values_KV.new_tensor(parts.weights)
+        delta_KV, pull_KV = values_KV[:num], weight_K[:, None] * values_KV[num:]
+        share_V = pull_KV.sum(dim=0)
+        return ((pull_KV * delta_KV).sum(dim=0) / share_V).where(share_V > 0, weight_K @ delta_KV)
+
     if not parts.statistics:
-        return mean.float()
-    total, share = torch.zeros_like(mean), torch.zeros_like(mean)
-    for delta, weight, known in zip(parts.deltas, parts.weights, parts.statistics, strict=True):
-        pull = exact(known) * weight
-        share.add_(pull)
-        total.add_(pull.mul_(exact(delta)))
-    return (total / share).where(share > 0, mean).float()
+        return weighted_sum(parts.deltas, parts.weights)
+    return blockwise(weigh, [*parts.deltas, *(known.to(parts.deltas[0].device) for known in parts.statistics)])
 
 
 def regmean(parts: Parts, *, offdiagonal: float = 0.9) -> Tensor:
@@ -43,11 +44,11 @@ def regmean(parts: Parts, *, offdiagonal: float = 0.9) -> Tensor:
 
     mean = weighted_sum(parts.deltas, parts.weights)
     if not parts.statistics:
-        return mean.float()
-    by_input = mean if parts.transposed else mean.T
-    data, pull = torch.zeros_like(exact(parts.statistics[0])), torch.zeros_like(by_input)
+        return mean
+    by_input = exact(mean if parts.transposed else mean.T)
+    data, pull = torch.zeros(len(by_input), len(by_input)).to(by_input), torch.zeros_like(by_input)
     for delta, weight, known in zip(parts.deltas, parts.weights, parts.statistics, strict=True):
-        gram = _damped(exact(known), offdiagonal).mul_(weight)
+        gram = _damped(exact(known.to(mean.device)), offdiagonal).mul_(weight)
         data += gram
         pull += gram @ (exact(delta if parts.transposed else delta.T) - by_input)
     found = by_input + _solve(data, pull)

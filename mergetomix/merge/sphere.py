@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.merge.parts import Parts
-from mergetomix.merge.sums import exact, weighted_sum
+from mergetomix.merge.sums import block_of, exact, weighted_sum
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 STRAIGHT = 1e-6  # radians from parallel or opposite, nearer than which an arc is a line or has no direction
 MAX_STEPS, TOLERANCE = 100, 1e-12
-CHUNK = 2**20  # values of a param that are widened at once
 
 
 def slerp(parts: Parts) -> Tensor:
@@ -46,17 +45,18 @@ def _gram(parts: Parts) -> Any:
 
     base, deltas = parts.base.flatten(), [delta.flatten() for delta in parts.deltas]
     gram_KK = torch.zeros(len(deltas), len(deltas)).to(exact(base[:0]))
-    for start in range(0, len(base), CHUNK):
-        piece = slice(start, start + CHUNK)
-        params_KC = exact(torch.stack([delta[piece] for delta in deltas])) + exact(base[piece])
-        gram_KK += params_KC @ params_KC.T
+    size = block_of(base)
+    for start in range(0, len(base), size):
+        piece = slice(start, start + size)
+        params_KV = exact(torch.stack([delta[piece] for delta in deltas])) + exact(base[piece])
+        gram_KK += params_KV @ params_KV.T
     return gram_KK.cpu().double().numpy()
 
 
 def _combined(parts: Parts, factors: Sequence[float]) -> Tensor:
     """sum_i c_i (base + d_i) - base, with the base's share taken once: it is small where params are nearly parallel."""
     excess = math.fsum([*factors, -1.0])
-    return weighted_sum([*parts.deltas, parts.base], [*factors, excess]).float()
+    return weighted_sum([*parts.deltas, parts.base], [*factors, excess])
 
 
 def _arc(gram: Any, weights: Sequence[float]) -> Sequence[float]:

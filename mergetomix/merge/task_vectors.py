@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mergetomix.merge.factors import effective_number
 from mergetomix.merge.parts import Parts
-from mergetomix.merge.sums import exact, weighted_sum
+from mergetomix.merge.sums import blockwise, weighted_sum
 from mergetomix.merge.thinning import between, drop, largest, rank_probabilities
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def linear(parts: Parts) -> Tensor:
     """sum_i w_i d_i: the mean of the experts (arXiv 2203.05482), which 2505.16066 and 2601.17858 take for a proxy."""
-    return weighted_sum(parts.deltas, parts.weights).float()
+    return weighted_sum(parts.deltas, parts.weights)
 
 
 def task_arithmetic(parts: Parts, *, strength: float = 1.0) -> Tensor:
     """strength * k * sum_i w_i d_i, k the effective number: the sum of the deltas where weights are equal
     (arXiv 2212.04089)."""
-    return weighted_sum(parts.deltas, parts.weights).mul_(strength * effective_number(parts.weights)).float()
+    return _mean(parts.deltas, parts.weights, strength * effective_number(parts.weights))
 
 
 def ties(parts: Parts, *, density: float = 0.2, strength: float = 1.0) -> Tensor:
@@ -75,7 +75,7 @@ def _pruned(parts: Parts, density: float, epsilon: float, seed: int) -> list[Ten
 
 
 def _mean(deltas: Sequence[Tensor], weights: Sequence[float], strength: float) -> Tensor:
-    return weighted_sum(deltas, weights).mul_(strength).float()
+    return weighted_sum(deltas, [strength * weight for weight in weights])
 
 
 def _elected(deltas: Sequence[Tensor], weights: Sequence[float], strength: float) -> Tensor:
@@ -83,12 +83,12 @@ def _elected(deltas: Sequence[Tensor], weights: Sequence[float], strength: float
 
     Where the sum is zero no sign is elected: the merge of -d is minus the merge of d.
     """
-    import torch
 
-    sign = weighted_sum(deltas, weights).sign_()
-    total, share = torch.zeros_like(sign), torch.zeros_like(sign)
-    for delta, weight in zip(deltas, weights, strict=True):
-        agrees = exact(delta) * sign > 0
-        total.add_(exact(delta.where(agrees, 0)), alpha=weight)
-        share.add_(agrees, alpha=weight)
-    return total.mul_(strength).div_(share.where(share > 0, 1)).float()
+    def elect(values_KV: Tensor) -> Tensor:
+        weight_K = values_KV.new_tensor(weights)
+        sign_V = (weight_K @ values_KV).sign()
+        agrees_KV = values_KV * sign_V > 0
+        share_V = weight_K @ agrees_KV.to(values_KV)
+        return strength * (weight_K @ values_KV.where(agrees_KV, 0)) / share_V.where(share_V > 0, 1)
+
+    return blockwise(elect, deltas)
