@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mergetomix import merge, passes
@@ -58,17 +58,37 @@ def free_memory_bytes(device: torch.device) -> float:
 
 @dataclass
 class Slot:
-    """One param of the live model, flat: `live` shares its memory, `base` is what it was, `total` the running sum of the
-    members' deltas, None where none is kept. `rounding` is the grid of its deltas."""
+    """One param of the live model: `base` is what it was, flat, `total` the running sum of the members' deltas, None where none
+    is kept. `rounding` is the grid of its deltas."""
 
     name: str
-    live: Tensor
+    param: Tensor
     base: Tensor
     rounding: float
     total: Tensor | None = None
 
+    @property
+    def live(self) -> Tensor:
+        """The live values, flat: the param's own memory, which another number type of the model makes anew."""
+        return self.param.data.view(-1)
+
 
 Piece = list[tuple[Slot, slice]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How experts are combined where not as a weighted sum.
+
+    `experts` says what each is by its content (see `merge.Parts`), `statistics` holds what its method needs of each, by
+    dataset and param; `transposed` are the params that stand as (in, out).
+    """
+
+    method: str
+    options: Mapping[str, float]
+    experts: Mapping[str, str]
+    statistics: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    transposed: frozenset[str] = frozenset()
 
 
 class Bank:
@@ -108,8 +128,8 @@ class Bank:
         adapted = set().union(*(d.names() for d in deltas.values() if isinstance(d, LoraDelta)))
         self._adapted = [name for name in self._touched if name in adapted]
         self._slots = [self._slot(name) for name in self._touched if name not in adapted]
-        self._on_threads = passes.is_compiled(*(slot.live for slot in self._slots))
-        self._pieces = pieces(self._slots, passes.TILE if self._on_threads else passes.LARGE_TILE)
+        compiled = passes.is_compiled(*(slot.live for slot in self._slots))
+        self._pieces = pieces(self._slots, passes.TILE if compiled else passes.LARGE_TILE)
         self._members: frozenset[str] | None = frozenset()  # of the running sum; None where it was left unfinished
 
     def set(self, coefficients: Mapping[str, float]) -> None:
@@ -122,6 +142,41 @@ class Bank:
             self._move(frozenset(chosen), values.pop())
         else:
             self._sum(chosen)
+
+    def combine(self, rule: Rule, weights: Mapping[str, float], gain: float) -> None:
+        """Live params <- base + gain * what a method makes of the deltas, one param after the other.
+
+        Args:
+            weights: on the simplex, by dataset; those of zero do not count.
+            gain: the factor on the merged delta, see `merge.gain`.
+        """
+        chosen = {name: weights[name] for name in sorted(weights) if weights[name] > 0}
+        combine = merge.METHODS[rule.method].combine
+        for param in self._touched:
+            base = self._base[param]
+            merged = combine(self._parts(rule, param, chosen), **rule.options)
+            total = base.to(merged.dtype) + gain * merged if gain != 1 else base.to(merged.dtype) + merged
+            self._live[param].data.copy_(total.to(self._live[param].dtype))
+
+    def _parts(self, rule: Rule, param: str, chosen: Mapping[str, float]) -> merge.Parts:
+        import torch
+
+        base = self._base[param]
+        deltas = [
+            delta.dense(param, base) if param in delta.names() else torch.zeros_like(base, dtype=torch.float32)
+            for delta in (self.deltas[name] for name in chosen)
+        ]
+        known = [rule.statistics.get(name, {}).get(param) for name in chosen]
+        statistics = [each.to(base.device) for each in known if each is not None]
+        return merge.Parts(
+            param,
+            base,
+            deltas,
+            list(chosen.values()),
+            [rule.experts[name] for name in chosen],
+            statistics if len(statistics) == len(chosen) else (),
+            param in rule.transposed,
+        )
 
     def reset(self) -> None:
         """Live params <- base, to the bit."""
@@ -185,7 +240,7 @@ class Bank:
         self._members = members
 
     def _spread(self, work: Callable[[Piece], None]) -> None:
-        if self._on_threads:
+        if passes.is_compiled(*(slot.live for slot in self._slots)):
             passes.spread(work, self._pieces)
         else:
             for piece in self._pieces:
@@ -276,7 +331,7 @@ class Bank:
         if not param.is_contiguous():
             param.data = param.data.contiguous()
         total = torch.zeros(base.shape, dtype=torch.float64, device=self.device) if self.room.running else None
-        return Slot(name, param.data.view(-1), base, passes.grid(largest), total)
+        return Slot(name, param, base, passes.grid(largest), total)
 
 
 def pieces(slots: Sequence[Slot], most: int) -> list[Piece]:

@@ -23,7 +23,7 @@ class Origin:
     """What a mixture was made of.
 
     Args:
-        factors: the factor on each expert's delta, by dataset.
+        factors: the factor on each expert's delta, by dataset; none where the merge is no sum.
         addresses: of the base's content under "", and of each expert, by dataset.
         revision: of the base, where it is known.
         versions: of the packages that made it.
@@ -80,18 +80,19 @@ def _experts(origin: Origin) -> str:
     for name, weight in origin.mixture.as_dict().items():
         spec = origin.recipe.datasets[name]
         source = "rows given in the recipe" if spec.path is None else f"`{spec.path}`"
-        factor = origin.factors.get(name, 0.0)
-        lines.append(f"| {name} | {weight:.6g} | {factor:.6g} | {source} | `{origin.addresses[name]}` |")
+        factor = f"{origin.factors.get(name, 0.0):.6g}" if origin.factors else "no sum"
+        lines.append(f"| {name} | {weight:.6g} | {factor} | {source} | `{origin.addresses[name]}` |")
     return "\n".join(lines)
 
 
 def _facts(origin: Origin, dtype: str) -> list[str]:
     recipe = origin.recipe
+    options = "".join(f", {name} {value:g}" for name, value in recipe.merge.options.items())
     revision = f", revision `{origin.revision}`" if origin.revision else ""
     versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
     return [
         f"base: `{recipe.base.path}`{revision}, address of its content `{origin.addresses['']}`",
-        f"method: {recipe.merge.method}, exponent of the scale: {recipe.merge.scale.exponent:g}",
+        f"method: {recipe.merge.method}{options}, exponent of the scale: {recipe.merge.scale.exponent:g}",
         f"number type: {dtype}",
         f"versions: {versions}",
     ]

@@ -221,10 +221,14 @@ def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) ->
         config = json.loads((path / "adapter_config.json").read_text())
         _refuse_inexact(config, where)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
+        _check_scaling(rank, alpha, where)
         tensors = load_file(file)
     factors = {name: _on_device(pair, base, name) for name, pair in _pairs(tensors, where).items()}
     for name, pair in factors.items():
         _check_pair(name, pair, base, name in family.transposed, where)
+        if pair[1].shape[0] != rank:
+            message = f"the adapter of {name} has the rank {pair[1].shape[0]}, its configuration says r: {rank}"
+            raise ModelError(where, message, hint="the scaling follows from r, so both must be one")
     family.check_expert(None, frozenset(factors), where)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraDelta(factors, scaling, family.transposed)
@@ -243,6 +247,11 @@ def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
     if start.startswith(MOVES_BASE):
         hint = "convert it to a plain adapter with PEFT's path_initial_model_for_weight_conversion"
         raise ModelError(where, f"an adapter with init_lora_weights: {start} stands on a changed base", hint=hint)
+
+
+def _check_scaling(rank: int, alpha: float, where: str) -> None:
+    if rank < 1 or not math.isfinite(alpha):
+        raise ModelError(where, f"an adapter needs a rank r of at least 1 and a finite lora_alpha, not {rank} and {alpha}")
 
 
 def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergetomix import merge, train
-from mergetomix.bank import GIB, Bank
+from mergetomix import merge, statistics, train
+from mergetomix.bank import GIB, Bank, Rule
 from mergetomix.deltas import mapped, read_delta
 from mergetomix.deltas import params as live_params
 from mergetomix.errors import Fault, TrainingError
@@ -38,6 +38,7 @@ class Job:
     closing: ExitStack = field(default_factory=ExitStack)
     _bank: Bank | None = None
     _scratch: Path | None = None
+    _statistics: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _met: dict[str, dict[str, bool]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -101,9 +102,54 @@ class Job:
 
     def proxy_key(self, mixture: Mixture, exponent: float | None = None) -> str:
         """The address of a mixture's proxy: its experts and their factors."""
-        factors = merge.coefficients(mixture, self.exponent if exponent is None else exponent)
-        experts = sorted([self.finetune_key([name]), factor] for name, factor in factors.items())
-        return digest("proxy", self.recipe.merge.method, experts)
+        method, options = self.recipe.merge.method, self.recipe.merge.options
+        exponent = self.exponent if exponent is None else exponent
+        if method == "linear":
+            factors = merge.coefficients(mixture, exponent)
+            return digest("proxy", method, sorted([self.finetune_key([name]), each] for name, each in factors.items()))
+        weights = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
+        experts = sorted([self.finetune_key([name]), weight] for name, weight in weights.items())
+        return digest("proxy", method, options, experts, self.gain(mixture, exponent))
+
+    def gain(self, mixture: Mixture, exponent: float) -> float:
+        """The factor on a mixture's merged delta; 1 where the method is not scaled."""
+        weights = [weight for weight in mixture.weights if weight > 0]
+        return merge.gain(weights, exponent) if merge.METHODS[self.recipe.merge.method].scaled else 1.0
+
+    def merge_live(self, mixture: Mixture, exponent: float) -> Any:
+        """The live model as a mixture's proxy."""
+        bank = self.bank()
+        if self.recipe.merge.method == "linear":
+            bank.set(merge.coefficients(mixture, exponent))
+        else:
+            bank.combine(self.rule(mixture.datasets), mixture.as_dict(), self.gain(mixture, exponent))
+        return bank.model
+
+    def rule(self, datasets: Sequence[str]) -> Rule:
+        """How the recipe's method combines some experts; statistics that it needs are made the first time."""
+        section = self.recipe.merge
+        needed = merge.METHODS[section.method].needs
+        for name in datasets if needed is not None else ():
+            if name not in self._statistics:
+                self._statistics[name] = self._statistic(str(needed), name)
+        experts = {name: self.finetune_key([name]) for name in datasets}
+        return Rule(section.method, section.options, experts, self._statistics, self.inputs.family.transposed)
+
+    def _statistic(self, kind: str, name: str) -> Mapping[str, Any]:
+        """A statistic of an expert from its own data: from the store, or made now and kept there."""
+        from safetensors.torch import load_file, save_file
+
+        key = digest("statistic", kind, self.finetune_key([name]), self.inputs.content(name), statistics.MAX_SEQUENCES)
+        file = self.store.artifact_path(key) / "statistic.safetensors"
+        if not file.exists():
+            bank, family = self.bank(), self.inputs.family
+            bank.set({name: 1.0})
+            with self.store.artifact(key) as folder, self.listener.task("search", f"{kind} of the expert {name}", 1) as advance:
+                compute = statistics.STATISTICS[kind]
+                found = compute(family, bank.model, self.inputs.sequences(name), self.recipe.batch_tokens)
+                save_file({param: each.cpu().contiguous() for param, each in found.items()}, folder / file.name)
+                advance(1)
+        return load_file(file)
 
     def bank(self) -> Bank:
         """The live base and every expert's delta, read from disk once."""
@@ -276,11 +322,11 @@ def evaluate_proxy(job: Job, mixture: Mixture, part: Part, exponent: float | Non
         job.count("trials", key, not missing)
     if not missing:
         return known
-    bank = job.bank()
+    job.bank()
     started = time.monotonic()
-    bank.set(merge.coefficients(mixture, exponent))
+    model = job.merge_live(mixture, exponent)
     merge_s = time.monotonic() - started
-    return known | score_and_keep(job, bank.model, Model(key, "proxy", mixture, merge_s), missing, part)
+    return known | score_and_keep(job, model, Model(key, "proxy", mixture, merge_s), missing, part)
 
 
 def evaluate_base(job: Job, part: Part) -> dict[str, Scores]:

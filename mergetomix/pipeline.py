@@ -6,14 +6,13 @@ What the store holds is not done twice, so every stage can be run alone, and aga
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import fidelity, merge, search, verify
+from mergetomix import fidelity, search, verify
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -314,18 +313,3 @@ def mixture_of(job: Job, datasets: Sequence[str], weights: Sequence[float] | Non
     if len(weights) != len(datasets) or not finite or sum(weights) <= 0:
         raise UserError(f"{len(datasets)} datasets need as many weights, none negative, not all zero; got {list(weights)}")
     return Mixture.union(datasets, dict(zip(datasets, weights, strict=True)))
-
-
-def merge_to_folder(job: Job, mixture: Mixture, out: Path) -> None:
-    """Write a mixture's proxy as a Hugging Face folder that `from_pretrained` loads."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is no empty folder", hint="name a new folder")
-    train_experts(job)
-    bank = job.bank()
-    bank.set(merge.coefficients(mixture, job.recipe.merge.scale.exponent))
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    job.inputs.family.save(bank.model, partial)
-    if out.exists():
-        out.rmdir()
-    partial.rename(out)

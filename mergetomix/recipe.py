@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from mergetomix.errors import RecipeError
+from mergetomix.merge import METHODS
 from mergetomix.problems import nearest, readable
 from mergetomix.sections import (
     Augment,
@@ -338,6 +339,10 @@ class Recipe(Section):
         allowed = len(names) - len(set(search.forbid))
         most = allowed if search.max_datasets is None else min(search.max_datasets, allowed)
         least = max(search.min_datasets, len(set(search.require)))
+        limit = METHODS[self.merge.method].max_experts
+        if limit is not None and most > limit:
+            message = f"merge.method: {self.merge.method} merges at most {limit} experts, and mixtures may have {most}"
+            raise ValueError(f"{message}; set search.max_datasets: {limit}")
         if least > most:
             raise ValueError(f"search: no mixture has at least {least} and at most {most} datasets")
         return self

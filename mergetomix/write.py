@@ -84,8 +84,9 @@ def write(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
 def _write_model(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
     bank, family = job.bank(), job.inputs.family
     dtype = model_dtype(job, form)
+    job.rule(mixture.datasets)  # what a method needs of the experts is measured in the base's own number type
     bank.model.to(dtype)  # first, so that the float32 sums are rounded once
-    bank.set(merge.coefficients(mixture, job.exponent))
+    job.merge_live(mixture, job.exponent)
     _check_fits(nonfinite(bank.model), dtype)
     with folder.place(out) as partial:
         family.save(bank.model, partial, form.max_shard_size)
@@ -151,7 +152,7 @@ def _origin(job: Job, mixture: Mixture) -> card.Origin:
     about = environment(job)
     addresses = {"": job.inputs.base_key(job.store), **{name: job.finetune_key([name]) for name in mixture.datasets}}
     revision = getattr(family.config, "_commit_hash", None) or base.revision
-    factors = merge.coefficients(mixture, job.exponent)
+    factors = merge.coefficients(mixture, job.exponent) if job.recipe.merge.method in SUMS else {}
     return card.Origin(job.recipe, mixture, factors, addresses, revision, {**about["versions"], "python": about["python"]})
 
 

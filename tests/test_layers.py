@@ -17,9 +17,11 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up. A module may import its own layer and those above it here; the package itself is `mergetomix`.
 LAYERS = (
     "errors",
-    "records progress problems values sections",
+    "records progress problems values",
+    "merge",
+    "sections",
     "mixture recipe address disk ledger store image rows fidelity calibrate pool",
-    "kernels merge adapters data card folder",
+    "kernels adapters data card folder",
     "pictures passes",
     "families",
     "deltas statistics",

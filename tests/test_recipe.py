@@ -313,7 +313,7 @@ def test_what_must_be_there(key: str) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    lines = refused("train.seed", train__seed="x", search__min_datasets=0, merge__method="ties").message.split("\n")
+    lines = refused("train.seed", train__seed="x", search__min_datasets=0, merge__method="mean").message.split("\n")
     assert [line.partition(":")[0] for line in lines] == ["train.seed", "merge.method", "search.min_datasets"]
 
 
