@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("startup", "search_overhead", "image_input", "demo_seeds")
+NAMES = ("startup", "search_overhead", "evaluation_choice", "evaluation_loss", "image_input", "demo_seeds")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import mergetomix.address as address_module
 import mergetomix.store as store_module
 from mergetomix.store import SCHEMA_VERSION, Store, digest, hash_files
 
-PINNED = "f0d1ba73f447019d39ad78762b0f7cee"
+PINNED = "3ef527099d8ebe54a9896ecd5f21adf5"
 
 
 @pytest.fixture
