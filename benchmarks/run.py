@@ -11,6 +11,8 @@ NAMES = (
     "startup",
     "search_overhead",
     "image_input",
+    "evaluation_choice",
+    "evaluation_loss",
     "bank_switch",
     "merge_methods",
     "lora_combination",

@@ -16,8 +16,10 @@ import torch
 from mergetomix.data import Example
 from mergetomix.errors import DataError, ModelError
 from mergetomix.families import content, take_tokens
-from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded, Generation
+from mergetomix.families.causal_lm import CausalLM
+from mergetomix.families.generation import Generation
 from mergetomix.families.pretrained import pick_device
+from mergetomix.families.sequences import IGNORE, Encoded
 from mergetomix.sections import Base, Lora
 from mergetomix.store import Store
 

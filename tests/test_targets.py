@@ -131,10 +131,12 @@ def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kin
 def test_a_long_prompt_of_a_choice_keeps_its_start(family: CausalLM) -> None:
     example = Example(0, prompt="the cat sat on the mat " * 30, completion=" three", options=OPTIONS)
     target: Any = build(family, [example], score="choice", options=list(OPTIONS))
-    for sequence, option in zip(target.sequences, OPTIONS, strict=True):
-        answer = family.tokens(option)
-        assert len(sequence.ids) == family.max_length and sequence.ids[0] == 1
-        assert list(sequence.ids[-len(answer) :]) == answer and sequence.num_scored == len(answer)
+    (question,) = target.questions
+    answers = [tuple(family.tokens(option)) for option in OPTIONS]
+    assert question.options == tuple(answers) and question.prompt[0] == 1
+    assert len(question.prompt) + max(map(len, answers)) == family.max_length
+    whole = family.tokens(example.prompt)
+    assert list(question.prompt[1:]) == whole[len(whole) - len(question.prompt) + 1 :]
 
 
 # --- generate

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from mergetomix.data import Example
 from mergetomix.errors import TrainingError
-from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded
+from mergetomix.families.causal_lm import CausalLM
+from mergetomix.families.sequences import IGNORE, Encoded
 from mergetomix.recipe import Train
 from mergetomix.sections import Lora
 from mergetomix.train import Schedule, arguments, finetune, plan, union

@@ -1,9 +1,8 @@
-"""Causal language models: load, encode, the loss of every example, greedy generation (transformers)."""
+"""Causal language models: load, encode, the loss of every example, of every option, greedy generation (transformers)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +11,11 @@ from mergetomix import data
 from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError, ModelError
 from mergetomix.families import Encoding, counted
+from mergetomix.families.generation import Generation, continuations
 from mergetomix.families.pretrained import Pretrained
+from mergetomix.families.questions import Asked, Layout, Question, losses_in_order
+from mergetomix.families.scoring import sums, token_losses
+from mergetomix.families.sequences import IGNORE, Batch, Encoded, collate, grouped
 from mergetomix.recipe import Source, Train
 from mergetomix.rows import Row
 from mergetomix.sections import Base, Lora
@@ -20,41 +23,6 @@ from mergetomix.sections import Base, Lora
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
-
-IGNORE = -100
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One sequence of tokens. `labels` repeats a token where the loss is taken and holds -100 elsewhere."""
-
-    ids: tuple[int, ...]
-    labels: tuple[int, ...]
-    example: int
-
-    @property
-    def num_scored(self) -> int:
-        """Positions that count in the loss: the first token of a sequence has no context and never does."""
-        return sum(label != IGNORE for label in self.labels[1:])
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model reads."""
-        return len(self.ids)
-
-    def fingerprint(self) -> bytes:
-        """Tokens, labels and the example that they are of."""
-        return repr((self.ids, self.labels, self.example)).encode()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sequences padded to one length. Shapes: (sequences, tokens); `rows` says which sequence of the whole each is."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    labels: torch.Tensor
-    rows: tuple[int, ...]
 
 
 class CausalLM(Pretrained):
@@ -301,50 +269,29 @@ class CausalLM(Pretrained):
 
     def batches(self, sequences: Sequence[Encoded], batch_tokens: int) -> list[Batch]:
         """Padded batches by length, of at most `batch_tokens` tokens each (or one sequence), the same every time."""
-        order = sorted(range(len(sequences)), key=lambda i: (-len(sequences[i].ids), i))
-        groups: list[list[int]] = []
-        for i in order:
-            if groups and (len(groups[-1]) + 1) * len(sequences[groups[-1][0]].ids) <= batch_tokens:
-                groups[-1].append(i)
-            else:
-                groups.append([i])
-        return [self._collate([sequences[i] for i in group], tuple(group)) for group in groups]
+        groups = grouped([sequence.num_tokens for sequence in sequences], batch_tokens)
+        return [collate([sequences[i] for i in group], group, self._pad, self.device) for group in groups]
 
-    def _collate(self, group: Sequence[Encoded], rows: tuple[int, ...]) -> Batch:
-        import torch
-
-        width = len(group[0].ids)
-        pad = int(self.tokenizer.pad_token_id)
-        ids = [list(s.ids) + [pad] * (width - len(s.ids)) for s in group]
-        labels = [list(s.labels) + [IGNORE] * (width - len(s.ids)) for s in group]
-        mask = [[1] * len(s.ids) + [0] * (width - len(s.ids)) for s in group]
-        ids_BT, mask_BT, labels_BT = (torch.tensor(x, device=self.device) for x in (ids, mask, labels))
-        return Batch(ids_BT, mask_BT, labels_BT, rows)
+    @property
+    def _pad(self) -> int:
+        return int(self.tokenizer.pad_token_id)
 
     def losses(self, model: Any, batch: Batch) -> torch.Tensor:
         """The sum over scored tokens of -log p, in nats; float64 on the CPU, shape (sequences,), with its graph."""
-        import torch
-        from torch.nn.functional import cross_entropy
-
-        logits_BTV = model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits[:, :-1]
-        # row by row: a second copy of all logits would take as much memory again
-        nll_BT = torch.stack(
-            [
-                cross_entropy(logits_TV.float(), labels_T, ignore_index=IGNORE, reduction="none")
-                for logits_TV, labels_T in zip(logits_BTV, batch.labels[:, 1:], strict=True)
-            ]
-        )
-        return nll_BT.cpu().double().sum(dim=1)
+        return sums([token_losses(model, batch)], [batch])
 
     def negative_log_likelihoods(self, model: Any, batches: Sequence[Batch]) -> list[float]:
         """The sum over scored tokens of -log p, in nats, for every sequence in its original order."""
-        import torch
+        return losses_in_order(model, batches)
 
-        sums: dict[int, float] = {}
-        with torch.inference_mode():
-            for batch in batches:
-                sums |= dict(zip(batch.rows, self.losses(model, batch).tolist(), strict=True))
-        return [sums[i] for i in range(len(sums))]
+    def asked(self, questions: Sequence[Question], batch_tokens: int) -> Asked:
+        """Questions, ready for models, in batches of at most `batch_tokens` tokens each (or one row)."""
+        window = getattr(self.config.get_text_config(), "sliding_window", None)
+        return Asked(questions, Layout(self._pad, self.device, batch_tokens, window))
+
+    def option_losses(self, model: Any, asked: Asked) -> list[list[float]]:
+        """The sum over an option's tokens of -log p after the prompt, in nats, for every option of every question."""
+        return asked.losses(model)
 
     def mean_state(self, model: Any, sequences: Sequence[Encoded], batch_tokens: int) -> Any:
         """The mean over all tokens of what the model's head reads, behind the last norm; float64, shape (hidden,)."""
@@ -380,39 +327,9 @@ class CausalLM(Pretrained):
             width = len(prompts[order[0]]) + settings.max_new_tokens
             size = max(1, settings.batch_tokens // width)
             group, order = order[:size], order[size:]
-            texts = self._continue(model, [prompts[i] for i in group], settings)
+            texts = continuations(model, self.tokenizer, [prompts[i] for i in group], settings)
             answers |= dict(zip(group, texts, strict=True))
         return [answers[i] for i in range(len(answers))]
-
-    def _continue(self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation) -> list[str]:
-        import torch
-        from transformers import GenerationConfig
-
-        tokenizer, width = self.tokenizer, max(len(prompt) for prompt in prompts)
-        pad = int(tokenizer.pad_token_id)
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
-        ends = getattr(model.generation_config, "eos_token_id", None)
-        ends = list(ends) if isinstance(ends, list | tuple) else [ends] if ends is not None else []
-        config = GenerationConfig(
-            max_new_tokens=settings.max_new_tokens,
-            do_sample=False,
-            eos_token_id=sorted({*ends, int(tokenizer.eos_token_id)}),
-            pad_token_id=pad,
-            stop_strings=list(settings.stop) or None,
-        )
-        with torch.inference_mode():
-            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
-        return [_before(text, settings.stop) for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Settings of greedy generation."""
-
-    max_new_tokens: int
-    stop: tuple[str, ...]
-    batch_tokens: int
 
 
 def last_reply(example: Example) -> int:
@@ -439,9 +356,3 @@ def _cut(ids: list[int], labels: list[int], max_length: int, num_start: int, cha
     most = len(ids) if chat else max(0, first - max(1, num_start))
     drop = min(len(ids) - max_length, most)
     return ids[:num_start] + ids[num_start + drop :], labels[:num_start] + labels[num_start + drop :]
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergetomix.families.causal_lm import CausalLM, Encoded
+from mergetomix.families.causal_lm import CausalLM
+from mergetomix.families.sequences import Encoded
 from mergetomix.recipe import Train
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import Any, cast
 from mergetomix.data import Example
 from mergetomix.errors import DataError
 from mergetomix.families import content
-from mergetomix.families.causal_lm import IGNORE, CausalLM, Encoded
+from mergetomix.families.causal_lm import CausalLM
+from mergetomix.families.questions import Question
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
 from mergetomix.store import digest
@@ -26,33 +27,30 @@ class Choice:
         self.family, self.normalize = cast("CausalLM", setting.family), spec.normalize
         self.right = [example.options.index(example.completion) for example in examples]
         self.lengths = [[len(option.encode()) for option in example.options] for example in examples]
-        self.sequences = [
-            sequence for i, example in enumerate(examples) for sequence in self._encode(example, i, setting.where)
-        ]
-        self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
-        self.batches = self.family.batches(self.sequences, setting.batch_tokens)
+        self.questions = [self._encode(example, i, setting.where) for i, example in enumerate(examples)]
+        self.num_tokens = sum(question.num_tokens for question in self.questions)
+        self.asked = self.family.asked(self.questions, setting.batch_tokens)
 
-    def _encode(self, example: Example, index: int, where: str) -> list[Encoded]:
-        """The prompt followed by each option; a prompt too long loses its beginning."""
-        prompt = self.family.prompt_ids(example, where)
-        sequences = []
-        for option in example.options:
-            answer = self.family.tokens(option)[: self.family.max_length - 1]
-            if not answer:
+    def _encode(self, example: Example, index: int, where: str) -> Question:
+        """Prompt and options. A prompt too long loses its beginning, as much of it as the longest option needs: all options
+        of an example are compared behind one prompt."""
+        options = [self.family.tokens(option)[: self.family.max_length - 1] for option in example.options]
+        for option, ids in zip(example.options, options, strict=True):
+            if not ids:
                 raise DataError(f"{where}.options", f"the option {option!r} of row {example.row} has no tokens")
-            kept = self.family.shorten(prompt, self.family.max_length - len(answer))
-            sequences.append(Encoded((*kept, *answer), (IGNORE,) * len(kept) + tuple(answer), index))
-        return sequences
+        room = self.family.max_length - max(map(len, options))
+        prompt = self.family.shorten(self.family.prompt_ids(example, where), room)
+        return Question(tuple(prompt), tuple(map(tuple, options)), index)
 
     def address(self) -> str:
         """Tokens, the right options, and how they are compared."""
-        return digest("choice", content(self.sequences), self.right, self.lengths, self.normalize)
+        return digest("choice", content(self.questions), self.right, self.lengths, self.normalize)
 
     def score(self, model: Any) -> Scores:
         """Values are 1.0 or 0.0."""
-        losses = iter(self.family.negative_log_likelihoods(model, self.batches))
         values = []
-        for right, lengths in zip(self.right, self.lengths, strict=True):
-            costs = [next(losses) / (length if self.normalize else 1) for length in lengths]
+        options = zip(self.right, self.lengths, self.family.option_losses(model, self.asked), strict=True)
+        for right, lengths, losses in options:
+            costs = [loss / (length if self.normalize else 1) for loss, length in zip(losses, lengths, strict=True)]
             values.append(float(costs.index(min(costs)) == right))
         return Scores("score", tuple(values), (1.0,) * len(values))

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import CausalLM, Generation, last_reply
+from mergetomix.families.causal_lm import CausalLM, last_reply
+from mergetomix.families.generation import Generation
 from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
 from mergetomix.store import digest

@@ -12,6 +12,9 @@ from mergetomix.records import Scores
 from mergetomix.store import digest
 from mergetomix.targets import Setting
 
+ROUNDING = 2
+"""Raised when losses come to be computed in another order, so that scores whose last digits differ are not compared."""
+
 
 class Loss:
     """Nats per scored token of each example, over all its sequences, its end token included."""
@@ -30,7 +33,7 @@ class Loss:
 
     def address(self) -> str:
         """Tokens and labels."""
-        return digest("loss", content(self.sequences))
+        return digest("loss", ROUNDING, content(self.sequences))
 
     def score(self, model: Any) -> Scores:
         """Values in nats per token; weights are the numbers of tokens."""
