@@ -14,6 +14,7 @@ NAMES = (
     "evaluation_choice",
     "evaluation_loss",
     "bank_switch",
+    "bank_mergekit",
     "merge_methods",
     "lora_combination",
     "gradient",
