@@ -33,7 +33,7 @@ def prepare(kind: str, share: float, folder: Path) -> Mapping[str, paired.Way]:
         ids = evaluation_models.random_ids(draw, draw.randint(216, 296), family)
         rows.append((ids, min(len(ids) - 1, round(share * len(ids)))))
     sequences = [Encoded(ids, (IGNORE,) * (len(ids) - n) + ids[len(ids) - n :], i) for i, (ids, n) in enumerate(rows)]
-    model, batches = family.load(), family.batches(sequences, BATCH_TOKENS)
+    model, batches = evaluation_models.load(family), family.batches(sequences, BATCH_TOKENS)
     return {
         "scored": lambda: family.negative_log_likelihoods(model, batches),
         "plain": lambda: evaluation_models.all_logits(model, rows, BATCH_TOKENS),
