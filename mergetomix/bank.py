@@ -58,19 +58,20 @@ def free_memory_bytes(device: torch.device) -> float:
 
 @dataclass
 class Slot:
-    """One param of the live model: `base` is what it was, flat, `total` the running sum of the members' deltas, None where none
-    is kept. `rounding` is the grid of its deltas."""
+    """One param of the live model: `base` is what it was, `total` the running sum of the members' deltas, None where none is
+    kept, `experts` the tensors of those who change it, all as `passes.flat` has them. `rounding` is the grid of the deltas."""
 
     name: str
     param: Tensor
-    base: Tensor
+    base: Any
     rounding: float
-    total: Tensor | None = None
+    experts: Mapping[str, Any]
+    total: Any = None
 
     @property
-    def live(self) -> Tensor:
+    def live(self) -> Any:
         """The live values, flat: the param's own memory, which another number type of the model makes anew."""
-        return self.param.data.view(-1)
+        return passes.flat(self.param.data)
 
 
 Piece = list[tuple[Slot, slice]]
@@ -128,7 +129,7 @@ class Bank:
         adapted = set().union(*(d.names() for d in deltas.values() if isinstance(d, LoraDelta)))
         self._adapted = [name for name in self._touched if name in adapted]
         self._slots = [self._slot(name) for name in self._touched if name not in adapted]
-        compiled = passes.is_compiled(*(slot.live for slot in self._slots))
+        compiled = passes.is_compiled(*(slot.param for slot in self._slots))
         self._pieces = pieces(self._slots, passes.TILE if compiled else passes.LARGE_TILE)
         self._members: frozenset[str] | None = frozenset()  # of the running sum; None where it was left unfinished
 
@@ -240,7 +241,7 @@ class Bank:
         self._members = members
 
     def _spread(self, work: Callable[[Piece], None]) -> None:
-        if passes.is_compiled(*(slot.live for slot in self._slots)):
+        if passes.is_compiled(*(slot.param for slot in self._slots)):
             passes.spread(work, self._pieces)
         else:
             for piece in self._pieces:
@@ -248,41 +249,30 @@ class Bank:
 
     def _shift(self, piece: Piece, changes: Sequence[tuple[str, float]], factor: float, fresh: bool) -> None:
         for slot, tile in piece:
-            assert slot.total is not None
             total, base, live = slot.total[tile], slot.base[tile], slot.live[tile]
             if fresh:
-                total.zero_()
-            todo = [(expert[tile], c) for expert, c in self._experts(slot.name, changes)]
+                total[:] = 0
+            todo = [(slot.experts[name], c) for name, c in changes if name in slot.experts]
             for expert, c in todo[:-1]:
-                passes.add(total, expert, base, c, slot.rounding)
+                passes.add(total, expert[tile], base, c, slot.rounding)
             if todo:
                 expert, c = todo[-1]
-                passes.step(total, expert, base, live, (c, slot.rounding, factor))
+                passes.step(total, expert[tile], base, live, (c, slot.rounding, factor))
             else:
                 passes.finish(total, base, live, factor)
 
     def _sum(self, chosen: Mapping[str, float]) -> None:
         """Live params <- base + sum_i c_i delta_i, made anew in the order of the names."""
-        self._spread(lambda piece: self._sum_piece(piece, list(chosen.items())))
+        self._spread(lambda piece: self._sum_piece(piece, chosen))
 
-    def _sum_piece(self, piece: Piece, chosen: Sequence[tuple[str, float]]) -> None:
-        import torch
-
+    def _sum_piece(self, piece: Piece, chosen: Mapping[str, float]) -> None:
         for slot, tile in piece:
-            base, live = slot.base[tile], slot.live[tile]
-            total = torch.zeros(base.shape, dtype=torch.float64, device=self.device)
-            for expert, c in self._experts(slot.name, chosen):
-                passes.add(total, expert[tile], base, c, slot.rounding)
-            passes.finish(total, base, live, 1.0)
-
-    def _experts(self, param: str, chosen: Iterable[tuple[str, float]]) -> list[tuple[Tensor, float]]:
-        """The flat tensors of those among some experts that change a param, with their factors."""
-        found = []
-        for name, c in chosen:
-            delta = self.deltas[name]
-            if isinstance(delta, FullDelta) and param in delta.tensors:
-                found.append((delta.tensors[param].reshape(-1), c))
-        return found
+            base = slot.base[tile]
+            total = passes.zeros(base, self.device)
+            for name, c in chosen.items():
+                if name in slot.experts:
+                    passes.add(total, slot.experts[name][tile], base, c, slot.rounding)
+            passes.finish(total, base, slot.live[tile], 1.0)
 
     # --- adapters
 
@@ -324,14 +314,13 @@ class Bank:
         return live.detach().to(self.device, copy=True)
 
     def _slot(self, name: str) -> Slot:
-        import torch
-
-        largest = sum(d.spans[name] for d in self.deltas.values() if isinstance(d, FullDelta) and name in d.spans)
-        base, param = self._base[name].reshape(-1), self._live[name]
+        full = {key: d for key, d in self.deltas.items() if isinstance(d, FullDelta) and name in d.tensors}
+        base, param = passes.flat(self._base[name]), self._live[name]
         if not param.is_contiguous():
             param.data = param.data.contiguous()
-        total = torch.zeros(base.shape, dtype=torch.float64, device=self.device) if self.room.running else None
-        return Slot(name, param, base, passes.grid(largest), total)
+        experts = {key: passes.flat(delta.tensors[name]) for key, delta in full.items()}
+        rounding = passes.grid(sum(delta.spans[name] for delta in full.values()))
+        return Slot(name, param, base, rounding, experts, passes.zeros(base, self.device) if self.room.running else None)
 
 
 def pieces(slots: Sequence[Slot], most: int) -> list[Piece]:

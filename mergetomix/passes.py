@@ -12,6 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -65,37 +67,47 @@ def is_compiled(*tensors: Tensor) -> bool:
     return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
 
 
-def step(total: Tensor, expert: Tensor, base: Tensor, live: Tensor, numbers: tuple[float, float, float]) -> None:
+def flat(tensor: Tensor) -> Any:
+    """A tensor's values in one dimension: in numpy where the compiled loops take them, else in torch. Both share its memory."""
+    line = tensor.detach().reshape(-1)
+    return line.numpy() if is_compiled(line) else line
+
+
+def zeros(base: Any, device: Any) -> Any:
+    """A sum of nothing, for `base` as `flat` gives it."""
+    if isinstance(base, np.ndarray):
+        return np.zeros(base.shape, np.float64)
+    import torch
+
+    return torch.zeros(base.shape, dtype=torch.float64, device=device)
+
+
+def step(total: Any, expert: Any, base: Any, live: Any, numbers: tuple[float, float, float]) -> None:
     """total += c * delta, live = base + factor * total, in one pass; `numbers` are c, the grid and the factor."""
     c, rounding, factor = numbers
-    if is_compiled(base, live):
-        from mergetomix import kernels
-
-        kernels.step(total.numpy(), _plain(expert), base.numpy(), live.numpy(), c, rounding, factor)
+    if isinstance(base, np.ndarray) and isinstance(live, np.ndarray):
+        _kernels().step(total, _plain(expert), base, live, c, rounding, factor)
     else:
         add(total, expert, base, c, rounding)
         finish(total, base, live, factor)
 
 
-def add(total: Tensor, expert: Tensor, base: Tensor, c: float, rounding: float) -> None:
+def add(total: Any, expert: Any, base: Any, c: float, rounding: float) -> None:
     """total += c * delta, the delta rounded to the grid."""
-    if is_compiled(base) and total.device.type == "cpu":
-        from mergetomix import kernels
-
-        kernels.add(total.numpy(), _plain(expert), base.numpy(), c, rounding)
+    if isinstance(base, np.ndarray):
+        _kernels().add(total, _plain(expert), base, c, rounding)
         return
-    delta = expert.to(total.device).to(total.dtype) - base.to(total.dtype)
+    delta = _tensor(expert).to(total.device).to(total.dtype) - base.to(total.dtype)
     total.add_(delta.add_(rounding).sub_(rounding), alpha=c)
 
 
-def finish(total: Tensor, base: Tensor, live: Tensor, factor: float) -> None:
+def finish(total: Any, base: Any, live: Any, factor: float) -> None:
     """live = base + factor * total, rounded once."""
-    if is_compiled(base, live):
-        from mergetomix import kernels
-
-        kernels.finish(total.numpy(), base.numpy(), live.numpy(), factor)
-    else:
-        live.copy_((base.to(total.dtype) + factor * total).to(live.dtype))
+    if isinstance(base, np.ndarray) and isinstance(live, np.ndarray):
+        _kernels().finish(total, base, live, factor)
+        return
+    sums, origin, out = _tensor(total), _tensor(base), _tensor(live)
+    out.copy_((origin.to(sums.dtype) + factor * sums).to(out.dtype))
 
 
 def span(expert: Tensor, base: Tensor) -> float:
@@ -107,9 +119,10 @@ def span(expert: Tensor, base: Tensor) -> float:
             wide = one[tile].to(other.device).double() - other[tile].double()
             found.append(float(wide.abs().amax()))
     else:
-        from mergetomix import kernels
-
-        spread(lambda tile: found.append(kernels.span(_plain(one[tile]), other[tile].numpy())), list(tiles(len(other))))
+        expert_values, base_values = flat(one), flat(other)
+        spread(
+            lambda tile: found.append(_kernels().span(_plain(expert_values[tile]), base_values[tile])), list(tiles(len(other)))
+        )
     return _largest(found)
 
 
@@ -127,10 +140,10 @@ def dot(gradient: Tensor, expert: Tensor, base: Tensor) -> float:
     """The sum over elements of gradient * (expert - base), in float64."""
     found: list[tuple[int, float]] = []
     if is_compiled(gradient, base):
-        from mergetomix import kernels
+        slopes, expert_values, base_values = flat(gradient), flat(expert), flat(base)
 
         def work(tile: slice) -> None:
-            found.append((tile.start, kernels.dot(gradient[tile].numpy(), _plain(expert[tile]), base[tile].numpy())))
+            found.append((tile.start, _kernels().dot(slopes[tile], _plain(expert_values[tile]), base_values[tile])))
 
         spread(work, list(tiles(len(base))))
         return math.fsum(value for _, value in sorted(found))
@@ -140,6 +153,20 @@ def dot(gradient: Tensor, expert: Tensor, base: Tensor) -> float:
     return math.fsum(value for _, value in found)
 
 
-def _plain(expert: Tensor) -> Any:
+def _plain(expert: Any) -> Any:
     """An expert's tile as float32 in numpy: as it lies, or converted where it is stored otherwise."""
-    return expert.float().cpu().contiguous().numpy()
+    return expert if isinstance(expert, np.ndarray) else expert.float().cpu().contiguous().numpy()
+
+
+def _tensor(values: Any) -> Tensor:
+    import torch
+
+    return torch.from_numpy(values) if isinstance(values, np.ndarray) else values
+
+
+@cache
+def _kernels() -> Any:
+    """The compiled loops, whose module takes a moment to load."""
+    from mergetomix import kernels
+
+    return kernels
