@@ -1,0 +1,233 @@
+"""A polynomial in the experts' coefficients, learnt from values and derivatives at a few points: numbers in, numbers out.
+
+Legend of shapes: M points observed, N experts, K points asked about, S numbers observed (values, and N for every derivative).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+TERMS = ("linear", "shared slope", "quadratic", "shared curvature", "overall curvature", "cubic")
+"""Parts of the prior covariance, each with its scale: u, v, u^2, u v, v^2, u^3 with u = c . c' and v = (1 . c)(1 . c')."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Values at points, and derivatives at some of them; rows of `slopes_MN` that are not known are NaN."""
+
+    points_MN: Array
+    values_M: Array
+    slopes_MN: Array
+
+    @cached_property
+    def sloped(self) -> Array:
+        """Rows whose derivative is known."""
+        return np.flatnonzero(~np.isnan(self.slopes_MN).any(axis=1))
+
+    @property
+    def numbers_S(self) -> Array:
+        """All that was observed: the values, then the derivatives row by row."""
+        return np.concatenate([self.values_M, self.slopes_MN[self.sloped].ravel()])
+
+
+class Partials(NamedTuple):
+    """A covariance f(u, v) of two sets of points and its partial derivatives in u and v; zeros where None."""
+
+    f: Array
+    u: Array | None = None
+    v: Array | None = None
+    uu: Array | None = None
+    uv: Array | None = None
+    vv: Array | None = None
+
+
+def term(index: int, u: Array, v: Array) -> Partials:
+    """One of TERMS."""
+    one, two = np.ones_like(u), np.full_like(u, 2.0)
+    return (
+        lambda: Partials(u, u=one),
+        lambda: Partials(v, v=one),
+        lambda: Partials(u**2, u=2 * u, uu=two),
+        lambda: Partials(u * v, u=v, v=u, uv=one),
+        lambda: Partials(v**2, v=2 * v, vv=two),
+        lambda: Partials(u**3, u=3 * u**2, uu=6 * u),
+    )[index]()
+
+
+def mixed(scales: Array, u: Array, v: Array) -> Partials:
+    """The sum of all terms, each times its scale."""
+    a, b, c, d, e, g = scales
+    return Partials(
+        f=a * u + b * v + c * u**2 + d * u * v + e * v**2 + g * u**3,
+        u=a + 2 * c * u + d * v + 3 * g * u**2,
+        v=b + d * u + 2 * e * v,
+        uu=2 * c + 6 * g * u,
+        uv=np.full_like(u, d),
+        vv=np.full_like(u, 2 * e),
+    )
+
+
+def products(left_KN: Array, right_MN: Array) -> tuple[Array, Array]:
+    """u and v of every pair of points."""
+    return left_KN @ right_MN.T, np.outer(left_KN.sum(axis=1), right_MN.sum(axis=1))
+
+
+def along(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
+    """Covariance of values at the left with derivatives at the right: df/dx'_j = f_u x_j + f_v (1 . x). Shape (K, M N)."""
+    out_KMN = np.zeros((*partials.f.shape, left_KN.shape[1]))
+    if partials.u is not None:
+        out_KMN += partials.u[:, :, None] * left_KN[:, None, :]
+    if partials.v is not None:
+        out_KMN += (partials.v * left_KN.sum(axis=1)[:, None])[:, :, None]
+    return out_KMN.reshape(len(left_KN), -1)
+
+
+def between(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
+    """Covariance of derivatives with derivatives, shape (K N, M N).
+
+    d^2 f / dx_i dx'_j = f_u [i = j] + f_v + x_j (f_uu x'_i + f_uv p') + p (f_uv x'_i + f_vv p'), p = 1 . x, p' = 1 . x'.
+    """
+    (num_k, n), num_m = left_KN.shape, len(right_MN)
+    p_K, p_M = left_KN.sum(axis=1), right_MN.sum(axis=1)
+    out = np.zeros((num_k, n, num_m, n))
+    if partials.u is not None:
+        diagonal = np.arange(n)
+        out[:, diagonal, :, diagonal] += partials.u
+    if partials.v is not None:
+        out += partials.v[:, None, :, None]
+    if partials.uu is not None:
+        out += np.einsum("km,mi,kj->kimj", partials.uu, right_MN, left_KN, optimize=True)
+    if partials.uv is not None:
+        out += np.einsum("km,m,kj->kmj", partials.uv, p_M, left_KN, optimize=True)[:, None]
+        out += np.einsum("km,mi,k->kim", partials.uv, right_MN, p_K, optimize=True)[..., None]
+    if partials.vv is not None:
+        out += (partials.vv * np.outer(p_K, p_M))[:, None, :, None]
+    return out.reshape(num_k * n, num_m * n)
+
+
+def covariance(partials: Partials, seen: Observations) -> Array:
+    """Prior covariance of everything observed, shape (S, S)."""
+    rows = seen.sloped
+    some_MN = seen.points_MN[rows]
+    picked = Partials(*(None if part is None else part[:, rows] for part in partials))
+    cross = along(picked, seen.points_MN, some_MN)
+    both = Partials(*(None if part is None else part[rows] for part in picked))
+    return np.block([[partials.f, cross], [cross.T, between(both, some_MN, some_MN)]])
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How large each term is, and how far values and derivatives are from any such polynomial; variances."""
+
+    scales: tuple[float, ...]
+    noise_value: float
+    noise_slope: float
+
+    @property
+    def logs(self) -> Array:
+        """Logarithms of all variances."""
+        return np.log([*self.scales, self.noise_value, self.noise_slope])
+
+    @classmethod
+    def of(cls, logs: Array) -> Prior:
+        """The inverse of `logs`."""
+        *scales, value, slope = np.exp(logs).tolist()
+        return cls(tuple(scales), value, slope)
+
+
+START = Prior((1.0, 1.0, 1.0, 0.3, 0.3, 0.1), 1e-4, 1e-3)
+SPREAD = np.array([2.0] * 6 + [2.5, 2.5])
+"""Where the search for a prior starts, and how far (in logarithms) it is at home: of data in units of their own slopes."""
+LOWEST = 1e-9
+
+
+def noises(prior: Prior, seen: Observations) -> Array:
+    """The variance of the noise of each number observed."""
+    num = len(seen.sloped) * seen.points_MN.shape[1]
+    return np.concatenate([np.full(len(seen.values_M), prior.noise_value), np.full(num, prior.noise_slope)])
+
+
+def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, Array]:
+    """-log p(observed, prior) up to a constant, and its derivative in `logs`.
+
+    log p(y) = -y' K^-1 y / 2 - log det K / 2 for K = sum_t s_t K_t + noise (Rasmussen and Williams 2006, eq. 5.8 and 5.9), with a
+    normal prior on the logarithms around START.
+    """
+    from scipy.linalg import cho_factor, cho_solve
+
+    prior, y_S = Prior.of(logs), seen.numbers_S
+    noise_S = noises(prior, seen)
+    matrix = np.tensordot(np.array(prior.scales), parts_TSS, 1)
+    matrix[np.diag_indices(len(y_S))] += noise_S
+    factor = cho_factor(matrix, lower=True, check_finite=False)
+    alpha_S = cho_solve(factor, y_S, check_finite=False)
+    excess = cho_solve(factor, np.eye(len(y_S)), check_finite=False) - np.outer(alpha_S, alpha_S)
+    diagonal_S, num = np.diag(excess) * noise_S, len(seen.values_M)
+    slopes = [scale * float(np.vdot(part, excess)) for scale, part in zip(prior.scales, parts_TSS, strict=True)]
+    gradient = np.array([*slopes, float(diagonal_S[:num].sum()), float(diagonal_S[num:].sum())]) / 2
+    away = (logs - START.logs) / SPREAD
+    value = y_S @ alpha_S / 2 + np.log(np.diag(factor[0])).sum() + away @ away / 2
+    return float(value), gradient + away / SPREAD
+
+
+def fit_prior(seen: Observations, start: Prior = START, max_steps: int = 60) -> Prior:
+    """The prior under which what was observed, in units of its slopes, is likeliest."""
+    from scipy.optimize import minimize
+
+    u, v = products(seen.points_MN, seen.points_MN)
+    parts_TSS = np.stack([covariance(term(index, u, v), seen) for index in range(len(TERMS))])
+    bounds = [(np.log(LOWEST), np.log(1e4))] * (len(TERMS) + 2)
+    found = minimize(
+        evidence, start.logs, (parts_TSS, seen), method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": max_steps}
+    )
+    return Prior.of(found.x)
+
+
+class Posterior:
+    """What the observations say of the polynomial, given a prior."""
+
+    def __init__(self, seen: Observations, prior: Prior) -> None:
+        from scipy.linalg import cholesky, solve_triangular
+
+        self.seen, self.prior = seen, prior
+        self._scales = np.array(prior.scales)
+        matrix = covariance(mixed(self._scales, *products(seen.points_MN, seen.points_MN)), seen)
+        matrix[np.diag_indices(len(matrix))] += noises(prior, seen)
+        self._root = cholesky(matrix, lower=True, check_finite=False, overwrite_a=True)
+        white_S = solve_triangular(self._root, seen.numbers_S, lower=True, check_finite=False)
+        alpha_S = solve_triangular(self._root, white_S, lower=True, trans="T", check_finite=False)
+        self._alpha_M = alpha_S[: len(seen.values_M)]
+        self._alpha_GN = alpha_S[len(seen.values_M) :].reshape(len(seen.sloped), -1)
+
+    def mean(self, points_KN: Array) -> Array:
+        """Expected values, shape (K,)."""
+        seen, rows = self.seen, self.seen.sloped
+        partials = mixed(self._scales, *products(points_KN, seen.points_MN))
+        assert partials.u is not None and partials.v is not None
+        p_K = points_KN.sum(axis=1)
+        by_slope = partials.u[:, rows] * (points_KN @ self._alpha_GN.T)
+        by_slope += partials.v[:, rows] * np.outer(p_K, self._alpha_GN.sum(axis=1))
+        return np.asarray(partials.f @ self._alpha_M + by_slope.sum(axis=1))
+
+    def sd(self, points_KN: Array) -> Array:
+        """Standard deviations of the values, without the noise, shape (K,)."""
+        from scipy.linalg import solve_triangular
+
+        seen, rows = self.seen, self.seen.sloped
+        partials = mixed(self._scales, *products(points_KN, seen.points_MN))
+        picked = Partials(*(None if part is None else part[:, rows] for part in partials))
+        cross_KS = np.hstack([partials.f, along(picked, points_KN, seen.points_MN[rows])])
+        explained = (solve_triangular(self._root, cross_KS.T, lower=True, check_finite=False) ** 2).sum(axis=0)
+        square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
+        prior_K = mixed(self._scales, square_K, sum_K).f
+        return np.sqrt(np.maximum(prior_K - explained, 0.0))
+
+
