@@ -266,11 +266,9 @@ def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
     of steps every fine-tune costs the same.
     """
     space = job.space()
-    least, most = space.bounds
-    sizes = {k: len(Subsets(space.names, k, k, space.require, space.forbid)) for k in range(least, most + 1)}
     mean_s = experts_s / max(1, len(space.allowed))
     fixed = job.recipe.train.max_steps is not None or job.recipe.train.max_tokens is not None
-    return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in sizes.items())
+    return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in space.num_by_size.items())
 
 
 def finetunes(job: Job) -> list[tuple[tuple[str, ...], int | None]]:

@@ -19,7 +19,7 @@ from mergetomix.mixture import Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import Ask, Setting, Strategy, Told, build, restore
 
-STRATEGIES = ["exhaustive", "greedy"]
+STRATEGIES = ["exhaustive", "gradient", "greedy"]
 CASES = [(strategy, space) for strategy in STRATEGIES for space in SPACES]
 BUDGETS = [1, 2, 3, 4, 7, 12, 25]
 

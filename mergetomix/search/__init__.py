@@ -106,13 +106,16 @@ def build(name: str, setting: Setting) -> Strategy:
     Raises ValueError for an unknown name.
     """
     from mergetomix.search.exhaustive import Exhaustive
+    from mergetomix.search.gradient import Gradient
     from mergetomix.search.greedy import Greedy
+    from mergetomix.search.walk import Walk
 
     if name == "auto":
         name = "exhaustive" if len(setting.space.free) <= EXHAUSTIVE_DATASETS else "greedy"
-    for strategy in (Exhaustive, Greedy):
-        if strategy.name == name:
-            return strategy(setting)
+    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy)
+    for kind in kinds:
+        if kind.name == name:
+            return kind(setting)
     raise ValueError(f"no strategy is called {name!r}")
 
 

@@ -29,14 +29,12 @@ class Greedy(Walk):
     def _foreseen(self) -> int:
         """So many trials if the first exchange finds the start and every dataset is then added."""
         least, most = self._space.bounds
-        allowed, exchanged = len(self._space.allowed), least - len(self._space.require)
+        allowed, exchanged = len(self._space.allowed), least - len(self._space.fixed)
         forward = 1 + exchanged * (allowed - least) + sum(allowed - size for size in range(least, most))
         return min(forward, len(self._space))
 
     def _steps(self) -> Steps[None]:
-        if not len(self._space):
-            return
-        current = yield from self._climb(self._start(), self._exchanged)
+        current = yield from self._climb(self._space.smallest(), self._space.exchanged)
         while True:
             forward = self._space.larger(current)
             yield from self._try(forward)
@@ -44,16 +42,6 @@ class Greedy(Walk):
             if best is None:
                 return
             current = yield from self._climb(best, self._space.smaller)
-
-    def _start(self) -> frozenset[str]:
-        num_more = self._space.bounds[0] - len(self._space.require)
-        return self._space.require | set(self._space.free[:num_more])
-
-    def _exchanged(self, datasets: frozenset[str]) -> list[frozenset[str]]:
-        free = self._space.free
-        leave = [name for name in free if name in datasets]
-        enter = [name for name in free if name not in datasets]
-        return [datasets - {old} | {new} for old in leave for new in enter]
 
     def _climb(self, current: frozenset[str], neighbours: Neighbours) -> Steps[frozenset[str]]:
         """Goes to the best neighbour until none is better; gives where it ends."""

@@ -1,22 +1,26 @@
-"""A polynomial in the experts' coefficients, learnt from values and derivatives at a few points: numbers in, numbers out.
+"""A quadratic in the experts' coefficients, learnt from values and derivatives at a few points: numbers in, numbers out.
+
+f(c) = b . c + c . H c / 2, with normal priors on b and H: equivalently a Gaussian process whose covariance is the sum of TERMS.
+It is zero at c = 0, the base, where the gain is zero. Experts share much of their deltas' direction, which is why the shared
+terms are there: without them twice as many points are needed.
 
 Legend of shapes: M points observed, N experts, K points asked about, S numbers observed (values, and N for every derivative).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+EVERY = slice(None)
 
-TERMS = ("linear", "shared slope", "quadratic", "shared curvature", "overall curvature", "cubic")
-"""Parts of the prior covariance, each with its scale: u, v, u^2, u v, v^2, u^3 with u = c . c' and v = (1 . c)(1 . c')."""
+TERMS = ("slope", "shared slope", "curvature", "shared curvature", "overall curvature")
+"""Parts of the prior covariance, each with its scale: u, v, u^2, u v, v^2 with u = c . c' and v = (1 . c)(1 . c')."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Observations:
     slopes_MN: Array
 
     @cached_property
-    def sloped(self) -> Array:
+    def sloped(self) -> NDArray[np.intp]:
         """Rows whose derivative is known."""
         return np.flatnonzero(~np.isnan(self.slopes_MN).any(axis=1))
 
@@ -38,8 +42,9 @@ class Observations:
         return np.concatenate([self.values_M, self.slopes_MN[self.sloped].ravel()])
 
 
-class Partials(NamedTuple):
-    """A covariance f(u, v) of two sets of points and its partial derivatives in u and v; zeros where None."""
+@dataclass(frozen=True)
+class Partials:
+    """A covariance f(u, v) of two sets of points and its partial derivatives in u and v, where they are not zero."""
 
     f: Array
     u: Array | None = None
@@ -47,6 +52,13 @@ class Partials(NamedTuple):
     uu: Array | None = None
     uv: Array | None = None
     vv: Array | None = None
+
+    def picked(self, rows: Any, columns: Any) -> Partials:
+        """The same for some of the points."""
+        parts = (self.f, self.u, self.v, self.uu, self.uv, self.vv)
+        f, *others = (None if part is None else part[rows][:, columns] for part in parts)
+        assert f is not None
+        return Partials(f, *others)
 
 
 def term(index: int, u: Array, v: Array) -> Partials:
@@ -58,18 +70,17 @@ def term(index: int, u: Array, v: Array) -> Partials:
         lambda: Partials(u**2, u=2 * u, uu=two),
         lambda: Partials(u * v, u=v, v=u, uv=one),
         lambda: Partials(v**2, v=2 * v, vv=two),
-        lambda: Partials(u**3, u=3 * u**2, uu=6 * u),
     )[index]()
 
 
 def mixed(scales: Array, u: Array, v: Array) -> Partials:
     """The sum of all terms, each times its scale."""
-    a, b, c, d, e, g = scales
+    a, b, c, d, e = scales
     return Partials(
-        f=a * u + b * v + c * u**2 + d * u * v + e * v**2 + g * u**3,
-        u=a + 2 * c * u + d * v + 3 * g * u**2,
+        f=a * u + b * v + c * u**2 + d * u * v + e * v**2,
+        u=a + 2 * c * u + d * v,
         v=b + d * u + 2 * e * v,
-        uu=2 * c + 6 * g * u,
+        uu=np.full_like(u, 2 * c),
         uv=np.full_like(u, d),
         vv=np.full_like(u, 2 * e),
     )
@@ -117,10 +128,8 @@ def covariance(partials: Partials, seen: Observations) -> Array:
     """Prior covariance of everything observed, shape (S, S)."""
     rows = seen.sloped
     some_MN = seen.points_MN[rows]
-    picked = Partials(*(None if part is None else part[:, rows] for part in partials))
-    cross = along(picked, seen.points_MN, some_MN)
-    both = Partials(*(None if part is None else part[rows] for part in picked))
-    return np.block([[partials.f, cross], [cross.T, between(both, some_MN, some_MN)]])
+    cross = along(partials.picked(EVERY, rows), seen.points_MN, some_MN)
+    return np.block([[partials.f, cross], [cross.T, between(partials.picked(rows, rows), some_MN, some_MN)]])
 
 
 @dataclass(frozen=True)
@@ -143,10 +152,10 @@ class Prior:
         return cls(tuple(scales), value, slope)
 
 
-START = Prior((1.0, 1.0, 1.0, 0.3, 0.3, 0.1), 1e-4, 1e-3)
-SPREAD = np.array([2.0] * 6 + [2.5, 2.5])
+START = Prior((1.0, 1.0, 0.5, 0.3, 0.3), 1e-4, 1e-3)
+SPREAD = np.array([2.0] * 5 + [2.5, 2.5])
 """Where the search for a prior starts, and how far (in logarithms) it is at home: of data in units of their own slopes."""
-LOWEST = 1e-9
+LOWEST, HIGHEST = 1e-8, 1e4
 
 
 def noises(prior: Prior, seen: Observations) -> Array:
@@ -184,7 +193,7 @@ def fit_prior(seen: Observations, start: Prior = START, max_steps: int = 60) -> 
 
     u, v = products(seen.points_MN, seen.points_MN)
     parts_TSS = np.stack([covariance(term(index, u, v), seen) for index in range(len(TERMS))])
-    bounds = [(np.log(LOWEST), np.log(1e4))] * (len(TERMS) + 2)
+    bounds = [(np.log(LOWEST), np.log(HIGHEST))] * (len(TERMS) + 2)
     found = minimize(
         evidence, start.logs, (parts_TSS, seen), method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": max_steps}
     )
@@ -207,15 +216,28 @@ class Posterior:
         self._alpha_M = alpha_S[: len(seen.values_M)]
         self._alpha_GN = alpha_S[len(seen.values_M) :].reshape(len(seen.sloped), -1)
 
+    @cached_property
+    def slope_N(self) -> Array:
+        """The expected b: the derivative at c = 0."""
+        own, shared = self._scales[0], self._scales[1]
+        slopes_N, sums_M = self._alpha_GN.sum(axis=0), self.seen.points_MN.sum(axis=1)
+        common = self._alpha_M @ sums_M + slopes_N.sum()
+        return np.asarray(own * (self._alpha_M @ self.seen.points_MN + slopes_N) + shared * common)
+
+    @cached_property
+    def curvature_NN(self) -> Array:
+        """The expected H."""
+        _, _, own, shared, overall = self._scales
+        x_MN, x_GN, a_M, a_GN = self.seen.points_MN, self.seen.points_MN[self.seen.sloped], self._alpha_M, self._alpha_GN
+        p_M, p_G, sum_G = x_MN.sum(axis=1), x_GN.sum(axis=1), a_GN.sum(axis=1)
+        half_NN = own * ((x_MN.T * a_M) @ x_MN + 2 * x_GN.T @ a_GN)
+        half_NN += shared * ((a_M * p_M) @ x_MN + p_G @ a_GN + sum_G @ x_GN)
+        half_NN += overall * (a_M @ p_M**2 + 2 * p_G @ sum_G)
+        return np.asarray(half_NN + half_NN.T)
+
     def mean(self, points_KN: Array) -> Array:
         """Expected values, shape (K,)."""
-        seen, rows = self.seen, self.seen.sloped
-        partials = mixed(self._scales, *products(points_KN, seen.points_MN))
-        assert partials.u is not None and partials.v is not None
-        p_K = points_KN.sum(axis=1)
-        by_slope = partials.u[:, rows] * (points_KN @ self._alpha_GN.T)
-        by_slope += partials.v[:, rows] * np.outer(p_K, self._alpha_GN.sum(axis=1))
-        return np.asarray(partials.f @ self._alpha_M + by_slope.sum(axis=1))
+        return np.asarray(points_KN @ self.slope_N + ((points_KN @ self.curvature_NN) * points_KN).sum(axis=1) / 2)
 
     def sd(self, points_KN: Array) -> Array:
         """Standard deviations of the values, without the noise, shape (K,)."""
@@ -223,11 +245,10 @@ class Posterior:
 
         seen, rows = self.seen, self.seen.sloped
         partials = mixed(self._scales, *products(points_KN, seen.points_MN))
-        picked = Partials(*(None if part is None else part[:, rows] for part in partials))
-        cross_KS = np.hstack([partials.f, along(picked, points_KN, seen.points_MN[rows])])
+        cross_KS = np.hstack([partials.f, along(partials.picked(EVERY, rows), points_KN, seen.points_MN[rows])])
         explained = (solve_triangular(self._root, cross_KS.T, lower=True, check_finite=False) ** 2).sum(axis=0)
         square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
         prior_K = mixed(self._scales, square_K, sum_K).f
-        return np.sqrt(np.maximum(prior_K - explained, 0.0))
+        return np.asarray(np.sqrt(np.maximum(prior_K - explained, 0.0)))
 
 
