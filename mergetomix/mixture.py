@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mergetomix.records import Mixture
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,168 @@ class Subsets:
         return f" with {', '.join(said)}" if said else ""
 
 
+LEAST_SHARE = 1e-3
+"""The smallest weight that a mixture is given here: a dataset with less might as well be left out."""
+ROUNDING = 1e-9
+MAX_TRIES = 100
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """Weights over `least` to `most` of `names`, among them all of `require` and none of `forbid`: each weight is zero, or at
+    least `min_share` and at most its dataset's share of `caps`; together they are one.
+
+    Raises ValueError where these contradict each other, with what does.
+    """
+
+    names: tuple[str, ...]
+    least: int = 1
+    most: int | None = None
+    require: frozenset[str] = frozenset()
+    forbid: frozenset[str] = frozenset()
+    min_share: float = 0.0
+    caps: Mapping[str, float] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        check_names(self.names, {"require": self.require, "forbid": self.forbid, "caps": self.caps or {}})
+        check_fates(self.require, self.forbid)
+        check_positive("caps", self.caps, self.caps or {})
+        if not 0 <= self.min_share <= 1:
+            raise ValueError(f"min_share must be from 0 to 1, not {self.min_share}")
+        for name in sorted(self.require):
+            if self.cap(name) < self.min_share:
+                raise ValueError(
+                    f"{name} is required, but its cap of {self.cap(name):.4g} is below min_share, {self.min_share:.4g}"
+                )
+        if not self._numbers:
+            raise ValueError(self._contradiction())
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """Names that may stand in a mixture, in order."""
+        possible = set(self.names) - self.forbid
+        return tuple(name for name in sorted(possible) if self.cap(name) >= self.min_share)
+
+    def cap(self, name: str) -> float:
+        """The largest weight of a dataset."""
+        return min(1.0, (self.caps or {}).get(name, 1.0))
+
+    @property
+    def floor(self) -> float:
+        """The least weight that is given to a member."""
+        return max(self.min_share, LEAST_SHARE)
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Fewest and most datasets of a mixture, all constraints counted."""
+        return min(self._numbers), max(self._numbers)
+
+    @property
+    def size(self) -> float:
+        """How many mixtures there are."""
+        return math.inf if self.bounds[1] > 1 else float(len(self.vertices()))
+
+    @cached_property
+    def _numbers(self) -> tuple[int, ...]:
+        """How many datasets a mixture may have."""
+        others = sorted((self.cap(name) for name in self.allowed if name not in self.require), reverse=True)
+        needed = sum(self.cap(name) for name in self.require)
+        most = len(self.allowed) if self.most is None else min(self.most, len(self.allowed))
+        numbers = range(max(self.least, len(self.require), 1), most + 1)
+        room = [needed + sum(others[: num - len(self.require)]) for num in numbers]
+        return tuple(
+            num
+            for num, caps in zip(numbers, room, strict=True)
+            if caps >= 1 - ROUNDING and num * self.min_share <= 1 + ROUNDING
+        )
+
+    def _contradiction(self) -> str:
+        """Why there is no mixture."""
+        most = len(self.allowed) if self.most is None else min(self.most, len(self.allowed))
+        least = max(self.least, len(self.require), 1)
+        if least > most:
+            return f"no mixture has at least {least} and at most {most} of the {len(self.allowed)} datasets that may be in one"
+        if least * self.min_share > 1:
+            return f"min_share: {least} datasets of at least {self.min_share:.4g} each would have more than one in all"
+        return f"caps: no {most} datasets together may have a weight of one with min_share {self.min_share:.4g}"
+
+    def __contains__(self, mixture: object) -> bool:
+        if not isinstance(mixture, Mixture):
+            return False
+        weights = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
+        fit = all(self.min_share - ROUNDING <= weight <= self.cap(name) + ROUNDING for name, weight in weights.items())
+        return fit and len(weights) in self._numbers and self.require <= set(weights) <= set(self.allowed)
+
+    def holds(self, support: frozenset[str]) -> bool:
+        """Whether some mixture has exactly these datasets."""
+        caps = sum(self.cap(name) for name in support)
+        return len(support) in self._numbers and self.require <= support <= set(self.allowed) and caps >= 1 - ROUNDING
+
+    def project(self, weights: Mapping[str, float], support: frozenset[str]) -> Mixture:
+        """The mixture of exactly `support` that is nearest to `weights` (Euclidean), each at least `floor` where that fits.
+
+        w_i = min(max(x_i - tau, low), cap_i) with tau such that they sum to one; exact, as the sum is piecewise linear in tau.
+        Raises ValueError where no mixture has this support.
+        """
+        if not self.holds(support):
+            raise ValueError(f"no mixture has exactly the datasets {sorted(support)}")
+        names = tuple(sorted(support))
+        high_N = np.array([self.cap(name) for name in names])
+        low_N = np.minimum(min(self.floor, 1 / len(names)), high_N)
+        found_N = nearest_in_box(np.array([float(weights.get(name, 0.0)) for name in names]), low_N, high_N)
+        return Mixture(names, tuple(found_N.tolist()))
+
+    def nearest(self, weights: Mapping[str, float]) -> Mixture:
+        """A mixture near to `weights`: as many of the heaviest as the constraints ask for, and those above half the floor."""
+        least, most = self.bounds
+        chosen = sorted(self.allowed, key=lambda name: (name not in self.require, -weights.get(name, 0.0), name))[:most]
+        heavy = sum(name in self.require or weights.get(name, 0.0) > self.floor / 2 for name in chosen)
+        for num in range(max(least, heavy), most + 1):
+            if self.holds(frozenset(chosen[:num])):
+                return self.project(weights, frozenset(chosen[:num]))
+        roomy = sorted(self.allowed, key=lambda name: (name not in self.require, -self.cap(name), name))
+        return self.project(weights, next(s for num in self._numbers if self.holds(s := frozenset(roomy[:num]))))
+
+    def uniform(self) -> Mixture:
+        """The mixture nearest to equal weights."""
+        return self.nearest(dict.fromkeys(self.allowed, 1 / len(self.allowed)))
+
+    def vertices(self) -> list[Mixture]:
+        """For every dataset the mixture that is nearest to it alone, each once."""
+        return list(dict.fromkeys(self.nearest({name: 1.0}) for name in self.allowed))
+
+    def sample(self, num: int, seed: int) -> list[Mixture]:
+        """`num` mixtures drawn by `seed`: how many datasets, then which, then their weights (Dirichlet, all parameters one),
+        brought within the constraints where they are not."""
+        rng = np.random.default_rng(seed)
+        return [self._drawn(rng) for _ in range(num)]
+
+    def _drawn(self, rng: np.random.Generator) -> Mixture:
+        others = [name for name in self.allowed if name not in self.require]
+        for _ in range(MAX_TRIES):
+            num = int(rng.choice(self._numbers)) - len(self.require)
+            support = self.require | {others[i] for i in rng.choice(len(others), size=num, replace=False)}
+            if self.holds(support):
+                names = sorted(support)
+                return self.project(dict(zip(names, rng.dirichlet(np.ones(len(names))).tolist(), strict=True)), support)
+        return self.nearest(dict(zip(self.allowed, rng.dirichlet(np.ones(len(self.allowed))).tolist(), strict=True)))
+
+
+Space = Subsets | Simplex
+
+
+def nearest_in_box(point_N: Array, low_N: Array, high_N: Array) -> Array:
+    """The point nearest to `point_N` with low <= w <= high that sums to one; sum(low) <= 1 <= sum(high) must hold."""
+    breaks = np.sort(np.concatenate([point_N - high_N, point_N - low_N]))
+    sums = np.clip(point_N - breaks[:, None], low_N, high_N).sum(axis=1)  # falls from sum(high) to sum(low)
+    right = min(max(int(np.searchsorted(-sums, -1.0)), 1), len(breaks) - 1)
+    above, below = sums[right - 1], sums[right]
+    share = (above - 1.0) / (above - below) if above > below else 0.0
+    tau = breaks[right - 1] + min(max(share, 0.0), 1.0) * (breaks[right] - breaks[right - 1])
+    found_N = np.clip(point_N - tau, low_N, high_N)
+    return np.asarray(found_N / found_N.sum())
+
+
 def check_names(names: Sequence[str], used: Mapping[str, Iterable[str]]) -> None:
     """Raises ValueError for a name that stands twice, or is used and is none of `names`."""
     if len(set(names)) < len(names):
@@ -159,7 +325,9 @@ def check_groups(groups: Sequence[frozenset[str]], require: frozenset[str], forb
         if len(group) < 2:
             raise ValueError(f"groups: a group has at least two datasets, not {len(group)} ({text})")
         if group & forbid and group & require:
-            raise ValueError(f"groups: {text} go together, but {min(group & require)} is required, {min(group & forbid)} forbidden")
+            raise ValueError(
+                f"groups: {text} go together, but {min(group & require)} is required, {min(group & forbid)} forbidden"
+            )
         if group & forbid and group - forbid:
             raise ValueError(f"groups: {text} go together, but of them only {', '.join(sorted(group & forbid))} is forbidden")
 
@@ -225,15 +393,3 @@ def _gray(units: Sequence[Unit], least: int, most: int, backwards: bool = False)
         taken = last if with_last else frozenset()
         for subset in _gray(rest, least - len(taken), most - len(taken), with_last != backwards):
             yield subset | taken
-
-
-@dataclass(frozen=True)
-class Simplex:
-    """stub"""
-
-    names: tuple[str, ...]
-
-    @property
-    def allowed(self) -> tuple[str, ...]:
-        """Names."""
-        return self.names

@@ -4,8 +4,8 @@ python docs/studies/search.py table WORK 1      every mixture's proxy on every t
 python docs/studies/search.py compare WORK 1    each strategy against that table, with real gradients; after `table`
 python docs/studies/search.py show              the tables of all seeds that are there
 
-Twelve packages of Python's standard library are the datasets, others the targets; the base is the demo's. WORK holds the experts
-and the gradients met so far. A strategy's regret is (best - found) / (best - mean), over all mixtures.
+Twelve packages of Python's standard library are the datasets, others the targets; the base is the demo's. WORK holds the
+experts and the gradients met so far. A strategy's regret is (best - found) / (best - mean), over all mixtures.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from mergetomix import merge, search
+from mergetomix import merge
 from mergetomix.demo import BASE, sources
 from mergetomix.job import Job, fit, open_job
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Silent
 from mergetomix.recipe import load
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Setting, Told
+from mergetomix.search import Ask, Told
 
 DATASETS = (
     "asyncio", "ctypes", "distutils", "email", "encodings", "http",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mergetomix import merge
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Space, Subsets
 from mergetomix.records import Mixture
 
 EXHAUSTIVE_DATASETS = 12
@@ -71,7 +71,7 @@ class Setting:
     the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge.
     """
 
-    space: Subsets
+    space: Space
     seed: int = 0
     budget: int | None = None
     combine: Callable[[Mapping[str, float]], float] = mean_value
@@ -111,7 +111,9 @@ def build(name: str, setting: Setting) -> Strategy:
     from mergetomix.search.walk import Walk
 
     if name == "auto":
-        name = "exhaustive" if len(setting.space.free) <= EXHAUSTIVE_DATASETS else "greedy"
+        name = (
+            "exhaustive" if isinstance(setting.space, Subsets) and len(setting.space.free) <= EXHAUSTIVE_DATASETS else "greedy"
+        )
     kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy)
     for kind in kinds:
         if kind.name == name:

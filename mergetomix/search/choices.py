@@ -117,3 +117,11 @@ class SubsetChoices:
         for index in np.argsort(-objective_K, kind="stable")[:num].tolist():
             if objective_K[index] > -np.inf:
                 met[near.bits(top_U, index).tobytes()] = float(objective_K[index])
+
+
+def open_choices(setting: Setting) -> Choices:
+    """The choices of a space."""
+    from mergetomix.search.weights import SimplexChoices
+
+    space = setting.space
+    return SubsetChoices(setting, space) if isinstance(space, Subsets) else SimplexChoices(setting, space)

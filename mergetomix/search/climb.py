@@ -18,8 +18,8 @@ Pieces = tuple[Line, Curve]
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Subsets that differ from one by a unit more, a unit less, or one unit for another; `leave_K` and `enter_K` are those units,
-    -1 for none."""
+    """Subsets that differ from one by a unit more, a unit less, or one unit for another; `leave_K` and `enter_K` are those
+    units, -1 for none."""
 
     leave_K: NDArray[np.intp]
     enter_K: NDArray[np.intp]

@@ -15,8 +15,8 @@ STEP = 1e-4
 class Combined:
     """`combine` over arrays: values by target and candidate, shape (T, K), to objectives, shape (K,).
 
-    A weighted sum and a smallest value are recognised by trying `combine` at a few points, and taken over whole arrays; any other
-    function is called once for every candidate.
+    A weighted sum and a smallest value are recognised by trying `combine` at a few points, and taken over whole arrays; any
+    other function is called once for every candidate.
     """
 
     def __init__(self, combine: Callable[[Mapping[str, float]], float], targets: Sequence[str]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergetomix.search import Ask
-from mergetomix.search.walk import Steps, Walk
+from mergetomix.search import Ask, Setting
+from mergetomix.search.walk import Steps, Walk, subsets
 
 
 class Exhaustive(Walk):
@@ -11,9 +11,13 @@ class Exhaustive(Walk):
 
     name = "exhaustive"
 
+    def __init__(self, setting: Setting) -> None:
+        self._space = subsets(setting, self.name)
+        super().__init__(setting)
+
     def _steps(self) -> Steps[None]:
-        for mixture in self.setting.space:
+        for mixture in self._space:
             yield Ask(mixture)
 
     def _foreseen(self) -> int:
-        return len(self.setting.space)
+        return len(self._space)

@@ -1,8 +1,8 @@
 """Quadratics in the coefficients over the subsets of a space: all of them at once, or from one to its neighbours.
 
-Legend of shapes: N datasets, U units (datasets and groups that may be in or out), T targets, K subsets, 2^U all choices of units.
-A subset's coefficients are c_i = t s_i for its members, s_i being one or the dataset's size, t = k^(1 - exponent) / sum_i s_i. So
-b . c + c . H c / 2 = t P + t^2 Q with P linear and Q quadratic in the bits that say which units are in.
+Legend of shapes: N datasets, U units (datasets and groups that may be in or out), T targets, K subsets, 2^U their choices.
+A subset's coefficients are c_i = t s_i for its members, s_i being one or the dataset's size, t = k^(1 - exponent) / sum_i s_i.
+So b . c + c . H c / 2 = t P + t^2 Q with P linear and Q quadratic in the bits that say which units are in.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetomix.mixture import Simplex, Subsets
+from mergetomix.mixture import Space, Subsets
 from mergetomix.records import Mixture
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
 
 
-def exponent_of(coefficients: Callable[[Mixture], Mapping[str, float]], space: Subsets | Simplex) -> float:
+def exponent_of(coefficients: Callable[[Mixture], Mapping[str, float]], space: Space) -> float:
     """The exponent e of a merge with c_i = k^(1 - e) w_i, found from one mixture; 1 where all mixtures have one dataset.
 
     Raises ValueError where the coefficients have another form.
@@ -154,8 +154,6 @@ class Tables:
     def __init__(self, frame: Frame) -> None:
         self._frame = frame
         self.is_allowed = frame.is_allowed(frame.num.table())
-        if not frame.space.fixed:
-            self.is_allowed[0] = False
         with np.errstate(invalid="ignore", divide="ignore"):
             self._factor = np.where(self.is_allowed, frame.factor(frame.sum.table(), frame.squares.table()), 0.0)
 

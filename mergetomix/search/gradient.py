@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import GRADIENT_COST, Ask, Setting, Told
-from mergetomix.search.choices import Choices, SubsetChoices
+from mergetomix.search.choices import Choices, open_choices
 from mergetomix.search.model import Learner, Model, is_finite
 from mergetomix.search.walk import Steps, Walk
 
@@ -38,8 +38,8 @@ class Gradient(Walk):
     """Learns a quadratic for every target, then tries what it thinks best.
 
     Gradients are asked for where the objective may be highest, the model's uncertainty counted, until it predicts new trials or
-    its share of the budget is spent. Then the best mixture by the model is tried, values alone, again and again, each telling the
-    model more. A space no larger than the budget is tried whole. Raises ValueError for a budget too small to learn from.
+    its share of the budget is spent. Then the best mixture by the model is tried, values alone, again and again, each telling
+    the model more. A space no larger than the budget is tried whole. Raises ValueError for a budget too small to learn from.
     """
 
     name = "gradient"
@@ -50,7 +50,8 @@ class Gradient(Walk):
             least = int(min(LEAST_BUDGET, setting.space.size))
             raise ValueError(f"search by gradients takes a budget of at least {least} forward passes, not {self._budget}")
         self._learner = Learner(setting)
-        self._choices: Choices = SubsetChoices(setting, setting.space)
+        self._choices: Choices = open_choices(setting)
+        self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
         self.errors: list[float] = []
         """Of each prediction made before its trial was told, as a share of the spread."""
         super().__init__(setting)
@@ -91,12 +92,14 @@ class Gradient(Walk):
             mixture = self._most_promising(model)
             if mixture is None:
                 return
-            told = yield Ask(mixture)
+            told = yield Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST)
             self._note_error(model, told)
 
     def _first(self) -> Mixture:
         """The uniform mixture over all, or over as many as the space allows."""
         space = self.setting.space
+        if isinstance(space, Simplex):
+            return space.uniform()
         whole = frozenset(space.allowed)
         return space.mixture(whole) if whole in space else self._choices.random([], 1, self._rng())[0]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 
 from mergetomix.search import Ask, Setting
-from mergetomix.search.walk import Steps, Walk
+from mergetomix.search.walk import Steps, Walk, subsets
 
 Neighbours = Callable[[frozenset[str]], list[frozenset[str]]]
 
@@ -22,7 +22,7 @@ class Greedy(Walk):
     name = "greedy"
 
     def __init__(self, setting: Setting) -> None:
-        self._space = setting.space
+        self._space = subsets(setting, self.name)
         self._worth: dict[frozenset[str], float] = {}
         super().__init__(setting)
 

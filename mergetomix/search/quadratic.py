@@ -167,8 +167,8 @@ def noises(prior: Prior, seen: Observations) -> Array:
 def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, Array]:
     """-log p(observed, prior) up to a constant, and its derivative in `logs`.
 
-    log p(y) = -y' K^-1 y / 2 - log det K / 2 for K = sum_t s_t K_t + noise (Rasmussen and Williams 2006, eq. 5.8 and 5.9), with a
-    normal prior on the logarithms around START.
+    log p(y) = -y' K^-1 y / 2 - log det K / 2 for K = sum_t s_t K_t + noise (Rasmussen and Williams 2006, eq. 5.8 and 5.9), with
+    a normal prior on the logarithms around START.
     """
     from scipy.linalg import cho_factor, cho_solve
 
@@ -250,5 +250,3 @@ class Posterior:
         square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
         prior_K = mixed(self._scales, square_K, sum_K).f
         return np.asarray(np.sqrt(np.maximum(prior_K - explained, 0.0)))
-
-

@@ -6,11 +6,19 @@ import abc
 from collections.abc import Generator
 from typing import TypeVar
 
+from mergetomix.mixture import Subsets
 from mergetomix.search import VALUE_COST, Ask, Setting, Told
 
 T = TypeVar("T")
 Steps = Generator[Ask, Told, T]
 """Steps of a search that end in a T."""
+
+
+def subsets(setting: Setting, name: str) -> Subsets:
+    """The space of a strategy that tries subsets. Raises ValueError where it is another."""
+    if not isinstance(setting.space, Subsets):
+        raise ValueError(f"{name} search tries subsets, not weights; gradient search does both")
+    return setting.space
 
 
 class Walk(abc.ABC):
