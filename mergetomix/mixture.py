@@ -77,12 +77,12 @@ class Subsets:
         return {size: ways[size - len(self.fixed)] for size in sizes if ways.get(size - len(self.fixed))}
 
     @property
-    def size(self) -> float:
-        """How many mixtures there are."""
+    def size(self) -> int:
+        """How many mixtures there are; `len` fails where that is more than an index can be, from 63 datasets on."""
         return sum(self.num_by_size.values())
 
     def __len__(self) -> int:
-        return sum(self.num_by_size.values())
+        return self.size
 
     def __contains__(self, datasets: object) -> bool:
         if not isinstance(datasets, frozenset) or len(datasets) not in self.num_by_size:
@@ -124,7 +124,7 @@ class Subsets:
         sizes = np.array(list(self.num_by_size))
         share = np.array([float(count) for count in self.num_by_size.values()])
         drawn: dict[frozenset[str], None] = {}
-        while len(drawn) < min(num, len(self)):
+        while len(drawn) < min(num, self.size):
             size = int(rng.choice(sizes, p=share / share.sum())) - len(self.fixed)
             drawn[self.fixed.union(*_draw(self.units, size, rng))] = None
         return [self.mixture(datasets) for datasets in drawn]

@@ -20,4 +20,4 @@ class Exhaustive(Walk):
             yield Ask(mixture)
 
     def _foreseen(self) -> int:
-        return len(self._space)
+        return self._space.size

@@ -31,7 +31,7 @@ class Greedy(Walk):
         least, most = self._space.bounds
         allowed, exchanged = len(self._space.allowed), least - len(self._space.fixed)
         forward = 1 + exchanged * (allowed - least) + sum(allowed - size for size in range(least, most))
-        return min(forward, len(self._space))
+        return min(forward, self._space.size)
 
     def _steps(self) -> Steps[None]:
         current = yield from self._climb(self._space.smallest(), self._space.exchanged)

@@ -15,7 +15,7 @@ from mergetomix.search import Setting, Told
 from mergetomix.search.combined import Combined
 from mergetomix.search.quadratic import START, Array, Observations, Posterior, Prior, fit_prior
 
-NUMBERS_TO_FIT = 700
+NUMBERS_TO_FIT = 500
 """Numbers that a prior is fitted to at most: its cost grows with their cube."""
 
 
@@ -69,6 +69,7 @@ class Learner:
         self._setting = setting
         self._names = setting.space.allowed
         self._priors: dict[str, Prior] = {}
+        self._last: dict[str, Posterior] = {}
         self._combined: Combined | None = None
 
     def points(self, told: Sequence[Told]) -> Array:
@@ -97,7 +98,9 @@ class Learner:
         seen = Observations(points_MN, values_M / scale, slopes_MN / scale)
         if again or target not in self._priors:
             self._priors[target] = fit_prior(thinned(seen), self._priors.get(target, START))
-        return Posterior(seen, self._priors[target]), scale
+        posterior = Posterior(seen, self._priors[target], self._last.get(target))
+        self._last[target] = posterior
+        return posterior, scale
 
     def _row(self, gradients: Mapping[str, Mapping[str, float]] | None, target: str) -> list[float]:
         if gradients is None:

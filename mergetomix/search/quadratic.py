@@ -38,8 +38,14 @@ class Observations:
 
     @property
     def numbers_S(self) -> Array:
-        """All that was observed: the values, then the derivatives row by row."""
-        return np.concatenate([self.values_M, self.slopes_MN[self.sloped].ravel()])
+        """All that was observed: the derivatives row by row, then the values, so that a new value comes last."""
+        return np.concatenate([self.slopes_MN[self.sloped].ravel(), self.values_M])
+
+    def extends(self, other: Observations) -> bool:
+        """Whether these are the others with more values after them."""
+        return np.array_equal(self.sloped, other.sloped) and np.array_equal(
+            self.points_MN[: len(other.values_M)], other.points_MN
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def covariance(partials: Partials, seen: Observations) -> Array:
     rows = seen.sloped
     some_MN = seen.points_MN[rows]
     cross = along(partials.picked(EVERY, rows), seen.points_MN, some_MN)
-    return np.block([[partials.f, cross], [cross.T, between(partials.picked(rows, rows), some_MN, some_MN)]])
+    return np.block([[between(partials.picked(rows, rows), some_MN, some_MN), cross.T], [cross, partials.f]])
 
 
 @dataclass(frozen=True)
@@ -161,7 +167,7 @@ LOWEST, HIGHEST = 1e-8, 1e4
 def noises(prior: Prior, seen: Observations) -> Array:
     """The variance of the noise of each number observed."""
     num = len(seen.sloped) * seen.points_MN.shape[1]
-    return np.concatenate([np.full(len(seen.values_M), prior.noise_value), np.full(num, prior.noise_slope)])
+    return np.concatenate([np.full(num, prior.noise_slope), np.full(len(seen.values_M), prior.noise_value)])
 
 
 def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, Array]:
@@ -179,15 +185,15 @@ def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, 
     factor = cho_factor(matrix, lower=True, check_finite=False)
     alpha_S = cho_solve(factor, y_S, check_finite=False)
     excess = cho_solve(factor, np.eye(len(y_S)), check_finite=False) - np.outer(alpha_S, alpha_S)
-    diagonal_S, num = np.diag(excess) * noise_S, len(seen.values_M)
+    diagonal_S, num = np.diag(excess) * noise_S, len(y_S) - len(seen.values_M)
     slopes = [scale * float(np.vdot(part, excess)) for scale, part in zip(prior.scales, parts_TSS, strict=True)]
-    gradient = np.array([*slopes, float(diagonal_S[:num].sum()), float(diagonal_S[num:].sum())]) / 2
+    gradient = np.array([*slopes, float(diagonal_S[num:].sum()), float(diagonal_S[:num].sum())]) / 2
     away = (logs - START.logs) / SPREAD
     value = y_S @ alpha_S / 2 + np.log(np.diag(factor[0])).sum() + away @ away / 2
     return float(value), gradient + away / SPREAD
 
 
-def fit_prior(seen: Observations, start: Prior = START, max_steps: int = 60) -> Prior:
+def fit_prior(seen: Observations, start: Prior = START, max_steps: int = 40) -> Prior:
     """The prior under which what was observed, in units of its slopes, is likeliest."""
     from scipy.optimize import minimize
 
@@ -201,20 +207,49 @@ def fit_prior(seen: Observations, start: Prior = START, max_steps: int = 60) -> 
 
 
 class Posterior:
-    """What the observations say of the polynomial, given a prior."""
+    """What the observations say of the quadratic, given a prior.
 
-    def __init__(self, seen: Observations, prior: Prior) -> None:
-        from scipy.linalg import cholesky, solve_triangular
+    Args:
+        before: the posterior of a part of the observations; where they only add values to it, its work is used.
+    """
+
+    def __init__(self, seen: Observations, prior: Prior, before: Posterior | None = None) -> None:
+        from scipy.linalg import solve_triangular
 
         self.seen, self.prior = seen, prior
         self._scales = np.array(prior.scales)
-        matrix = covariance(mixed(self._scales, *products(seen.points_MN, seen.points_MN)), seen)
-        matrix[np.diag_indices(len(matrix))] += noises(prior, seen)
-        self._root = cholesky(matrix, lower=True, check_finite=False, overwrite_a=True)
+        grows = before is not None and before.prior == prior and seen.extends(before.seen)
+        self._root = self._grown(before) if before is not None and grows else self._fresh()
         white_S = solve_triangular(self._root, seen.numbers_S, lower=True, check_finite=False)
         alpha_S = solve_triangular(self._root, white_S, lower=True, trans="T", check_finite=False)
-        self._alpha_M = alpha_S[: len(seen.values_M)]
-        self._alpha_GN = alpha_S[len(seen.values_M) :].reshape(len(seen.sloped), -1)
+        num = len(alpha_S) - len(seen.values_M)
+        self._alpha_GN, self._alpha_M = alpha_S[:num].reshape(len(seen.sloped), -1), alpha_S[num:]
+
+    def _fresh(self) -> Array:
+        """The Cholesky root of the covariance of everything observed."""
+        from scipy.linalg import cholesky
+
+        matrix = covariance(mixed(self._scales, *products(self.seen.points_MN, self.seen.points_MN)), self.seen)
+        matrix[np.diag_indices(len(matrix))] += noises(self.prior, self.seen)
+        return np.asarray(cholesky(matrix, lower=True, check_finite=False, overwrite_a=True))
+
+    def _grown(self, before: Posterior) -> Array:
+        """The root with rows for the new values: [[L, 0], [B, C]], B = K_new,old L^-T, C C' = K_new,new - B B'."""
+        from scipy.linalg import cholesky, solve_triangular
+
+        old = len(before._root)
+        rows_KS = self._cross(self.seen.points_MN[len(before.seen.values_M) :])
+        lower_KS = solve_triangular(before._root, rows_KS[:, :old].T, lower=True, check_finite=False).T
+        rest_KK = rows_KS[:, old:] - lower_KS @ lower_KS.T
+        rest_KK[np.diag_indices(len(rest_KK))] += self.prior.noise_value
+        corner_KK = cholesky(rest_KK, lower=True, check_finite=False)
+        return np.block([[before._root, np.zeros((old, len(corner_KK)))], [lower_KS, corner_KK]])
+
+    def _cross(self, points_KN: Array) -> Array:
+        """Prior covariance of values at some points with everything observed, shape (K, S)."""
+        rows = self.seen.sloped
+        partials = mixed(self._scales, *products(points_KN, self.seen.points_MN))
+        return np.hstack([along(partials.picked(EVERY, rows), points_KN, self.seen.points_MN[rows]), partials.f])
 
     @cached_property
     def slope_N(self) -> Array:
@@ -243,10 +278,7 @@ class Posterior:
         """Standard deviations of the values, without the noise, shape (K,)."""
         from scipy.linalg import solve_triangular
 
-        seen, rows = self.seen, self.seen.sloped
-        partials = mixed(self._scales, *products(points_KN, seen.points_MN))
-        cross_KS = np.hstack([partials.f, along(partials.picked(EVERY, rows), points_KN, seen.points_MN[rows])])
-        explained = (solve_triangular(self._root, cross_KS.T, lower=True, check_finite=False) ** 2).sum(axis=0)
+        explained = (solve_triangular(self._root, self._cross(points_KN).T, lower=True, check_finite=False) ** 2).sum(axis=0)
         square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
         prior_K = mixed(self._scales, square_K, sum_K).f
         return np.asarray(np.sqrt(np.maximum(prior_K - explained, 0.0)))
