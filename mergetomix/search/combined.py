@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+NUM_TRIED = 200
 STEP = 1e-4
 """Of a finite difference, in units of the values' size."""
 
@@ -22,7 +23,7 @@ class Combined:
     def __init__(self, combine: Callable[[Mapping[str, float]], float], targets: Sequence[str]) -> None:
         self._combine, self._targets = combine, tuple(targets)
         num = len(self._targets)
-        tried_TK = np.random.default_rng(0).normal(size=(num, 8))
+        tried_TK = np.random.default_rng(0).normal(size=(num, NUM_TRIED))
         found_K = self._each(tried_TK)
         self._constant = self._one(np.zeros(num))
         self._weights_T = np.array([self._one(unit) for unit in np.eye(num)]) - self._constant
