@@ -12,10 +12,10 @@ from worlds import Told, Worth, plain, search
 from worlds import best as best_mixture
 
 from mergetomix.mixture import Subsets
-from mergetomix.search import EXHAUSTIVE_DATASETS, Setting, Strategy
+from mergetomix.search import Setting, Strategy
 from mergetomix.search import build as build_strategy
 
-SPACES = {**COMMON, "many": Subsets(tuple(f"d{i:02}" for i in range(EXHAUSTIVE_DATASETS + 1)))}
+SPACES = {**COMMON, "many": Subsets(tuple(f"d{i:02}" for i in range(13)))}
 TRIED_WHOLE = {name: space for name, space in SPACES.items() if len(space) < 1000}
 CASES = [("exhaustive", name) for name in TRIED_WHOLE] + [("greedy", name) for name in SPACES]
 
@@ -178,16 +178,3 @@ def test_greedy_tries_a_small_part_of_a_large_space() -> None:
     worth = additive({name: 1.0 + 0.1 * i for i, name in enumerate(space.names)})
     assert len(run(strategy, worth)) <= 2 * expected
     assert expected == 40 * 41 // 2
-
-
-# --- build ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("num_free", "expected"), [(1, "exhaustive"), (12, "exhaustive"), (13, "greedy"), (40, "greedy")])
-@pytest.mark.parametrize(("num_required", "num_forbidden"), [(0, 0), (3, 0), (0, 3), (2, 2)])
-def test_auto_counts_the_datasets_that_may_be_in_or_out(
-    num_free: int, expected: str, num_required: int, num_forbidden: int
-) -> None:
-    names = [f"d{i}" for i in range(num_free + num_required + num_forbidden)]
-    fixed, out = frozenset(names[:num_required]), frozenset(names[num_required : num_required + num_forbidden])
-    assert build("auto", Subsets(tuple(names), require=fixed, forbid=out)).name == expected

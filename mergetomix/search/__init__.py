@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mergetomix import merge
-from mergetomix.mixture import Space, Subsets
+from mergetomix.mixture import Space
 from mergetomix.records import Mixture
 
-EXHAUSTIVE_DATASETS = 12
 VALUE_COST, GRADIENT_COST = 1, 3
 """Forward passes of a value, and of a value with its gradient: the backward pass costs about two."""
 
@@ -68,7 +67,8 @@ class Setting:
     """What all strategies are built from.
 
     `budget` is in forward passes over the targets (`Ask.cost`), None for as many as the strategy thinks right; `combine` makes
-    the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge.
+    the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge. `differentiable` says
+    whether every target has a gradient.
     """
 
     space: Space
@@ -76,6 +76,7 @@ class Setting:
     budget: int | None = None
     combine: Callable[[Mapping[str, float]], float] = mean_value
     coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
+    differentiable: bool = False
 
 
 class Strategy(Protocol):
@@ -101,19 +102,18 @@ class Strategy(Protocol):
 
 
 def build(name: str, setting: Setting) -> Strategy:
-    """The strategy of a name; `auto` is exhaustive up to 12 free datasets and greedy above.
+    """The strategy of a name; `auto` is the one that `auto.choose` names.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, or where the strategy cannot do what the setting asks.
     """
+    from mergetomix.search.auto import choose
     from mergetomix.search.exhaustive import Exhaustive
     from mergetomix.search.gradient import Gradient
     from mergetomix.search.greedy import Greedy
     from mergetomix.search.walk import Walk
 
     if name == "auto":
-        name = (
-            "exhaustive" if isinstance(setting.space, Subsets) and len(setting.space.free) <= EXHAUSTIVE_DATASETS else "greedy"
-        )
+        name, _ = choose(setting.space, setting.budget, setting.differentiable)
     kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy)
     for kind in kinds:
         if kind.name == name:

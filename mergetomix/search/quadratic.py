@@ -104,7 +104,7 @@ def along(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
         out_KMN += partials.u[:, :, None] * left_KN[:, None, :]
     if partials.v is not None:
         out_KMN += (partials.v * left_KN.sum(axis=1)[:, None])[:, :, None]
-    return out_KMN.reshape(len(left_KN), -1)
+    return out_KMN.reshape(len(left_KN), right_MN.size)
 
 
 def between(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
