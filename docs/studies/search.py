@@ -11,12 +11,16 @@ experts and the gradients met so far. A strategy's regret is (best - found) / (b
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mergetomix import merge
@@ -26,7 +30,7 @@ from mergetomix.mixture import Subsets
 from mergetomix.progress import Silent
 from mergetomix.recipe import load
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Told
+from mergetomix.search import Ask, Setting, Told, build, mean_value
 
 DATASETS = (
     "asyncio", "ctypes", "distutils", "email", "encodings", "http",
@@ -131,9 +135,9 @@ class Real:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.rename(path)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 @contextmanager
@@ -168,5 +172,104 @@ def table(work: Path, seed: int) -> None:
                     print(i, round(time.monotonic() - started), flush=True)
 
 
+OBJECTIVES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, float]], float]]] = {
+    **{name: ((name,), mean_value) for name in TARGETS},
+    "mean of all": (TARGETS, mean_value),
+    "worst of all": (TARGETS, lambda values: min(values.values())),
+}
+STRATEGIES = ("gradient", "greedy", "regression", "optuna")
+SEARCH_SEEDS = (0, 1, 2)
+BUDGET = 40
+LOOKED_AT = (10, 15, 20, 25, 30, 35, 40)
+
+
+def compare(work: Path, seed: int) -> None:
+    """Each strategy at the same budget on each objective, against the table of all mixtures."""
+    with opened(work, seed) as real:
+        missing = len(Subsets(DATASETS)) - len(real.values)
+        if missing:
+            raise SystemExit(f"{missing} mixtures of seed {seed} are not in the table: run `table` first")
+        found = []
+        for objective, strategy, search_seed in product(OBJECTIVES, STRATEGIES, SEARCH_SEEDS):
+            line = one_search(real, objective, strategy, search_seed)
+            if line is not None:
+                found.append(line)
+                print(*line.values(), flush=True)
+            real.keep()
+    lines = ",\n".join(json.dumps(line) for line in found)
+    _replace(OUT / f"compare-seed{seed}.json", f'{{"seed": {seed}, "budget": {BUDGET}, "searches": [\n{lines}\n]}}\n')
+
+
+def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[str, Any] | None:
+    """How one search went, None where there is no such strategy. `own_s` leaves out what evaluations took."""
+    targets, combine = OBJECTIVES[objective]
+    coefficients = partial(merge.coefficients, exponent=EXPONENT)
+    try:
+        strategy = build(name, Setting(Subsets(DATASETS), search_seed, BUDGET, combine, coefficients, True))
+    except ValueError as error:
+        print(error, flush=True)
+        return None
+    own_s, passes, best, curve = 0.0, 0, -math.inf, []
+    while True:
+        started = time.monotonic()
+        asked = strategy.ask()
+        own_s += time.monotonic() - started
+        if asked is None:
+            break
+        told = real.told(asked, targets, combine)
+        passes, best = passes + asked.cost, max(best, told.objective)
+        curve.append((passes, best))
+        started = time.monotonic()
+        strategy.tell(told)
+        own_s += time.monotonic() - started
+    spread = Spread.of(real, targets, combine)
+    regrets = [spread.regret(max((b for p, b in curve if p <= limit), default=None)) for limit in LOOKED_AT]
+    first = next(p for p, b in curve if b == best)
+    about = {"objective": objective, "strategy": name, "search_seed": search_seed, "passes": passes, "found_at": first}
+    return {**about, "regret": spread.regret(best), "regrets": regrets, "rank": spread.rank(best), "own_s": round(own_s, 2)}
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The objectives of all mixtures."""
+
+    all: list[float]
+
+    @classmethod
+    def of(cls, real: Real, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]) -> Spread:
+        """From the table."""
+        return cls([real.told(Ask(mixture), targets, combine).objective for mixture in Subsets(DATASETS)])
+
+    def regret(self, best: float | None) -> float | None:
+        """(best of all - found) / (best - mean of all)."""
+        return None if best is None else round((max(self.all) - best) / (max(self.all) - fmean(self.all)), 5)
+
+    def rank(self, best: float) -> int:
+        """How many are better, and one."""
+        return 1 + sum(each > best for each in self.all)
+
+
+def show() -> None:
+    """Mean regret of each strategy by objective and forward passes, over the seeds that are there."""
+    lines = [line for path in sorted(OUT.glob("compare-seed*.json")) for line in json.loads(path.read_text())["searches"]]
+    print(
+        "| objective | strategy | searches | "
+        + " | ".join(f"{limit} passes" for limit in LOOKED_AT)
+        + " | worst | best of all |"
+    )
+    print("|---" * (len(LOOKED_AT) + 5) + "|")
+    for objective, name in product(OBJECTIVES, STRATEGIES):
+        some = [line for line in lines if (line["objective"], line["strategy"]) == (objective, name)]
+        if some:
+            means = [fmean(line["regrets"][i] for line in some) for i in range(len(LOOKED_AT))]
+            worst, hits = max(line["regret"] for line in some), sum(line["rank"] == 1 for line in some)
+            cells = " | ".join(f"{mean:.2%}" for mean in means)
+            print(f"| {objective} | {name} | {len(some)} | {cells} | {worst:.2%} | {hits} of {len(some)} |")
+
+
 if __name__ == "__main__":
-    table(Path(sys.argv[2]), int(sys.argv[3]))
+    command, *rest = sys.argv[1:]
+    if command == "show":
+        show()
+    else:
+        {"table": table, "compare": compare}[command](Path(rest[0]), int(rest[1]))
