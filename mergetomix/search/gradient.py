@@ -15,11 +15,11 @@ from mergetomix.search.walk import Steps, Walk
 
 LEAST_GRADIENTS = 4
 LEAST_BUDGET = 2 * GRADIENT_COST + 1
-GRADIENT_SHARE = 0.65
+GRADIENT_SHARE = 0.6
 """Of the budget that goes into learning the model; the rest is for values of the best mixtures by it."""
 NUM_BEST, NUM_RANDOM = 64, 64
 """Candidates for the next gradient: the best by the model, and random ones."""
-CURIOSITY = 1.0
+CURIOSITY = 0.5
 """Standard deviations that a candidate for a gradient is given for being uncertain."""
 TRUSTED = 0.02
 """The model predicts where its last two errors are below this share of the spread between the mean and the best mixture."""
