@@ -29,7 +29,7 @@ from mergetomix.job import (
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, objective
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
 
 NUM_CHECKS = 3
 """Checks that a run pays for unless the recipe says otherwise."""
@@ -69,12 +69,13 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
 def search_mixtures(job: Job) -> Selection:
     """Evaluate proxies on the select part of the targets until the strategy is done; the best first."""
     base = evaluate_base(job, "select")
-    strategy = search.build(job.recipe.search.strategy, job.space())
+    strategy = search.build(job.recipe.search.strategy, search.Setting(job.space()))
     trials: list[Trial] = []
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
-        while (mixture := strategy.ask()) is not None:
-            trials.append(trial_of(job, mixture, base))
-            strategy.tell(mixture, trials[-1].objective)
+        while (asked := strategy.ask()) is not None:
+            trials.append(trial_of(job, asked.mixture, base))
+            values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
+            strategy.tell(search.Told(asked.mixture, trials[-1].objective, values))
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
     job.tell_reused("trials")
@@ -264,11 +265,9 @@ def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
     of steps every fine-tune costs the same.
     """
     space = job.space()
-    least, most = space.bounds
-    sizes = {k: len(Subsets(space.names, k, k, space.require, space.forbid)) for k in range(least, most + 1)}
     mean_s = experts_s / max(1, len(space.allowed))
     fixed = job.recipe.train.max_steps is not None or job.recipe.train.max_tokens is not None
-    return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in sizes.items())
+    return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in space.num_by_size.items())
 
 
 def finetunes(job: Job) -> list[tuple[tuple[str, ...], int | None]]:

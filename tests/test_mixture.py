@@ -7,34 +7,49 @@ import itertools
 import math
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Subsets, nearest_in_box
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, gain, objective
 
 LETTERS = "abcdefgh"
 
 
-def random_space(seed: int) -> Subsets:
-    """A space with random bounds and random required and forbidden names; it may be empty."""
+def random_fields(seed: int) -> dict[str, Any]:
+    """The fields of a space with random bounds, fates and groups; they may contradict each other."""
     rng = random.Random(seed)
     names = rng.sample(LETTERS, rng.randint(1, 7))
     fate = {name: rng.choice(["free", "free", "free", "require", "forbid"]) for name in names}
     chosen = {kind: frozenset(name for name in names if fate[name] == kind) for kind in ("require", "forbid")}
+    groups = (frozenset(names[:2]), frozenset(names[2:5])) if len(names) > 4 and seed % 2 else ()
     most = rng.choice([None, rng.randint(1, 8)])
-    return Subsets(tuple(names), rng.randint(1, 4), most, chosen["require"], chosen["forbid"])
+    return {"names": tuple(names), "least": rng.randint(1, 4), "most": most, **chosen, "groups": groups}
 
 
-SPACES = [random_space(seed) for seed in range(60)]
-
-
-def brute_force(space: Subsets) -> set[frozenset[str]]:
+def brute_force(names: tuple[str, ...], **fields: Any) -> set[frozenset[str]]:
     """Every subset that the constraints allow, by their definition."""
-    most = len(space.names) if space.most is None else space.most
-    sets = (frozenset(s) for k in range(1, len(space.names) + 1) for s in itertools.combinations(space.names, k))
-    return {s for s in sets if space.least <= len(s) <= most and space.require <= s and not space.forbid & s}
+    most = len(names) if fields["most"] is None else fields["most"]
+    sets = (frozenset(s) for k in range(1, len(names) + 1) for s in itertools.combinations(names, k))
+    sized = (s for s in sets if fields["least"] <= len(s) <= most and fields["require"] <= s and not fields["forbid"] & s)
+    return {s for s in sized if all(group <= s or not group & s for group in fields["groups"])}
+
+
+def fields_of(space: Subsets) -> dict[str, Any]:
+    return {field.name: getattr(space, field.name) for field in dataclasses.fields(space) if field.name != "sizes"}
+
+
+FIELDS = [random_fields(seed) for seed in range(120)]
+
+
+def is_split(fields: dict[str, Any]) -> bool:
+    return any(group & fields["forbid"] and group - fields["forbid"] for group in fields["groups"])
+
+
+MET = [fields for fields in FIELDS if brute_force(**fields) and not is_split(fields)]
+SPACES = [Subsets(**fields) for fields in MET]
 
 
 def sets_of(mixtures: list[Mixture]) -> list[frozenset[str]]:
@@ -100,7 +115,7 @@ def test_a_union_needs_the_size_of_each() -> None:
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
 def test_a_space_holds_what_its_constraints_allow_each_once(space: Subsets) -> None:
-    expected, found = brute_force(space), sets_of(list(space))
+    expected, found = brute_force(**fields_of(space)), sets_of(list(space))
     assert set(found) == expected
     assert len(found) == len(space) == len(expected)
     every = itertools.chain.from_iterable(itertools.combinations(LETTERS, k) for k in range(9))
@@ -119,7 +134,7 @@ def test_neighbours_in_gray_order_differ_by_one_dataset(num: int) -> None:
     assert all(len(one ^ other) == 1 for one, other in itertools.pairwise(sets))
 
 
-@pytest.mark.parametrize("space", SPACES[:20], ids=str)
+@pytest.mark.parametrize("space", [space for space in SPACES if not space.groups][:20], ids=str)
 def test_the_order_is_that_of_the_binary_reflected_gray_code(space: Subsets) -> None:
     codes = (code ^ (code >> 1) for code in range(1 << len(space.free)))
     sets = [space.require | {name for bit, name in enumerate(space.free) if code >> bit & 1} for code in codes]
@@ -132,29 +147,68 @@ def test_a_small_space_over_many_datasets_is_gone_through_at_once() -> None:
 
 
 @pytest.mark.parametrize("space", SPACES, ids=str)
-def test_one_more_and_one_less_are_neighbours_in_the_space(space: Subsets) -> None:
-    members = brute_force(space)
+def test_neighbours_differ_by_a_unit_more_less_or_another(space: Subsets) -> None:
+    members = brute_force(**fields_of(space))
+    units = set(space.units)
+    assert frozenset().union(*units, space.fixed) == set(space.allowed)
     for member in members:
-        near = {other for other in members if len(other ^ member) == 1}
-        larger, smaller = space.larger(member), space.smaller(member)
-        assert len(set(larger)) == len(larger)
-        assert set(larger) == {other for other in near if other > member}
-        assert set(smaller) == {other for other in near if other < member}
-        assert len(set(smaller)) == len(smaller)
+        near = {
+            "larger": {other for other in members if other > member and other - member in units},
+            "smaller": {other for other in members if other < member and member - other in units},
+            "exchanged": {other for other in members if other - member in units and member - other in units},
+        }
+        for name, expected in near.items():
+            found = getattr(space, name)(member)
+            assert len(set(found)) == len(found)
+            assert set(found) == expected
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_the_smallest_has_the_fewest_datasets(space: Subsets) -> None:
+    members = brute_force(**fields_of(space))
+    assert space.smallest() in members
+    assert len(space.smallest()) == space.bounds[0] == min(map(len, members))
+    assert space.bounds[1] == max(map(len, members))
+    assert space.num_by_size == Counter(map(len, members))
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_a_space_is_refused_exactly_where_it_is_empty_or_splits_a_group(fields: dict[str, Any]) -> None:
+    if brute_force(**fields) and not is_split(fields):
+        assert Subsets(**fields).size == len(brute_force(**fields))
+        return
+    with pytest.raises(ValueError, match=r"no mixture has|go together"):
+        Subsets(**fields)
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "named"),
     [
-        {"require": frozenset("z")},
-        {"forbid": frozenset("z")},
-        {"require": frozenset("a"), "forbid": frozenset("a")},
-        {"names": ("a", "a")},
+        ({"require": frozenset("z")}, "require: z unknown"),
+        ({"forbid": frozenset("z")}, "forbid: z unknown"),
+        ({"groups": (frozenset("az"),)}, "groups: z unknown"),
+        ({"require": frozenset("ab"), "forbid": frozenset("a")}, "a both required and forbidden"),
+        ({"names": ("a", "a", "b", "c")}, "distinct"),
+        ({"groups": (frozenset("ab"), frozenset("bc"))}, "groups: b in two"),
+        ({"groups": (frozenset("a"),)}, "at least two datasets, not 1"),
+        ({"groups": (frozenset("ab"),), "forbid": frozenset("b")}, r"a \+ b go together, but of them only b is forbidden"),
+        ({"groups": (frozenset("ab"),), "require": frozenset("a"), "forbid": frozenset("b")}, "a is required, b forbidden"),
+        ({"least": 3, "most": 2}, "at least 3 and at most 2"),
+        ({"most": 1, "require": frozenset("ab")}, r"at most 1 datasets with all of \['a', 'b'\]"),
+        ({"least": 2, "forbid": frozenset("ab")}, r"none of \['a', 'b'\]"),
+        ({"least": 2, "most": 2, "groups": (frozenset("abc"),)}, r"all or none of \['a', 'b', 'c'\]"),
+        ({"sizes": {"a": 1.0, "b": 0.0, "c": 2.0}}, "sizes.b must be positive, not 0.0"),
     ],
 )
-def test_a_space_that_contradicts_itself_is_refused(fields: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"names must be distinct|required and forbidden"):
-        Subsets(**{"names": ("a", "b"), **fields})  # type: ignore[arg-type]
+def test_a_contradiction_is_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Subsets(**{"names": ("a", "b", "c"), **fields})
+
+
+def test_a_space_of_a_hundred_datasets_can_be_counted_and_drawn_from() -> None:
+    space = Subsets(tuple(f"d{i:03}" for i in range(100)))
+    assert space.size == 2**100 - 1
+    assert len(set(space.sample(50, 0))) == 50
 
 
 def test_the_sizes_of_the_datasets_weigh_every_mixture() -> None:
@@ -175,7 +229,7 @@ def test_the_sizes_of_the_datasets_weigh_every_mixture() -> None:
 def test_a_draw_is_distinct_in_the_space_and_seeded(space: Subsets, num: int) -> None:
     drawn = space.sample(num, seed=3)
     assert len(drawn) == len(set(drawn)) == min(num, len(space))
-    assert set(sets_of(drawn)) <= brute_force(space)
+    assert set(sets_of(drawn)) <= brute_force(**fields_of(space))
     assert space.sample(num, seed=3) == drawn
 
 
@@ -198,6 +252,123 @@ def test_each_mixture_is_equally_likely(space: Subsets) -> None:
     freedom = len(space) - 1
     # five standard deviations; sizes drawn first and sets second, without weights, would give hundreds
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_with_groups_too_each_mixture_is_equally_likely() -> None:
+    space = Subsets(tuple("abcdef"), 2, 4, groups=(frozenset("abc"), frozenset("de")))
+    num = 200 * len(space)
+    counts = Counter(space.sample(1, seed)[0].datasets for seed in range(num))
+    observed = np.array([counts[mixture.datasets] for mixture in space])
+    freedom = len(space) - 1
+    assert float(((observed - 200) ** 2 / 200).sum()) < freedom + 5 * math.sqrt(2 * freedom)
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+SIMPLEXES = [
+    Simplex(tuple("abcde")),
+    Simplex(("a",)),
+    Simplex(tuple("abcdef"), 2, 4),
+    Simplex(tuple("abcdef"), 1, 3, frozenset("c"), frozenset("d")),
+    Simplex(tuple("abcdef"), min_share=0.1),
+    Simplex(tuple("abcd"), 3, 3, min_share=0.2),
+    Simplex(tuple("abcd"), min_share=0.25, least=4),
+    Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.3)),
+    Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.2)),
+    Simplex(tuple("abcde"), 1, 2, caps={"a": 0.1, "b": 0.9, "c": 0.05}, min_share=0.1),
+    Simplex(tuple("abcdefgh"), 2, 5, frozenset("a"), frozenset("h"), 0.05, {"a": 0.1, "b": 0.4, "c": 3.0}),
+]
+
+
+@pytest.mark.parametrize("space", SIMPLEXES, ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_simplex_gives_is_in_it(space: Simplex, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = space.sample(40, seed)
+    wild = [space.nearest(dict(zip(space.names, row, strict=True))) for row in rng.normal(0, 2, (40, len(space.names)))]
+    for mixture in [*drawn, *wild, *space.vertices(), space.uniform()]:
+        assert mixture in space
+        assert all(space.min_share - 1e-9 <= weight <= space.cap(name) + 1e-9 for name, weight in mixture.as_dict().items())
+        assert space.require <= set(mixture.datasets) <= set(space.allowed)
+        assert space.bounds[0] <= len(mixture) <= space.bounds[1]
+    assert drawn == space.sample(40, seed)
+
+
+@pytest.mark.parametrize("space", SIMPLEXES, ids=str)
+def test_a_mixture_outside_is_not_in_a_simplex(space: Simplex) -> None:
+    inside = space.uniform()
+    assert inside in space
+    assert Mixture.union(["another"]) not in space
+    assert inside.as_dict() not in space
+    for name in set(space.names) - set(inside.datasets):
+        if name in space.forbid:
+            assert Mixture.union([*inside.datasets, name]) not in space
+
+
+def test_bounds_caps_and_least_shares_are_heeded() -> None:
+    space = Simplex(tuple("abc"), 2, 2, min_share=0.2, caps={"a": 0.6})
+    of = lambda **shares: Mixture.union(shares, shares)  # noqa: E731
+    assert of(a=0.6, b=0.4) in space
+    assert of(a=0.7, b=0.3) not in space
+    assert of(b=0.9, c=0.1) not in space
+    assert of(b=1) not in space
+    assert of(a=0.3, b=0.3, c=0.4) not in space
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_projection_is_the_nearest_point(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num = int(rng.integers(1, 7))
+    low, high = rng.uniform(0, 1 / num, num), rng.uniform(1 / num, 1, num)
+    point = rng.normal(0, 1, num)
+    found = nearest_in_box(point, low, high)
+    assert found.sum() == pytest.approx(1)
+    assert (found >= low - 1e-9).all() and (found <= high + 1e-9).all()
+    # the nearest point of a convex set: no direction to another point of it leads towards `point`
+    for _ in range(200):
+        other = nearest_in_box(rng.normal(0, 1, num), low, high)
+        assert (point - found) @ (other - found) <= 1e-7
+    assert nearest_in_box(found, low, high) == pytest.approx(found)
+
+
+def test_without_constraints_weights_are_drawn_from_a_dirichlet_given_their_number() -> None:
+    space = Simplex(tuple("abc"), 3)
+    weights = np.array([mixture.weights for mixture in space.sample(4000, 0)])
+    # each weight is Beta(1, 2): mean 1/3, variance 1/18
+    assert weights.mean(axis=0) == pytest.approx([1 / 3] * 3, abs=0.02)
+    assert weights.var(axis=0) == pytest.approx([1 / 18] * 3, abs=0.005)
+
+
+def test_vertices_are_datasets_alone_where_caps_let_them() -> None:
+    assert {mixture.datasets for mixture in Simplex(tuple("abc")).vertices()} == {("a",), ("b",), ("c",)}
+    capped = Simplex(tuple("abc"), caps=dict.fromkeys("abc", 0.5)).vertices()
+    assert all(max(mixture.weights) == pytest.approx(0.5) for mixture in capped)
+    assert Simplex(tuple("abc")).uniform().weights == pytest.approx((1 / 3,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"require": frozenset("z")}, "require: z unknown"),
+        ({"caps": {"z": 0.5}}, "caps: z unknown"),
+        ({"caps": {"a": 0.0}}, "caps.a must be positive"),
+        ({"caps": dict.fromkeys("abc", 0.3)}, "caps: no 3 datasets together"),
+        ({"most": 1, "caps": dict.fromkeys("abc", 0.5)}, "caps: no 1 datasets together"),
+        ({"min_share": 0.5, "least": 3}, "min_share: 3 datasets of at least 0.5"),
+        ({"min_share": 1.5}, "min_share must be from 0 to 1"),
+        ({"min_share": 0.4, "caps": {"a": 0.3}, "require": frozenset("a")}, "a is required, but its cap of 0.3"),
+        ({"least": 2, "forbid": frozenset("ab")}, "at least 2 and at most 1"),
+        ({"require": frozenset("a"), "forbid": frozenset("a")}, "a both required and forbidden"),
+    ],
+)
+def test_a_contradiction_of_weights_is_named(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        Simplex(**{"names": ("a", "b", "c"), **fields})
+
+
+def test_a_support_that_no_mixture_has_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"exactly the datasets \['a'\]"):
+        Simplex(tuple("abc"), caps={"a": 0.5}).project({"a": 1.0}, frozenset("a"))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

@@ -1,62 +1,131 @@
-"""Search strategies behind one seam: `ask` for the next mixture, `tell` what it was worth.
+"""Search strategies behind one seam: `ask` what to try next, `tell` what it was worth.
 
-A strategy never evaluates anything and keeps its whole state in what it was told, so that a resumed search goes on as the
-uninterrupted one would.
+A strategy never evaluates anything and is a function of its setting and of what it was told, so that a resumed search goes on
+as the uninterrupted one would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from mergetomix.mixture import Subsets
+from mergetomix import merge
+from mergetomix.mixture import Space
 from mergetomix.records import Mixture
 
-EXHAUSTIVE_DATASETS = 12
+VALUE_COST, GRADIENT_COST = 1, 3
+"""Forward passes of a value, and of a value with its gradient: the backward pass costs about two."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What to try next; `gradient` says whether the derivative in the experts' coefficients is wanted too."""
+
+    mixture: Mixture
+    gradient: bool = False
+
+    @property
+    def cost(self) -> int:
+        """Forward passes that the answer takes."""
+        return GRADIENT_COST if self.gradient else VALUE_COST
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a mixture was worth; everything is better when higher.
+
+    `values` are gains over the base by target, `objective` their combination. `gradients`, by target and dataset, are
+    d value / d c_i with c_i the coefficient of the dataset's expert in the merge, for every dataset that the space allows,
+    whether or not it is in the mixture.
+    """
+
+    mixture: Mixture
+    objective: float
+    values: Mapping[str, float]
+    gradients: Mapping[str, Mapping[str, float]] | None = None
+
+    @property
+    def cost(self) -> int:
+        """Forward passes that it took."""
+        return VALUE_COST if self.gradients is None else GRADIENT_COST
+
+
+def mean_value(values: Mapping[str, float]) -> float:
+    """The mean over the targets."""
+    return math.fsum(values.values()) / len(values)
+
+
+def averaged(mixture: Mixture) -> Mapping[str, float]:
+    """c_i = w_i: the coefficients of a merge whose scale is 1 / k."""
+    return merge.coefficients(mixture, 1.0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all strategies are built from.
+
+    `budget` is in forward passes over the targets (`Ask.cost`), None for as many as the strategy thinks right; `combine` makes
+    the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge. `differentiable` says
+    whether every target has a gradient.
+    """
+
+    space: Space
+    seed: int = 0
+    budget: int | None = None
+    combine: Callable[[Mapping[str, float]], float] = mean_value
+    coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
+    differentiable: bool = False
 
 
 class Strategy(Protocol):
-    """Chooses which mixture to try next. Objectives are better when higher."""
+    """Chooses which mixture to try next."""
 
     name: str
 
-    def ask(self) -> Mixture | None:
-        """The next mixture to try, or None when the search is over. The same one until it is told."""
+    def ask(self) -> Ask | None:
+        """What to try next, or None when the search is over. The same until it is told."""
         ...
 
-    def tell(self, mixture: Mixture, objective: float) -> None:
-        """What the mixture last asked for was worth."""
+    def tell(self, told: Told) -> None:
+        """What the mixture last asked for was worth. Raises ValueError where it is another, or lacks the gradient."""
         ...
 
     def expected(self) -> int:
         """About how many trials there will be in all; at least those told."""
         ...
 
-    def state(self) -> Sequence[tuple[Mixture, float]]:
-        """Everything told, in order."""
+    def state(self) -> Sequence[Told]:
+        """Everything told, in order; with its setting it is all that a strategy depends on."""
         ...
 
 
-def build(name: str, space: Subsets) -> Strategy:
-    """The strategy of a name; `auto` is exhaustive up to 12 free datasets and greedy above.
+def build(name: str, setting: Setting) -> Strategy:
+    """The strategy of a name; `auto` is the one that `auto.choose` names.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name, or where the strategy cannot do what the setting asks.
     """
+    from mergetomix.search.auto import choose
     from mergetomix.search.exhaustive import Exhaustive
+    from mergetomix.search.gradient import Gradient
     from mergetomix.search.greedy import Greedy
+    from mergetomix.search.walk import Walk
 
     if name == "auto":
-        name = "exhaustive" if len(space.free) <= EXHAUSTIVE_DATASETS else "greedy"
-    for strategy in (Exhaustive, Greedy):
-        if strategy.name == name:
-            return strategy(space)
+        name, _ = choose(setting.space, setting.budget, setting.differentiable)
+    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy)
+    for kind in kinds:
+        if kind.name == name:
+            return kind(setting)
     raise ValueError(f"no strategy is called {name!r}")
 
 
-def restore(strategy: Strategy, state: Sequence[tuple[Mixture, float]]) -> Strategy:
+def restore(strategy: Strategy, state: Sequence[Told]) -> Strategy:
     """A fresh strategy brought to where `state` was saved. Raises ValueError where it would have asked otherwise."""
-    for mixture, objective in state:
-        if strategy.ask() != mixture:
-            raise ValueError(f"the state belongs to another search: {mixture} was not asked for")
-        strategy.tell(mixture, objective)
+    for told in state:
+        asked = strategy.ask()
+        if asked is None or asked.mixture != told.mixture or (asked.gradient and told.gradients is None):
+            raise ValueError(f"the state belongs to another search: {told.mixture} was not asked for")
+        strategy.tell(told)
     return strategy

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 
-from mergetomix.mixture import Subsets
-from mergetomix.records import Mixture
+from mergetomix.search import Ask, Setting
+from mergetomix.search.walk import Steps, Walk, subsets
 
-Walk = Generator[frozenset[str], None, None]
 Neighbours = Callable[[frozenset[str]], list[frozenset[str]]]
 
 
-class Greedy:
+class Greedy(Walk):
     """Adds the dataset that helps most, then drops those that have come to hurt, until neither helps.
 
     Starts from the best of the smallest mixtures allowed, found by exchanging one dataset at a time: the best single
@@ -22,41 +21,20 @@ class Greedy:
 
     name = "greedy"
 
-    def __init__(self, space: Subsets) -> None:
-        self._space = space
-        self._told: dict[frozenset[str], float] = {}
-        self._order: list[tuple[Mixture, float]] = []
-        self._walk = self._steps()
-        self._next = next(self._walk, None)
+    def __init__(self, setting: Setting) -> None:
+        self._space = subsets(setting, self.name)
+        self._worth: dict[frozenset[str], float] = {}
+        super().__init__(setting)
 
-    def ask(self) -> Mixture | None:
-        """The next neighbour that was not tried."""
-        return None if self._next is None else self._space.mixture(self._next)
-
-    def tell(self, mixture: Mixture, objective: float) -> None:
-        """Records the objective and goes on."""
-        datasets = frozenset(mixture.datasets)
-        if datasets != self._next:
-            raise ValueError(f"{mixture} was not asked for")
-        self._told[datasets] = -math.inf if math.isnan(objective) else objective
-        self._order.append((mixture, objective))
-        self._next = next(self._walk, None)
-
-    def expected(self) -> int:
-        """So many trials if the first exchange finds the start and every dataset is then added; at least those told."""
+    def _foreseen(self) -> int:
+        """So many trials if the first exchange finds the start and every dataset is then added."""
         least, most = self._space.bounds
-        allowed, exchanged = len(self._space.allowed), least - len(self._space.require)
+        allowed, exchanged = len(self._space.allowed), least - len(self._space.fixed)
         forward = 1 + exchanged * (allowed - least) + sum(allowed - size for size in range(least, most))
-        return max(len(self._told), min(forward, len(self._space)))
+        return min(forward, self._space.size)
 
-    def state(self) -> list[tuple[Mixture, float]]:
-        """Everything told, in order."""
-        return list(self._order)
-
-    def _steps(self) -> Walk:
-        if not len(self._space):
-            return
-        current = yield from self._climb(self._start(), self._exchanged)
+    def _steps(self) -> Steps[None]:
+        current = yield from self._climb(self._space.smallest(), self._space.exchanged)
         while True:
             forward = self._space.larger(current)
             yield from self._try(forward)
@@ -65,17 +43,7 @@ class Greedy:
                 return
             current = yield from self._climb(best, self._space.smaller)
 
-    def _start(self) -> frozenset[str]:
-        num_more = self._space.bounds[0] - len(self._space.require)
-        return self._space.require | set(self._space.free[:num_more])
-
-    def _exchanged(self, datasets: frozenset[str]) -> list[frozenset[str]]:
-        free = self._space.free
-        leave = [name for name in free if name in datasets]
-        enter = [name for name in free if name not in datasets]
-        return [datasets - {old} | {new} for old in leave for new in enter]
-
-    def _climb(self, current: frozenset[str], neighbours: Neighbours) -> Generator[frozenset[str], None, frozenset[str]]:
+    def _climb(self, current: frozenset[str], neighbours: Neighbours) -> Steps[frozenset[str]]:
         """Goes to the best neighbour until none is better; gives where it ends."""
         yield from self._try([current])
         while True:
@@ -86,12 +54,13 @@ class Greedy:
                 return current
             current = best
 
-    def _try(self, candidates: Iterable[frozenset[str]]) -> Walk:
+    def _try(self, candidates: Iterable[frozenset[str]]) -> Steps[None]:
         for datasets in candidates:
-            if datasets not in self._told:
-                yield datasets
+            if datasets not in self._worth:
+                told = yield Ask(self._space.mixture(datasets))
+                self._worth[datasets] = -math.inf if math.isnan(told.objective) else told.objective
 
     def _better(self, candidates: Iterable[frozenset[str]], current: frozenset[str]) -> frozenset[str] | None:
         """The best of the candidates, where it is better than the current one; of equals the first by name."""
-        best = min(candidates, key=lambda datasets: (-self._told[datasets], sorted(datasets)), default=current)
-        return best if self._told[best] > self._told[current] else None
+        best = min(candidates, key=lambda datasets: (-self._worth[datasets], sorted(datasets)), default=current)
+        return best if self._worth[best] > self._worth[current] else None

@@ -1,0 +1,32 @@
+"""Which strategy suits a search, and why."""
+
+from __future__ import annotations
+
+import math
+
+from mergetomix.mixture import Simplex, Space
+from mergetomix.search.gradient import LEAST_BUDGET, default_budget
+
+
+def choose(space: Space, budget: int | None, differentiable: bool) -> tuple[str, str]:
+    """The name of the strategy to use, and a sentence that says why.
+
+    Args:
+        budget: forward passes; None for as many as the strategy thinks right.
+        differentiable: whether every target is the mean of a loss, which has a gradient.
+    """
+    payable = default_budget(len(space.allowed)) if budget is None else budget
+    if not isinstance(space, Simplex) and space.size <= payable:
+        return "exhaustive", f"all {space.size} mixtures cost no more than {payable} forward passes"
+    found = "weights" if isinstance(space, Simplex) else f"{counted(space.size)} mixtures"
+    if differentiable and payable >= LEAST_BUDGET:
+        return "gradient", f"{found} to choose among, and every target has a gradient to learn from in {payable} forward passes"
+    lacking = "not every target has a gradient" if not differentiable else f"{payable} forward passes are too few for gradients"
+    if isinstance(space, Simplex):
+        return "regression", f"weights to choose, and {lacking}"
+    return "greedy", f"{found} to choose among, and {lacking}"
+
+
+def counted(num: float) -> str:
+    """A whole number as a person reads it: 4,095 or 1.3e+30."""
+    return f"{num:,.0f}" if num < 1e6 and math.isfinite(num) else f"{num:.1e}"

@@ -1,0 +1,145 @@
+"""Search by a quadratic model of the targets, learnt from values and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mergetomix.mixture import Simplex, Subsets
+from mergetomix.records import Mixture
+from mergetomix.search import GRADIENT_COST, Ask, Setting, Told
+from mergetomix.search.choices import Choices, open_choices
+from mergetomix.search.model import Learner, Model, is_finite
+from mergetomix.search.walk import Steps, Walk
+
+LEAST_GRADIENTS = 4
+LEAST_BUDGET = 2 * GRADIENT_COST + 1
+GRADIENT_SHARE = 0.6
+"""Of the budget that goes into learning the model; the rest is for values of the best mixtures by it."""
+NUM_BEST, NUM_RANDOM = 64, 64
+"""Candidates for the next gradient: the best by the model, and random ones."""
+CURIOSITY = 0.5
+"""Standard deviations that a candidate for a gradient is given for being uncertain."""
+TRUSTED = 0.02
+"""The model predicts where its last two errors are below this share of the spread between the mean and the best mixture."""
+HOPE = 3.0
+"""Standard deviations by which the best mixture not tried must be expected to fall short for a search without budget to end."""
+REFITTED = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32, 48, 64)
+"""Numbers of gradients after which the priors are fitted again."""
+
+
+def default_budget(num_datasets: int) -> int:
+    """Forward passes that are right for so many datasets: 40 for twelve."""
+    return 28 + num_datasets
+
+
+class Gradient(Walk):
+    """Learns a quadratic for every target, then tries what it thinks best.
+
+    Gradients are asked for where the objective may be highest, the model's uncertainty counted, until it predicts new trials or
+    its share of the budget is spent. Then the best mixture by the model is tried, values alone, again and again, each telling
+    the model more. A space no larger than the budget is tried whole. Raises ValueError for a budget too small to learn from.
+    """
+
+    name = "gradient"
+
+    def __init__(self, setting: Setting) -> None:
+        self._budget = default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+        if self._budget < min(LEAST_BUDGET, setting.space.size):
+            least = int(min(LEAST_BUDGET, setting.space.size))
+            raise ValueError(f"search by gradients takes a budget of at least {least} forward passes, not {self._budget}")
+        self._learner = Learner(setting)
+        self._choices: Choices = open_choices(setting)
+        self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
+        self.errors: list[float] = []
+        """Of each prediction made before its trial was told, as a share of the spread."""
+        super().__init__(setting)
+
+    def _foreseen(self) -> int:
+        if self.setting.space.size <= self._budget:
+            return int(self.setting.space.size)
+        num = self._num_gradients()
+        return num + self._budget - GRADIENT_COST * num
+
+    def _num_gradients(self) -> int:
+        return max(1, int(GRADIENT_SHARE * self._budget) // GRADIENT_COST)
+
+    def _steps(self) -> Steps[None]:
+        space = self.setting.space
+        if isinstance(space, Subsets) and space.size <= self._budget:
+            for mixture in space:
+                yield Ask(mixture)
+            return
+        yield from self._learn()
+        yield from self._choose()
+
+    def _learn(self) -> Steps[None]:
+        yield Ask(self._first(), gradient=True)
+        for num in range(1, self._num_gradients()):
+            model = self._learner.fit(self._told, again=num in REFITTED)
+            if num >= LEAST_GRADIENTS and self._predicts():
+                return
+            mixture = self._curious(model)
+            told = yield Ask(mixture, gradient=True)
+            self._note_error(model, told)
+
+    def _choose(self) -> Steps[None]:
+        again = True
+        while self._budget - self._spent > 0:
+            model = self._learner.fit(self._told, again=again)
+            again = False
+            mixture = self._most_promising(model)
+            if mixture is None:
+                return
+            told = yield Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST)
+            self._note_error(model, told)
+
+    def _first(self) -> Mixture:
+        """The uniform mixture over all, or over as many as the space allows."""
+        space = self.setting.space
+        if isinstance(space, Simplex):
+            return space.uniform()
+        whole = frozenset(space.allowed)
+        return space.mixture(whole) if whole in space else self._choices.random([], 1, self._rng())[0]
+
+    def _curious(self, model: Model | None) -> Mixture:
+        """Of the best by the model and random ones, that of the highest expected objective with its uncertainty on top."""
+        tried, rng = self._tried(), self._rng()
+        pool = self._choices.random(tried, NUM_RANDOM, rng)
+        if model is None:
+            return pool[0]
+        pool = self._choices.best(model, tried, NUM_BEST, rng) + pool
+        points_KN = self._points(pool)
+        hope_K = model.objectives(points_KN) + CURIOSITY * model.sds(points_KN)
+        return pool[int(hope_K.argmax())]
+
+    def _most_promising(self, model: Model | None) -> Mixture | None:
+        """The best mixture by the model; None where there is none, or no hope and no budget to spend."""
+        tried, rng = self._tried(), self._rng()
+        found = self._choices.random(tried, 1, rng) if model is None else self._choices.best(model, tried, 1, rng)
+        if not found or model is None or self.setting.budget is not None:
+            return found[0] if found else None
+        points_KN = self._points(found)
+        hope = float(model.objectives(points_KN)[0] + HOPE * model.sds(points_KN)[0])
+        return found[0] if hope > max(told.objective for told in self._told if is_finite(told)) else None
+
+    def _note_error(self, model: Model | None, told: Told) -> None:
+        if model is None or not is_finite(told):
+            return
+        expected = float(model.objectives(self._points([told.mixture]))[0])
+        spread = self._choices.spread(model, self._rng())
+        self.errors.append((told.objective - expected) / spread if spread > 0 else math.inf)
+
+    def _predicts(self) -> bool:
+        return len(self.errors) >= 2 and max(map(abs, self.errors[-2:])) < TRUSTED
+
+    def _tried(self) -> list[Mixture]:
+        return [told.mixture for told in self._told]
+
+    def _points(self, mixtures: list[Mixture]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        return self._learner.points([Told(mixture, 0.0, {}) for mixture in mixtures])
+
+    def _rng(self) -> np.random.Generator:
+        """Draws that depend on the seed and on how far the search is."""
+        return np.random.default_rng([self.setting.seed, len(self._told)])

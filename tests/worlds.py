@@ -1,0 +1,112 @@
+"""Objectives made by hand, for searches: what a mixture is worth, with derivatives, without any model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mergetomix.mixture import Subsets
+from mergetomix.records import Mixture
+from mergetomix.search import Ask, Strategy, Told, averaged, mean_value
+
+Worth = Callable[[frozenset[str]], float]
+
+
+@dataclass(frozen=True)
+class World:
+    """Targets t whose gain is V_t(0) - V_t(c), V_t(c) = sum_j a_tj log cosh(u_tj . c + s_tj): smooth, and no quadratic.
+
+    With `curved` zero it is the quadratic with the same slope and curvature at c = 0.
+    """
+
+    names: tuple[str, ...]
+    num_targets: int = 2
+    seed: int = 0
+    curved: bool = True
+    combine: Callable[[Mapping[str, float]], float] = mean_value
+    coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
+
+    def told(self, asked: Ask) -> Told:
+        """The answer to what a strategy asks."""
+        found = self.coefficients(asked.mixture)
+        c_N = np.array([found.get(name, 0.0) for name in self.names])
+        values, gradients = {}, {}
+        for target in range(self.num_targets):
+            value, slope_N = self.gain(target, c_N)
+            values[f"t{target}"] = value
+            gradients[f"t{target}"] = dict(zip(self.names, map(float, slope_N), strict=True))
+        return Told(asked.mixture, self.combine(values), values, gradients if asked.gradient else None)
+
+    def gain(self, target: int, c_N: np.ndarray) -> tuple[float, np.ndarray]:
+        """The gain of a target and its derivative."""
+        rng = np.random.default_rng([self.seed, target])
+        num, hidden = len(self.names), 4 * len(self.names)
+        u_JN, s_J, a_J = rng.normal(size=(hidden, num)), rng.normal(size=hidden), rng.uniform(0, 1, hidden) / hidden
+        h_J, tanh_J = u_JN @ c_N, np.tanh(s_J)
+        if self.curved:
+            change_J, slope_J = np.log(np.cosh(h_J + s_J) / np.cosh(s_J)), np.tanh(h_J + s_J)
+        else:
+            change_J, slope_J = tanh_J * h_J + (1 - tanh_J**2) * h_J**2 / 2, tanh_J + (1 - tanh_J**2) * h_J
+        return -float(a_J @ change_J), -(a_J * slope_J) @ u_JN
+
+    def worth(self, mixture: Mixture) -> float:
+        """The objective of a mixture."""
+        return self.told(Ask(mixture)).objective
+
+
+@dataclass(frozen=True)
+class Rugged:
+    """One target without any structure, whose derivative is as arbitrary; the same for the same mixture."""
+
+    names: tuple[str, ...]
+    seed: int = 0
+
+    def told(self, asked: Ask) -> Told:
+        """The answer to what a strategy asks."""
+        rng = random.Random(f"{self.seed}{asked.mixture}")
+        value = rng.gauss(0, 1)
+        gradients = {"t0": {name: rng.gauss(0, 1) for name in self.names}}
+        return Told(asked.mixture, value, {"t0": value}, gradients if asked.gradient else None)
+
+
+def plain(worth: Worth) -> Callable[[Ask], Told]:
+    """The answers of one target whose value depends on the datasets alone and has no derivative."""
+
+    def told(asked: Ask) -> Told:
+        value = worth(frozenset(asked.mixture.datasets))
+        return Told(asked.mixture, value, {"t0": value})
+
+    return told
+
+
+def search(strategy: Strategy, told: Callable[[Ask], Told], num: int | None = None) -> list[Told]:
+    """Goes on for `num` trials, or to the end; gives everything told."""
+    while (num is None or len(strategy.state()) < num) and (asked := strategy.ask()) is not None:
+        strategy.tell(told(asked))
+        assert len(strategy.state()) < 20_000, "it does not end"
+    return list(strategy.state())
+
+
+def best(state: list[Told]) -> Mixture:
+    """The mixture of the highest objective."""
+    return max(state, key=lambda told: told.objective).mixture
+
+
+SPACES = {
+    "one dataset": Subsets(("a",)),
+    "all": Subsets(tuple("edcba")),
+    "at least two": Subsets(tuple("abcde"), 2),
+    "two or three": Subsets(tuple("abcdef"), 2, 3),
+    "exactly three": Subsets(tuple("abcdef"), 3, 3),
+    "at most two": Subsets(tuple("abcdef"), 1, 2),
+    "with c": Subsets(tuple("abcde"), require=frozenset("c")),
+    "with c, without d": Subsets(tuple("abcde"), require=frozenset("c"), forbid=frozenset("d")),
+    "with c and three more": Subsets(tuple("abcdef"), 4, 5, require=frozenset("c"), forbid=frozenset("d")),
+    "nothing to choose": Subsets(tuple("abc"), 3),
+    "all required": Subsets(tuple("abc"), require=frozenset("abc")),
+    "by size": Subsets(tuple("abc"), sizes={"a": 1, "b": 2, "c": 5}),
+    "nine": Subsets(tuple("abcdefghi")),
+}
