@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import fidelity, search, verify
+from mergetomix import fidelity, merge, search, verify
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -30,6 +30,8 @@ from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
+from mergetomix.search.auto import choose
+from mergetomix.slopes import has_slopes, slopes
 
 NUM_CHECKS = 3
 """Checks that a run pays for unless the recipe says otherwise."""
@@ -69,13 +71,17 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
 def search_mixtures(job: Job) -> Selection:
     """Evaluate proxies on the select part of the targets until the strategy is done; the best first."""
     base = evaluate_base(job, "select")
-    strategy = search.build(job.recipe.search.strategy, search.Setting(job.space()))
+    strategy = strategy_of(job)
+    if job.recipe.search.strategy == "auto":
+        _, why = choose(job.space(), job.recipe.search.budget, has_slopes(job))
+        job.listener.note(f"search: {strategy.name}, as {why}")
     trials: list[Trial] = []
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
         while (asked := strategy.ask()) is not None:
             trials.append(trial_of(job, asked.mixture, base))
             values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
-            strategy.tell(search.Told(asked.mixture, trials[-1].objective, values))
+            gradients = slopes(job, asked.mixture, base) if asked.gradient else None
+            strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients))
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
     job.tell_reused("trials")
@@ -85,6 +91,24 @@ def search_mixtures(job: Job) -> Selection:
     experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
     best_first = ranked(trials)
     return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+
+
+def strategy_of(job: Job) -> search.Strategy:
+    """The recipe's way to search. Raises RecipeError where its budget is too small."""
+    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
+    total = math.fsum(weights.values())
+    setting = search.Setting(
+        job.space(),
+        job.recipe.train.seed,
+        job.recipe.search.budget,
+        lambda values: math.fsum(weights[name] * values[name] for name in weights) / total,
+        lambda mixture: merge.coefficients(mixture, job.exponent),
+        has_slopes(job),
+    )
+    try:
+        return search.build(job.recipe.search.strategy, setting)
+    except ValueError as error:
+        raise RecipeError("search.budget", str(error)) from None
 
 
 def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:

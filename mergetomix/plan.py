@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergetomix import pipeline, search
+from mergetomix import pipeline
 from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
@@ -82,7 +82,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
 def plan(job: Job, speed: Speed) -> Plan:
     """The plan of a job at a given speed."""
     space = job.space()
-    strategy = search.build(job.recipe.search.strategy, search.Setting(space))
+    strategy = pipeline.strategy_of(job)
     wanted = pipeline.finetunes(job)
     todo = [names for names, seed in wanted if job.store.finetune(job.finetune_key(names, seed)) is None]
     mean = sum(job.num_tokens([name]) for name in space.allowed) / len(space.allowed)
@@ -111,7 +111,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
 
     The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
     """
-    strategy = search.build(job.recipe.search.strategy, search.Setting(job.space()))
+    strategy = pipeline.strategy_of(job)
     trials = strategy.expected()
     if strategy.name == "exhaustive":
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())

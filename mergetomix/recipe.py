@@ -339,6 +339,13 @@ class Recipe(Section):
         allowed = len(names) - len(set(search.forbid))
         most = allowed if search.max_datasets is None else min(search.max_datasets, allowed)
         least = max(search.min_datasets, len(set(search.require)))
+        if search.strategy == "gradient":
+            blunt = [name for name, spec in self.targets.items() if spec.score != "loss"]
+            if blunt or self.merge.method != "linear":
+                what = f"targets.{blunt[0]} has score: {self.targets[blunt[0]].score}" if blunt else "another method is set"
+                raise ValueError(
+                    f"search.strategy: gradient needs score: loss and merge.method: linear, and {what}; use greedy"
+                )
         limit = METHODS[self.merge.method].max_experts
         if limit is not None and most > limit:
             message = f"merge.method: {self.merge.method} merges at most {limit} experts, and mixtures may have {most}"

@@ -162,8 +162,13 @@ class Merge(Section):
 class Search(Section):
     """Which mixtures are tried, and how."""
 
-    strategy: Literal["auto", "exhaustive", "greedy"] = "auto"
-    """`auto` tries every subset up to 12 datasets and is greedy above."""
+    strategy: Literal["auto", "exhaustive", "greedy", "gradient"] = "auto"
+    """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
+    and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where every target is a loss
+    and the merge linear, else exhaustive up to 4,095 and then greedy."""
+    budget: int | None = Field(default=None, ge=1)
+    """Most forward passes over the targets: a trial costs one, a trial with its gradient three; null is what the strategy
+    thinks right."""
     min_datasets: int = Field(default=1, ge=1)
     """Fewest datasets in a mixture."""
     max_datasets: int | None = Field(default=None, ge=1)

@@ -8,7 +8,7 @@ from mergetomix.mixture import Simplex, Space, Subsets
 from mergetomix.search import Setting, build
 from mergetomix.search.auto import choose
 
-NAMES = {num: tuple(f"d{i:03}" for i in range(num)) for num in (2, 5, 6, 12, 100)}
+NAMES = {num: tuple(f"d{i:03}" for i in range(num)) for num in (2, 5, 6, 12, 13, 100)}
 FEW = Subsets(NAMES[100], 2, 2, groups=(frozenset(NAMES[100][2:]),))
 
 
@@ -16,13 +16,14 @@ FEW = Subsets(NAMES[100], 2, 2, groups=(frozenset(NAMES[100][2:]),))
     ("space", "budget", "differentiable", "name", "why"),
     [
         (Subsets(NAMES[5]), None, True, "exhaustive", "all 31 mixtures cost no more than 33"),
-        (Subsets(NAMES[6]), None, True, "gradient", "63 mixtures to choose among"),
+        (Subsets(NAMES[6]), None, True, "exhaustive", "63 mixtures are few"),
         (Subsets(NAMES[6]), 63, True, "exhaustive", "all 63 mixtures cost no more than 63"),
         (Subsets(NAMES[6]), 62, True, "gradient", "in 62 forward passes"),
         (Subsets(NAMES[12]), None, True, "gradient", "4,095 mixtures"),
         (Subsets(NAMES[12]), 5000, True, "exhaustive", "all 4095"),
         (Subsets(NAMES[12]), 6, True, "greedy", "6 forward passes are too few for gradients"),
-        (Subsets(NAMES[12]), None, False, "greedy", "not every target has a gradient"),
+        (Subsets(NAMES[12]), None, False, "exhaustive", "4,095 mixtures are few"),
+        (Subsets(NAMES[13]), None, False, "greedy", "not every target has a gradient"),
         (Subsets(NAMES[100]), None, True, "gradient", r"1\.3e\+30 mixtures"),
         (FEW, None, False, "exhaustive", "all 1 mixtures"),
         (Simplex(NAMES[2]), None, True, "gradient", "weights to choose among"),

@@ -29,6 +29,7 @@ LAYERS = (
     "train targets search",
     "inputs",
     "job",
+    "slopes",
     "verify",
     "pipeline",
     "plan starter demo write",

@@ -7,6 +7,9 @@ import math
 from mergetomix.mixture import Simplex, Space
 from mergetomix.search.gradient import LEAST_BUDGET, default_budget
 
+FEW, FEW_ENOUGH = 255, 4095
+"""Mixtures that are all tried without a budget: where gradients could be learnt from, and where they could not."""
+
 
 def choose(space: Space, budget: int | None, differentiable: bool) -> tuple[str, str]:
     """The name of the strategy to use, and a sentence that says why.
@@ -18,6 +21,12 @@ def choose(space: Space, budget: int | None, differentiable: bool) -> tuple[str,
     payable = default_budget(len(space.allowed)) if budget is None else budget
     if not isinstance(space, Simplex) and space.size <= payable:
         return "exhaustive", f"all {space.size} mixtures cost no more than {payable} forward passes"
+    few = FEW if differentiable else FEW_ENOUGH
+    if not isinstance(space, Simplex) and budget is None and space.size <= few:
+        return (
+            "exhaustive",
+            f"{counted(space.size)} mixtures are few, and checks choose best among mixtures that were all tried",
+        )
     found = "weights" if isinstance(space, Simplex) else f"{counted(space.size)} mixtures"
     if differentiable and payable >= LEAST_BUDGET:
         return "gradient", f"{found} to choose among, and every target has a gradient to learn from in {payable} forward passes"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mergetomix.data import Example
 from mergetomix.errors import DataError
@@ -11,6 +11,9 @@ from mergetomix.families import content
 from mergetomix.records import Scores
 from mergetomix.store import digest
 from mergetomix.targets import Setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROUNDING = 2
 """Raised when losses come to be computed in another order, so that scores whose last digits differ are not compared."""
@@ -34,6 +37,12 @@ class Loss:
     def address(self) -> str:
         """Tokens and labels."""
         return digest("loss", ROUNDING, content(self.sequences))
+
+    def parts(self, model: Any) -> Iterator[Tensor]:
+        """What each batch adds to the mean over all tokens, in nats, scalars with their graphs, made one after the other."""
+        total = sum(self.num_scored)
+        for batch in self.batches:
+            yield self.family.losses(model, batch).sum() / total
 
     def score(self, model: Any) -> Scores:
         """Values in nats per token; weights are the numbers of tokens."""

@@ -1,0 +1,104 @@
+"""Derivatives of gains through the pipeline, and a search that learns from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import recipe_values, write_recipe
+
+import mergetomix as m2m
+from mergetomix import merge, pipeline
+from mergetomix.errors import RecipeError
+from mergetomix.job import Job, evaluate_base, open_job
+from mergetomix.records import Mixture, gain
+from mergetomix.slopes import slopes
+
+DATASETS = ("a", "b", "c", "d")
+
+
+def recipe_of(folder: Path, **sections: Any) -> m2m.Recipe:
+    values = recipe_values(folder, DATASETS, ("t", "u")) | sections
+    return m2m.load_recipe(write_recipe(folder, values))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store, so that experts are trained once."""
+    return tmp_path_factory.mktemp("slopes")
+
+
+def gains(job: Job, coefficients: dict[str, float], base: Any) -> dict[str, float]:
+    """Gains of base + sum_i c_i delta_i, past the store."""
+    bank = job.bank()
+    bank.set(coefficients)
+    return {name: gain(each.score(bank.model), base[name]) for name, each in job.inputs.targets("select").items()}
+
+
+@pytest.mark.parametrize("exponent", [1.0, 0.5])
+def test_slopes_are_those_of_finite_differences(folder: Path, exponent: float) -> None:
+    mixture = Mixture(("a", "c"), (0.7, 0.3))
+    with open_job(recipe_of(folder, merge={"scale": {"exponent": exponent}})) as job:
+        pipeline.train_experts(job)
+        base = evaluate_base(job, "select")
+        found = slopes(job, mixture, base)
+        point = dict.fromkeys(DATASETS, 0.0) | merge.coefficients(mixture, exponent)
+        for name in DATASETS:
+            ends = [gains(job, point | {name: point[name] + step}, base) for step in (0.02, -0.02)]
+            for target in ("t", "u"):
+                wanted = (ends[0][target] - ends[1][target]) / 0.04
+                assert found[target][name] == pytest.approx(wanted, rel=0.02, abs=2e-4), (target, name)
+
+
+def test_slopes_are_kept(folder: Path) -> None:
+    mixture = Mixture.union(["a", "b"])
+    found = []
+    for _ in range(2):
+        with open_job(recipe_of(folder)) as job:
+            pipeline.train_experts(job)
+            found.append((slopes(job, mixture, evaluate_base(job, "select")), job._bank is None))
+    assert found[0][0] == found[1][0] and [fresh for _, fresh in found] == [False, True]
+
+
+def test_a_search_by_gradients_finds_the_best_of_all(folder: Path) -> None:
+    selections = []
+    for search in ({"strategy": "exhaustive"}, {"strategy": "gradient", "budget": 12}, {"strategy": "gradient", "budget": 12}):
+        with open_job(recipe_of(folder, search=search)) as job:
+            pipeline.train_experts(job)
+            selections.append(pipeline.search_mixtures(job))
+    every, some, again = selections
+    assert (every.strategy, some.strategy) == ("exhaustive", "gradient")
+    assert len(every.trials) == 15 and 4 <= len(some.trials) < 12
+    objectives = sorted(trial.objective for trial in every.trials)
+    assert some.trials[0].objective >= objectives[-3]
+    assert some == again
+
+
+def test_a_run_searches_by_gradients(folder: Path) -> None:
+    recipe = recipe_of(folder, search={"strategy": "gradient", "budget": 9}, run_dir="by-gradients")
+    plan = m2m.check(recipe)
+    result = m2m.run(recipe)
+    assert plan.strategy == result.selection.strategy == "gradient"
+    assert (folder / "by-gradients" / "report.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"merge": {"method": "ties"}}, "search.strategy: gradient needs .*, and another method is set; use greedy"),
+        (
+            {"targets": {"t": {"path": "t.jsonl", "prompt": "question", "completion": "answer", "score": "generate"}}},
+            "search.strategy: gradient needs .*, and targets.t has score: generate; use greedy",
+        ),
+    ],
+)
+def test_a_search_without_gradients_is_refused(folder: Path, sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe_of(folder, search={"strategy": "gradient"}, **sections)
+
+
+def test_a_budget_too_small_says_the_least(folder: Path) -> None:
+    recipe = recipe_of(folder, search={"strategy": "gradient", "budget": 3})
+    with pytest.raises(RecipeError, match=r"search.budget: .* at least 7 forward passes, not 3"):
+        m2m.search_mixtures(recipe)
