@@ -70,9 +70,13 @@ class Batch:
     positions: torch.Tensor | None = None
 
     def inputs(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The model's arguments; `dtype` is the model's number type, that of a mask of four dimensions."""
+        """The model's arguments; `dtype` is the model's number type, that of a mask of four dimensions.
+
+        Rows padded behind need no mask: no token of a causal model sees what comes after it. Without one, attention computes
+        the half that is seen alone.
+        """
         if self.segments is None or self.positions is None:
-            return {"input_ids": self.ids, "attention_mask": self.mask}
+            return {"input_ids": self.ids}
         mask_B1TT = _block_mask(self.segments, dtype)
         return {"input_ids": self.ids, "position_ids": self.positions, "attention_mask": mask_B1TT}
 
