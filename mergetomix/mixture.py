@@ -173,7 +173,7 @@ class Simplex:
         if not self._numbers:
             raise ValueError(self._contradiction())
 
-    @property
+    @cached_property
     def allowed(self) -> tuple[str, ...]:
         """Names that may stand in a mixture, in order."""
         possible = set(self.names) - self.forbid
@@ -181,7 +181,11 @@ class Simplex:
 
     def cap(self, name: str) -> float:
         """The largest weight of a dataset."""
-        return min(1.0, (self.caps or {}).get(name, 1.0))
+        return self._caps.get(name, 1.0)
+
+    @cached_property
+    def _caps(self) -> dict[str, float]:
+        return {name: min(1.0, cap) for name, cap in (self.caps or {}).items()}
 
     @property
     def floor(self) -> float:

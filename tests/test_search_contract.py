@@ -13,14 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from worlds import SPACES, Rugged, World, search
+from worlds import ALL_SPACES, SPACES, WEIGHTS, Rugged, World, search
 
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Space
 from mergetomix.records import Mixture
 from mergetomix.search import Ask, Setting, Strategy, Told, build, restore
 
 STRATEGIES = ["exhaustive", "gradient", "greedy"]
+OVER_WEIGHTS = ["gradient"]
 CASES = [(strategy, space) for strategy in STRATEGIES for space in SPACES]
+CASES += [(strategy, space) for strategy in OVER_WEIGHTS for space in WEIGHTS]
 BUDGETS = [1, 2, 3, 4, 7, 12, 25]
 
 Answer = Callable[[Ask], Told]
@@ -37,28 +39,30 @@ def name(case: tuple[str, str]) -> str:
 
 
 @pytest.fixture
-def space(case: tuple[str, str]) -> Subsets:
-    return SPACES[case[1]]
+def space(case: tuple[str, str]) -> Space:
+    return ALL_SPACES[case[1]]
 
 
 @pytest.fixture(params=[World, Rugged])
-def answer(request: pytest.FixtureRequest, space: Subsets) -> Answer:
+def answer(request: pytest.FixtureRequest, space: Space) -> Answer:
     return request.param(space.names).told
 
 
-def is_in(space: Subsets, mixture: Mixture) -> bool:
+def is_in(space: Space, mixture: Mixture) -> bool:
+    if isinstance(space, Simplex):
+        return mixture in space
     datasets = frozenset(mixture.datasets)
     return datasets in space and mixture == space.mixture(datasets)
 
 
-def test_it_stays_in_the_space_and_tries_nothing_twice(name: str, space: Subsets, answer: Answer) -> None:
+def test_it_stays_in_the_space_and_tries_nothing_twice(name: str, space: Space, answer: Answer) -> None:
     asked = [told.mixture for told in search(build(name, Setting(space)), answer)]
     assert asked
     assert all(is_in(space, mixture) for mixture in asked)
     assert len(set(asked)) == len(asked)
 
 
-def test_it_asks_the_same_until_it_is_told(name: str, space: Subsets, answer: Answer) -> None:
+def test_it_asks_the_same_until_it_is_told(name: str, space: Space, answer: Answer) -> None:
     strategy = build(name, Setting(space))
     while (asked := strategy.ask()) is not None:
         assert strategy.ask() == asked
@@ -67,7 +71,7 @@ def test_it_asks_the_same_until_it_is_told(name: str, space: Subsets, answer: An
     assert strategy.ask() is None
 
 
-def test_it_takes_no_answer_that_it_did_not_ask_for(name: str, space: Subsets, answer: Answer) -> None:
+def test_it_takes_no_answer_that_it_did_not_ask_for(name: str, space: Space, answer: Answer) -> None:
     strategy = build(name, Setting(space))
     other = Told(Mixture.union(["another"]), 1e9, {"t0": 1e9})
     while (asked := strategy.ask()) is not None:
@@ -84,18 +88,18 @@ def test_it_takes_no_answer_that_it_did_not_ask_for(name: str, space: Subsets, a
             strategy.tell(told)
 
 
-def test_what_was_told_is_kept_in_order_and_never_more_than_expected(name: str, space: Subsets, answer: Answer) -> None:
+def test_what_was_told_is_kept_in_order_and_never_more_than_expected(name: str, space: Space, answer: Answer) -> None:
     strategy, told = build(name, Setting(space)), []
     while (asked := strategy.ask()) is not None:
         assert list(strategy.state()) == told
-        assert len(told) < strategy.expected() <= len(space)
+        assert len(told) < strategy.expected() <= space.size
         told.append(answer(asked))
         strategy.tell(told[-1])
     assert list(strategy.state()) == told
     assert strategy.expected() == len(told)
 
 
-def test_restored_at_any_cut_it_goes_on_as_if_uninterrupted(name: str, space: Subsets, answer: Answer) -> None:
+def test_restored_at_any_cut_it_goes_on_as_if_uninterrupted(name: str, space: Space, answer: Answer) -> None:
     whole = search(build(name, Setting(space, seed=5)), answer)
     for cut in sorted({*range(min(6, len(whole))), len(whole) // 2, len(whole)}):
         part = search(build(name, Setting(space, seed=5)), answer, cut)
@@ -104,13 +108,13 @@ def test_restored_at_any_cut_it_goes_on_as_if_uninterrupted(name: str, space: Su
         assert search(resumed, answer) == whole
 
 
-def test_the_state_of_another_search_is_refused(name: str, space: Subsets) -> None:
+def test_the_state_of_another_search_is_refused(name: str, space: Space) -> None:
     with pytest.raises(ValueError, match="another search"):
         restore(build(name, Setting(space)), [Told(Mixture.union(["another"]), 1.0, {"t0": 1.0})])
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
-def test_it_ends_within_its_budget(name: str, space: Subsets, budget: int) -> None:
+def test_it_ends_within_its_budget(name: str, space: Space, budget: int) -> None:
     try:
         strategy = build(name, Setting(space, budget=budget))
     except ValueError as error:
@@ -124,14 +128,14 @@ def test_it_ends_within_its_budget(name: str, space: Subsets, budget: int) -> No
     assert strategy.expected() == len(strategy.state())
 
 
-def test_stopped_at_any_time_it_has_a_best_that_only_gets_better(name: str, space: Subsets, answer: Answer) -> None:
+def test_stopped_at_any_time_it_has_a_best_that_only_gets_better(name: str, space: Space, answer: Answer) -> None:
     state = search(build(name, Setting(space)), answer)
     bests = list(itertools.accumulate((told.objective for told in state), max))
     assert bests == sorted(bests)
     assert bests[-1] == max(told.objective for told in state)
 
 
-def test_nothing_depends_on_an_objective_that_is_no_number(name: str, space: Subsets, answer: Answer) -> None:
+def test_nothing_depends_on_an_objective_that_is_no_number(name: str, space: Space, answer: Answer) -> None:
     def holed(asked: Ask) -> Told:
         told = answer(asked)
         if "b" not in asked.mixture.datasets:
@@ -143,11 +147,11 @@ def test_nothing_depends_on_an_objective_that_is_no_number(name: str, space: Sub
     assert state and all(is_in(space, told.mixture) for told in state)
 
 
-def asked_in_a_new_process(names: list[str], hash_seed: str) -> str:
+def asked_in_a_new_process(hash_seed: str) -> str:
     code = (
-        "from worlds import SPACES, World, search\nfrom mergetomix.search import Setting, build\n"
-        f"for name in {names}:\n    for space in SPACES.values():\n"
-        "        print(search(build(name, Setting(space, 3)), World(space.names).told))\n"
+        "from worlds import ALL_SPACES, World, search\nfrom mergetomix.search import Setting, build\n"
+        f"for name, key in {CASES}:\n    space = ALL_SPACES[key]\n"
+        "    print(search(build(name, Setting(space, 3)), World(space.names).told))\n"
     )
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{here}:{here.parent}"}
@@ -156,7 +160,7 @@ def asked_in_a_new_process(names: list[str], hash_seed: str) -> str:
 
 
 def test_it_is_the_same_to_the_bit_in_a_new_process() -> None:
-    one, other = (asked_in_a_new_process(STRATEGIES, hash_seed) for hash_seed in ("1", "2"))
+    one, other = (asked_in_a_new_process(hash_seed) for hash_seed in ("1", "2"))
     assert one == other
     assert len(one.splitlines()) == len(CASES)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Space, Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import Ask, Strategy, Told, averaged, mean_value
 
@@ -109,4 +109,10 @@ SPACES = {
     "all required": Subsets(tuple("abc"), require=frozenset("abc")),
     "by size": Subsets(tuple("abc"), sizes={"a": 1, "b": 2, "c": 5}),
     "nine": Subsets(tuple("abcdefghi")),
+    "in groups": Subsets(tuple("abcdefg"), 2, 6, frozenset("g"), groups=(frozenset("ab"), frozenset("def"))),
 }
+WEIGHTS = {
+    "weights": Simplex(tuple("abcd")),
+    "capped weights": Simplex(tuple("abcdef"), 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5}),
+}
+ALL_SPACES: dict[str, Space] = {**SPACES, **WEIGHTS}
