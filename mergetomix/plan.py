@@ -12,6 +12,7 @@ from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
+from mergetomix.search.gradient import default_budget
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,9 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     trials = strategy.expected()
     if strategy.name == "exhaustive":
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
+    if strategy.name == "gradient":
+        allowed = len(job.space().allowed)
+        trials = min(job.recipe.search.budget or default_budget(allowed), len(job.space()))  # in forward passes
     others = len({*job.recipe.verify.exponents} - {job.exponent})
     return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 

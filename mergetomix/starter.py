@@ -49,7 +49,7 @@ merge:
   weighting: equal               # equal | size | tokens
 
 search:
-  strategy: auto                 # every mixture up to 12 datasets, greedy above
+  strategy: auto                 # every mixture up to 255 of them; beyond, gradients or greedy
   min_datasets: 1
   max_datasets: null
   require: []
