@@ -16,7 +16,8 @@ from mergetomix.search.model import Model
 
 TABLE_UNITS, SLOW_TABLE_UNITS = 20, 12
 """Units up to which every subset is looked at; the lower where the objective takes a call for each."""
-NUM_STARTS, NUM_RANDOM = 4, 200
+NUM_STARTS, NUM_STRANGE, NUM_RANDOM = 3, 1, 200
+"""Climbs from the best known and random mixtures, climbs from wherever chance has it, and random mixtures looked at."""
 
 
 class Choices(Protocol):
@@ -104,7 +105,7 @@ class SubsetChoices:
         starts_KU = np.concatenate([np.array([self._frame.bits(datasets) for datasets in tried]), drawn_KU])
         order = np.argsort(-climber.objectives(starts_KU), kind="stable")
         met: dict[bytes, float] = {}
-        for start in [*order[:NUM_STARTS], *range(len(starts_KU) - NUM_STARTS, len(starts_KU))]:
+        for start in [*order[:NUM_STARTS], *range(len(starts_KU) - NUM_STRANGE, len(starts_KU))]:
             top_U, near, objective_K = climber.climb(starts_KU[start])
             met[top_U.tobytes()] = float(climber.objectives(top_U[None])[0])
             self._collect(met, top_U, near, objective_K, num + len(tried))

@@ -52,6 +52,7 @@ class Gradient(Walk):
         self._learner = Learner(setting)
         self._choices: Choices = open_choices(setting)
         self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
+        self._spread = 0.0
         self.errors: list[float] = []
         """Of each prediction made before its trial was told, as a share of the spread."""
         super().__init__(setting)
@@ -82,6 +83,7 @@ class Gradient(Walk):
                 return
             mixture = self._curious(model)
             told = yield Ask(mixture, gradient=True)
+            self._spread = 0.0 if model is None else self._choices.spread(model, self._rng())
             self._note_error(model, told)
 
     def _choose(self) -> Steps[None]:
@@ -128,8 +130,7 @@ class Gradient(Walk):
         if model is None or not is_finite(told):
             return
         expected = float(model.objectives(self._points([told.mixture]))[0])
-        spread = self._choices.spread(model, self._rng())
-        self.errors.append((told.objective - expected) / spread if spread > 0 else math.inf)
+        self.errors.append((told.objective - expected) / self._spread if self._spread > 0 else math.inf)
 
     def _predicts(self) -> bool:
         return len(self.errors) >= 2 and max(map(abs, self.errors[-2:])) < TRUSTED

@@ -15,7 +15,7 @@ from mergetomix.search import Setting, Told
 from mergetomix.search.combined import Combined
 from mergetomix.search.quadratic import START, Array, Observations, Posterior, Prior, fit_prior
 
-NUMBERS_TO_FIT = 500
+NUMBERS_TO_FIT = 320
 """Numbers that a prior is fitted to at most: its cost grows with their cube."""
 
 
