@@ -135,7 +135,7 @@ def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
 def num_checks(job: Job) -> int:
     """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
     space, budget = job.space(), job.recipe.verify.budget
-    num = len(space) - sum(frozenset([name]) in space for name in space.allowed)
+    num = space.size - sum(frozenset([name]) in space for name in space.allowed)
     if budget is None:
         return min(NUM_CHECKS, num)
     if budget > num:

@@ -94,7 +94,7 @@ def plan(job: Job, speed: Speed) -> Plan:
         num_finetunes=len(wanted),
         num_reused=len(wanted) - len(todo),
         num_mixtures=strategy.expected(),
-        num_space=len(space),
+        num_space=space.size,
         strategy=strategy.name,
         train_s=sum(job.num_tokens(names) for names in todo) * speed.train_s_per_token,
         evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
@@ -118,7 +118,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
     if strategy.name == "gradient":
         allowed = len(job.space().allowed)
-        trials = min(job.recipe.search.budget or default_budget(allowed), len(job.space()))  # in forward passes
+        trials = min(job.recipe.search.budget or default_budget(allowed), job.space().size)  # in forward passes
     others = len({*job.recipe.verify.exponents} - {job.exponent})
     return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 
