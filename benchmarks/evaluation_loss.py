@@ -20,7 +20,7 @@ from mergetomix.families.sequences import IGNORE, Encoded
 
 REPETITIONS = 5
 BATCH_TOKENS = 4096
-NUM_TEXTS = {"llama-5M": 64, "gpt2-124M": 16}
+NUM_TEXTS = {"gpt2-124M": 13, "llama-5M": 64}
 SHARES = {"a quarter": 0.25, "all": 1.0}
 
 
