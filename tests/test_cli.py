@@ -149,7 +149,7 @@ MISTAKES: list[tuple[Break, str, str]] = [
     (dataset_of_hub, "datasets.a.path", "someone/something"),
     (base_of_hub, "base.path", "someone/something"),
     (missing_base, "base.path", "nowhere"),
-    (newer_store, "schema 99", "uses schema 2"),
+    (newer_store, "schema 99", "uses schema 1"),
     (expert_of_another_vocabulary, "datasets.a.expert", "embed_tokens"),
     (expert_of_another_shape, "datasets.a.expert", "mlp"),
     (missing_function, "targets.t.function", "nowhere"),
