@@ -184,10 +184,6 @@ class Bank:
         for name in self._touched:
             self._live[name].data.copy_(self._base[name])
 
-    def base(self, name: str) -> Tensor:
-        """A param of the base."""
-        return self._base.get(name, self._live[name].data)
-
     def gradient(self, losses: Iterable[Tensor]) -> tuple[float, dict[str, float]]:
         """The sum of some losses at the live params, and its derivative in every expert's coefficient.
 

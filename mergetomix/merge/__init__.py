@@ -9,7 +9,7 @@ theta_0 + sum_i w_i delta_i for any weights (arXiv 2601.17858). METHODS holds ev
 from mergetomix.merge.factors import coefficients, effective_number, gain, scale
 from mergetomix.merge.methods import METHODS, OPTIONS, defaults
 from mergetomix.merge.parts import Method, Option, Parts
-from mergetomix.merge.sums import linear, lora_product
+from mergetomix.merge.sums import lora_product
 
 __all__ = [
     "METHODS",
@@ -21,7 +21,6 @@ __all__ = [
     "defaults",
     "effective_number",
     "gain",
-    "linear",
     "lora_product",
     "scale",
 ]

@@ -6,8 +6,20 @@ import inspect
 import math
 from collections.abc import Mapping
 
-from mergetomix.merge import informed, sphere, task_vectors
+from mergetomix.merge.informed import fisher, regmean
 from mergetomix.merge.parts import Method, Option
+from mergetomix.merge.sphere import multislerp, slerp
+from mergetomix.merge.task_vectors import (
+    breadcrumbs,
+    breadcrumbs_ties,
+    dare_linear,
+    dare_ties,
+    della,
+    della_linear,
+    linear,
+    task_arithmetic,
+    ties,
+)
 
 OPTIONS: Mapping[str, Option] = {
     "density": Option(
@@ -27,70 +39,66 @@ OPTIONS: Mapping[str, Option] = {
 """The hyper-parameters of all methods, by name. A density is more than 0."""
 
 METHODS: Mapping[str, Method] = {
-    "linear": Method(task_vectors.linear, (), "arXiv 2203.05482", "sum_i w_i d_i"),
-    "task_arithmetic": Method(
-        task_vectors.task_arithmetic, ("strength",), "arXiv 2212.04089", "strength * k * sum_i w_i d_i", scaled=False
-    ),
+    "linear": Method(linear, (), "arXiv 2203.05482", "sum_i w_i d_i"),
+    "task_arithmetic": Method(task_arithmetic, ("strength",), "arXiv 2212.04089", "strength * k * sum_i w_i d_i", scaled=False),
     "ties": Method(
-        task_vectors.ties,
+        ties,
         ("density", "strength"),
         "arXiv 2306.01708",
         "strength * sum_A w_i t_i / sum_A w_i; t_i the largest of d_i, A where t_i has the sign of sum_i w_i t_i",
     ),
     "dare_linear": Method(
-        task_vectors.dare_linear,
+        dare_linear,
         ("density", "strength", "seed"),
         "arXiv 2311.03099",
         "strength * sum_i w_i m_i d_i / density; m_i is 1 with the probability density, else 0",
     ),
     "dare_ties": Method(
-        task_vectors.dare_ties,
+        dare_ties,
         ("density", "strength", "seed"),
         "arXiv 2311.03099",
         "as ties with t_i = m_i d_i / density; m_i is 1 with the probability density, else 0",
     ),
     "della_linear": Method(
-        task_vectors.della_linear,
+        della_linear,
         ("density", "epsilon", "strength", "seed"),
         "arXiv 2406.11617",
         "strength * sum_i w_i m_i d_i / p_i; m_i is 1 with the probability p_i, which rises with the rank of |d_i| in its row",
     ),
     "della": Method(
-        task_vectors.della,
+        della,
         ("density", "epsilon", "strength", "seed"),
         "arXiv 2406.11617",
         "as ties with t_i = m_i d_i / p_i; m_i is 1 with the probability p_i, which rises with the rank of |d_i| in its row",
     ),
     "breadcrumbs": Method(
-        task_vectors.breadcrumbs,
+        breadcrumbs,
         ("density", "gamma", "strength"),
         "arXiv 2312.06795",
         "strength * sum_i w_i b_i; b_i is d_i without the share gamma that is largest and all but density of the rest",
     ),
     "breadcrumbs_ties": Method(
-        task_vectors.breadcrumbs_ties,
+        breadcrumbs_ties,
         ("density", "gamma", "strength"),
         "arXiv 2312.06795",
         "as ties with t_i = b_i; b_i is d_i without the share gamma that is largest and all but density of the rest",
     ),
     "slerp": Method(
-        sphere.slerp,
+        slerp,
         (),
         "Shoemake 1985",
         "sin(w_0 a) / sin(a) p_0 + sin(w_1 a) / sin(a) p_1 - base; p_i = base + d_i, a their angle",
         max_experts=2,
     ),
     "multislerp": Method(
-        sphere.multislerp,
+        multislerp,
         (),
         "Buss and Fillmore 2001",
         "(sum_i w_i |p_i|) m - base; p_i = base + d_i, m the mean on the sphere of p_i / |p_i| with the weights w_i",
     ),
-    "fisher": Method(
-        informed.fisher, (), "arXiv 2111.09832", "sum_i w_i F_i d_i / sum_i w_i F_i, value by value", needs="fisher"
-    ),
+    "fisher": Method(fisher, (), "arXiv 2111.09832", "sum_i w_i F_i d_i / sum_i w_i F_i, value by value", needs="fisher"),
     "regmean": Method(
-        informed.regmean,
+        regmean,
         ("offdiagonal",),
         "arXiv 2212.09849",
         "(sum_i w_i G_i)^-1 sum_i w_i G_i d_i; G_i the inputs' Gram matrix, off its diagonal times offdiagonal",

@@ -10,20 +10,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def linear(base: Tensor, deltas: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
-    """base + sum_i c_i delta_i, summed in float32 in the order given; the result is float32.
-
-    Args:
-        base: a parameter, any shape and floating type.
-        deltas: tensors of the same shape.
-        factors: one number for each delta.
-    """
-    total = base.float().clone()
-    for delta, factor in zip(deltas, factors, strict=True):
-        total.add_(delta.to(total), alpha=factor)
-    return total
-
-
 def lora_product(pairs: Sequence[tuple[Tensor, Tensor]], factors: Sequence[float], dtype: torch.dtype | None = None) -> Tensor:
     """sum_i c_i B_i A_i as one matrix product of rank sum of ranks, in float32 (or `dtype`): shape (out, in).
 
