@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from mergetomix import merge
 from mergetomix.mixture import Space
@@ -38,13 +38,15 @@ class Told:
 
     `values` are gains over the base by target, `objective` their combination. `gradients`, by target and dataset, are
     d value / d c_i with c_i the coefficient of the dataset's expert in the merge, for every dataset that the space allows,
-    whether or not it is in the mixture.
+    whether or not it is in the mixture. `smooth`, where given, are by target what `gradients` are the derivatives of, for
+    targets whose own value has none: gains of a companion loss.
     """
 
     mixture: Mixture
     objective: float
     values: Mapping[str, float]
     gradients: Mapping[str, Mapping[str, float]] | None = None
+    smooth: Mapping[str, float] | None = None
 
     @property
     def cost(self) -> int:
@@ -62,13 +64,28 @@ def averaged(mixture: Mixture) -> Mapping[str, float]:
     return merge.coefficients(mixture, 1.0)
 
 
+Regressor = Literal["auto", "lightgbm", "log_linear", "gp"]
+Sampler = Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What single strategies heed: `regressor` is for `regression`; `sampler`, and `storage`, the URL of a database in which
+    the trials are kept for others to look at, for `optuna`."""
+
+    regressor: Regressor = "auto"
+    sampler: Sampler = "auto"
+    storage: str | None = None
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all strategies are built from.
 
     `budget` is in forward passes over the targets (`Ask.cost`), None for as many as the strategy thinks right; `combine` makes
     the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge. `differentiable` says
-    whether every target has a gradient.
+    whether every target has a gradient, its own or that of a companion loss. `front` asks for mixtures that no other beats on
+    all targets, as well as for the best objective.
     """
 
     space: Space
@@ -77,6 +94,8 @@ class Setting:
     combine: Callable[[Mapping[str, float]], float] = mean_value
     coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
     differentiable: bool = False
+    front: bool = False
+    options: Options = Options()
 
 
 class Strategy(Protocol):

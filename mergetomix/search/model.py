@@ -22,7 +22,8 @@ NUMBERS_TO_FIT = 320
 def is_finite(told: Told) -> bool:
     """Whether all that was told are numbers."""
     slopes = (told.gradients or {}).values()
-    return all(map(math.isfinite, told.values.values())) and all(math.isfinite(x) for each in slopes for x in each.values())
+    values = [*told.values.values(), *(told.smooth or {}).values()]
+    return all(map(math.isfinite, values)) and all(math.isfinite(x) for each in slopes for x in each.values())
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Learner:
         return Model(self._combined, tuple(posterior for posterior, _ in found), np.array([scale for _, scale in found]))
 
     def _posterior(self, target: str, known: Sequence[Told], points_MN: Array, again: bool) -> tuple[Posterior, float]:
-        values_M = np.array([each.values[target] for each in known])
+        values_M = np.array([(each.smooth or each.values)[target] for each in known])
         slopes_MN = np.array([self._row(each.gradients, target) for each in known])
         scale = float(np.sqrt(np.nanmean(slopes_MN**2))) or 1.0
         seen = Observations(points_MN, values_M / scale, slopes_MN / scale)
