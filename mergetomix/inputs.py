@@ -17,6 +17,7 @@ from mergetomix.recipe import Dataset, Recipe, Source
 from mergetomix.recipe import Target as TargetSpec
 from mergetomix.records import Part, Scores
 from mergetomix.store import Store, digest, hash_files
+from mergetomix.targets.loss import Loss
 from mergetomix.targets.python import Function, call, load_function
 
 
@@ -60,6 +61,7 @@ class Inputs:
     wanted: Mapping[str, Material] = field(default_factory=dict)
     _base_key: str = ""
     _contents: dict[str, str] = field(default_factory=dict)
+    _companions: dict[str, Scorer | None] = field(default_factory=dict)
 
     def sequences(self, name: str) -> Sequence[Item]:
         """The training sequences of a dataset."""
@@ -106,6 +108,30 @@ class Inputs:
             return ()
         spec = self.recipe.targets[target]
         return data.split(self.wanted[target].examples, self.recipe.select_fraction, spec.seed)[0]
+
+    def companion(self, target: str) -> Scorer | None:
+        """The loss that stands for a target's score where derivatives are needed: of its right answers on the same select
+        examples. None where there are no answers, as with a function without prompt and completion."""
+        if target not in self._companions:
+            examples = self._answered(target)
+            setting = targets.Setting(self.family, f"targets.{target}", self.recipe.batch_tokens)
+            try:
+                found = _lossy(examples, setting) if examples else None
+            except DataError as error:
+                self.warnings.append(f"target {target} has no companion loss: {error}")
+                found = None
+            self._companions[target] = found
+        return self._companions[target]
+
+    def _answered(self, target: str) -> Sequence[Example]:
+        """A target's select examples with their answers."""
+        scorer, spec = self.scorers["select"][target].target, self.recipe.targets[target]
+        if not isinstance(scorer, Function):
+            return self.select_examples(target)
+        if (spec.path is None and spec.rows is None) or not (spec.completion or spec.messages or spec.text):
+            return ()
+        items = self.family.read(spec, f"targets.{target}").items
+        return [items[row] for row in scorer.keep]
 
     def base_key(self, store: Store) -> str:
         """The address of the base."""
@@ -213,6 +239,12 @@ def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting)
     # scores depend on the batches they were computed in, by a rounding
     address = digest(target.address(), setting.batch_tokens)
     return Scorer(target, address, len(part), getattr(target, "num_cut", 0), getattr(target, "num_tokens", 0))
+
+
+def _lossy(examples: Sequence[Example], setting: targets.Setting) -> Scorer:
+    """The loss of some examples."""
+    loss = Loss(examples, setting)
+    return Scorer(loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens)
 
 
 def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mergetomix import merge, statistics, train
+import numpy as np
+
+from mergetomix import merge, shares, statistics, train
 from mergetomix.bank import GIB, Bank, Rule
 from mergetomix.deltas import mapped, read_delta
 from mergetomix.deltas import params as live_params
-from mergetomix.errors import Fault, TrainingError
+from mergetomix.errors import Fault, RecipeError, TrainingError
 from mergetomix.families import Item
 from mergetomix.inputs import Inputs, Scorer, read_inputs
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Space, Subsets
 from mergetomix.progress import Listener, Silent
-from mergetomix.recipe import Recipe
-from mergetomix.records import Finetune, Mixture, Part, Scores, Trial, objective
+from mergetomix.recipe import Recipe, Train
+from mergetomix.records import Finetune, Mixture, Part, Portion, Scores, Trial, objective
 from mergetomix.store import Store, digest
 
 
@@ -59,8 +61,21 @@ class Job:
         """The recipe's exponent of the scale."""
         return self.recipe.merge.scale.exponent
 
-    def space(self) -> Subsets:
-        """The mixtures that the recipe allows."""
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the rows of a mixture are drawn by its weights; else its fine-tune is on the union of its datasets."""
+        return self.recipe.search.space != "subsets"
+
+    def space(self) -> Space:
+        """The mixtures that the recipe allows. Raises RecipeError where its constraints allow none."""
+        try:
+            subsets = self.subsets()  # of space: both, searched first
+            return self._weights() if self.is_drawn else subsets
+        except ValueError as error:
+            raise RecipeError("search", str(error)) from None
+
+    def subsets(self) -> Subsets:
+        """The subsets that the recipe allows, the weights of their datasets left aside."""
         options = self.recipe.search
         weighting = self.recipe.merge.weighting
         sizes = self.inputs.sizes if weighting == "size" else self.inputs.scored_tokens if weighting == "tokens" else None
@@ -71,7 +86,40 @@ class Job:
             frozenset(options.require),
             frozenset(options.forbid),
             sizes,
+            tuple(frozenset(group) for group in options.groups),
         )
+
+    def _weights(self) -> Simplex:
+        options = self.recipe.search
+        return Simplex(
+            tuple(sorted(self.recipe.datasets)),
+            options.min_datasets,
+            options.max_datasets,
+            frozenset(options.require),
+            frozenset(options.forbid),
+            options.min_share,
+            self._caps(),
+        )
+
+    def _caps(self) -> dict[str, float] | None:
+        """The largest weight of each dataset, from how often it may be repeated."""
+        most, length = self.recipe.search.max_repeats, self.length
+        if most is None:
+            return None
+        num_tokens = {name: sum(each.num_tokens for each in self.inputs.sequences(name)) for name in self.recipe.datasets}
+        num_sequences = {name: len(self.inputs.sequences(name)) for name in self.recipe.datasets}
+        return length.caps(length.sizes(num_sequences, num_tokens), most)
+
+    @property
+    def length(self) -> shares.Length:
+        """How much a drawn mixture's fine-tune takes of the datasets, general data left aside."""
+        settings = self.recipe.train
+        own = 1.0 if settings.anchor is None else 1 - settings.anchor.share
+        if settings.max_steps is not None:
+            return shares.Length(own * settings.max_steps * settings.batch_size * settings.gradient_accumulation, "examples")
+        if settings.max_tokens is None:
+            raise RecipeError("train.max_tokens", "a weighted mixture needs max_tokens or max_steps: how much it is trained on")
+        return shares.Length(own * settings.max_tokens, "tokens")
 
     def finetune_key(self, datasets: Sequence[str], seed: int | None = None) -> str:
         """The address of the base fine-tuned on the union of some datasets, with train.seed or another seed."""
@@ -85,20 +133,77 @@ class Job:
             self._keys[known] = digest("finetune", self.inputs.base_key(self.store), contents, settings, given)
         return self._keys[known]
 
+    def real_key(self, mixture: Mixture, seed: int | None = None) -> str:
+        """The address of the base fine-tuned on a mixture: on rows drawn by its weights, or on the union of its datasets."""
+        if not self.is_drawn or len(mixture.members) == 1:
+            return self.finetune_key(mixture.members, seed)
+        settings, weights = self.settings, mixture.as_dict()
+        if seed is not None:
+            settings["seed"] = seed
+        parts = [[self.inputs.content(name), round(weights[name], 9)] for name in self.by_content(mixture.members)]
+        return digest("drawn", self.inputs.base_key(self.store), parts, settings)
+
     def by_content(self, datasets: Sequence[str]) -> list[str]:
         """Datasets in the order of their content, in which a union is trained on: a new name changes nothing."""
         return sorted(datasets, key=self.inputs.content)
 
-    def sequences(self, datasets: Sequence[str]) -> list[Item]:
-        """The training sequences of the union of some datasets, with general data where the recipe asks for it."""
-        own = train.union([self.inputs.sequences(name) for name in self.by_content(datasets)])
+    def sequences(self, mixture: Mixture, seed: int | None = None) -> list[Item]:
+        """The training sequences of a mixture, with general data where the recipe asks for it.
+
+        Args:
+            seed: of the draw of a weighted mixture's rows, where it is not train.seed.
+        """
+        names = self.by_content(mixture.members)
+        if self.is_drawn and len(names) > 1:
+            wanted = self.counts(mixture)
+            own = train.union([self._drawn(name, wanted[name], seed) for name in names])
+        else:
+            own = train.union([self.inputs.sequences(name) for name in names])
         anchor = self.recipe.train.anchor
         return own if anchor is None else own + self.inputs.general(train.num_anchors(len(own), anchor.share))
 
-    def num_tokens(self, datasets: Sequence[str]) -> int:
-        """Tokens that a fine-tune on the union of some datasets sees."""
-        sequences = self.sequences(datasets)
-        return train.plan(len(sequences), sum(s.num_tokens for s in sequences), self.recipe.train).num_tokens
+    def counts(self, mixture: Mixture) -> dict[str, int]:
+        """Sequences that a weighted mixture takes of each dataset. Raises RecipeError where training is too short for it."""
+        sequences = {name: self.inputs.sequences(name) for name in mixture.members}
+        mean_tokens = {name: sum(each.num_tokens for each in own) / len(own) for name, own in sequences.items()}
+        try:
+            return shares.counts(mixture.as_dict(), mean_tokens, self.length)
+        except ValueError as error:
+            raise RecipeError("train.max_tokens" if self.length.unit == "tokens" else "train.max_steps", str(error)) from None
+
+    def _drawn(self, name: str, num: int, seed: int | None) -> list[Item]:
+        """`num` sequences of a dataset: which ones depends on the seed and the dataset's content."""
+        sequences, content = self.inputs.sequences(name), self.inputs.content(name)
+        rng = np.random.default_rng([self.recipe.train.seed if seed is None else seed, int(content[:16], 16)])
+        return [sequences[i] for i in shares.rows(num, len(sequences), rng)]
+
+    def portions(self, mixture: Mixture) -> tuple[Portion, ...]:
+        """What the fine-tune on a weighted mixture takes of each dataset; empty where it is on the union."""
+        if not self.is_drawn or len(mixture.members) == 1:
+            return ()
+        wanted, weights = self.counts(mixture), mixture.as_dict()
+        found = []
+        for name in mixture.members:
+            num_tokens = sum(each.num_tokens for each in self._drawn(name, wanted[name], None))
+            found.append(
+                Portion(name, weights[name], wanted[name], num_tokens, wanted[name] / len(self.inputs.sequences(name)))
+            )
+        return tuple(found)
+
+    def schedule(self, mixture: Mixture, sequences: Sequence[Item]) -> train.Schedule:
+        """The steps of a mixture's fine-tune on its sequences."""
+        return train.plan(len(sequences), sum(each.num_tokens for each in sequences), self.train_settings(mixture))
+
+    def train_settings(self, mixture: Mixture) -> Train:
+        """The settings of a mixture's fine-tune: what is drawn is seen once."""
+        settings = self.recipe.train
+        if not self.is_drawn or len(mixture.members) == 1 or settings.max_steps is not None:
+            return settings
+        return settings.model_copy(update={"max_tokens": None, "epochs": 1.0})
+
+    def num_tokens(self, mixture: Mixture) -> int:
+        """Tokens that a fine-tune on a mixture sees."""
+        return self.schedule(mixture, self.sequences(mixture)).num_tokens
 
     def proxy_key(self, mixture: Mixture, exponent: float | None = None) -> str:
         """The address of a mixture's proxy: its experts and their factors."""
@@ -253,31 +358,35 @@ def trial_of(job: Job, mixture: Mixture, base: Mapping[str, Scores], exponent: f
     return Trial(mixture, scores, objective(scores, base, weights))
 
 
-def fit(job: Job, datasets: Sequence[str], stage: str, seed: int | None = None) -> Finetune:
-    """The base fine-tuned on the union of some datasets: from the store, or trained now and kept there."""
-    key, names = job.finetune_key(datasets, seed), sorted(datasets)
+def fit(job: Job, mixture: Mixture, stage: str, seed: int | None = None) -> Finetune:
+    """The base fine-tuned on a mixture: from the store, or trained now and kept there.
+
+    Args:
+        seed: where it is not train.seed.
+    """
+    key = job.real_key(mixture, seed)
     known = job.store.finetune(key)
-    job.count("experts" if len(names) == 1 else "real fine-tunes", key, known is not None)
+    job.count("experts" if len(mixture.members) == 1 else "real fine-tunes", key, known is not None)
     if known is not None:
         return known
-    text = " + ".join(names)
-    waiting = f"waiting for another process that trains {text}"
+    waiting = f"waiting for another process that trains {mixture}"
     with job.store.lock(key, on_wait=lambda: job.listener.note(waiting)):
         known = job.store.finetune(key)  # the process that was waited for may have trained it
-        return known or _train(job, key, names, stage, seed)
+        return known or _train(job, key, mixture, stage, seed)
 
 
-def _train(job: Job, key: str, names: Sequence[str], stage: str, seed: int | None) -> Finetune:
-    mixture = Mixture.union(names)
-    given = job.recipe.datasets[names[0]].expert if len(names) == 1 else None
-    sequences = job.sequences(names)
+def _train(job: Job, key: str, mixture: Mixture, stage: str, seed: int | None) -> Finetune:
+    is_expert = len(mixture.members) == 1
+    given = job.recipe.datasets[mixture.members[0]].expert if is_expert else None
+    sequences = job.sequences(mixture, seed)
     num_tokens, seconds = 0, 0.0
     if given is not None:
         path = given
     else:
-        settings = job.recipe.train if seed is None else job.recipe.train.model_copy(update={"seed": seed})
-        schedule = train.plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
-        text = f"{'expert' if len(names) == 1 else 'fine-tuning on'} {mixture}"
+        settings = job.train_settings(mixture)
+        settings = settings if seed is None else settings.model_copy(update={"seed": seed})
+        schedule = job.schedule(mixture, sequences)
+        text = f"{'expert' if is_expert else 'fine-tuning on'} {mixture}"
         with job.store.artifact(key) as folder, job.listener.task(stage, text, schedule.num_steps) as advance:
             step = Steps(job, f"{stage}: {mixture}", schedule.num_steps, advance)
             step(0)

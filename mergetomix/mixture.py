@@ -81,6 +81,11 @@ class Subsets:
         """How many mixtures there are; `len` fails where that is more than an index can be, from 63 datasets on."""
         return sum(self.num_by_size.values())
 
+    @property
+    def num_plural(self) -> int:
+        """How many of the mixtures have several datasets."""
+        return self.size - self.num_by_size.get(1, 0)
+
     def __len__(self) -> int:
         return self.size
 
@@ -202,6 +207,11 @@ class Simplex:
         """How many mixtures there are."""
         return math.inf if self.bounds[1] > 1 else float(len(self.vertices()))
 
+    @property
+    def num_plural(self) -> float:
+        """How many of the mixtures have several datasets."""
+        return math.inf if self.bounds[1] > 1 else 0.0
+
     @cached_property
     def _numbers(self) -> tuple[int, ...]:
         """How many datasets a mixture may have."""
@@ -289,6 +299,16 @@ class Simplex:
 
 
 Space = Subsets | Simplex
+
+
+def everything(space: Space) -> Mixture:
+    """The mixture of all datasets that a space allows, with its weights or as near to equal ones as it allows."""
+    return space.uniform() if isinstance(space, Simplex) else space.mixture(space.allowed)
+
+
+def holds(space: Space, mixture: Mixture) -> bool:
+    """Whether a mixture may be chosen; the weights of a subset are the space's own."""
+    return mixture in space if isinstance(space, Simplex) else frozenset(mixture.members) in space
 
 
 def nearest_in_box(point_N: Array, low_N: Array, high_N: Array) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,17 @@ from mergetomix.job import (
     open_job,
     trial_of,
 )
-from mergetomix.mixture import Subsets
+from mergetomix.mixture import Simplex, Space, Subsets, everything, holds
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
 from mergetomix.search.auto import choose
-from mergetomix.slopes import has_slopes, slopes
+from mergetomix.slopes import companions, has_slopes, slopes, smooth, smooth_scorer, warn_of_companions
 
 NUM_CHECKS = 3
 """Checks that a run pays for unless the recipe says otherwise."""
+OF_SUBSETS = ("exhaustive", "greedy")
+"""Strategies that know no weights."""
 
 
 def run(recipe: Recipe, listener: Listener | None = None) -> Result:
@@ -53,11 +56,12 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
     An expert that fails does not stop the others. Raises TrainingError at the end, naming each that failed.
     """
     num_checks(job)  # a budget that cannot be spent is said before anything is trained
+    check_length(job)
     check_space(job)
     experts, failures = [], []
     for name in job.space().allowed:
         try:
-            experts.append(fit(job, [name], "experts"))
+            experts.append(fit(job, Mixture.union([name]), "experts"))
         except TrainingError as error:
             failures.append(f"expert {name}: {error.message}")
             job.listener.warn(failures[-1])
@@ -69,11 +73,32 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
 
 
 def search_mixtures(job: Job) -> Selection:
-    """Evaluate proxies on the select part of the targets until the strategy is done; the best first."""
+    """Evaluate proxies on the select part of the targets until the strategy is done; the best first.
+
+    Where the recipe chooses a subset and then its weights, half of the budget goes to each.
+    """
     base = evaluate_base(job, "select")
-    strategy = strategy_of(job)
+    space, options = job.space(), job.recipe.search
+    if options.space == "both":
+        trials, name = explore(job, base, job.subsets(), halved(options.budget))
+        more, second = explore(job, base, weights_of_best(job, trials), halved(options.budget, up=True))
+        trials, name = [*trials, *more], f"{name}, then {second}"
+    else:
+        trials, name = explore(job, base, space, options.budget)
+    job.tell_reused("trials")
+    warn_of_blunt_targets(job, trials)
+    tried = {trial.mixture: trial for trial in trials}
+    singles = [Mixture((name,), (1.0,)) for name in space.allowed]
+    experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
+    best_first = ranked([trial for trial in tried.values() if holds(space, trial.mixture)])
+    return Selection(best_first[0].mixture, best_first, name, base, ranked(experts))
+
+
+def explore(job: Job, base: Mapping[str, Scores], space: Space, budget: int | None) -> tuple[list[Trial], str]:
+    """The trials of a search over a space, and the name of its strategy."""
+    strategy = strategy_of(job, space, budget)
     if job.recipe.search.strategy == "auto":
-        _, why = choose(job.space(), job.recipe.search.budget, has_slopes(job))
+        _, why = choose(space, budget, has_slopes(job))
         job.listener.note(f"search: {strategy.name}, as {why}")
     trials: list[Trial] = []
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
@@ -81,32 +106,57 @@ def search_mixtures(job: Job) -> Selection:
             trials.append(trial_of(job, asked.mixture, base))
             values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
             gradients = slopes(job, asked.mixture, base) if asked.gradient else None
-            strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients))
+            beside = smooth(job, trials[-1], base) if strategy.name == "gradient" else None
+            strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients, beside))
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
-    job.tell_reused("trials")
-    warn_of_blunt_targets(job, trials)
-    tried = {trial.mixture: trial for trial in trials}
-    singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
-    experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
-    best_first = ranked(trials)
-    return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+    if strategy.name == "gradient":
+        warn_of_companions(job, trials)
+    return trials, strategy.name
 
 
-def strategy_of(job: Job) -> search.Strategy:
-    """The recipe's way to search. Raises RecipeError where its budget is too small."""
+def halved(budget: int | None, up: bool = False) -> int | None:
+    """Half of a budget, rounded down or up."""
+    return None if budget is None else (budget + int(up)) // 2
+
+
+def weights_of_best(job: Job, trials: Sequence[Trial]) -> Space:
+    """The weights of the best subset that may have some."""
+    space = job.space()
+    assert isinstance(space, Simplex)
+    able = [frozenset(trial.mixture.members) for trial in ranked(trials)]
+    chosen = next((datasets for datasets in able if space.holds(datasets)), None)
+    if chosen is None:
+        message = f"none of the {len(trials)} subsets that were tried can have weights under its caps"
+        raise RecipeError("search.max_repeats", message, hint="raise it, or leave it out")
+    return replace(space, least=len(chosen), most=len(chosen), require=chosen)
+
+
+def strategy_of(job: Job, space: Space | None = None, budget: int | None = None) -> search.Strategy:
+    """The recipe's way to search a space, by default what is searched first. Raises RecipeError where the budget is too small.
+
+    A strategy that tries subsets alone leaves their weights to another.
+    """
+    options = job.recipe.search
+    if space is None:
+        space, budget = (job.subsets(), halved(options.budget)) if options.space == "both" else (job.space(), options.budget)
     weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
     total = math.fsum(weights.values())
     setting = search.Setting(
-        job.space(),
+        space,
         job.recipe.train.seed,
-        job.recipe.search.budget,
+        budget,
         lambda values: math.fsum(weights[name] * values[name] for name in weights) / total,
         lambda mixture: merge.coefficients(mixture, job.exponent),
         has_slopes(job),
     )
+    name = "auto" if isinstance(space, Simplex) and options.strategy in OF_SUBSETS else options.strategy
+    if name == "gradient" and not setting.differentiable:
+        blunt = next(target for target in weights if smooth_scorer(job, target) is None)
+        message = f"gradient needs derivatives, and target {blunt} has no right answers whose loss could stand for its score"
+        raise RecipeError("search.strategy", message, hint="give it prompt and completion, or use regression or greedy")
     try:
-        return search.build(job.recipe.search.strategy, setting)
+        return search.build(name, setting)
     except ValueError as error:
         raise RecipeError("search.budget", str(error)) from None
 
@@ -134,10 +184,9 @@ def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
 
 def num_checks(job: Job) -> int:
     """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
-    space, budget = job.space(), job.recipe.verify.budget
-    num = space.size - sum(frozenset([name]) in space for name in space.allowed)
+    num, budget = job.space().num_plural, job.recipe.verify.budget
     if budget is None:
-        return min(NUM_CHECKS, num)
+        return int(min(NUM_CHECKS, num))
     if budget > num:
         message = f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
         raise RecipeError("verify.budget", message, hint="a mixture of one dataset is its own expert and needs no check")
@@ -147,7 +196,7 @@ def num_checks(job: Job) -> int:
 def baselines(job: Job) -> dict[str, Mixture]:
     """The mixtures that the final table compares with, by name."""
     options, space = job.recipe.final, job.space()
-    found = {"all datasets": space.mixture(space.allowed)} if "all" in options.baselines else {}
+    found = {"all datasets": everything(space)} if "all" in options.baselines else {}
     if "random" in options.baselines:
         drawn = space.sample(options.num_random, job.recipe.train.seed)
         found |= {f"random {i + 1}": mixture for i, mixture in enumerate(drawn)}
@@ -216,7 +265,7 @@ def row(job: Job, name: str, kind: Any, mixture: Mixture | None, scores: Any, ba
 
 def real_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str, Scores]) -> Row:
     """Fine-tune on a mixture for real and score it."""
-    record = fit(job, mixture.datasets, "final")
+    record = fit(job, mixture, "final")
     line = row(job, name, kind, mixture, evaluate_real(job, record, "report"), base)
     free_memory()
     return Row(line.name, line.kind, line.mixture, line.scores, line.gain, record.path)
@@ -228,7 +277,9 @@ def result_of(
     """Everything that a run found, with what it cost and where it ran."""
     path = str(Path(job.recipe.run_dir))
     cost = cost_of(job, experts, selection, verification, table)
-    return Result(selection, verification, tuple(experts), tuple(table), cost, environment(job), path, tuple(job.warnings))
+    portions = job.portions(selection.mixture if verification is None else verification.mixture)
+    about, warnings = environment(job), tuple(job.warnings)
+    return Result(selection, verification, tuple(experts), tuple(table), cost, about, path, warnings, portions)
 
 
 def cost_of(
@@ -236,7 +287,8 @@ def cost_of(
 ) -> Cost:
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
     keys = scored_keys(job, selection, verification)
-    addresses = [target.address for target in job.inputs.targets("select").values()]
+    scorers = [*job.inputs.targets("select").values(), *(companions(job).values() if is_by_gradients(selection) else ())]
+    addresses = [scorer.address for scorer in scorers]
     merge_s, evaluate_s = job.store.seconds(keys, addresses, "select")
     seconds = {line.kind: 0.0 for line in table}
     for line in table:
@@ -251,15 +303,20 @@ def cost_of(
         checks_s=0.0 if verification is None else checks_s(job, verification),
         final_s=seconds.get("final", 0.0),
         baselines_s=seconds.get("all", 0.0) + seconds.get("random", 0.0),
-        brute_force_s_estimate=brute_force_s(job, experts_s, per_trial),
+        brute_force_s_estimate=brute_force_s(job, experts_s, per_trial, len(selection.trials)),
         wall_s=time.monotonic() - job.started,
         reused=dict(job.reused),
     )
 
 
+def is_by_gradients(selection: Selection) -> bool:
+    """Whether a search learnt from derivatives."""
+    return "gradient" in selection.strategy
+
+
 def train_s(job: Job, mixture: Mixture, seed: int | None = None) -> float:
     """Seconds that a fine-tune took, zero where there is none."""
-    record = job.store.finetune(job.finetune_key(mixture.datasets, seed))
+    record = job.store.finetune(job.real_key(mixture, seed))
     return record.train_s if record else 0.0
 
 
@@ -282,38 +339,55 @@ def scored_keys(job: Job, selection: Selection, verification: Verification | Non
     return keys
 
 
-def brute_force_s(job: Job, experts_s: float, evaluate_s: float) -> float:
-    """Seconds to fine-tune on every mixture of the space and evaluate each.
+def brute_force_s(job: Job, experts_s: float, evaluate_s: float, num_trials: int) -> float:
+    """Seconds to fine-tune on every mixture of the space and evaluate each; of weights, on as many mixtures as were tried.
 
     A dataset stands in a share of the mixtures, so all fine-tunes together see its tokens so many times; with a fixed number
     of steps every fine-tune costs the same.
     """
     space = job.space()
     mean_s = experts_s / max(1, len(space.allowed))
+    if isinstance(space, Simplex):
+        return num_trials * (mean_s + evaluate_s)
     fixed = job.recipe.train.max_steps is not None or job.recipe.train.max_tokens is not None
     return sum(count * (mean_s * (1 if fixed else k) + evaluate_s) for k, count in space.num_by_size.items())
 
 
-def finetunes(job: Job) -> list[tuple[tuple[str, ...], int | None]]:
-    """The datasets of every fine-tune of a run, each once, with its seed where that is not train.seed. What is checked and
-    chosen is not known before the search: mixtures of half the datasets, two at least, stand for it."""
+def finetunes(job: Job) -> list[tuple[Mixture, int | None]]:
+    """The mixture of every fine-tune of a run, each once, with its seed where that is not train.seed. What is checked and
+    chosen is not known before the search: others stand for it."""
     space, checks, seed = job.space(), num_checks(job), job.recipe.train.seed
+    repeats = job.recipe.verify.repeats if checks else 0
+    some = stand_ins(space, max(checks, repeats, 1))
+    wanted = [Mixture.union([name]) for name in space.allowed]
+    wanted += some[: max(checks, int(job.recipe.final.train))]
+    wanted += baselines(job).values()
+    return [(mixture, None) for mixture in dict.fromkeys(wanted)] + [(mixture, seed + 1) for mixture in some[:repeats]]
+
+
+def stand_ins(space: Space, num: int) -> list[Mixture]:
+    """At most `num` mixtures of a space that stand for those that a search will find: of half the datasets, two at least, or
+    drawn where there are groups or weights."""
+    if isinstance(space, Simplex) or space.groups:
+        drawn = space.sample(4 * num, seed=0)
+        return sorted(drawn, key=lambda mixture: len(mixture) == 1)[:num]
     least, most = space.bounds
     half = max(least, min(most, max(2, (len(space.allowed) + 1) // 2)))
-    halves = (mixture.datasets for mixture in Subsets(space.allowed, half, half, space.require))
-    repeats = job.recipe.verify.repeats if checks else 0
-    some = list(islice(halves, max(checks, repeats, 1)))
-    wanted: list[tuple[str, ...]] = [(name,) for name in space.allowed]
-    wanted += some[: max(checks, int(job.recipe.final.train))]
-    wanted += [mixture.datasets for mixture in baselines(job).values()]
-    return [(names, None) for names in dict.fromkeys(wanted)] + [(names, seed + 1) for names in some[:repeats]]
+    halves = Subsets(space.allowed, half, half, space.require)
+    return [space.mixture(mixture.datasets) for mixture in islice(halves, num)]
+
+
+def check_length(job: Job) -> None:
+    """Raises RecipeError where training is too short to take a sequence of every dataset that a weighted mixture may have."""
+    if job.is_drawn:
+        job.counts(everything(job.space()))
 
 
 def check_space(job: Job) -> None:
     """Raises StoreError where the disk has no room for what is to be trained."""
     given = {name for name, spec in job.recipe.datasets.items() if spec.expert is not None}
-    wanted = [(names, seed) for names, seed in finetunes(job) if set(names) - given]
-    todo = [names for names, seed in wanted if job.store.finetune(job.finetune_key(names, seed)) is None]
+    wanted = [(mixture, seed) for mixture, seed in finetunes(job) if set(mixture.members) - given]
+    todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
     needed = job.inputs.finetune_bytes() * len(todo)
     free = job.store.free_bytes()
     if needed > free:
@@ -331,7 +405,7 @@ def mixture_of(job: Job, datasets: Sequence[str], weights: Sequence[float] | Non
     if forbidden:
         raise UserError(f"the recipe forbids {forbidden[0]!r}", hint="take it out of search.forbid")
     if weights is None:
-        return job.space().mixture(frozenset(datasets))
+        return job.subsets().mixture(frozenset(datasets))
     finite = all(math.isfinite(weight) and weight >= 0 for weight in weights)
     if len(weights) != len(datasets) or not finite or sum(weights) <= 0:
         raise UserError(f"{len(datasets)} datasets need as many weights, none negative, not all zero; got {list(weights)}")

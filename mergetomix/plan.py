@@ -12,6 +12,7 @@ from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
+from mergetomix.records import Mixture
 from mergetomix.search.gradient import default_budget
 
 
@@ -50,7 +51,7 @@ class Plan:
     num_finetunes: int
     num_reused: int
     num_mixtures: int
-    num_space: int
+    num_space: float
     strategy: str
     train_s: float
     evaluate_s: float
@@ -85,8 +86,8 @@ def plan(job: Job, speed: Speed) -> Plan:
     space = job.space()
     strategy = pipeline.strategy_of(job)
     wanted = pipeline.finetunes(job)
-    todo = [names for names, seed in wanted if job.store.finetune(job.finetune_key(names, seed)) is None]
-    mean = sum(job.num_tokens([name]) for name in space.allowed) / len(space.allowed)
+    todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
+    mean = sum(job.num_tokens(Mixture.union([name])) for name in space.allowed) / len(space.allowed)
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
     return Plan(
         datasets=tuple(_dataset(job, name) for name in job.recipe.datasets),
@@ -96,11 +97,11 @@ def plan(job: Job, speed: Speed) -> Plan:
         num_mixtures=strategy.expected(),
         num_space=space.size,
         strategy=strategy.name,
-        train_s=sum(job.num_tokens(names) for names in todo) * speed.train_s_per_token,
+        train_s=sum(job.num_tokens(mixture) for mixture in todo) * speed.train_s_per_token,
         evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
         disk_bytes=len(todo) * job.inputs.finetune_bytes(),
         free_bytes=job.store.free_bytes(),
-        brute_force_s=pipeline.brute_force_s(job, experts_s, speed.evaluate_s),
+        brute_force_s=pipeline.brute_force_s(job, experts_s, speed.evaluate_s, strategy.expected()),
         warnings=tuple(job.warnings),
     )
 
@@ -114,11 +115,13 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     """
     strategy = pipeline.strategy_of(job)
     trials = strategy.expected()
+    space, both = job.space(), job.recipe.search.space == "both"
     if strategy.name == "exhaustive":
-        trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
-    if strategy.name == "gradient":
-        allowed = len(job.space().allowed)
-        trials = min(job.recipe.search.budget or default_budget(allowed), job.space().size)  # in forward passes
+        trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.subsets())
+    if strategy.name == "gradient" or both:
+        passes = default_budget(len(space.allowed))  # of the weights, which are searched with gradients after the subsets
+        most = passes + trials if both else passes
+        trials = int(min(job.recipe.search.budget or most, space.size))
     others = len({*job.recipe.verify.exponents} - {job.exponent})
     return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 

@@ -327,10 +327,26 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_fit(self) -> Recipe:
+        """What a search over weights needs beside its section."""
+        search, train = self.search, self.train
+        if search.space == "subsets":
+            return self
+        if train.max_tokens is None and train.max_steps is None:
+            message = "say how much a mixture is trained on, with train.max_tokens (its weights are then shares of tokens)"
+            raise ValueError(f"search.space: {search.space}: {message} or train.max_steps (shares of examples)")
+        if self.merge.weighting != "equal":
+            raise ValueError(
+                f"merge.weighting: {self.merge.weighting} is for search.space: subsets, as weights are searched here"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _search_fits(self) -> Recipe:
         names, search = set(self.datasets), self.search
-        for key in ("require", "forbid"):
-            for name in getattr(search, key):
+        grouped = [name for group in search.groups for name in group]
+        for key, some in {"require": search.require, "forbid": search.forbid, "groups": grouped}.items():
+            for name in some:
                 if name not in names:
                     raise ValueError(f"search.{key}: no dataset is called {name!r}{nearest(name, names)}")
         both = set(search.require) & set(search.forbid)
@@ -339,13 +355,8 @@ class Recipe(Section):
         allowed = len(names) - len(set(search.forbid))
         most = allowed if search.max_datasets is None else min(search.max_datasets, allowed)
         least = max(search.min_datasets, len(set(search.require)))
-        if search.strategy == "gradient":
-            blunt = [name for name, spec in self.targets.items() if spec.score != "loss"]
-            if blunt or self.merge.method != "linear":
-                what = f"targets.{blunt[0]} has score: {self.targets[blunt[0]].score}" if blunt else "another method is set"
-                raise ValueError(
-                    f"search.strategy: gradient needs score: loss and merge.method: linear, and {what}; use greedy"
-                )
+        if search.strategy == "gradient" and self.merge.method != "linear":
+            raise ValueError(f"search.strategy: gradient needs merge.method: linear, not {self.merge.method}; use greedy")
         limit = METHODS[self.merge.method].max_experts
         if limit is not None and most > limit:
             message = f"merge.method: {self.merge.method} merges at most {limit} experts, and mixtures may have {most}"

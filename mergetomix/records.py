@@ -48,11 +48,19 @@ class Mixture:
         return len(self.datasets)
 
     def __str__(self) -> str:
-        return " + ".join(self.datasets)
+        """The datasets, with their weights where these are not equal."""
+        if max(self.weights) - min(self.weights) < 1e-9:
+            return " + ".join(self.datasets)
+        return " + ".join(f"{weight:.2f} {name}" for name, weight in self.as_dict().items())
 
     def as_dict(self) -> dict[str, float]:
         """Dataset name to weight."""
         return dict(zip(self.datasets, self.weights, strict=True))
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The datasets whose weight is not zero."""
+        return tuple(name for name, weight in self.as_dict().items() if weight > 0)
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,20 @@ class Finetune:
         if len(self.mixture) != 1:
             raise ValueError(f"not an expert: {self.mixture}")
         return self.mixture.datasets[0]
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What a fine-tune on a weighted mixture takes of one dataset: so many sequences, and the tokens in them.
+
+    `num_passes` is how often it sees the dataset, below one where it sees a part.
+    """
+
+    dataset: str
+    weight: float
+    num_examples: int
+    num_tokens: int
+    num_passes: float
 
 
 @dataclass(frozen=True)
@@ -278,7 +300,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives: the selection, its verification, the final table, and what all of it cost."""
+    """What a run gives: the selection, its verification, the final table, and what all of it cost.
+
+    `portions` are what the selected mixture takes of each dataset, where it is drawn by its weights.
+    """
 
     selection: Selection
     verification: Verification | None
@@ -288,6 +313,7 @@ class Result:
     environment: Mapping[str, Any]
     run_dir: str
     warnings: tuple[str, ...] = ()
+    portions: tuple[Portion, ...] = ()
 
     @property
     def selected(self) -> Mixture:

@@ -164,11 +164,22 @@ class Search(Section):
 
     strategy: Literal["auto", "exhaustive", "greedy", "gradient"] = "auto"
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
-    and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where every target is a loss
-    and the merge linear, else exhaustive up to 4,095 and then greedy."""
+    and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where the merge is linear and
+    every target a loss, or has right answers whose loss can stand for its score; else exhaustive up to 4,095, then greedy."""
     budget: int | None = Field(default=None, ge=1)
     """Most forward passes over the targets: a trial costs one, a trial with its gradient three; null is what the strategy
     thinks right."""
+    space: Literal["subsets", "weights", "both"] = "subsets"
+    """What is searched. `subsets`: which datasets, each mixture standing for the union of their data. `weights`: shares of the
+    data, zero for some; a fine-tune's rows are then drawn by them, its length being train.max_tokens (shares of tokens) or
+    train.max_steps (shares of examples). `both`: the subset first, in equal shares, then its weights."""
+    groups: list[list[str]] = []
+    """Datasets that go together: a mixture holds all of a group or none. Not for space: weights."""
+    min_share: float = Field(default=0.01, ge=0, le=1)
+    """For weights: the smallest weight of a dataset that is in a mixture."""
+    max_repeats: float | None = Field(default=None, gt=0)
+    """For weights: how often a fine-tune may see a dataset, which caps its weight at max_repeats * its size / the length of
+    training; null does not cap."""
     min_datasets: int = Field(default=1, ge=1)
     """Fewest datasets in a mixture."""
     max_datasets: int | None = Field(default=None, ge=1)
@@ -177,6 +188,16 @@ class Search(Section):
     """Datasets that every mixture must hold."""
     forbid: list[str] = []
     """Datasets that no mixture may hold."""
+
+    @model_validator(mode="after")
+    def _fits_its_space(self) -> Search:
+        if self.space == "weights" and self.groups:
+            raise ValueError("groups are of subsets: set space: subsets, or both")
+        if self.space == "weights" and self.strategy in ("exhaustive", "greedy"):
+            raise ValueError(f"strategy: {self.strategy} tries subsets, not weights; set space: both, or strategy: auto")
+        if self.space == "subsets" and self.max_repeats is not None:
+            raise ValueError("max_repeats is of weights: set space: weights, or both")
+        return self
 
 
 class Verify(Section):

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from mergetomix import calibrate, fidelity, pool
 from mergetomix.calibrate import Array, Posterior, Unit, Views
 from mergetomix.errors import TrainingError
 from mergetomix.job import Job, beat, evaluate_real, fit, free_memory, trial_of
+from mergetomix.mixture import holds
 from mergetomix.records import (
     Agreement,
     Alternative,
@@ -131,23 +132,26 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
     A baseline that the search may not choose is no candidate, and no check.
     """
     job, space = state.job, state.job.space()
-    allowed = [mixture for mixture in dict.fromkeys(baselines) if frozenset(mixture.datasets) in space]
+    allowed = [mixture for mixture in dict.fromkeys(baselines) if holds(space, mixture)]
     wanted: list[tuple[Mixture, Origin]] = [(mixture, "baseline") for mixture in allowed if len(mixture) > 1]
     targets = {name: scorer.address for name, scorer in job.inputs.targets("select").items()}
     experts = [job.finetune_key([name]) for name in space.allowed]
-    names = [list(mixture.datasets) for mixture, _ in wanted]
+    names = [listed(job, mixture) for mixture, _ in wanted]
     key = digest("verify", experts, targets, state.weights, job.recipe.merge.model_dump(), names)
     file = job.store.artifact_path(key) / "known.json"
     with job.store.lock(key):
         if not file.exists():
-            held = [t.mixture.datasets for t in state.trials if job.store.finetune(job.finetune_key(t.mixture.datasets))]
+            held = [t.mixture for t in state.trials if len(t.mixture) > 1 and job.store.finetune(job.real_key(t.mixture))]
             with job.store.artifact(key) as folder:
-                (folder / "known.json").write_text(
-                    json.dumps([list(names) for names in held if len(names) > 1]), encoding="utf-8"
-                )
-    place = {trial.mixture.datasets: trial.mixture for trial in state.trials}
-    held_mixtures = [place[tuple(names)] for names in json.loads(file.read_text(encoding="utf-8")) if tuple(names) in place]
+                (folder / "known.json").write_text(json.dumps([listed(job, mixture) for mixture in held]), encoding="utf-8")
+    known = json.loads(file.read_text(encoding="utf-8"))
+    held_mixtures = [trial.mixture for trial in state.trials if listed(job, trial.mixture) in known]
     return wanted + [(mixture, "store") for mixture in held_mixtures if mixture not in dict(wanted)]
+
+
+def listed(job: Job, mixture: Mixture) -> list[Any]:
+    """A mixture as JSON has it: its datasets, and its weights where a fine-tune depends on them."""
+    return [list(mixture.datasets), list(mixture.weights)] if job.is_drawn else list(mixture.datasets)
 
 
 def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
@@ -155,7 +159,7 @@ def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
     job = state.job
     try:
         job.release()
-        record = fit(job, mixture.datasets, "verify")
+        record = fit(job, mixture, "verify")
         scores = evaluate_real(job, record, "select")
     except TrainingError as error:
         state.drop(mixture, error.message)
@@ -276,7 +280,7 @@ def seed_noise(state: State) -> dict[str, float]:
     for check in repeated(state.checks, job.recipe.verify.repeats):
         try:
             job.release()
-            record = fit(job, check.mixture.datasets, "verify", job.recipe.train.seed + 1)
+            record = fit(job, check.mixture, "verify", job.recipe.train.seed + 1)
             scores = evaluate_real(job, record, "select")
         except TrainingError as error:
             job.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")

@@ -12,6 +12,7 @@ import mergetomix as m2m
 from mergetomix import pipeline
 from mergetomix.calibrate import Array
 from mergetomix.job import evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.records import Mixture
 from mergetomix.study import anchored
 
 EXPERTS = np.eye(4)
@@ -56,7 +57,7 @@ def test_the_proxy_of_a_checked_mixture_is_the_checked_model(tmp_path: Path) -> 
         pipeline.train_experts(job)
         mixtures = list(job.space())
         row = next(i for i, mixture in enumerate(mixtures) if mixture.datasets == ("a", "b"))
-        real = evaluate_real(job, fit(job, ("a", "b"), "test"), "select")
+        real = evaluate_real(job, fit(job, Mixture.union("ab"), "test"), "select")
         found = anchored.evaluate(job, mixtures, [row])
         alone = evaluate_proxy(job, mixtures[row], "select", 1.0)
     np.testing.assert_allclose(found.scores[row]["t"].values, real["t"].values, atol=1e-5)

@@ -20,7 +20,7 @@ LAYERS = (
     "records progress problems values",
     "merge",
     "sections",
-    "mixture recipe address disk ledger store image rows fidelity calibrate pool",
+    "mixture recipe address disk ledger store image rows fidelity calibrate pool shares",
     "kernels adapters data card folder",
     "pictures passes",
     "families",

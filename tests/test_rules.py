@@ -96,7 +96,7 @@ def test_every_method_searches(shared: Path, name: str) -> None:
         pair, single = Mixture.union(["a", "b"]), Mixture.union(["a"])
         assert (job.proxy_key(pair) != job.proxy_key(pair, 0.5)) == merge.METHODS[name].scaled
         if not name.startswith(THINNED):
-            real = evaluate_real(job, fit(job, ["a"], "t"), "select")["t"].values
+            real = evaluate_real(job, fit(job, Mixture.union("a"), "t"), "select")["t"].values
             assert evaluate_proxy(job, single, "select")["t"].values == pytest.approx(real, abs=1e-4)
         key, found = job.proxy_key(pair), evaluate_proxy(job, pair, "select")["t"].values
     with open_job(recipe_of(shared, search=search)) as job:

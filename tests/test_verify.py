@@ -75,11 +75,11 @@ def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypat
     failed: list[Any] = []
     original = verify.fit
 
-    def failing(job: Any, datasets: Any, *rest: Any) -> Any:
-        if not failed or tuple(datasets) in failed:
-            failed.append(tuple(datasets))
+    def failing(job: Any, mixture: Any, *rest: Any) -> Any:
+        if not failed or mixture in failed:
+            failed.append(mixture)
             raise TrainingError("the loss is nan at step 1")
-        return original(job, datasets, *rest)
+        return original(job, mixture, *rest)
 
     monkeypatch.setattr(verify, "fit", failing)
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999)))
@@ -92,7 +92,7 @@ def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypat
 
 
 def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(job: Any, datasets: Any, *rest: Any) -> Any:
+    def failing(job: Any, mixture: Any, *rest: Any) -> Any:
         raise TrainingError("the loss is nan at step 1")
 
     monkeypatch.setattr(verify, "fit", failing)
@@ -118,7 +118,7 @@ def test_repeats_show_the_noise_between_seeds(tmp_path: Path) -> None:
     best = verify.repeated(found.checks, 2)
     assert [check.real for check in best] == sorted((check.real for check in found.checks), reverse=True)[:2]
     with open_job(m2m.load_recipe(tmp_path / "recipe.yaml"), Heard()) as job:
-        again = [job.store.finetune(job.finetune_key(check.mixture.datasets, 1)) for check in best]
+        again = [job.store.finetune(job.real_key(check.mixture, 1)) for check in best]
     assert all(again) and (found.agreement["objective"].noise_sd or 0) > 0
 
 
@@ -193,7 +193,7 @@ def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
     for recipe in (plain, mixed):
         with open_job(recipe, Heard()) as job:
             keys.append(job.finetune_key(["a"]))
-            one, two = job.sequences(["a"]), job.sequences(["a", "b"])
+            one, two = job.sequences(Mixture.union("a")), job.sequences(Mixture.union("ab"))
             anchors = 0 if recipe is plain else 1
             assert len(one) == 12 + 4 * anchors and len(two) == 24 + 8 * anchors
             if anchors:

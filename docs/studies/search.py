@@ -149,7 +149,7 @@ def opened(work: Path, seed: int) -> Iterator[Real]:
     path.write_text(recipe_text(work, seed))
     with open_job(load(path), Silent()) as job:
         for name in DATASETS:
-            fit(job, [name], "experts")
+            fit(job, Mixture.union([name]), "experts")
             print("expert", name, flush=True)
         real = Real(job, work, seed)
         if not real.base:

@@ -55,12 +55,12 @@ def measured(recipe: str, overrides: Sequence[str], num: int) -> dict[str, Any]:
         space = job.space()
         every = space.mixture(space.allowed)
         mixtures = list(dict.fromkeys([*mixtures_of(job, num, seed=0), every]))
-        experts = {name: evaluate_real(job, fit(job, [name], "variants"), "select") for name in space.allowed}
+        experts = {name: evaluate_real(job, fit(job, Mixture.union([name]), "variants"), "select") for name in space.allowed}
         guesses = {f"{e:g}": [evaluate_proxy(job, each, "select", e) for each in mixtures] for e in EXPONENTS}
         guesses["pooled"] = [all_pooled(mixture, experts, list(job.recipe.targets)) for mixture in mixtures]
         base = evaluate_base(job, "select")
         job.release()
-        reals = {mixture: evaluate_real(job, fit(job, mixture.datasets, "variants"), "select") for mixture in mixtures}
+        reals = {mixture: evaluate_real(job, fit(job, mixture, "variants"), "select") for mixture in mixtures}
     targets = {
         name: {key: rank(found, list(reals.values()), name) for key, found in guesses.items()} for name in job.recipe.targets
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from mergetomix.progress import duration
 from mergetomix.recipe import Recipe
 from mergetomix.records import Finetune, Result, Selection, Verification
 from mergetomix.report import markdown
+from mergetomix.search.auto import counted
 from mergetomix.store import Store
 
 SAMPLE_CHARS = 160
@@ -77,10 +79,10 @@ def plan_cells(plan: Plan) -> list[list[str]]:
     total = plan.train_s + plan.evaluate_s
     return [
         ["fine-tunes", f"{plan.num_finetunes}, of which {plan.num_reused} are in the store"],
-        ["mixtures tried", f"{plan.num_mixtures} of {plan.num_space} ({plan.strategy} search)"],
+        ["mixtures tried", f"{plan.num_mixtures} of {counted(plan.num_space)} ({plan.strategy} search)"],
         ["time expected", f"{duration(total)}: {duration(plan.train_s)} training, {duration(plan.evaluate_s)} search"],
         ["disk expected", f"{plan.disk_bytes / 1e6:.0f} MB of {plan.free_bytes / 1e9:.0f} GB free"],
-        ["fine-tuning on every mixture", f"{plan.num_space} fine-tunes, {duration(plan.brute_force_s)}"],
+        [f"fine-tuning on every mixture{' tried' if math.isinf(plan.num_space) else ''}", duration(plan.brute_force_s)],
     ]
 
 

@@ -18,6 +18,7 @@ def to_dict(result: Result) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "selected": mixture(result.selected),
+        "portions": [vars(each) for each in result.portions],
         "strategy": result.selection.strategy,
         "trials": [trial(each) for each in result.selection.trials],
         "verification": None if result.verification is None else verification(result.verification),
@@ -103,6 +104,9 @@ def line(value: Row) -> dict[str, Any]:
 
 def shares(result: Result) -> list[float]:
     """What part of the real fine-tune's data each selected dataset is, by training sequences; sums to 1."""
+    if result.portions:
+        drawn = sum(each.num_examples for each in result.portions)
+        return [each.num_examples / drawn for each in result.portions]
     sizes = {each.dataset: each.num_examples for each in result.experts}
     total = sum(sizes[name] for name in result.selected.datasets)
     return [sizes[name] / total for name in result.selected.datasets]

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from mergetomix.families import UNITS
 from mergetomix.recipe import Recipe
-from mergetomix.records import Estimate, Mixture, Result, Row, Trial, Verification
+from mergetomix.records import Estimate, Mixture, Portion, Result, Row, Trial, Verification
 
 NUM_RANKED = 10
 
@@ -17,6 +17,7 @@ def render(result: Result, recipe: Recipe) -> str:
     parts = [
         "# Merge to Mix: report",
         _summary(result, recipe),
+        *_portion_parts(result, recipe),
         "## Final table",
         f"Scored on the report part of each target, which the search never saw. {legend(recipe)}",
         table(final_header(recipe), [final_cells(row, recipe) for row in result.table]),
@@ -64,10 +65,7 @@ def final_cells(row: Row, recipe: Recipe) -> list[str]:
 
 def mixture_text(mixture: Mixture | None) -> str:
     """Datasets, with their weights where these are not equal."""
-    if mixture is None:
-        return ""
-    equal = max(mixture.weights) - min(mixture.weights) < 1e-9
-    return str(mixture) if equal else " + ".join(f"{w:.2f} {name}" for name, w in mixture.as_dict().items())
+    return "" if mixture is None else str(mixture)
 
 
 def rank_header(recipe: Recipe) -> list[str]:
@@ -231,15 +229,35 @@ def _compared(final: float, other: float, name: str) -> str:
 
 def _summary(result: Result, recipe: Recipe) -> str:
     exponent = recipe.merge.scale.exponent if result.verification is None else result.verification.exponent
+    how = "drawn by these weights" if result.portions else "all of their data together"
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{mixture_text(result.selected)}**"
-        f", all of their data together. (Proxies: {recipe.merge.weighting} weighting, scale exponent {exponent:g}.)"
+        f", {how}. (Proxies: {recipe.merge.weighting} weighting, scale exponent {exponent:g}.)"
     ]
     verdicts = verdict(result)
     if verdicts:
         lines.append("The model fine-tuned so, on examples the search never saw:\n")
         lines += [f"- {text}" for text in verdicts]
     return "\n".join(lines)
+
+
+PORTION_HEADER = ["dataset", "share", "sequences", "tokens", "passes over it"]
+
+
+def portion_cells(portions: Sequence[Portion]) -> list[list[str]]:
+    """What a weighted mixture's fine-tune takes of each dataset."""
+    return [
+        [each.dataset, f"{each.weight:.4f}", str(each.num_examples), str(each.num_tokens), f"{each.num_passes:.2f}"]
+        for each in portions
+    ]
+
+
+def _portion_parts(result: Result, recipe: Recipe) -> list[str]:
+    if not result.portions:
+        return []
+    unit = "examples" if recipe.train.max_steps is not None else "tokens"
+    text = f"Shares are of {unit}; whole passes over a dataset first, then a part of it, drawn by `train.seed`."
+    return ["## The mixture's rows", text, table(PORTION_HEADER, portion_cells(result.portions))]
 
 
 def model_card(result: Result, recipe: Recipe) -> str:

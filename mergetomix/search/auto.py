@@ -37,5 +37,7 @@ def choose(space: Space, budget: int | None, differentiable: bool) -> tuple[str,
 
 
 def counted(num: float) -> str:
-    """A whole number as a person reads it: 4,095 or 1.3e+30."""
-    return f"{num:,.0f}" if num < 1e6 and math.isfinite(num) else f"{num:.1e}"
+    """A whole number as a person reads it: 4,095 or 1.3e+30; how many weights there are is no number."""
+    if math.isinf(num):
+        return "infinitely many"
+    return f"{num:,.0f}" if num < 1e6 else f"{num:.1e}"

@@ -124,13 +124,17 @@ class Gradient(Walk):
             return found[0] if found else None
         points_KN = self._points(found)
         hope = float(model.objectives(points_KN)[0] + HOPE * model.sds(points_KN)[0])
-        return found[0] if hope > max(told.objective for told in self._told if is_finite(told)) else None
+        return found[0] if hope > max(self._learnt(told) for told in self._told if is_finite(told)) else None
 
     def _note_error(self, model: Model | None, told: Told) -> None:
         if model is None or not is_finite(told):
             return
         expected = float(model.objectives(self._points([told.mixture]))[0])
-        self.errors.append((told.objective - expected) / self._spread if self._spread > 0 else math.inf)
+        self.errors.append((self._learnt(told) - expected) / self._spread if self._spread > 0 else math.inf)
+
+    def _learnt(self, told: Told) -> float:
+        """The objective as the model has it: of companion losses where targets have no derivative of their own."""
+        return told.objective if told.smooth is None else self.setting.combine(told.smooth)
 
     def _predicts(self) -> bool:
         return len(self.errors) >= 2 and max(map(abs, self.errors[-2:])) < TRUSTED

@@ -93,7 +93,7 @@ def check_size(job: Job, num_mixtures: int) -> None:
     from mergetomix import plan
 
     speed = plan.measure(job)
-    tokens = len(options.seeds) * sum(job.num_tokens(m.datasets) for m in mixtures_of(job, options.num_mixtures, seed=0))
+    tokens = len(options.seeds) * sum(job.num_tokens(m) for m in mixtures_of(job, options.num_mixtures, seed=0))
     # select scores at every exponent and report scores of the proxies, both parts of the real fine-tunes
     evaluations = num * (len({*options.exponents, job.exponent, 1.0}) + 3)
     seconds = tokens * speed.train_s_per_token + evaluations * speed.evaluate_s

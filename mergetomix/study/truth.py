@@ -95,7 +95,7 @@ def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
     Raises:
         RecipeError: `num` leaves no room for a mixture of several datasets.
     """
-    every = tuple(job.space())
+    every = tuple(job.subsets())
     if num is None or num >= len(every):
         return every
     singles = [mixture for mixture in every if len(mixture) == 1]
@@ -119,8 +119,8 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
     reports = _proxies(job, mixtures, "report", job.exponent)
     alone = _experts(job)
     job.release()
-    tokens_M = np.array([job.num_tokens(mixture.datasets) for mixture in mixtures], dtype=float)
-    expert_tokens = float(sum(job.num_tokens([name]) for name in alone))
+    tokens_M = np.array([job.num_tokens(mixture) for mixture in mixtures], dtype=float)
+    expert_tokens = float(sum(job.num_tokens(Mixture.union([name])) for name in alone))
     worlds = []
     for name, scorer in job.inputs.targets("select").items():
         world = World(
@@ -167,7 +167,7 @@ def _reals(job: Job, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mi
     with job.listener.task("study", text, len(mixtures)) as advance:
         for mixture in mixtures:
             try:
-                record = fit(job, mixture.datasets, "study")
+                record = fit(job, mixture, "study")
                 found[mixture] = {part: evaluate_real(job, record, part) for part in ("select", "report")}
             except TrainingError as error:
                 failures.append((mixture, error.message))
@@ -178,7 +178,7 @@ def _reals(job: Job, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mi
 
 def _experts(job: Job) -> dict[str, dict[str, Scores]]:
     """Every expert's select scores, by dataset; an expert is the proxy of its dataset."""
-    space = job.space()
+    space = job.subsets()
     return {name: evaluate_proxy(job, space.mixture([name]), "select") for name in space.allowed}
 
 

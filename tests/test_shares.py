@@ -1,0 +1,201 @@
+"""Weighted mixtures: rows by largest remainder, and all the way from the search to the final model."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_run import Heard, recipe_values, write_recipe
+
+import mergetomix as m2m
+from mergetomix import pipeline
+from mergetomix.errors import RecipeError
+from mergetomix.job import open_job
+from mergetomix.mixture import Simplex
+from mergetomix.records import Mixture
+from mergetomix.shares import Length, counts, largest_remainder, rows
+
+QUOTAS = [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [3.0, 1.0, 1.0, 1.0], [0.0, 0.7, 0.3], list(np.random.default_rng(0).random(9))]
+
+
+@pytest.mark.parametrize("quotas", QUOTAS)
+@pytest.mark.parametrize("total", [0, 1, 2, 7, 100, 1001])
+def test_largest_remainder_is_exact_and_within_one_of_the_quota(quotas: list[float], total: int) -> None:
+    found = largest_remainder(quotas, total)
+    assert sum(found) == total
+    for num, quota in zip(found, quotas, strict=True):
+        assert abs(num - quota * total / sum(quotas)) < 1
+
+
+def test_largest_remainder_gives_to_the_largest() -> None:
+    assert largest_remainder([0.46, 0.44, 0.1], 3) == [2, 1, 0]  # 1.38, 1.32 and 0.3: the one that is left goes to 1.38
+    assert largest_remainder([0.1, 0.2, 0.7], 10) == [1, 2, 7]
+    with pytest.raises(ValueError, match="not all zero"):
+        largest_remainder([0.0, 0.0], 3)
+
+
+def test_counts_make_the_weights_the_shares() -> None:
+    weights, mean_tokens = {"a": 0.5, "b": 0.3, "c": 0.2, "d": 0.0}, {"a": 10.0, "b": 40.0, "c": 5.0, "d": 1.0}
+    of_tokens = counts(weights, mean_tokens, Length(100_000, "tokens"))
+    assert of_tokens == {"a": 5000, "b": 750, "c": 4000}
+    assert counts(weights, mean_tokens, Length(1000, "examples")) == {"a": 500, "b": 300, "c": 200}
+
+
+def test_every_member_is_seen_and_too_short_a_training_is_refused() -> None:
+    found = counts({"a": 0.998, "b": 0.001, "c": 0.001}, {}, Length(10, "examples"))
+    assert found == {"a": 8, "b": 1, "c": 1}
+    with pytest.raises(ValueError, match="takes 2 sequences, fewer than the 3 datasets"):
+        counts({"a": 0.5, "b": 0.3, "c": 0.2}, {}, Length(2, "examples"))
+
+
+@pytest.mark.parametrize("num", [0, 3, 7, 8, 14, 23])
+def test_rows_are_whole_passes_and_a_part_without_repeats(num: int) -> None:
+    found = Counter(rows(num, 7, np.random.default_rng(1)).tolist())
+    assert sum(found.values()) == num and set(found) <= set(range(7))
+    assert all(found[i] - num // 7 in (0, 1) for i in range(7))
+
+
+def test_rows_are_drawn_alike_by_a_seed_and_otherwise_by_another() -> None:
+    draws = [tuple(rows(50, 100, np.random.default_rng(seed)).tolist()) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+# --- the whole way
+
+
+def values_of(folder: Path, **search: Any) -> dict[str, Any]:
+    values = recipe_values(folder)
+    values["train"] |= {"max_tokens": 600, "learning_rate": 3e-3}
+    values["search"] = {"space": "weights", "budget": 12, **search}
+    return values
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, m2m.Result]:
+    folder = tmp_path_factory.mktemp("weights")
+    return folder, m2m.run(write_recipe(folder, values_of(folder)), listener=Heard())
+
+
+def test_trials_are_weights_and_the_final_model_is_drawn_by_them(finished: tuple[Path, m2m.Result]) -> None:
+    folder, result = finished
+    assert result.selection.strategy == "gradient"
+    assert any(max(trial.mixture.weights) - min(trial.mixture.weights) > 0.01 for trial in result.selection.trials)
+    final = result.row("final")
+    assert final is not None and final.mixture == result.selected
+    with open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
+        space = job.space()
+        assert isinstance(space, Simplex) and all(trial.mixture in space for trial in result.selection.trials)
+        weights = Mixture(("a", "b", "c"), (0.5, 0.3, 0.2))
+        drawn = job.sequences(weights)
+        tokens = {name: set(map(id, job.inputs.sequences(name))) for name in "abc"}
+        of_each = {name: sum(each.num_tokens for each in drawn if id(each) in tokens[name]) for name in "abc"}
+        assert sum(of_each.values()) == pytest.approx(600, rel=0.05)
+        for name, weight in weights.as_dict().items():
+            assert of_each[name] / sum(of_each.values()) == pytest.approx(weight, abs=0.03)
+        portions = job.portions(weights)
+        assert {each.dataset: each.num_tokens for each in portions} == of_each
+        assert [each.num_passes for each in portions] == [each.num_examples / 12 for each in portions]
+
+
+def test_the_address_of_a_fine_tune_knows_weights_seed_and_length(finished: tuple[Path, m2m.Result]) -> None:
+    folder, _ = finished
+    one, other = Mixture(("a", "b"), (0.5, 0.5)), Mixture(("a", "b"), (0.25, 0.75))
+    recipe = folder / "recipe.yaml"
+    with open_job(m2m.load_recipe(recipe)) as job:
+        keys = [job.real_key(one), job.real_key(other), job.real_key(one, 7)]
+        keys.append(job.finetune_key(("a", "b")))
+        assert (
+            job.real_key(Mixture(("a",), (1.0,))) == job.finetune_key(("a",)) == job.real_key(Mixture(("a", "b"), (1.0, 0.0)))
+        )
+        assert job.sequences(one) == job.sequences(one) != job.sequences(one, 7)
+    with open_job(m2m.load_recipe(recipe, ["train.max_tokens=601"])) as job:
+        keys.append(job.real_key(one))
+    with open_job(m2m.load_recipe(recipe, ["search.space=subsets", "search.budget=null"])) as job:
+        assert job.real_key(one) == job.real_key(other) == keys[3]
+    assert len(set(keys)) == 5
+
+
+def test_the_report_says_what_is_taken_of_each_dataset(finished: tuple[Path, m2m.Result]) -> None:
+    folder, result = finished
+    found = json.loads((folder / "run" / "result.json").read_text())
+    assert [each["dataset"] for each in found["portions"]] == (
+        list(result.selected.members) if len(result.selected) > 1 else []
+    )
+    assert sum(found["final"]["shares"]) == pytest.approx(1)
+    if result.portions:
+        assert "## The mixture's rows" in (folder / "run" / "report.md").read_text()
+
+
+def test_the_same_recipe_again_trains_and_tries_nothing(finished: tuple[Path, m2m.Result]) -> None:
+    folder, result = finished
+    again = m2m.run(folder / "recipe.yaml")
+    assert again.selected == result.selected and again.table == result.table
+    assert again.cost.reused["trials"] == len(result.selection.trials) + 3  # the experts too
+    assert again.verification is not None and result.verification is not None
+    assert [check.origin for check in again.verification.checks] == [check.origin for check in result.verification.checks]
+
+
+def test_both_chooses_a_subset_and_then_its_weights(tmp_path: Path) -> None:
+    path = write_recipe(
+        tmp_path, values_of(tmp_path, space="both", budget=20, groups=[["a", "b"]], min_datasets=2, min_share=0.1)
+    )
+    with open_job(m2m.load_recipe(path)) as job:
+        pipeline.train_experts(job)
+        selection = pipeline.search_mixtures(job)
+        assert selection.strategy == "exhaustive, then gradient"
+        supports = {trial.mixture.datasets for trial in selection.trials}
+        assert supports == {("a", "b"), ("a", "b", "c")}
+        uneven = {t.mixture.datasets for t in selection.trials if max(t.mixture.weights) - min(t.mixture.weights) > 1e-6}
+        assert len(uneven) == 1  # of the best subset alone
+        equal = [t for t in selection.trials if max(t.mixture.weights) - min(t.mixture.weights) <= 1e-6]
+        best = max(equal, key=lambda trial: trial.objective)
+        assert uneven == {best.mixture.datasets} and selection.trials[0].objective >= best.objective
+        assert min(min(trial.mixture.weights) for trial in selection.trials) >= 0.1 - 1e-9
+
+
+def test_caps_follow_from_repeats_and_hold(tmp_path: Path) -> None:
+    with open_job(m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, max_repeats=1.5)))) as job:
+        space = job.space()
+        assert isinstance(space, Simplex)
+        size = sum(each.num_tokens for each in job.inputs.sequences("a"))
+        assert space.cap("a") == pytest.approx(1.5 * size / 600) and space.cap("a") < 1
+        for mixture in space.sample(20, 0):
+            assert all(each.num_passes <= 1.5 + 1.5 / each.num_examples for each in job.portions(mixture))
+
+
+BAD = [
+    ({"max_repeats": 0.1}, {}, "search", "caps: no 3 datasets together may have a weight of one"),
+    ({"min_share": 0.4, "min_datasets": 3}, {}, "search", "min_share: 3 datasets of at least 0.4 each"),
+    ({"require": ["a"], "max_repeats": 0.5, "min_share": 0.9}, {}, "search", "a is required, but its cap"),
+    ({"groups": [["a", "b"]]}, {}, "search", "groups are of subsets"),
+    ({"strategy": "greedy"}, {}, "search", "tries subsets, not weights"),
+    ({"space": "subsets", "max_repeats": 2}, {}, "search", "max_repeats is of weights"),
+    ({"space": "both", "groups": [["a", "zebra"]]}, {}, "search.groups", "no dataset is called 'zebra'"),
+    ({"space": "both", "groups": [["a", "b"], ["b", "c"]]}, {}, "search", "groups: b in two of them"),
+    ({"budget": 2, "strategy": "gradient"}, {}, "search.budget", "at least 7 forward passes"),
+    ({}, {"train": {"max_tokens": None}}, "search.space", "say how much a mixture is trained on"),
+    ({}, {"merge": {"weighting": "size"}}, "merge.weighting", "is for search.space: subsets"),
+    ({}, {"train": {"max_tokens": 20}}, "train.max_tokens", "fewer than the"),
+]
+
+
+@pytest.mark.parametrize(("search", "changes", "key", "message"), BAD)
+def test_what_cannot_be_is_named(tmp_path: Path, search: Any, changes: Any, key: str, message: str) -> None:
+    values = values_of(tmp_path, **search)
+    for section, some in changes.items():
+        values[section] = {**values.get(section, {}), **some}
+    with pytest.raises(RecipeError, match=message) as caught, open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job:
+        pipeline.num_checks(job)
+        pipeline.strategy_of(job)
+        pipeline.check_length(job)
+    assert str(caught.value).startswith(key) or caught.value.where == key
+
+
+def test_a_space_of_weights_has_no_end() -> None:
+    assert math.isinf(Simplex(("a", "b")).size) and Simplex(("a", "b")).num_plural == math.inf
+    assert Simplex(("a", "b"), 1, 1).num_plural == 0
