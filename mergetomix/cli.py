@@ -19,7 +19,7 @@ from mergetomix.errors import MergeToMixError, UserError
 from mergetomix.progress import duration
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     from mergetomix.recipe import Recipe
 
@@ -44,11 +44,15 @@ PLAIN_EVERY_S = 10.0
 class Lines:
     """Progress as plain lines, for logs: one at the start of a piece of work, one every ten seconds, one at its end."""
 
+    def __init__(self) -> None:
+        self._state = ""
+
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Callable[[int], None]]:
         """A line now and then."""
         started = last = time.monotonic()
         done = 0
+        self._state = ""
 
         def advance(units: int) -> None:
             nonlocal done, last
@@ -57,11 +61,16 @@ class Lines:
             if now - last >= PLAIN_EVERY_S and done < total:
                 last = now
                 left = (now - started) / done * (total - done)
-                self._print(f"{stage}: {text}: {done} of {total}, about {duration(left)} left")
+                self._print(f"{stage}: {text}: {done} of {total}, about {duration(left)} left{self._state}")
 
         self._print(f"{stage}: {text} ({total})")
         yield advance
-        self._print(f"{stage}: {text}: done in {duration(time.monotonic() - started)}")
+        self._print(f"{stage}: {text}: done in {duration(time.monotonic() - started)}{self._state}")
+        self._state = ""
+
+    def state(self, text: str) -> None:
+        """Shown with the next line."""
+        self._state = f"; {text}"
 
     def note(self, text: str) -> None:
         """A line."""
@@ -81,15 +90,23 @@ class Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
+        self._bar: TaskID | None = None
 
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar that goes when the work is done."""
-        bar = self._progress.add_task(f"{stage}: {text}" if stage not in text else text, total=total)
+        bar = self._progress.add_task(f"{stage}: {text}" if stage not in text else text, total=total, state="")
+        outer, self._bar = self._bar, bar
         try:
             yield lambda units: self._progress.advance(bar, units)
         finally:
+            self._bar = outer
             self._progress.remove_task(bar)
+
+    def state(self, text: str) -> None:
+        """Behind the innermost bar."""
+        if self._bar is not None:
+            self._progress.update(self._bar, state=text)
 
     def note(self, text: str) -> None:
         """A line above the bars."""
@@ -109,7 +126,8 @@ def listening() -> Iterator[Any]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    state = TextColumn("{task.fields[state]}", markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), state)
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bars(progress)
 

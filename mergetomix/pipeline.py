@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix import fidelity, merge, search, verify
+from mergetomix.budget import Limit, Meter, limit_of
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -78,13 +79,13 @@ def search_mixtures(job: Job) -> Selection:
     Where the recipe chooses a subset and then its weights, half of the budget goes to each.
     """
     base = evaluate_base(job, "select")
-    space, options = job.space(), job.recipe.search
+    space, options, limit = job.space(), job.recipe.search, limit_of(job)
     if options.space == "both":
-        trials, name = explore(job, base, job.subsets(), halved(options.budget))
-        more, second = explore(job, base, weights_of_best(job, trials), halved(options.budget, up=True))
+        trials, name = explore(job, base, job.subsets(), limit.half())
+        more, second = explore(job, base, weights_of_best(job, trials), limit.half(up=True))
         trials, name = [*trials, *more], f"{name}, then {second}"
     else:
-        trials, name = explore(job, base, space, options.budget)
+        trials, name = explore(job, base, space, limit)
     job.tell_reused("trials")
     warn_of_blunt_targets(job, trials)
     tried = {trial.mixture: trial for trial in trials}
@@ -94,30 +95,29 @@ def search_mixtures(job: Job) -> Selection:
     return Selection(best_first[0].mixture, best_first, name, base, ranked(experts))
 
 
-def explore(job: Job, base: Mapping[str, Scores], space: Space, budget: int | None) -> tuple[list[Trial], str]:
+def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) -> tuple[list[Trial], str]:
     """The trials of a search over a space, and the name of its strategy."""
-    strategy = strategy_of(job, space, budget)
+    strategy = strategy_of(job, space, limit.num_passes)
     if job.recipe.search.strategy == "auto":
-        _, why = choose(space, budget, has_slopes(job))
+        _, why = choose(space, limit.num_passes, has_slopes(job))
         job.listener.note(f"search: {strategy.name}, as {why}")
     trials: list[Trial] = []
+    meter = Meter()
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
-        while (asked := strategy.ask()) is not None:
+        while (asked := strategy.ask()) is not None and not (trials and meter.is_over(limit)):
             trials.append(trial_of(job, asked.mixture, base))
             values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
             gradients = slopes(job, asked.mixture, base) if asked.gradient else None
             beside = smooth(job, trials[-1], base) if strategy.name == "gradient" else None
             strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients, beside))
             advance(1)
+            meter.num_passes += asked.cost
+            job.listener.state(meter.line(strategy, trials))
             beat(job, "search", len(trials), strategy.expected())
+    job.listener.note(f"search: {meter.line(strategy, trials)}")
     if strategy.name == "gradient":
         warn_of_companions(job, trials)
     return trials, strategy.name
-
-
-def halved(budget: int | None, up: bool = False) -> int | None:
-    """Half of a budget, rounded down or up."""
-    return None if budget is None else (budget + int(up)) // 2
 
 
 def weights_of_best(job: Job, trials: Sequence[Trial]) -> Space:
@@ -139,7 +139,9 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
     """
     options = job.recipe.search
     if space is None:
-        space, budget = (job.subsets(), halved(options.budget)) if options.space == "both" else (job.space(), options.budget)
+        limit = limit_of(job)
+        space, limit = (job.subsets(), limit.half()) if options.space == "both" else (job.space(), limit)
+        budget = limit.num_passes
     weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
     total = math.fsum(weights.values())
     setting = search.Setting(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mergetomix import pipeline
+from mergetomix.budget import limit_of
 from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
 from mergetomix.progress import Listener
@@ -121,7 +122,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     if strategy.name == "gradient" or both:
         passes = default_budget(len(space.allowed))  # of the weights, which are searched with gradients after the subsets
         most = passes + trials if both else passes
-        trials = int(min(job.recipe.search.budget or most, space.size))
+        trials = int(min(limit_of(job).num_passes or most, space.size))
     others = len({*job.recipe.verify.exponents} - {job.exponent})
     return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 

@@ -17,6 +17,10 @@ class Listener(Protocol):
         """A piece of work of `total` units; call what it gives with the number of units just done."""
         ...
 
+    def state(self, text: str) -> None:
+        """What the work under way has come to, to be shown beside its progress; the next one takes its place."""
+        ...
+
     def note(self, text: str) -> None:
         """Something worth a line, such as what is reused."""
         ...
@@ -33,6 +37,9 @@ class Silent:
     def task(self, stage: str, text: str, total: int) -> Iterator[Advance]:
         """Nothing is shown."""
         yield lambda _: None
+
+    def state(self, text: str) -> None:
+        """Nothing is shown."""
 
     def note(self, text: str) -> None:
         """Nothing is shown."""

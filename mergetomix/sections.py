@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -11,6 +12,9 @@ from mergetomix.merge import METHODS, OPTIONS, defaults
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy, which draws, takes for a seed."""
+
+
+BUDGET = re.compile(r"\d+(\.\d+)? (examples|minutes)")
 
 
 class Section(BaseModel):
@@ -166,9 +170,9 @@ class Search(Section):
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
     and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where the merge is linear and
     every target a loss, or has right answers whose loss can stand for its score; else exhaustive up to 4,095, then greedy."""
-    budget: int | None = Field(default=None, ge=1)
-    """Most forward passes over the targets: a trial costs one, a trial with its gradient three; null is what the strategy
-    thinks right."""
+    budget: int | str | None = None
+    """Most forward passes over the targets: a trial costs one, a trial with its gradient three. Or `20000 examples`, which are
+    scored as many times, or `30 minutes`. Null is what the strategy thinks right."""
     space: Literal["subsets", "weights", "both"] = "subsets"
     """What is searched. `subsets`: which datasets, each mixture standing for the union of their data. `weights`: shares of the
     data, zero for some; a fine-tune's rows are then drawn by them, its length being train.max_tokens (shares of tokens) or
@@ -188,6 +192,16 @@ class Search(Section):
     """Datasets that every mixture must hold."""
     forbid: list[str] = []
     """Datasets that no mixture may hold."""
+
+    @field_validator("budget")
+    @classmethod
+    def _is_a_budget(cls, value: Any) -> Any:
+        counts = (
+            BUDGET.fullmatch(value) and float(value.split()[0]) > 0 if isinstance(value, str) else value is None or value > 0
+        )
+        if not counts:
+            raise ValueError(f"must be a number of forward passes, or such as '20000 examples' or '30 minutes', not {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _fits_its_space(self) -> Search:

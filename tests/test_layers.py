@@ -29,7 +29,7 @@ LAYERS = (
     "train targets search",
     "inputs",
     "job",
-    "slopes",
+    "slopes budget",
     "verify",
     "pipeline",
     "plan starter demo write",

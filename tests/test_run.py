@@ -79,12 +79,16 @@ class Heard:
 
     def __init__(self) -> None:
         self.tasks: list[str] = []
+        self.states: list[str] = []
         self.warnings: list[str] = []
 
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Any]:
         self.tasks.append(f"{stage}: {text}")
         yield lambda _: None
+
+    def state(self, text: str) -> None:
+        self.states.append(text)
 
     def note(self, text: str) -> None: ...
 

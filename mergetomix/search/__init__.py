@@ -115,6 +115,10 @@ class Strategy(Protocol):
         """About how many trials there will be in all; at least those told."""
         ...
 
+    def chance(self) -> float | None:
+        """The probability that a mixture not tried is better than the best that was; None where the strategy has no opinion."""
+        ...
+
     def state(self) -> Sequence[Told]:
         """Everything told, in order; with its setting it is all that a strategy depends on."""
         ...

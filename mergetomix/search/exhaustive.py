@@ -19,5 +19,9 @@ class Exhaustive(Walk):
         for mixture in self._space:
             yield Ask(mixture)
 
+    def chance(self) -> float:
+        """Of all mixtures any may be the best: the share of those that are left."""
+        return 1 - len(self._told) / self._space.size
+
     def _foreseen(self) -> int:
         return self._space.size

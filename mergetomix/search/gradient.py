@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.stats import norm
 
 from mergetomix.mixture import Simplex, Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import GRADIENT_COST, Ask, Setting, Told
 from mergetomix.search.choices import Choices, open_choices
+from mergetomix.search.forms import Array
 from mergetomix.search.model import Learner, Model, is_finite
 from mergetomix.search.walk import Steps, Walk
 
@@ -53,9 +55,15 @@ class Gradient(Walk):
         self._choices: Choices = open_choices(setting)
         self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
         self._spread = 0.0
+        self._chance: float | None = None
         self.errors: list[float] = []
         """Of each prediction made before its trial was told, as a share of the spread."""
         super().__init__(setting)
+
+    def chance(self) -> float | None:
+        """Of the mixture that the model thinks likeliest to be better; where all will be tried, the share of those left."""
+        size = self.setting.space.size
+        return 1 - len(self._told) / size if size <= self._budget else self._chance
 
     def _foreseen(self) -> int:
         if self.setting.space.size <= self._budget:
@@ -113,18 +121,25 @@ class Gradient(Walk):
             return pool[0]
         pool = self._choices.best(model, tried, NUM_BEST, rng) + pool
         points_KN = self._points(pool)
-        hope_K = model.objectives(points_KN) + CURIOSITY * model.sds(points_KN)
-        return pool[int(hope_K.argmax())]
+        mean_K, sd_K = model.objectives(points_KN), model.sds(points_KN)
+        self._chance = float(norm.cdf(self._hopes(mean_K, sd_K).max()))
+        return pool[int((mean_K + CURIOSITY * sd_K).argmax())]
 
     def _most_promising(self, model: Model | None) -> Mixture | None:
         """The best mixture by the model; None where there is none, or no hope and no budget to spend."""
         tried, rng = self._tried(), self._rng()
         found = self._choices.random(tried, 1, rng) if model is None else self._choices.best(model, tried, 1, rng)
-        if not found or model is None or self.setting.budget is not None:
+        if not found or model is None:
             return found[0] if found else None
         points_KN = self._points(found)
-        hope = float(model.objectives(points_KN)[0] + HOPE * model.sds(points_KN)[0])
-        return found[0] if hope > max(self._learnt(told) for told in self._told if is_finite(told)) else None
+        hope = float(self._hopes(model.objectives(points_KN), model.sds(points_KN))[0])
+        self._chance = float(norm.cdf(hope))
+        return found[0] if hope > -HOPE or self.setting.budget is not None else None
+
+    def _hopes(self, mean_K: Array, sd_K: Array) -> Array:
+        """By how many standard deviations each of some mixtures is expected to be better than the best that was tried."""
+        known = max(self._learnt(told) for told in self._told if is_finite(told))
+        return np.asarray((mean_K - known) / np.maximum(sd_K, 1e-12))
 
     def _note_error(self, model: Model | None, told: Told) -> None:
         if model is None or not is_finite(told):

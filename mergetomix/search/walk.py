@@ -68,6 +68,10 @@ class Walk(abc.ABC):
         budget, num = self.setting.budget, max(self._foreseen(), len(self._told) + 1)
         return num if budget is None else min(num, len(self._told) + (budget - self._spent) // VALUE_COST)
 
+    def chance(self) -> float | None:
+        """No opinion."""
+        return None
+
     def state(self) -> list[Told]:
         """Everything told, in order."""
         return list(self._told)

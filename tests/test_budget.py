@@ -1,0 +1,118 @@
+"""Budgets in passes, examples and minutes; what a search says of its price while it runs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_run import Heard, recipe_values, write_recipe
+from worlds import SPACES, World, search
+
+import mergetomix as m2m
+from mergetomix import budget, pipeline
+from mergetomix.budget import Limit, limit_of
+from mergetomix.errors import RecipeError
+from mergetomix.job import evaluate_base, open_job
+from mergetomix.mixture import Subsets
+from mergetomix.search import Setting, build
+
+DATASETS = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store, so that experts are trained once."""
+    return tmp_path_factory.mktemp("budget")
+
+
+def recipe_of(folder: Path, wanted: Any, **search: Any) -> m2m.Recipe:
+    values = recipe_values(folder, DATASETS, ("t", "u")) | {"search": {"budget": wanted, **search}}
+    return m2m.load_recipe(write_recipe(folder, values))
+
+
+def test_examples_are_passes_over_all_targets(folder: Path) -> None:
+    with open_job(recipe_of(folder, "100 examples")) as job:
+        each = sum(scorer.num_examples for scorer in job.inputs.targets("select").values())
+        assert each == 12 and limit_of(job) == Limit(100 // 12)
+    with open_job(recipe_of(folder, 7)) as job:
+        assert limit_of(job) == Limit(7)
+    with open_job(recipe_of(folder, None)) as job:
+        assert limit_of(job) == Limit(None, None)
+
+
+def test_minutes_are_what_the_base_took_and_stay_what_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_job(recipe_of(folder, "2 minutes")) as job:
+        assert limit_of(job) == Limit(None, 120.0)  # nothing was scored yet
+        evaluate_base(job, "select")
+        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 0.8))
+        assert limit_of(job) == Limit(150, 120.0)
+        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 5.0))
+        assert limit_of(job) == Limit(150, 120.0)
+        assert limit_of(job).half() == limit_of(job).half(up=True) == Limit(75, 60.0)
+    assert (Limit(7).half(), Limit(7).half(up=True), Limit().half()) == (Limit(3), Limit(4), Limit())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "key", "message"),
+    [
+        ("11 examples", "search.budget", "11 examples, but the targets have 12 to score for every mixture"),
+        ("3 hours", "search.budget", "must be a number of forward passes, or such as .* not '3 hours'"),
+        ("0 minutes", "search.budget", "must be a number of forward passes, or such as .* not '0 minutes'"),
+        (0, "search.budget", "must be a number of forward passes, or such as .* not 0"),
+        (True, "search.budget", "must not be true"),
+    ],
+)
+def test_a_budget_that_is_none_is_named(folder: Path, wanted: Any, key: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught, open_job(recipe_of(folder, wanted)) as job:
+        pipeline.strategy_of(job)
+    assert caught.value.where == key
+
+
+def test_the_time_over_the_search_ends_with_its_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 25))  # seconds: every look at the clock takes 25
+    with open_job(recipe_of(folder, "2 minutes", strategy="exhaustive")) as job:
+        pipeline.train_experts(job)
+        evaluate_base(job, "select")
+        monkeypatch.setattr(budget.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 1.0))
+        found = pipeline.search_mixtures(job)
+    assert 1 <= len(found.trials) < 15
+    assert found.mixture == max(found.trials, key=lambda trial: trial.objective).mixture
+
+
+def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
+    heard = Heard()
+    with open_job(recipe_of(folder, 12, strategy="gradient"), heard) as job:
+        pipeline.train_experts(job)
+        found = pipeline.search_mixtures(job)
+    assert len(heard.states) == len(found.trials)
+    assert all("forward passes" in text for text in heard.states)
+    assert f"best {found.trials[0].objective:+.4f} ({found.mixture})" in heard.states[-1]
+    assert "a better one is left with a chance of" in heard.states[-1]
+
+
+def test_chances_are_chances_and_fall_to_none() -> None:
+    for name, space in SPACES.items():
+        strategy, answer = build("exhaustive", Setting(space)), World(space.names).told
+        last = 1.0
+        while (asked := strategy.ask()) is not None:
+            strategy.tell(answer(asked))
+            chance = strategy.chance()
+            assert chance is not None and 0 <= chance < last, name
+            last = chance
+        assert last == pytest.approx(0)
+
+
+def test_the_chance_that_gradients_give_is_high_before_and_low_after() -> None:
+    space = Subsets(tuple("abcdefghij"))
+    chances, answer = [], World(space.names, num_targets=1).told
+    strategy = build("gradient", Setting(space, budget=60))
+    while (asked := strategy.ask()) is not None:
+        strategy.tell(answer(asked))
+        chances.append(strategy.chance())
+    known = [chance for chance in chances if chance is not None]
+    assert all(0 <= chance <= 1 and not math.isnan(chance) for chance in known)
+    assert known[-1] < 0.1 < max(known[:4])
+    assert len(search(build("gradient", Setting(space, budget=60)), answer)) == len(chances)
