@@ -4,8 +4,8 @@ python docs/studies/weights.py RECIPE STUDY.json OUT.json [--seeds 1 2 3] [--che
 
 For every seed and target of a study, whose real fine-tunes on all equal-weight mixtures are recorded, searches the weights for
 that target alone, checks a few, fine-tunes on the pick with as many tokens, and scores it on the report part. The equal-weight
-model beside it is the best of all of them by its real score on the select part: 63 fine-tunes for six datasets, where the search
-pays for its checks. OUT.json keeps what it has.
+model beside it is the best of all of them by its real score on the select part: 63 fine-tunes for six datasets, where the
+search pays for its checks. OUT.json keeps what it has.
 """
 
 from __future__ import annotations
