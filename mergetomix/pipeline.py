@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import fidelity, merge, search, verify
+from mergetomix import aims, fidelity, merge, search, verify
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -29,7 +29,7 @@ from mergetomix.job import (
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain
 from mergetomix.search.auto import choose
 from mergetomix.slopes import has_slopes, slopes
 
@@ -71,6 +71,7 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
 def search_mixtures(job: Job) -> Selection:
     """Evaluate proxies on the select part of the targets until the strategy is done; the best first."""
     base = evaluate_base(job, "select")
+    aims.begin(job, base)
     strategy = strategy_of(job)
     if job.recipe.search.strategy == "auto":
         _, why = choose(job.space(), job.recipe.search.budget, has_slopes(job))
@@ -89,21 +90,21 @@ def search_mixtures(job: Job) -> Selection:
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
     experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
-    best_first = ranked(trials)
-    return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+    aims.settle(job, trials, base)
+    best_first, experts_first = (ranked(aims.again(job, each, base)) for each in (trials, experts))
+    return Selection(best_first[0].mixture, best_first, strategy.name, base, experts_first, job.objective)
 
 
 def strategy_of(job: Job) -> search.Strategy:
     """The recipe's way to search. Raises RecipeError where its budget is too small."""
-    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
-    total = math.fsum(weights.values())
     setting = search.Setting(
         job.space(),
         job.recipe.train.seed,
         job.recipe.search.budget,
-        lambda values: math.fsum(weights[name] * values[name] for name in weights) / total,
+        job.objective.combine,
         lambda mixture: merge.coefficients(mixture, job.exponent),
         has_slopes(job),
+        job.objective.aim == "pareto",
     )
     try:
         return search.build(job.recipe.search.strategy, setting)
@@ -129,6 +130,7 @@ def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:
 def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
     """A few real fine-tunes that prove the pick, or another; None where the recipe turns checks off."""
     budget = num_checks(job)
+    aims.resume(job, selection)
     return verify.verify(job, selection, budget, list(baselines(job).values())) if budget else None
 
 
@@ -162,6 +164,7 @@ def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 def finalize(job: Job, selection: Selection, verification: Verification | None = None) -> tuple[Row, ...]:
     """The final table, on the report part that the search never saw: base, experts, proxy, the selected mixture fine-tuned
     for real, the other mixtures checked, and the baselines that the recipe asks for."""
+    aims.resume(job, selection)
     picked = selection.mixture if verification is None else verification.mixture
     rows = merged_rows(job, picked, job.exponent if verification is None else verification.exponent)
     base = rows[0].scores
@@ -210,8 +213,7 @@ def baseline_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping
 
 def row(job: Job, name: str, kind: Any, mixture: Mixture | None, scores: Any, base: Mapping[str, Scores]) -> Row:
     """One line of the final table."""
-    weights = {target: spec.weight for target, spec in job.recipe.targets.items()}
-    return Row(name, kind, mixture, scores, objective(scores, base, weights))
+    return Row(name, kind, mixture, scores, job.objective.of(scores, base))
 
 
 def real_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str, Scores]) -> Row:

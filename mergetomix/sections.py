@@ -166,6 +166,11 @@ class Search(Section):
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
     and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where every target is a loss
     and the merge linear, else exhaustive up to 4,095 and then greedy."""
+    objective: Literal["gain", "standard_errors", "worst", "pareto"] = "gain"
+    """What of several targets is best. `gain`: the weighted mean of the gains over the base. `standard_errors`: the same with
+    each gain in standard errors of its target, so that a target of few or noisy examples does not rule. `worst`: the smallest
+    gain, whatever the weights. `pareto`: all mixtures that no other beats on every target, and of these the knee, the nearest
+    to the best gain of each."""
     budget: int | None = Field(default=None, ge=1)
     """Most forward passes over the targets: a trial costs one, a trial with its gradient three; null is what the strategy
     thinks right."""
