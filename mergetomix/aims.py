@@ -13,6 +13,8 @@ from mergetomix.objective import gains
 from mergetomix.records import Mixture, Scores, Selection, Trial
 
 NUM_RESAMPLES = 199
+ROUNDING = 1e-9
+"""Share of a difference that is the same on all examples by which it may differ in their sums."""
 
 
 def begin(job: Job, base: Mapping[str, Scores]) -> None:
@@ -59,7 +61,7 @@ def standard_errors(experts: Sequence[Mapping[str, Scores]], base: Mapping[str, 
     """
     found = {}
     for name, start in base.items():
-        known = [sd for sd in (_standard_error(expert[name], start) for expert in experts) if sd > 0]  # nan is not
+        known = [sd for sd in (_standard_error(expert[name], start) for expert in experts) if sd > 0]
         if not known:
             message = (
                 f"standard_errors: on target {name} ({start.num_examples} examples) no expert's difference to the base has one"
@@ -71,5 +73,6 @@ def standard_errors(experts: Sequence[Mapping[str, Scores]], base: Mapping[str, 
 
 def _standard_error(scores: Scores, base: Scores) -> float:
     """Of a gain."""
-    _, sd = fidelity.paired_difference(scores.values, base.values, base.weights, num_resamples=NUM_RESAMPLES)
+    mean, sd = fidelity.paired_difference(scores.values, base.values, base.weights, num_resamples=NUM_RESAMPLES)
+    sd = sd if sd > ROUNDING * abs(mean) else 0.0
     return sd / base.mean if base.kind == "loss" and base.mean > 0 else sd
