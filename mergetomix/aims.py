@@ -17,6 +17,10 @@ ROUNDING = 1e-9
 """Share of a difference that is the same on all examples by which it may differ in their sums."""
 
 
+BY_THE_MEAN = ("greedy",)
+"""Strategies that do not look for a front."""
+
+
 def begin(job: Job, base: Mapping[str, Scores]) -> None:
     """Makes the job's objective ready for a search. For standard errors the single experts are scored first.
 
@@ -29,6 +33,12 @@ def begin(job: Job, base: Mapping[str, Scores]) -> None:
                 scores.append(evaluate_proxy(job, single, "select"))
                 advance(1)
         job.objective = replace(job.objective, units=standard_errors(scores, base))
+
+
+def warn_of_strategy(job: Job, name: str) -> None:
+    """Says where a strategy goes by the mean of the gains although a front is asked for."""
+    if job.objective.aim == "pareto" and name in BY_THE_MEAN:
+        job.warn(f"{name} search goes by the mean of the gains: the front is of the mixtures that it tries on its way")
 
 
 def settle(job: Job, trials: Sequence[Trial], base: Mapping[str, Scores]) -> None:

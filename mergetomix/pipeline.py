@@ -73,6 +73,7 @@ def search_mixtures(job: Job) -> Selection:
     base = evaluate_base(job, "select")
     aims.begin(job, base)
     strategy = strategy_of(job)
+    aims.warn_of_strategy(job, strategy.name)
     if job.recipe.search.strategy == "auto":
         _, why = choose(job.space(), job.recipe.search.budget, has_slopes(job))
         job.listener.note(f"search: {strategy.name}, as {why}")

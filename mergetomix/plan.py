@@ -118,7 +118,8 @@ def evaluations(job: Job, num_finetunes: int) -> int:
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.space())
     if strategy.name == "gradient":
         allowed = len(job.space().allowed)
-        trials = min(job.recipe.search.budget or default_budget(allowed), job.space().size)  # in forward passes
+        default = default_budget(allowed, job.objective.aim == "pareto")
+        trials = min(job.recipe.search.budget or default, job.space().size)  # in forward passes
     others = len({*job.recipe.verify.exponents} - {job.exponent})
     return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 
