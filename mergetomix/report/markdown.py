@@ -58,8 +58,7 @@ def objective_text(recipe: Recipe) -> str:
         "gain": f"mean over targets (weights {weights}) of {one}",
         "standard_errors": f"mean over targets (weights {weights}) of {one}, in standard errors of the target",
         "worst": f"the smallest over targets of {one}",
-        "pareto": f"1 less the largest distance over targets (weights {weights}) to the front's best, in widths of the front, of"
-        f" {one}",
+        "pareto": f"1 less the largest distance over targets (weights {weights}) to the front's best, in its widths, of {one}",
     }[recipe.search.objective]
 
 

@@ -86,12 +86,15 @@ class Outlook:
         return [self._direction(weights_T) for weights_T in (np.full(self.num_targets, 1 / self.num_targets), *drawn_DT)]
 
     def added(self, values_TK: Array) -> Array:
-        """How much volume each candidate would add to what the front reaches, in its units, shape (K,)."""
-        reached = self._reached(self._front_KT)
-        return np.array([self._reached(np.vstack([self._front_KT, point])) - reached for point in values_TK.T])
+        """How much volume each candidate would add to what the front reaches, in its units, shape (K,): its box without what
+        the front, cut at the candidate, holds of it."""
+        front_KT, points_KT = self._above(self._front_KT), self._above(values_TK.T)
+        nothing_T = np.zeros(self.num_targets)
+        held = [hypervolume(np.minimum(front_KT, point), nothing_T) for point in points_KT]
+        return np.asarray(np.maximum(points_KT.prod(axis=1) - held, 0.0))
 
-    def _reached(self, points_KT: Array) -> float:
-        return hypervolume((points_KT - self._reference_T) / self._range_T, np.zeros(self.num_targets))
+    def _above(self, points_KT: Array) -> Array:
+        return np.asarray(np.maximum((points_KT - self._reference_T) / self._range_T, 0.0))
 
     def _direction(self, weights_T: Array) -> Direction:
         return Direction(weights_T, self._ideal_T, self._range_T)
