@@ -217,12 +217,16 @@ def likeliest_exponent(views: Mapping[float, Views], real_C: Array, unit: Unit, 
         default: the centre of the prior, normal with standard deviation EXPONENT_SD; it wins where nothing is better.
     """
     real = dict(enumerate(real_C.tolist()))
+    return likeliest({each: posterior(known, real, unit=unit).log_evidence for each, known in views.items()}, default)
+
+
+def likeliest(evidence: Mapping[float, float], default: float) -> float:
+    """The exponent of the highest log evidence plus log prior, see `likeliest_exponent`."""
 
     def plausibility(exponent: float) -> tuple[float, bool]:
-        evidence = posterior(views[exponent], real, unit=unit).log_evidence
-        return evidence - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
+        return evidence[exponent] - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
 
-    return max(sorted(views), key=plausibility)
+    return max(sorted(evidence), key=plausibility)
 
 
 def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]:

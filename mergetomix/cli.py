@@ -220,7 +220,9 @@ def search(recipe: RecipePath, overrides: Overrides = None) -> None:
 
     loaded = _load(recipe, overrides)
     with listening() as listener:
-        console.show_ranking(mergetomix.search_mixtures(loaded, listener), loaded)
+        selection = mergetomix.search_mixtures(loaded, listener)
+    console.show_ranking(selection, loaded)
+    console.show_given_up(selection)
 
 
 @app.command()
@@ -240,6 +242,7 @@ def verify(recipe: RecipePath, overrides: Overrides = None) -> None:
     console.show_ranking(selection, loaded)
     if verification is not None:
         console.show_verification(verification)
+    console.show_given_up(selection, verification)
 
 
 @app.command()

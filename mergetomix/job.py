@@ -20,15 +20,19 @@ from mergetomix.errors import Fault, RecipeError, TrainingError
 from mergetomix.families import Item
 from mergetomix.inputs import Inputs, Scorer, read_inputs
 from mergetomix.mixture import Simplex, Space, Subsets
+from mergetomix.objective import Objective
 from mergetomix.progress import Listener, Silent
 from mergetomix.recipe import Recipe, Train
-from mergetomix.records import Finetune, Mixture, Part, Portion, Scores, Trial, objective
+from mergetomix.records import Finetune, Mixture, Part, Portion, Scores, Trial
 from mergetomix.store import Store, digest
 
 
 @dataclass
 class Job:
-    """What the stages of one recipe share: its inputs, the store, and who listens."""
+    """What the stages of one recipe share: its inputs, the store, and who listens.
+
+    `objective` is what mixtures are chosen by; `aims` makes it ready for a search, and for what comes after.
+    """
 
     recipe: Recipe
     inputs: Inputs
@@ -44,6 +48,11 @@ class Job:
     _keys: dict[tuple[Any, ...], str] = field(default_factory=dict)
     _met: dict[str, dict[str, bool]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
+    objective: Objective = field(init=False)
+
+    def __post_init__(self) -> None:
+        weights = {name: spec.weight for name, spec in self.recipe.targets.items()}
+        self.objective = Objective(weights, self.recipe.search.objective)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -354,8 +363,7 @@ def open_job(recipe: Recipe, listener: Listener | None = None) -> Iterator[Job]:
 def trial_of(job: Job, mixture: Mixture, base: Mapping[str, Scores], exponent: float | None = None) -> Trial:
     """A mixture's proxy scored on the select part."""
     scores = evaluate_proxy(job, mixture, "select", exponent)
-    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
-    return Trial(mixture, scores, objective(scores, base, weights))
+    return Trial(mixture, scores, job.objective.of(scores, base))
 
 
 def fit(job: Job, mixture: Mixture, stage: str, seed: int | None = None) -> Finetune:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import fidelity, merge, search, verify
+from mergetomix import aims, fidelity, merge, search, verify
 from mergetomix.budget import Limit, Meter, limit_of
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
@@ -31,7 +31,7 @@ from mergetomix.job import (
 from mergetomix.mixture import Simplex, Space, Subsets, everything, holds
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain
 from mergetomix.search.auto import choose
 from mergetomix.slopes import companions, has_slopes, slopes, smooth, smooth_scorer, warn_of_companions
 
@@ -79,6 +79,7 @@ def search_mixtures(job: Job) -> Selection:
     Where the recipe chooses a subset and then its weights, half of the budget goes to each.
     """
     base = evaluate_base(job, "select")
+    aims.begin(job, base)
     space, options, limit = job.space(), job.recipe.search, limit_of(job)
     if options.space == "both":
         trials, name = explore(job, base, job.subsets(), limit.half())
@@ -91,13 +92,16 @@ def search_mixtures(job: Job) -> Selection:
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in space.allowed]
     experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
-    best_first = ranked([trial for trial in tried.values() if holds(space, trial.mixture)])
-    return Selection(best_first[0].mixture, best_first, name, base, ranked(experts))
+    candidates = [trial for trial in tried.values() if holds(space, trial.mixture)]
+    aims.settle(job, candidates, base)
+    best_first, experts_first = (ranked(aims.again(job, each, base)) for each in (candidates, experts))
+    return Selection(best_first[0].mixture, best_first, name, base, experts_first, job.objective)
 
 
 def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) -> tuple[list[Trial], str]:
     """The trials of a search over a space, and the name of its strategy."""
     strategy = strategy_of(job, space, limit.num_passes)
+    aims.warn_of_strategy(job, strategy.name)
     if job.recipe.search.strategy == "auto":
         _, why = choose(space, limit.num_passes, has_slopes(job))
         job.listener.note(f"search: {strategy.name}, as {why}")
@@ -142,19 +146,18 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
         limit = limit_of(job)
         space, limit = (job.subsets(), limit.half()) if options.space == "both" else (job.space(), limit)
         budget = limit.num_passes
-    weights = {name: spec.weight for name, spec in job.recipe.targets.items()}
-    total = math.fsum(weights.values())
     setting = search.Setting(
         space,
         job.recipe.train.seed,
         budget,
-        lambda values: math.fsum(weights[name] * values[name] for name in weights) / total,
+        job.objective.combine,
         lambda mixture: merge.coefficients(mixture, job.exponent),
         has_slopes(job),
+        job.objective.aim == "pareto",
     )
     name = "auto" if isinstance(space, Simplex) and options.strategy in OF_SUBSETS else options.strategy
     if name == "gradient" and not setting.differentiable:
-        blunt = next(target for target in weights if smooth_scorer(job, target) is None)
+        blunt = next(target for target in job.recipe.targets if smooth_scorer(job, target) is None)
         message = f"gradient needs derivatives, and target {blunt} has no right answers whose loss could stand for its score"
         raise RecipeError("search.strategy", message, hint="give it prompt and completion, or use regression or greedy")
     try:
@@ -181,6 +184,7 @@ def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:
 def verify_mixtures(job: Job, selection: Selection) -> Verification | None:
     """A few real fine-tunes that prove the pick, or another; None where the recipe turns checks off."""
     budget = num_checks(job)
+    aims.resume(job, selection)
     return verify.verify(job, selection, budget, list(baselines(job).values())) if budget else None
 
 
@@ -213,6 +217,7 @@ def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
 def finalize(job: Job, selection: Selection, verification: Verification | None = None) -> tuple[Row, ...]:
     """The final table, on the report part that the search never saw: base, experts, proxy, the selected mixture fine-tuned
     for real, the other mixtures checked, and the baselines that the recipe asks for."""
+    aims.resume(job, selection)
     picked = selection.mixture if verification is None else verification.mixture
     rows = merged_rows(job, picked, job.exponent if verification is None else verification.exponent)
     base = rows[0].scores
@@ -261,8 +266,7 @@ def baseline_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping
 
 def row(job: Job, name: str, kind: Any, mixture: Mixture | None, scores: Any, base: Mapping[str, Scores]) -> Row:
     """One line of the final table."""
-    weights = {target: spec.weight for target, spec in job.recipe.targets.items()}
-    return Row(name, kind, mixture, scores, objective(scores, base, weights))
+    return Row(name, kind, mixture, scores, job.objective.of(scores, base))
 
 
 def real_row(job: Job, name: str, kind: Any, mixture: Mixture, base: Mapping[str, Scores]) -> Row:

@@ -120,7 +120,8 @@ def evaluations(job: Job, num_finetunes: int) -> int:
     if strategy.name == "exhaustive":
         trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.subsets())
     if strategy.name == "gradient" or both:
-        passes = default_budget(len(space.allowed))  # of the weights, which are searched with gradients after the subsets
+        # of the weights, too, which are searched with gradients after the subsets
+        passes = default_budget(len(space.allowed), job.objective.aim == "pareto")
         most = passes + trials if both else passes
         trials = int(min(limit_of(job).num_passes or most, space.size))
     others = len({*job.recipe.verify.exponents} - {job.exponent})

@@ -342,6 +342,18 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _objective_fits(self) -> Recipe:
+        aim, weights = self.search.objective, {name: spec.weight for name, spec in self.targets.items()}
+        if aim == "pareto" and len(weights) < 2:
+            message = "pareto needs at least two targets; with one, the best gain is the whole front: use gain"
+            raise ValueError(f"search.objective: {message}")
+        if aim == "worst" and len(set(weights.values())) > 1:
+            given = ", ".join(f"{name} {weight:g}" for name, weight in weights.items())
+            message = f"worst takes the smallest gain, whatever the weights ({given}); leave them out, or use gain"
+            raise ValueError(f"search.objective: {message}")
+        return self
+
+    @model_validator(mode="after")
     def _search_fits(self) -> Recipe:
         names, search = set(self.datasets), self.search
         grouped = [name for group in search.groups for name in group]

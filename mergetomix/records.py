@@ -9,7 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mergetomix.objective import Objective
 
 Kind = Literal["loss", "score"]
 Part = Literal["select", "report"]
@@ -109,12 +112,6 @@ def gain(scores: Scores, base: Scores) -> float:
     return scores.mean - base.mean
 
 
-def objective(scores: Mapping[str, Scores], base: Mapping[str, Scores], weights: Mapping[str, float]) -> float:
-    """The weighted mean over targets of the gain over the base: what the search maximises."""
-    total = sum(weights.values())
-    return math.fsum(weights[name] * gain(scores[name], base[name]) for name in weights) / total
-
-
 @dataclass(frozen=True)
 class Finetune:
     """The base fine-tuned on a mixture's data: an expert where the mixture has one dataset, else a real fine-tune.
@@ -162,13 +159,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a search: the mixture chosen, every trial, and every single expert as a trial, best first each."""
+    """The outcome of a search: the mixture chosen, every trial, and every single expert as a trial, best first each;
+    `objective` is what they are ranked by."""
 
     mixture: Mixture
     trials: tuple[Trial, ...]
     strategy: str
     base: Mapping[str, Scores]
     singles: tuple[Trial, ...]
+    objective: Objective | None = None
 
     @property
     def best_expert(self) -> Trial:

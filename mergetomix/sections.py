@@ -170,6 +170,11 @@ class Search(Section):
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
     and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where the merge is linear and
     every target a loss, or has right answers whose loss can stand for its score; else exhaustive up to 4,095, then greedy."""
+    objective: Literal["gain", "standard_errors", "worst", "pareto"] = "gain"
+    """What of several targets is best. `gain`: the weighted mean of the gains over the base. `standard_errors`: the same with
+    each gain in standard errors of its target, so that a target of few or noisy examples does not rule. `worst`: the smallest
+    gain, whatever the weights. `pareto`: all mixtures that no other beats on every target, and of these the knee, the nearest
+    to the best gain of each."""
     budget: int | str | None = None
     """Most forward passes over the targets: a trial costs one, a trial with its gradient three. Or `20000 examples`, which are
     scored as many times, or `30 minutes`. Null is what the strategy thinks right."""

@@ -15,11 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from mergetomix import calibrate, fidelity, pool
+from mergetomix import calibrate, fidelity, pool, several
 from mergetomix.calibrate import Array, Posterior, Unit, Views
 from mergetomix.errors import TrainingError
 from mergetomix.job import Job, beat, evaluate_real, fit, free_memory, trial_of
 from mergetomix.mixture import holds
+from mergetomix.objective import gains
 from mergetomix.records import (
     Agreement,
     Alternative,
@@ -31,7 +32,6 @@ from mergetomix.records import (
     Trial,
     Verification,
     gain,
-    objective,
 )
 from mergetomix.store import digest
 
@@ -52,9 +52,10 @@ class State:
     trials: list[Trial]
     exponent: float
     unit: Unit
+    units: dict[str, Unit] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     failures: list[tuple[Mixture, str]] = field(default_factory=list)
-    _pooled: dict[Mixture, float] = field(default_factory=dict)
+    _pooled: dict[Mixture, dict[str, float]] = field(default_factory=dict)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -69,12 +70,33 @@ class State:
     def posterior(self) -> Posterior:
         """All trials' real objectives, given the checks."""
         places = self.places
-        known = {places[check.mixture]: check.real for check in self.checks if check.mixture in places}
-        return calibrate.posterior(self.views(self.trials), known, unit=self.unit)
+        checks = {places[check.mixture]: check for check in self.checks if check.mixture in places}
+        if self.job.objective.is_linear:
+            known = {row: check.real for row, check in checks.items()}
+            return calibrate.posterior(self.views(self.trials), known, unit=self.unit)
+        views = {name: self.views(self.trials, name) for name in self.weights}
+        reals = {row: gains(check.scores, self.base) for row, check in checks.items()}
+        by_target = {name: {row: real[name] for row, real in reals.items()} for name in self.weights}
+        return several.posterior(self.job.objective, views, by_target, self.units)
 
-    def views(self, trials: Sequence[Trial]) -> Views:
-        """What is known of some trials' mixtures before any real fine-tune."""
-        return Views(weights_of(trials), proxies_of(trials), np.array([self.pooled(trial.mixture) for trial in trials]))
+    def likeliest_exponent(self, at: Mapping[float, Sequence[Trial]]) -> float:
+        """By the checks, given their proxies at several exponents."""
+        if self.job.objective.is_linear:
+            views = {exponent: self.views(trials) for exponent, trials in at.items()}
+            reals = np.array([check.real for check in self.checks])
+            return calibrate.likeliest_exponent(views, reals, self.unit, self.job.exponent)
+        by_target = {name: {each: self.views(trials, name) for each, trials in at.items()} for name in self.weights}
+        found = [gains(check.scores, self.base) for check in self.checks]
+        real = {name: np.array([each[name] for each in found]) for name in self.weights}
+        return several.likeliest_exponent(by_target, real, self.units, self.job.exponent)
+
+    def views(self, trials: Sequence[Trial], target: str | None = None) -> Views:
+        """What is known of some trials' mixtures before any real fine-tune: of their objectives, or of one target's gains."""
+        pooled = [self.pooled(trial.mixture) for trial in trials]
+        if target is None:
+            combine = self.job.objective.combine
+            return Views(weights_of(trials), proxies_of(trials), np.array([combine(each) for each in pooled]))
+        return Views(weights_of(trials), gains_on(trials, target, self.base), np.array([each[target] for each in pooled]))
 
     def drop(self, mixture: Mixture, why: str) -> None:
         """Takes a mixture whose training failed out of the choice. Raises TrainingError where none is left."""
@@ -86,12 +108,12 @@ class State:
             hint = "lower train.learning_rate, or look for odd rows in the data"
             raise TrainingError(f"no mixture is left to choose from: {why}", hint=hint)
 
-    def pooled(self, mixture: Mixture) -> float:
-        """The objective of a mixture's experts pooled."""
+    def pooled(self, mixture: Mixture) -> dict[str, float]:
+        """The gains of a mixture's experts pooled, by target."""
         if mixture not in self._pooled:
             by_target = {name: {each: self.experts[each][name] for each in mixture.datasets} for name in self.weights}
             scores = {name: pool.pooled(mixture, experts) for name, experts in by_target.items()}
-            self._pooled[mixture] = objective(scores, self.base, self.weights)
+            self._pooled[mixture] = gains(scores, self.base)
         return self._pooled[mixture]
 
 
@@ -107,7 +129,8 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
     """
     experts = {trial.mixture.datasets[0]: trial.scores for trial in selection.singles}
     trials = list(selection.trials)
-    state = State(job, selection.base, experts, trials, list(trials), job.exponent, Unit.of(proxies_of(trials)))
+    units = {name: Unit.of(gains_on(trials, name, selection.base)) for name in job.objective.weights}
+    state = State(job, selection.base, experts, trials, list(trials), job.exponent, Unit.of(proxies_of(trials)), units)
     with job.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
@@ -137,7 +160,8 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
     targets = {name: scorer.address for name, scorer in job.inputs.targets("select").items()}
     experts = [job.finetune_key([name]) for name in space.allowed]
     names = [listed(job, mixture) for mixture, _ in wanted]
-    key = digest("verify", experts, targets, state.weights, job.recipe.merge.model_dump(), names)
+    aim = state.weights if job.objective.aim == "gain" else [job.objective.aim, state.weights]
+    key = digest("verify", experts, targets, aim, job.recipe.merge.model_dump(), names)
     file = job.store.artifact_path(key) / "known.json"
     with job.store.lock(key):
         if not file.exists():
@@ -169,7 +193,7 @@ def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
         state.searched.append(trial_of(job, mixture, state.base))
         state.trials.append(trial_of(job, mixture, state.base, state.exponent))
     trial = state.trials[state.places[mixture]]
-    real = objective(scores, state.base, state.weights)
+    real = job.objective.of(scores, state.base)
     state.checks.append(Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin))
 
 
@@ -195,9 +219,7 @@ def refit(state: State) -> None:
     if len(candidates) < 2 or not state.checks:
         return
     at = {each: [trial_of(job, check.mixture, state.base, each) for check in state.checks] for each in candidates}
-    views = {each: state.views(trials) for each, trials in at.items()}
-    reals = np.array([check.real for check in state.checks])
-    exponent = calibrate.likeliest_exponent(views, reals, state.unit, job.exponent)
+    exponent = state.likeliest_exponent(at)
     if exponent == state.exponent:
         return
     job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
@@ -229,6 +251,11 @@ def weights_of(trials: Sequence[Trial]) -> Array:
 def proxies_of(trials: Sequence[Trial]) -> Array:
     """The trials' objectives, shape (M,)."""
     return np.array([trial.objective for trial in trials])
+
+
+def gains_on(trials: Sequence[Trial], target: str, base: Mapping[str, Scores]) -> Array:
+    """The trials' gains on one target, shape (M,)."""
+    return np.array([gain(trial.scores[target], base[target]) for trial in trials])
 
 
 # --- what the checks show
@@ -285,7 +312,7 @@ def seed_noise(state: State) -> dict[str, float]:
         except TrainingError as error:
             job.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")
             continue
-        pairs.append((gains_of(check.scores, state.base, state.weights), gains_of(scores, state.base, state.weights)))
+        pairs.append((gains_of(state, check.scores), gains_of(state, scores)))
     found = {}
     for name in [*state.weights, "objective"] if pairs else []:
         noise_sd = fidelity.noise_sd(np.array([[gains[name] for gains in pair] for pair in pairs]).T)
@@ -294,9 +321,9 @@ def seed_noise(state: State) -> dict[str, float]:
     return found
 
 
-def gains_of(scores: Mapping[str, Scores], base: Mapping[str, Scores], weights: Mapping[str, float]) -> dict[str, float]:
+def gains_of(state: State, scores: Mapping[str, Scores]) -> dict[str, float]:
     """The gain on every target, and the objective."""
-    return {**{name: gain(scores[name], base[name]) for name in weights}, "objective": objective(scores, base, weights)}
+    return {**gains(scores, state.base), "objective": state.job.objective.of(scores, state.base)}
 
 
 def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float | None) -> tuple[Alternative, ...]:
@@ -325,13 +352,14 @@ def example_sd(state: State, a: int, b: int) -> float:
     first, second = scores_of(state, a), scores_of(state, b)
     if first[1] != second[1]:
         first, second = (state.trials[a].scores, False), (state.trials[b].scores, False)
-    total = sum(state.weights.values())
+    if not state.job.objective.is_linear:
+        return several.example_sd(state.job.objective, first[0], second[0], state.base)
     variance = 0.0
-    for name, weight in state.weights.items():
+    for name in state.weights:
         one, other = first[0][name], second[0][name]
         _, sd = paired(one, other)
         unit = state.base[name].mean if one.kind == "loss" and state.base[name].mean > 0 else 1.0
-        variance += (weight / total * (sd if math.isfinite(sd) else 0.0) / unit) ** 2
+        variance += (state.job.objective.slope(name) * (sd if math.isfinite(sd) else 0.0) / unit) ** 2
     return math.sqrt(variance)
 
 
@@ -351,8 +379,8 @@ def scores_of(state: State, row: int) -> tuple[Mapping[str, Scores], bool]:
 
 def agreement(state: State, noise: Mapping[str, float]) -> dict[str, Agreement]:
     """How well proxies rank, for every target and the objective, over the checks of several datasets."""
-    proxies = [gains_of(check.proxy_scores, state.base, state.weights) for check in state.checks]
-    reals = [gains_of(check.scores, state.base, state.weights) for check in state.checks]
+    proxies = [gains_of(state, check.proxy_scores) for check in state.checks]
+    reals = [gains_of(state, check.scores) for check in state.checks]
     found = {}
     for name in [*state.weights, "objective"]:
         proxy_M, real_M = (np.array([each[name] for each in gains]) for gains in (proxies, reals))

@@ -17,10 +17,10 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up. A module may import its own layer and those above it here; the package itself is `mergetomix`.
 LAYERS = (
     "errors",
-    "records progress problems values",
+    "front records objective progress problems values",
     "merge",
     "sections",
-    "mixture recipe address disk ledger store image rows fidelity calibrate pool shares",
+    "mixture recipe address disk ledger store image rows fidelity calibrate pool shares several tradeoffs",
     "kernels adapters data card folder",
     "pictures passes",
     "families",
@@ -29,7 +29,7 @@ LAYERS = (
     "train targets search",
     "inputs",
     "job",
-    "slopes budget",
+    "slopes budget aims",
     "verify",
     "pipeline",
     "plan starter demo write",

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from mergetomix.mixture import Simplex, Subsets, nearest_in_box
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, gain, objective
+from mergetomix.objective import Objective
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, gain
 
 LETTERS = "abcdefgh"
 
@@ -421,20 +422,24 @@ def test_a_gain_is_a_fraction_of_the_loss_or_a_difference_of_scores() -> None:
     assert gain(loss(0.5), loss(0.0)) == -0.5
 
 
+def weighted(model: dict[str, Scores], base: dict[str, Scores], weights: dict[str, float]) -> float:
+    return Objective(weights).of(model, base)
+
+
 def test_the_objective_weighs_the_targets() -> None:
     base, model = {"l": loss(2.0), "s": score(0.5)}, {"l": loss(1.0), "s": score(0.4)}
-    assert objective(model, base, {"l": 1, "s": 1}) == pytest.approx((0.5 - 0.1) / 2)
-    assert objective(model, base, {"l": 3, "s": 1}) == pytest.approx((3 * 0.5 - 0.1) / 4)
-    assert objective(model, base, {"l": 30, "s": 10}) == pytest.approx(objective(model, base, {"l": 3, "s": 1}))
-    assert objective(base, base, {"l": 3, "s": 1}) == 0
-    assert objective(model, base, {"s": 2}) == pytest.approx(-0.1)
+    assert weighted(model, base, {"l": 1, "s": 1}) == pytest.approx((0.5 - 0.1) / 2)
+    assert weighted(model, base, {"l": 3, "s": 1}) == pytest.approx((3 * 0.5 - 0.1) / 4)
+    assert weighted(model, base, {"l": 30, "s": 10}) == pytest.approx(weighted(model, base, {"l": 3, "s": 1}))
+    assert weighted(base, base, {"l": 3, "s": 1}) == 0
+    assert weighted(model, base, {"s": 2}) == pytest.approx(-0.1)
 
 
 def test_a_better_target_makes_the_objective_better() -> None:
     base, weights = {"l": loss(2.0), "s": score(0.5)}, {"l": 0.1, "s": 5.0}
-    one = objective({"l": loss(1.0), "s": score(0.5)}, base, weights)
-    assert objective({"l": loss(0.9), "s": score(0.5)}, base, weights) > one
-    assert objective({"l": loss(1.0), "s": score(0.6)}, base, weights) > one
+    one = weighted({"l": loss(1.0), "s": score(0.5)}, base, weights)
+    assert weighted({"l": loss(0.9), "s": score(0.5)}, base, weights) > one
+    assert weighted({"l": loss(1.0), "s": score(0.6)}, base, weights) > one
 
 
 # --- what a run gives -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from mergetomix.records import Finetune, Result, Selection, Verification
 from mergetomix.report import markdown
 from mergetomix.search.auto import counted
 from mergetomix.store import Store
+from mergetomix.tradeoffs import front_of, given_up
 
 SAMPLE_CHARS = 160
 
@@ -27,6 +28,7 @@ def show_result(result: Result, recipe: Recipe) -> None:
     show_ranking(result.selection, recipe)
     if result.verification is not None:
         show_verification(result.verification)
+    show_given_up(result.selection, result.verification)
     title = "Final table: examples that the search never saw"
     _table(title, markdown.final_header(recipe), [markdown.final_cells(row, recipe) for row in result.table])
     _line(markdown.legend(recipe))
@@ -44,6 +46,9 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     title = f"Ranking: best {len(shown)} of {len(selection.trials)} proxies ({selection.strategy} search)"
     rows = [markdown.rank_cells(i + 1, trial, recipe) for i, trial in enumerate(shown)]
     _table(title, markdown.rank_header(recipe), rows)
+    if selection.objective is not None and selection.objective.aim == "pareto":
+        front = front_of(selection)
+        _table(f"Front: {markdown.front_text(front)}", markdown.front_header(selection), markdown.front_cells(front, selection))
     _line(f"best by proxy: {markdown.mixture_text(selection.mixture)}")
 
 
@@ -52,6 +57,16 @@ def show_verification(verification: Verification) -> None:
     _table("Checks: real fine-tunes on the select part", markdown.CHECK_HEADER, markdown.check_cells(verification))
     for text in markdown.verification_lines(verification):
         _line(text)
+
+
+def show_given_up(selection: Selection, verification: Verification | None = None) -> None:
+    """What the pick gives up on every target; nothing where there is one."""
+    lines = given_up(selection, verification)
+    if lines:
+        title = "What each target gives up: gains of proxies on the select part"
+        _table(title, markdown.GIVEN_UP_HEADER, markdown.given_up_cells(lines))
+        if units := markdown.units_text(selection):
+            _line(units)
 
 
 def show_experts(experts: Sequence[Finetune]) -> None:

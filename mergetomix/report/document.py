@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergetomix.records import Agreement, Finetune, Mixture, Result, Row, Scores, Trial, Verification
+from mergetomix import tradeoffs
+from mergetomix.objective import gains
+from mergetomix.records import Agreement, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
 
 SCHEMA = 1
 
@@ -20,7 +22,10 @@ def to_dict(result: Result) -> dict[str, Any]:
         "selected": mixture(result.selected),
         "portions": [vars(each) for each in result.portions],
         "strategy": result.selection.strategy,
+        "objective": objective(result.selection),
         "trials": [trial(each) for each in result.selection.trials],
+        "front": front(result.selection),
+        "given_up": given_up(result),
         "verification": None if result.verification is None else verification(result.verification),
         "experts": [expert(each) for each in result.experts],
         "final": None
@@ -44,8 +49,33 @@ def scores(values: Mapping[str, Scores]) -> dict[str, Any]:
 
 
 def trial(value: Trial) -> dict[str, Any]:
-    """A trial on the select part; the objective is the gain over the base, higher is better."""
+    """A trial on the select part; the objective is higher where it is better."""
     return {**mixture(value.mixture), "targets": scores(value.scores), "objective": value.objective}
+
+
+def objective(selection: Selection) -> dict[str, Any]:
+    """What trials are ranked by; of `standard_errors` the size of one, by target."""
+    value = selection.objective
+    if value is None:
+        return {"aim": "gain"}
+    units = {"standard_errors": dict(value.units)} if value.units else {}
+    return {"aim": value.aim, "weights": dict(value.weights), **units}
+
+
+def front(selection: Selection) -> dict[str, Any] | None:
+    """The trials that no other beats on every target, the knee first; null where none was asked for."""
+    if selection.objective is None or selection.objective.aim != "pareto":
+        return None
+    found = tradeoffs.front_of(selection)
+    members = [{**mixture(each.mixture), "gains": gains(each.scores, selection.base)} for each in found.members]
+    return {"knee": mixture(found.members[0].mixture), "hypervolume": found.hypervolume, "members": members}
+
+
+def given_up(result: Result) -> dict[str, Any] | None:
+    """What the pick gives up on every target; null where there is one."""
+    lines = tradeoffs.given_up(result.selection, result.verification)
+    found = {each.target: {"gain": each.gain, "best": each.best, "by": mixture(each.by), "less": each.less} for each in lines}
+    return found or None
 
 
 def verification(value: Verification) -> dict[str, Any]:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from mergetomix.families import UNITS
+from mergetomix.objective import gains
 from mergetomix.recipe import Recipe
-from mergetomix.records import Estimate, Mixture, Portion, Result, Row, Trial, Verification
+from mergetomix.records import Estimate, Mixture, Portion, Result, Row, Selection, Trial, Verification
+from mergetomix.tradeoffs import Front, GivenUp, front_of, given_up
 
 NUM_RANKED = 10
+NUM_FRONT = 20
+"""Members of a front that are shown."""
 
 
 def render(result: Result, recipe: Recipe) -> str:
@@ -25,6 +29,7 @@ def render(result: Result, recipe: Recipe) -> str:
         f"The best {min(NUM_RANKED, len(result.selection.trials))} of {len(result.selection.trials)} proxies"
         f" ({result.selection.strategy} search), on the select part.",
         table(rank_header(recipe), ranking(result, recipe)),
+        *_target_parts(result),
         *_verification_parts(result),
         "## Experts",
         table(["dataset", "sequences", "tokens trained", "seconds"], expert_cells(result)),
@@ -47,9 +52,15 @@ def legend(recipe: Recipe) -> str:
 
 
 def objective_text(recipe: Recipe) -> str:
-    """What the objective averages."""
+    """What the objective makes of the gains on the targets."""
     weights = ", ".join(f"{name} {spec.weight:g}" for name, spec in recipe.targets.items())
-    return f"mean over targets (weights {weights}) of the fraction of the base's loss removed, or of the score added"
+    one = "the fraction of the base's loss removed, or of the score added"
+    return {
+        "gain": f"mean over targets (weights {weights}) of {one}",
+        "standard_errors": f"mean over targets (weights {weights}) of {one}, in standard errors of the target",
+        "worst": f"the smallest over targets of {one}",
+        "pareto": f"1 less the largest distance over targets (weights {weights}) to the front's best, in its widths, of {one}",
+    }[recipe.search.objective]
 
 
 def final_header(recipe: Recipe) -> list[str]:
@@ -82,6 +93,43 @@ def rank_cells(rank: int, trial: Trial, recipe: Recipe) -> list[str]:
     """One line of the ranking."""
     values = [f"{trial.scores[name].mean:.4f}" for name in recipe.targets]
     return [str(rank), mixture_text(trial.mixture), *values, f"{trial.objective:+.4f}"]
+
+
+GIVEN_UP_HEADER = ["target", "gain of the pick", "best gain of a proxy", "by", "given up"]
+
+
+def given_up_cells(lines: Sequence[GivenUp]) -> list[list[str]]:
+    """What the pick gives up on every target."""
+    return [[e.target, f"{e.gain:+.4f}", f"{e.best:+.4f}", mixture_text(e.by), f"{e.less:.4f}"] for e in lines]
+
+
+def units_text(selection: Selection) -> str:
+    """The standard errors that gains are counted in, or nothing."""
+    units = {} if selection.objective is None else selection.objective.units
+    return "; ".join(f"one standard error of {name} is a gain of {unit:.4g}" for name, unit in sorted(units.items()))
+
+
+def front_header(selection: Selection) -> list[str]:
+    """Columns of the front."""
+    return ["", "datasets", *(f"gain on {name}" for name in sorted(selection.base))]
+
+
+def front_cells(front: Front, selection: Selection, picked: Mixture | None = None) -> list[list[str]]:
+    """The front's members, the knee first; what was picked after checks is marked too."""
+    lines = []
+    for place, trial in enumerate(front.members[:NUM_FRONT]):
+        values = gains(trial.scores, selection.base)
+        marks = ["knee"] * (place == 0) + ["pick"] * (trial.mixture == picked)
+        lines.append([", ".join(marks), mixture_text(trial.mixture), *(f"{values[name]:+.4f}" for name in sorted(values))])
+    return lines
+
+
+def front_text(front: Front) -> str:
+    """How large a front is."""
+    num = len(front.members)
+    more = f"; the {NUM_FRONT} nearest to the best of each are shown" if num > NUM_FRONT else ""
+    what = "1 mixture that no other beats" if num == 1 else f"{num} mixtures that no other beats on every target"
+    return f"{what}{more}. Hypervolume over the base: {front.hypervolume:.4g}."
 
 
 CHECK_HEADER = ["datasets", "proxy", "real", "difference", "why it was fine-tuned"]
@@ -122,6 +170,20 @@ def agreement_text(verification: Verification) -> str:
     shown = "" if spearman is None else f"{spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
     possible = "" if found.possible is None else f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
     return f"Spearman between proxies and real fine-tunes over {found.num_checks} checks: {shown}{possible}"
+
+
+def _target_parts(result: Result) -> list[str]:
+    """What the targets give up for each other; nothing where there is one."""
+    selection, parts = result.selection, []
+    if selection.objective is not None and selection.objective.aim == "pareto":
+        front = front_of(selection)
+        rows = front_cells(front, selection, result.selected)
+        parts += ["## Front", front_text(front), table(front_header(selection), rows)]
+    lines = given_up(selection, result.verification)
+    if lines:
+        text = " ".join(["Gains of proxies over the base, on the select part.", *filter(None, [units_text(selection)])])
+        parts += ["## What each target gives up", text, table(GIVEN_UP_HEADER, given_up_cells(lines))]
+    return parts
 
 
 def _verification_parts(result: Result) -> list[str]:

@@ -48,6 +48,7 @@ class SubsetChoices:
         self._space = space
         self._frame = Frame(space, exponent_of(setting.coefficients, space))
         self._tables: Tables | None = None
+        self._last: tuple[object, Array] | None = None
 
     def best(self, model: Model, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
         """See Choices."""
@@ -81,7 +82,9 @@ class SubsetChoices:
 
     def _table(self, model: Model) -> Array:
         """The expected objective of every choice of units, whether or not it is allowed."""
-        return model.combined(np.stack([self._ready.values(*quadratic) for quadratic in model.quadratics()]))
+        if self._last is None or self._last[0] is not model.posteriors:  # one model may be looked at in several directions
+            self._last = model.posteriors, np.stack([self._ready.values(*quadratic) for quadratic in model.quadratics()])
+        return model.combined(self._last[1])
 
     def _of_table(self, model: Model, tried: Sequence[frozenset[str]], num: int) -> Bits:
         objective_K = np.where(self._ready.is_allowed, self._table(model), -np.inf)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,23 @@ Array = NDArray[np.float64]
 NUM_TRIED = 200
 STEP = 1e-4
 """Of a finite difference, in units of the values' size."""
+
+
+class Scalar(Protocol):
+    """An objective of many candidates: of values by target and candidate, shape (T, K)."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it takes a call for every candidate."""
+        ...
+
+    def __call__(self, values_TK: Array) -> Array:
+        """The objectives, shape (K,)."""
+        ...
+
+    def slopes(self, values_TK: Array) -> Array:
+        """d objective / d value by target and candidate, shape (T, K)."""
+        ...
 
 
 class Combined:

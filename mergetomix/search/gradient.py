@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.stats import norm
@@ -11,7 +13,7 @@ from mergetomix.mixture import Simplex, Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import GRADIENT_COST, Ask, Setting, Told
 from mergetomix.search.choices import Choices, open_choices
-from mergetomix.search.forms import Array
+from mergetomix.search.directions import Array, Direction, Outlook
 from mergetomix.search.model import Learner, Model, is_finite
 from mergetomix.search.walk import Steps, Walk
 
@@ -27,13 +29,17 @@ TRUSTED = 0.02
 """The model predicts where its last two errors are below this share of the spread between the mean and the best mixture."""
 HOPE = 3.0
 """Standard deviations by which the best mixture not tried must be expected to fall short for a search without budget to end."""
+NUM_DIRECTIONS = 8
+"""Of a search for a front, drawn at every step beside each target's own and the mean."""
+PER_DIRECTION = 2
+"""Mixtures that are looked at for each direction."""
 REFITTED = (1, 2, 3, 4, 6, 8, 11, 16, 24, 32, 48, 64)
 """Numbers of gradients after which the priors are fitted again."""
 
 
-def default_budget(num_datasets: int) -> int:
-    """Forward passes that are right for so many datasets: 40 for twelve."""
-    return 28 + num_datasets
+def default_budget(num_datasets: int, front: bool = False) -> int:
+    """Forward passes that are right for so many datasets: 40 for twelve, twice as many for a front."""
+    return (28 + num_datasets) * (2 if front else 1)
 
 
 class Gradient(Walk):
@@ -42,12 +48,16 @@ class Gradient(Walk):
     Gradients are asked for where the objective may be highest, the model's uncertainty counted, until it predicts new trials or
     its share of the budget is spent. Then the best mixture by the model is tried, values alone, again and again, each telling
     the model more. A space no larger than the budget is tried whole. Raises ValueError for a budget too small to learn from.
+
+    For a front the gradients are asked for in one direction after another (each target, the mean, drawn ones), and what is
+    tried then is, of the best in all directions, the mixture that should add most volume to the front.
     """
 
     name = "gradient"
 
     def __init__(self, setting: Setting) -> None:
-        self._budget = default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+        default = default_budget(len(setting.space.allowed), setting.front)
+        self._budget = default if setting.budget is None else setting.budget
         if self._budget < min(LEAST_BUDGET, setting.space.size):
             least = int(min(LEAST_BUDGET, setting.space.size))
             raise ValueError(f"search by gradients takes a budget of at least {least} forward passes, not {self._budget}")
@@ -86,7 +96,7 @@ class Gradient(Walk):
     def _learn(self) -> Steps[None]:
         yield Ask(self._first(), gradient=True)
         for num in range(1, self._num_gradients()):
-            model = self._learner.fit(self._told, again=num in REFITTED)
+            model = self._aimed(self._learner.fit(self._told, again=num in REFITTED))
             if num >= LEAST_GRADIENTS and self._predicts():
                 return
             mixture = self._curious(model)
@@ -99,7 +109,7 @@ class Gradient(Walk):
         while self._budget - self._spent > 0:
             model = self._learner.fit(self._told, again=again)
             again = False
-            mixture = self._most_promising(model)
+            mixture = self._widening(model) if self.setting.front else self._most_promising(model)
             if mixture is None:
                 return
             told = yield Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST)
@@ -122,7 +132,8 @@ class Gradient(Walk):
         pool = self._choices.best(model, tried, NUM_BEST, rng) + pool
         points_KN = self._points(pool)
         mean_K, sd_K = model.objectives(points_KN), model.sds(points_KN)
-        self._chance = float(norm.cdf(self._hopes(mean_K, sd_K).max()))
+        if not self.setting.front:
+            self._chance = float(norm.cdf(self._hopes(model, points_KN).max()))
         return pool[int((mean_K + CURIOSITY * sd_K).argmax())]
 
     def _most_promising(self, model: Model | None) -> Mixture | None:
@@ -132,24 +143,62 @@ class Gradient(Walk):
         if not found or model is None:
             return found[0] if found else None
         points_KN = self._points(found)
-        hope = float(self._hopes(model.objectives(points_KN), model.sds(points_KN))[0])
+        hope = float(self._hopes(model, points_KN)[0])
         self._chance = float(norm.cdf(hope))
         return found[0] if hope > -HOPE or self.setting.budget is not None else None
 
-    def _hopes(self, mean_K: Array, sd_K: Array) -> Array:
+    def _hopes(self, model: Model, points_KN: Array) -> Array:
         """By how many standard deviations each of some mixtures is expected to be better than the best that was tried."""
-        known = max(self._learnt(told) for told in self._told if is_finite(told))
-        return np.asarray((mean_K - known) / np.maximum(sd_K, 1e-12))
+        known = max(self._learnt(told, model) for told in self._told if is_finite(told))
+        return np.asarray((model.objectives(points_KN) - known) / np.maximum(model.sds(points_KN), 1e-12))
+
+    def _aimed(self, model: Model | None) -> Model | None:
+        """The model, for a front that of the direction whose turn it is."""
+        if model is None or not self.setting.front:
+            return model
+        outlook, num = self._outlook(), len(self._told)
+        directions = [*outlook.alone(), *outlook.among(num, self._rng())]
+        return replace(model, combined=directions[num % len(directions)])
+
+    def _outlook(self, expected_TK: Array | None = None) -> Outlook:
+        return Outlook([told for told in self._told if is_finite(told)], expected_TK)
+
+    def _widening(self, model: Model | None) -> Mixture | None:
+        """The mixture that should add most to the front; None where there is none, or no hope and no budget to spend."""
+        if model is None:
+            return self._most_promising(model)
+        rng = self._rng()
+        found = self._best_in(model, self._outlook().alone(), rng)
+        if not found:
+            return None
+        outlook = self._outlook(model.values(self._points(found)))
+        found = list(dict.fromkeys([*found, *self._best_in(model, outlook.among(NUM_DIRECTIONS, rng), rng)]))
+        points_KN = self._points(found)
+        values_TK, sd_TK = model.values(points_KN), model.value_sds(points_KN)
+        hope_K = outlook.added(values_TK + HOPE * sd_TK)
+        if self.setting.budget is None and hope_K.max() <= 0:
+            return None
+        return found[int(np.lexsort((hope_K, outlook.added(values_TK)))[-1])]
+
+    def _best_in(self, model: Model, directions: Sequence[Direction], rng: np.random.Generator) -> list[Mixture]:
+        """The best mixtures not tried in some directions, each once."""
+        tried = self._tried()
+        found = [self._choices.best(replace(model, combined=each), tried, PER_DIRECTION, rng) for each in directions]
+        return list(dict.fromkeys(mixture for some in found for mixture in some))
 
     def _note_error(self, model: Model | None, told: Told) -> None:
         if model is None or not is_finite(told):
             return
         expected = float(model.objectives(self._points([told.mixture]))[0])
-        self.errors.append((self._learnt(told) - expected) / self._spread if self._spread > 0 else math.inf)
+        self.errors.append((self._learnt(told, model) - expected) / self._spread if self._spread > 0 else math.inf)
 
-    def _learnt(self, told: Told) -> float:
-        """The objective as the model has it: of companion losses where targets have no derivative of their own."""
-        return told.objective if told.smooth is None else self.setting.combine(told.smooth)
+    def _learnt(self, told: Told, model: Model) -> float:
+        """The objective as the model has it: in the direction of a front whose turn it is, and of companion losses where
+        targets have no derivative of their own."""
+        values = told.smooth or told.values
+        if self.setting.front:
+            return float(model.combined(np.array([[values[name]] for name in sorted(values)]))[0])
+        return told.objective if told.smooth is None else self.setting.combine(values)
 
     def _predicts(self) -> bool:
         return len(self.errors) >= 2 and max(map(abs, self.errors[-2:])) < TRUSTED

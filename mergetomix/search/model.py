@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergetomix.search import Setting, Told
-from mergetomix.search.combined import Combined
+from mergetomix.search.combined import Combined, Scalar
 from mergetomix.search.quadratic import START, Array, Observations, Posterior, Prior, fit_prior
 
 NUMBERS_TO_FIT = 320
@@ -28,9 +28,9 @@ def is_finite(told: Told) -> bool:
 
 @dataclass(frozen=True)
 class Model:
-    """The posteriors of all targets, each in units of its slopes, `scale_T`."""
+    """The posteriors of all targets, each in units of its slopes, `scale_T`; and the objective that is looked at."""
 
-    combined: Combined
+    combined: Scalar
     posteriors: tuple[Posterior, ...]
     scale_T: Array
 
@@ -48,13 +48,15 @@ class Model:
         return self.combined(self.values(points_KN))
 
     def sds(self, points_KN: Array) -> Array:
-        """Standard deviation of the objective where targets err apart from each other, shape (K,).
-
-        The values' own noise, which is how far the truth is from a quadratic, is counted.
-        """
-        sd_TK = np.stack([np.hypot(each.sd(points_KN), math.sqrt(each.prior.noise_value)) for each in self.posteriors])
+        """Standard deviation of the objective where targets err apart from each other, shape (K,)."""
         slopes_TK = self.combined.slopes(self.values(points_KN))
-        return np.asarray(np.sqrt(((slopes_TK * sd_TK * self.scale_T[:, None]) ** 2).sum(axis=0)))
+        return np.asarray(np.sqrt(((slopes_TK * self.value_sds(points_KN)) ** 2).sum(axis=0)))
+
+    def value_sds(self, points_KN: Array) -> Array:
+        """Standard deviations of the values, shape (T, K). Their own noise, which is how far the truth is from a quadratic, is
+        counted."""
+        sd_TK = np.stack([np.hypot(each.sd(points_KN), math.sqrt(each.prior.noise_value)) for each in self.posteriors])
+        return np.asarray(sd_TK * self.scale_T[:, None])
 
     def slopes(self, points_KN: Array) -> Array:
         """Derivative of the objective in the coefficients, shape (K, N)."""
