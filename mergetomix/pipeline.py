@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import fidelity, merge, search, verify
+from mergetomix import fidelity, merge, racing, search, verify
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
     Job,
@@ -29,7 +29,7 @@ from mergetomix.job import (
 from mergetomix.mixture import Subsets
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain, objective
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, objective
 from mergetomix.search.auto import choose
 from mergetomix.slopes import has_slopes, slopes
 
@@ -77,20 +77,22 @@ def search_mixtures(job: Job) -> Selection:
         job.listener.note(f"search: {strategy.name}, as {why}")
     trials: list[Trial] = []
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
+        try_out = racing.begin(job, strategy, base)
         while (asked := strategy.ask()) is not None:
-            trials.append(trial_of(job, asked.mixture, base))
-            values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
+            trials.append(try_out(asked))
+            values = trials[-1].gains(base)
             gradients = slopes(job, asked.mixture, base) if asked.gradient else None
             strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients))
             advance(1)
             beat(job, "search", len(trials), strategy.expected())
     job.tell_reused("trials")
+    trials, stopped = [each for each in trials if each.complete], [each for each in trials if not each.complete]
     warn_of_blunt_targets(job, trials)
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in job.space().allowed]
     experts = [tried.get(single) or trial_of(job, single, base) for single in singles]
     best_first = ranked(trials)
-    return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts))
+    return Selection(best_first[0].mixture, best_first, strategy.name, base, ranked(experts), ranked(stopped))
 
 
 def strategy_of(job: Job) -> search.Strategy:
@@ -236,7 +238,7 @@ def cost_of(
 ) -> Cost:
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
     keys = scored_keys(job, selection, verification)
-    addresses = [target.address for target in job.inputs.targets("select").values()]
+    addresses = [address for target in job.inputs.targets("select").values() for address in target.addresses]
     merge_s, evaluate_s = job.store.seconds(keys, addresses, "select")
     seconds = {line.kind: 0.0 for line in table}
     for line in table:
@@ -274,7 +276,9 @@ def checks_s(job: Job, verification: Verification) -> float:
 
 def scored_keys(job: Job, selection: Selection, verification: Verification | None) -> set[str]:
     """The addresses of all proxies that were scored, and of the base."""
-    keys = {job.inputs.base_key(job.store)} | {job.proxy_key(trial.mixture) for trial in selection.trials}
+    keys = {job.inputs.base_key(job.store)} | {
+        job.proxy_key(trial.mixture) for trial in (*selection.trials, *selection.stopped)
+    }
     if verification is not None:
         keys |= {job.proxy_key(each.mixture, verification.exponent) for each in verification.predictions}
         exponents = job.recipe.verify.exponents

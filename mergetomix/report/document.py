@@ -20,6 +20,8 @@ def to_dict(result: Result) -> dict[str, Any]:
         "selected": mixture(result.selected),
         "strategy": result.selection.strategy,
         "trials": [trial(each) for each in result.selection.trials],
+        "stopped": [stopped(each) for each in result.selection.stopped],
+        "evaluations": {"made": result.selection.num_evaluated, "without_racing": result.selection.num_without_racing},
         "verification": None if result.verification is None else verification(result.verification),
         "experts": [expert(each) for each in result.experts],
         "final": None
@@ -45,6 +47,12 @@ def scores(values: Mapping[str, Scores]) -> dict[str, Any]:
 def trial(value: Trial) -> dict[str, Any]:
     """A trial on the select part; the objective is the gain over the base, higher is better."""
     return {**mixture(value.mixture), "targets": scores(value.scores), "objective": value.objective}
+
+
+def stopped(value: Trial) -> dict[str, Any]:
+    """A trial that a race stopped early: how many examples of each target it saw, and the objective expected over all."""
+    seen = {name: each.num_examples for name, each in value.scores.items()}
+    return {**mixture(value.mixture), "num_examples": seen, "estimate": value.objective}
 
 
 def verification(value: Verification) -> dict[str, Any]:
