@@ -147,6 +147,13 @@ def split(examples: Examples, select_fraction: float, seed: int) -> tuple[tuple[
     return select, report
 
 
+def drawn_order(items: Sequence[Example], seed: int) -> list[int]:
+    """Places of examples in the order of SHA-256("order", seed, content): one that depends on no example's place, and not on
+    which other examples there are. Equal examples stay in their order."""
+    keys = [hashlib.sha256(b"order:%d:" % seed + _canonical(item)).digest() for item in items]
+    return sorted(range(len(items)), key=lambda place: keys[place])
+
+
 def shared(dataset: Examples, target: Examples) -> list[tuple[int, int]]:
     """Pairs (row of the dataset, row of the target) that say the same once whitespace around each string is trimmed.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergetomix import data, targets
+from mergetomix import data, race, targets
 from mergetomix.data import Example, Examples
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.families import Encoding, Family, Item, content, counted, open_family, take_tokens
@@ -33,6 +33,8 @@ class Material:
 class Scorer:
     """A target over one part of its examples, with the address that its scores are kept under.
 
+    Where mixtures race, `blocks` are the examples in the order in which they are seen, each block a scorer of its own with its
+    `stage` of the race and the `places` of its examples among all; their scores together are the target's (`blocks.py`).
     `num_cut` prompts lost their beginning to leave room for the answer. `num_tokens` are read in one evaluation; zero where
     that is not known, as for a function.
     """
@@ -42,6 +44,14 @@ class Scorer:
     num_examples: int
     num_cut: int = 0
     num_tokens: int = 0
+    blocks: tuple[Scorer, ...] = ()
+    places: tuple[int, ...] = ()
+    stage: int = 0
+
+    @property
+    def addresses(self) -> list[str]:
+        """Every address that scores of these examples are kept under."""
+        return [self.address, *(block.address for block in self.blocks)]
 
     def score(self, model: Any) -> Scores:
         """The scores of a model."""
@@ -173,10 +183,11 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
     for name, spec in recipe.targets.items():
         setting = targets.Setting(family, f"targets.{name}", recipe.batch_tokens)
+        racing = recipe.search.racing is not None
         if name in materials:
-            both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction)
+            both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction, racing)
         else:
-            both = _python_scorers(spec, setting, recipe.select_fraction)
+            both = _python_scorers(spec, setting, recipe.select_fraction, racing)
         scorers["select"][name], scorers["report"][name] = both
     warnings += _notes(candidates | materials, family)
     prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
@@ -228,10 +239,29 @@ def _target_material(spec: TargetSpec, examples: Examples, family: Family) -> Ma
     return Material(examples, encoding)
 
 
-def _scorers(spec: TargetSpec, examples: Examples, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
+def _scorers(
+    spec: TargetSpec, examples: Examples, setting: targets.Setting, select_fraction: float, racing: bool
+) -> tuple[Scorer, Scorer]:
     """The target over its select and its report part."""
     select, report = data.split(examples, select_fraction, spec.seed)
-    return _scorer(spec, select, setting), _scorer(spec, report, setting)
+    blocks = _blocks(select, spec, setting, lambda some: _scorer(spec, some, setting)) if racing else ()
+    return replace(_scorer(spec, select, setting), blocks=blocks), _scorer(spec, report, setting)
+
+
+def _blocks(
+    select: Sequence[Example], spec: TargetSpec, setting: targets.Setting, scorer: Callable[[list[Example]], Scorer]
+) -> tuple[Scorer, ...]:
+    """The select part cut as a race sees it. Raises DataError where there are too few examples to race on."""
+    if len(select) < race.MIN_EXAMPLES:
+        message = f"search.racing needs at least {race.MIN_EXAMPLES} select examples, and there are {len(select)}"
+        raise DataError(setting.where, message, hint="give the target more rows, raise select_fraction, or leave racing out")
+    order, found, start = data.drawn_order(select, spec.seed), [], 0
+    for stage, end in enumerate(race.stages(len(select))):
+        places = tuple(sorted(order[start:end]))  # in the examples' own order, as batches are made of the whole
+        if places:
+            found.append(replace(scorer([select[place] for place in places]), places=places, stage=stage))
+        start = end
+    return tuple(found)
 
 
 def _scorer(spec: TargetSpec, part: Sequence[Example], setting: targets.Setting) -> Scorer:
@@ -247,7 +277,7 @@ def _lossy(examples: Sequence[Example], setting: targets.Setting) -> Scorer:
     return Scorer(loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens)
 
 
-def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float) -> tuple[Scorer, Scorer]:
+def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction: float, racing: bool) -> tuple[Scorer, Scorer]:
     """A function's target: over rows where it has data, else over the scores that it returns for the base."""
     has_data = spec.path is not None or spec.rows is not None
     rows, contents = setting.family.rows(spec, setting.where) if has_data else (None, [])
@@ -258,13 +288,16 @@ def _python_scorers(spec: TargetSpec, setting: targets.Setting, select_fraction:
         num = len(rows)
     texts = [repr(contents[i]) if rows is not None else str(i) for i in range(num)]
     items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
-    parts = data.split(Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed)
-    scorers = []
-    for keep in ([item.row for item in part] for part in parts):
+    select, report = data.split(Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed)
+
+    def scorer(part: Sequence[Example]) -> Scorer:
+        keep = [item.row for item in part]
         some = [contents[i] for i in keep] if rows is not None else None
         target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting, some)
-        scorers.append(Scorer(target, target.address(), len(keep)))
-    return scorers[0], scorers[1]
+        return Scorer(target, target.address(), len(keep))
+
+    blocks = _blocks(select, spec, setting, scorer) if racing else ()
+    return replace(scorer(select), blocks=blocks), scorer(report)
 
 
 def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mergetomix import merge, shares, statistics, train
+from mergetomix import blocks, merge, shares, statistics, train
 from mergetomix.bank import GIB, Bank, Rule
 from mergetomix.deltas import mapped, read_delta
 from mergetomix.deltas import params as live_params
@@ -484,7 +484,7 @@ def known_scores(job: Job, key: str, part: Part) -> tuple[dict[str, Scores], lis
     """What the store holds of a model's scores, and the targets it lacks."""
     known = {}
     for name, target in job.inputs.targets(part).items():
-        scores = job.store.scores(key, target.address, part)
+        scores = blocks.kept(job.store, key, target, part)
         if scores is not None:
             known[name] = scores
     return known, [name for name in job.recipe.targets if name not in known]
@@ -492,18 +492,25 @@ def known_scores(job: Job, key: str, part: Part) -> tuple[dict[str, Scores], lis
 
 def score_and_keep(job: Job, model: Any, entry: Model, names: Sequence[str], part: Part) -> dict[str, Scores]:
     """Score a model on some targets and write all of it to the store at once."""
-    scored, seconds = {}, {}
-    for name in names:
+    scorers = job.inputs.targets(part)
+    pieces = [(name, each) for name in names for each in blocks.lacking(job.store, entry.key, scorers[name], part)]
+    score_pieces(job, model, entry, pieces, part)
+    known, _ = known_scores(job, entry.key, part)
+    return {name: known[name] for name in names}
+
+
+def score_pieces(job: Job, model: Any, entry: Model, pieces: Sequence[tuple[str, Scorer]], part: Part = "select") -> None:
+    """Score a model on targets or blocks of them, each beside its target's name, and write all of it to the store at once."""
+    found = []
+    for name, piece in pieces:
         started = time.monotonic()
-        scored[name] = within_memory(job.inputs.targets(part)[name], model, name)
-        seconds[name] = time.monotonic() - started
-        check_finite(scored[name], entry, name)
+        scores = within_memory(piece, model, name)
+        found.append((piece.address, scores, time.monotonic() - started))
+        check_finite(scores, entry, name, piece.places)
     with job.store.transaction():
         job.store.add_model(entry.key, entry.kind, entry.mixture, entry.merge_s)
-        for name in names:
-            address = job.inputs.targets(part)[name].address
-            job.store.add_scores(entry.key, address, part, scored[name], seconds[name])
-    return scored
+        for address, scores, seconds in found:
+            job.store.add_scores(entry.key, address, part, scores, seconds)
 
 
 def within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
@@ -528,12 +535,16 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def check_finite(scores: Scores, entry: Model, target: str) -> None:
-    """Raises Fault (TrainingError for a real fine-tune) where a score is not finite: ranks of such numbers mean nothing."""
+def check_finite(scores: Scores, entry: Model, target: str, places: Sequence[int] = ()) -> None:
+    """Raises Fault (TrainingError for a real fine-tune) where a score is not finite: ranks of such numbers mean nothing.
+
+    `places` are those of the examples among all, where these are some of them.
+    """
     bad = next((i for i, value in enumerate(scores.values) if value - value != 0), None)
     if bad is not None:
         what = entry.mixture or entry.kind
-        message = f"the {scores.kind} of example {bad} of target {target} is {scores.values[bad]} for {entry.kind} {what}"
+        place = places[bad] if places else bad
+        message = f"the {scores.kind} of example {place} of target {target} is {scores.values[bad]} for {entry.kind} {what}"
         hint = "lower train.learning_rate or merge.scale, or set base.dtype: float32"
         raise TrainingError(message, hint=hint) if entry.kind == "real" else Fault(message, hint=hint)
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mergetomix import aims, fidelity, merge, search, verify
+from mergetomix import aims, fidelity, merge, racing, search, verify
 from mergetomix.budget import Limit, Meter, limit_of
 from mergetomix.errors import RecipeError, StoreError, TrainingError, UserError
 from mergetomix.job import (
@@ -31,7 +31,7 @@ from mergetomix.job import (
 from mergetomix.mixture import Simplex, Space, Subsets, everything, holds
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification, gain
+from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
 from mergetomix.search.auto import choose
 from mergetomix.slopes import companions, has_slopes, slopes, smooth, smooth_scorer, warn_of_companions
 
@@ -88,6 +88,7 @@ def search_mixtures(job: Job) -> Selection:
     else:
         trials, name = explore(job, base, space, limit)
     job.tell_reused("trials")
+    trials, stopped = [each for each in trials if each.complete], [each for each in trials if not each.complete]
     warn_of_blunt_targets(job, trials)
     tried = {trial.mixture: trial for trial in trials}
     singles = [Mixture((name,), (1.0,)) for name in space.allowed]
@@ -95,7 +96,7 @@ def search_mixtures(job: Job) -> Selection:
     candidates = [trial for trial in tried.values() if holds(space, trial.mixture)]
     aims.settle(job, candidates, base)
     best_first, experts_first = (ranked(aims.again(job, each, base)) for each in (candidates, experts))
-    return Selection(best_first[0].mixture, best_first, name, base, experts_first, job.objective)
+    return Selection(best_first[0].mixture, best_first, name, base, experts_first, job.objective, ranked(stopped))
 
 
 def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) -> tuple[list[Trial], str]:
@@ -108,9 +109,10 @@ def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) ->
     trials: list[Trial] = []
     meter = Meter()
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
+        try_out = racing.begin(job, strategy, base)
         while (asked := strategy.ask()) is not None and not (trials and meter.is_over(limit)):
-            trials.append(trial_of(job, asked.mixture, base))
-            values = {name: gain(scores, base[name]) for name, scores in trials[-1].scores.items()}
+            trials.append(try_out(asked))
+            values = trials[-1].gains(base)
             gradients = slopes(job, asked.mixture, base) if asked.gradient else None
             beside = smooth(job, trials[-1], base) if strategy.name == "gradient" else None
             strategy.tell(search.Told(asked.mixture, trials[-1].objective, values, gradients, beside))
@@ -294,7 +296,7 @@ def cost_of(
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
     keys = scored_keys(job, selection, verification)
     scorers = [*job.inputs.targets("select").values(), *(companions(job).values() if is_by_gradients(selection) else ())]
-    addresses = [scorer.address for scorer in scorers]
+    addresses = [address for scorer in scorers for address in scorer.addresses]
     merge_s, evaluate_s = job.store.seconds(keys, addresses, "select")
     seconds = {line.kind: 0.0 for line in table}
     for line in table:
@@ -337,7 +339,9 @@ def checks_s(job: Job, verification: Verification) -> float:
 
 def scored_keys(job: Job, selection: Selection, verification: Verification | None) -> set[str]:
     """The addresses of all proxies that were scored, and of the base."""
-    keys = {job.inputs.base_key(job.store)} | {job.proxy_key(trial.mixture) for trial in selection.trials}
+    keys = {job.inputs.base_key(job.store)} | {
+        job.proxy_key(trial.mixture) for trial in (*selection.trials, *selection.stopped)
+    }
     if verification is not None:
         keys |= {job.proxy_key(each.mixture, verification.exponent) for each in verification.predictions}
         exponents = job.recipe.verify.exponents

@@ -377,6 +377,19 @@ class Recipe(Section):
             raise ValueError(f"search: no mixture has at least {least} and at most {most} datasets")
         return self
 
+    @model_validator(mode="after")
+    def _can_race(self) -> Recipe:
+        if self.search.racing is None:
+            return self
+        aim = self.search.objective
+        if aim != "gain":
+            raise ValueError(f"search.racing: races decide by a weighted mean of gains, not by search.objective: {aim}")
+        for name, spec in self.targets.items():
+            if spec.score == "python" and spec.path is None and spec.rows is None:
+                message = f"targets.{name} is a function without data, which scores all its examples in every call"
+                raise ValueError(f"search.racing: {message}; give it data, or leave racing out")
+        return self
+
     def resolved(self, folder: Path) -> Recipe:
         """The same recipe with every path absolute, `folder` being where relative ones start."""
         data = {name: _resolve_source(source, folder) for name, source in self.datasets.items()}

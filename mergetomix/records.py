@@ -150,17 +150,41 @@ class Portion:
 
 @dataclass(frozen=True)
 class Trial:
-    """A proxy evaluated on the select part of the targets."""
+    """A proxy evaluated on the select part of the targets.
+
+    `estimates` is None for a trial that saw every example. A race may stop one early: `scores` are then of the examples that
+    it saw, `estimates` the gains that all of them would be expected to give, by target, and `objective` is of these.
+    """
 
     mixture: Mixture
     scores: Mapping[str, Scores]
     objective: float
+    estimates: Mapping[str, float] | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether it saw every example."""
+        return self.estimates is None
+
+    @property
+    def num_examples(self) -> int:
+        """How many examples it saw, over all targets."""
+        return sum(scores.num_examples for scores in self.scores.values())
+
+    def gains(self, base: Mapping[str, Scores]) -> dict[str, float]:
+        """The gain over the base on each target, estimated where it was stopped early."""
+        known = self.estimates
+        return {name: gain(scores, base[name]) if known is None else known[name] for name, scores in self.scores.items()}
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a search: the mixture chosen, every trial, and every single expert as a trial, best first each;
-    `objective` is what they are ranked by."""
+    """The outcome of a search: the mixture chosen, every complete trial, and every single expert as a trial, best first each;
+    `objective` is what they are ranked by.
+
+    `stopped` are the trials that a race stopped early, best estimate first: no candidates, as each was worse than a complete
+    one beyond doubt.
+    """
 
     mixture: Mixture
     trials: tuple[Trial, ...]
@@ -168,6 +192,17 @@ class Selection:
     base: Mapping[str, Scores]
     singles: tuple[Trial, ...]
     objective: Objective | None = None
+    stopped: tuple[Trial, ...] = ()
+
+    @property
+    def num_evaluated(self) -> int:
+        """Example evaluations behind the trials."""
+        return sum(trial.num_examples for trial in (*self.trials, *self.stopped))
+
+    @property
+    def num_without_racing(self) -> int:
+        """Example evaluations if every trial had seen every example."""
+        return (len(self.trials) + len(self.stopped)) * sum(scores.num_examples for scores in self.base.values())
 
     @property
     def best_expert(self) -> Trial:

@@ -43,12 +43,14 @@ def show_result(result: Result, recipe: Recipe) -> None:
 def show_ranking(selection: Selection, recipe: Recipe) -> None:
     """The best trials, and the mixture chosen."""
     shown = selection.trials[: markdown.NUM_RANKED]
-    title = f"Ranking: best {len(shown)} of {len(selection.trials)} proxies ({selection.strategy} search)"
+    title = f"Ranking: best {len(shown)} of {markdown.num_proxies(selection)} ({selection.strategy} search)"
     rows = [markdown.rank_cells(i + 1, trial, recipe) for i, trial in enumerate(shown)]
     _table(title, markdown.rank_header(recipe), rows)
     if selection.objective is not None and selection.objective.aim == "pareto":
         front = front_of(selection)
         _table(f"Front: {markdown.front_text(front)}", markdown.front_header(selection), markdown.front_cells(front, selection))
+    if selection.stopped:
+        _line(markdown.racing_text(selection))
     _line(f"best by proxy: {markdown.mixture_text(selection.mixture)}")
 
 

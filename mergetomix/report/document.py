@@ -24,6 +24,8 @@ def to_dict(result: Result) -> dict[str, Any]:
         "strategy": result.selection.strategy,
         "objective": objective(result.selection),
         "trials": [trial(each) for each in result.selection.trials],
+        "stopped": [stopped(each) for each in result.selection.stopped],
+        "evaluations": {"made": result.selection.num_evaluated, "without_racing": result.selection.num_without_racing},
         "front": front(result.selection),
         "given_up": given_up(result),
         "verification": None if result.verification is None else verification(result.verification),
@@ -76,6 +78,12 @@ def given_up(result: Result) -> dict[str, Any] | None:
     lines = tradeoffs.given_up(result.selection, result.verification)
     found = {each.target: {"gain": each.gain, "best": each.best, "by": mixture(each.by), "less": each.less} for each in lines}
     return found or None
+
+
+def stopped(value: Trial) -> dict[str, Any]:
+    """A trial that a race stopped early: how many examples of each target it saw, and the objective expected over all."""
+    seen = {name: each.num_examples for name, each in value.scores.items()}
+    return {**mixture(value.mixture), "num_examples": seen, "estimate": value.objective}
 
 
 def verification(value: Verification) -> dict[str, Any]:

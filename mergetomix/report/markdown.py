@@ -26,10 +26,11 @@ def render(result: Result, recipe: Recipe) -> str:
         f"Scored on the report part of each target, which the search never saw. {legend(recipe)}",
         table(final_header(recipe), [final_cells(row, recipe) for row in result.table]),
         "## Ranking",
-        f"The best {min(NUM_RANKED, len(result.selection.trials))} of {len(result.selection.trials)} proxies"
+        f"The best {min(NUM_RANKED, len(result.selection.trials))} of {num_proxies(result.selection)}"
         f" ({result.selection.strategy} search), on the select part.",
         table(rank_header(recipe), ranking(result, recipe)),
         *_target_parts(result),
+        *_stopped_parts(result),
         *_verification_parts(result),
         "## Experts",
         table(["dataset", "sequences", "tokens trained", "seconds"], expert_cells(result)),
@@ -130,6 +131,41 @@ def front_text(front: Front) -> str:
     more = f"; the {NUM_FRONT} nearest to the best of each are shown" if num > NUM_FRONT else ""
     what = "1 mixture that no other beats" if num == 1 else f"{num} mixtures that no other beats on every target"
     return f"{what}{more}. Hypervolume over the base: {front.hypervolume:.4g}."
+
+
+def num_proxies(selection: Selection) -> str:
+    """How many proxies were tried, and how many of them on all examples."""
+    num, tried = len(selection.trials), len(selection.trials) + len(selection.stopped)
+    return f"{num} proxies" if num == tried else f"the {num} proxies of {tried} that saw every example"
+
+
+STOPPED_HEADER = ["datasets", "examples seen", "objective expected"]
+
+
+def stopped_cells(selection: Selection) -> list[list[str]]:
+    """The trials stopped early that came nearest to the best."""
+    return [
+        [mixture_text(each.mixture), str(each.num_examples), f"about {each.objective:+.4f}"]
+        for each in selection.stopped[:NUM_RANKED]
+    ]
+
+
+def racing_text(selection: Selection) -> str:
+    """What racing saved; empty where nothing was stopped."""
+    if not selection.stopped:
+        return ""
+    made, without = selection.num_evaluated, selection.num_without_racing
+    return (
+        f"racing: {len(selection.stopped)} of {len(selection.trials) + len(selection.stopped)} proxies were stopped early, as"
+        f" they could hardly be the best; {made:,} example evaluations instead of {without:,}, {without / made:.1f} times fewer"
+    )
+
+
+def _stopped_parts(result: Result) -> list[str]:
+    if not result.selection.stopped:
+        return []
+    shown, num = stopped_cells(result.selection), len(result.selection.stopped)
+    return [f"{racing_text(result.selection)}. The best {len(shown)} of these {num}:", table(STOPPED_HEADER, shown)]
 
 
 CHECK_HEADER = ["datasets", "proxy", "real", "difference", "why it was fine-tuned"]
