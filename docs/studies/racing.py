@@ -1,45 +1,316 @@
 """How many example evaluations a race saves, and how often it picks what evaluating everything picks.
 
-python docs/studies/racing.py table RECIPE WORK/NAME.npz [--set key=value]   every mixture's score of every example; resumable
-python docs/studies/racing.py race WORK/NAME.npz ...                         the bootstrap over such tables, printed
+python docs/studies/racing.py table RECIPE WORK/NAME.npz [--set key=value ...]    every mixture's score of every example
+python docs/studies/racing.py race WORK/NAME.npz ... [--repetitions 200] [--optuna 20]    the bootstrap over tables, printed
+
+A repetition draws each target's select examples anew, with replacement, and in that order all mixtures race: in the order of an
+exhaustive search, or at random. Ways to stop a mixture, all at the looks of `mergetomix.race` but the last:
+
+race         the test of `mergetomix.race`, as a search with `search.racing` has it
+blind        the same with nothing foreseen: a t test of the paired differences
+wilcoxon     the signed-rank test of the examples' weighted contributions
+bernstein    an empirical Bernstein bound (Maurer and Pontil 2009) whose range is twice the largest difference seen
+optuna       Optuna's WilcoxonPruner as its documentation says: after every example, in an order of its own for each mixture;
+             a mixture that is stopped counts with its mean so far. Its p_threshold stands in the column of alpha
+
+The first four begin with the experts, on all examples, and count them; Optuna's begins with the first mixture. A ratio is
+evaluations without a race over those made, `same` the share of repetitions with the same pick, `lost` the mean objective lost
+by the pick, in standard deviations of the objective over mixtures.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from mergetomix import pool, race
 from mergetomix.job import evaluate_base, evaluate_proxy, open_job
 from mergetomix.progress import Silent
+from mergetomix.race import Array, Paired
 from mergetomix.recipe import load
+from mergetomix.records import Mixture, Scores
+
+ALPHAS = (0.01, 0.05, 0.1)
+Test = Callable[[Sequence[Paired], float], bool]
+"""Whether the changes seen show a mixture to be beaten, at the level of one look."""
 
 
-def table(recipe: str, out: Path, overrides: Sequence[str]) -> None:
-    """Score every mixture of a recipe, in the order of an exhaustive search; what the store holds is not scored again."""
-    with open_job(load(recipe, [*overrides]), Silent()) as job:
-        mixtures = list(job.space())
-        base = evaluate_base(job, "select")
+# --- the table
+
+
+def record(recipe: str, out: Path, overrides: Sequence[str]) -> None:
+    """Scores every mixture of a recipe, in the order of an exhaustive search; what the store holds is not scored again."""
+    with open_job(load(recipe, [*overrides, "search.racing=null"]), Silent()) as job:
+        base, mixtures = evaluate_base(job, "select"), list(job.space())
         trials = [evaluate_proxy(job, mixture, "select") for mixture in mixtures]
-        found = {"mixtures": np.array([str(mixture) for mixture in mixtures])}
+        names = job.space().allowed
+        found: dict[str, Any] = {"datasets": np.array(names)}
+        found["points"] = np.array([[mixture.as_dict().get(name, 0.0) for name in names] for mixture in mixtures])
         for name, spec in job.recipe.targets.items():
             found[f"{name}/values"] = np.array([trial[name].values for trial in trials])
             found[f"{name}/base"] = np.array(base[name].values)
             found[f"{name}/weights"] = np.array(base[name].weights)
             found[f"{name}/about"] = np.array([spec.weight, base[name].kind == "loss"])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(out, **found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, **found)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target's table: values of M mixtures, and pooled ones, on E examples, in units of the gain; `base_E` as scored."""
+
+    values_ME: Array
+    pooled_ME: Array
+    base_E: Array
+    weights_E: Array
+    share: float
+    is_loss: bool
+
+    def drawn(self, rng: np.random.Generator) -> Target:
+        """The same with examples drawn with replacement; the base's mean loss, the unit of a gain, is of these."""
+        rows_E = rng.integers(len(self.weights_E), size=len(self.weights_E))
+        base_E, weights_E = self.base_E[rows_E], self.weights_E[rows_E]
+        unit = -1 / np.average(base_E, weights=weights_E) if self.is_loss else 1.0
+        values_ME, pooled_ME = unit * self.values_ME[:, rows_E], unit * self.pooled_ME[:, rows_E]
+        return Target(values_ME, pooled_ME, base_E, weights_E, self.share, self.is_loss)
+
+
+@dataclass(frozen=True)
+class World:
+    """A recorded table: the mixtures' weights, and every target."""
+
+    points_MN: Array
+    targets: tuple[Target, ...]
+
+    @property
+    def singles(self) -> list[int]:
+        """Rows of the experts."""
+        return [row for row, point_N in enumerate(self.points_MN) if (point_N > 0).sum() == 1]
+
+    @property
+    def num_examples(self) -> int:
+        """Examples of all targets."""
+        return sum(len(target.weights_E) for target in self.targets)
+
+    def objectives(self, pooled: bool = False) -> Array:
+        """Every mixture's objective, but for a constant."""
+        values = [target.pooled_ME if pooled else target.values_ME for target in self.targets]
+        parts = [t.share * np.average(v, axis=1, weights=t.weights_E) for t, v in zip(self.targets, values, strict=True)]
+        return np.asarray(np.sum(parts, axis=0))
+
+    def drawn(self, rng: np.random.Generator) -> World:
+        """The same over examples drawn with replacement."""
+        return World(self.points_MN, tuple(target.drawn(rng) for target in self.targets))
+
+
+def read(path: Path) -> World:
+    """A table."""
+    with np.load(path) as table:
+        arrays, points_MN = dict(table), table["points"]
+    names = [key.removesuffix("/about") for key in arrays if key.endswith("/about")]
+    total = sum(arrays[f"{name}/about"][0] for name in names)
+    found = []
+    for name in names:
+        values_ME, base_E, weights_E = (arrays[f"{name}/{key}"] for key in ("values", "base", "weights"))
+        weight, is_loss = arrays[f"{name}/about"]
+        pooled_ME = pooled(points_MN, values_ME, weights_E, bool(is_loss))
+        found.append(Target(values_ME, pooled_ME, base_E, weights_E, float(weight / total), bool(is_loss)))
+    return World(points_MN, tuple(found))
+
+
+def pooled(points_MN: Array, values_ME: Array, weights_E: Array, is_loss: bool) -> Array:
+    """What the experts' pooled probabilities say of every mixture's values."""
+    names = [f"{i:09}" for i in range(points_MN.shape[1])]
+    rows = {name: int(np.flatnonzero(points_MN[:, i] == 1)[0]) for i, name in enumerate(names)}
+    weights = tuple(weights_E.tolist())
+    experts = {name: Scores("loss" if is_loss else "score", tuple(values_ME[row]), weights) for name, row in rows.items()}
+    found = []
+    for point_N in points_MN:
+        parts = {name: float(weight) for name, weight in zip(names, point_N, strict=True) if weight > 0}
+        found.append(pool.pooled(Mixture(tuple(parts), tuple(parts.values())), experts).values)
+    return np.array(found)
+
+
+# --- tests
+
+
+def by_race(targets: Sequence[Paired], level: float) -> bool:
+    """As `mergetomix.race`."""
+    return race.is_beaten(race.difference(targets), level)
+
+
+def blind(targets: Sequence[Paired], level: float) -> bool:
+    """Student's t test of the paired differences."""
+    return by_race([Paired(t.change_S, np.zeros_like(t.foreseen_E), t.weights_E, t.share) for t in targets], level)
+
+
+def contributions(targets: Sequence[Paired]) -> Array:
+    """What every example seen adds to the mean difference of all."""
+    seen = [(t.share, t.change_S, t.weights_E[: len(t.change_S)]) for t in targets]
+    num = sum(len(change_S) for _, change_S, _ in seen)
+    return np.concatenate([share * num * change_S * w_S / w_S.sum() for share, change_S, w_S in seen])
+
+
+def wilcoxon(targets: Sequence[Paired], level: float) -> bool:
+    """The signed-rank test, and as Optuna's only where the mean is below zero too."""
+    found = contributions(targets)
+    return bool(found.mean() < 0 and stats.wilcoxon(found, alternative="less", zero_method="zsplit").pvalue < level)
+
+
+def bernstein(targets: Sequence[Paired], level: float) -> bool:
+    """Whether the empirical Bernstein bound of the mean, at this level, is below zero."""
+    found = contributions(targets)
+    num, log = len(found), math.log(2 / level)
+    reach = 2 * float(np.abs(found).max())
+    return float(found.mean() + math.sqrt(2 * found.var(ddof=1) * log / num) + 7 * reach * log / (3 * (num - 1))) < 0
+
+
+TESTS: dict[str, Test] = {"race": by_race, "blind": blind, "wilcoxon": wilcoxon, "bernstein": bernstein}
+
+
+# --- races
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a race picked, and how many examples it evaluated."""
+
+    pick: int
+    cost: int
+
+
+def run(test: Test, world: World, order: Sequence[int], alpha: float) -> Outcome:
+    """One race over all mixtures, as `mergetomix.racing` has it where a search asks for all of them."""
+    objective_M = world.objectives()
+    ends = [race.stages(len(target.weights_E)) for target in world.targets]
+    level = alpha / race.num_looks([each[-1] for each in ends])
+    complete = list(dict.fromkeys([*world.singles, int(world.objectives(pooled=True).argmax())]))
+    incumbent = max(complete, key=lambda row: objective_M[row])
+    cost = len(complete) * world.num_examples
+    for row in order:
+        if row in complete:
+            continue
+        seen = look(partial(test, level=level), world, (row, incumbent), complete, ends)
+        cost += seen
+        if seen == world.num_examples:
+            complete.append(row)
+            incumbent = row if objective_M[row] > objective_M[incumbent] else incumbent
+    return Outcome(incumbent, cost)
+
+
+def look(
+    is_beaten: Callable[[Sequence[Paired]], bool],
+    world: World,
+    pair: tuple[int, int],
+    complete: Sequence[int],
+    ends: Sequence[Sequence[int]],
+) -> int:
+    """How many examples a mixture sees against the incumbent."""
+    row, incumbent = pair
+    rows = [complete[i] for i in race.nearest(world.points_MN[complete], world.points_MN[row])]
+    factors_K = race.combination(world.points_MN[rows], world.points_MN[row])
+    for sizes in list(dict.fromkeys(zip(*ends, strict=True)))[:-1]:
+        found = []
+        for target, size in zip(world.targets, sizes, strict=True):
+            now_E = target.values_ME[incumbent]
+            change_S = (target.values_ME[row] - now_E)[:size]
+            found.append(Paired(change_S, factors_K @ target.values_ME[rows] - now_E, target.weights_E, target.share))
+        if is_beaten(found):
+            return sum(sizes)
+    return world.num_examples
+
+
+def run_optuna(world: World, order: Sequence[int], threshold: float, rng: np.random.Generator) -> Outcome:
+    """One race with Optuna's pruner: studies and trials hold no more than what it reads, which makes it fast enough."""
+    from optuna.pruners import WilcoxonPruner
+    from optuna.study import StudyDirection
+
+    pruner, num = WilcoxonPruner(p_threshold=threshold), world.num_examples
+    parts = [t.share * num * t.values_ME * t.weights_E / t.weights_E.sum() for t in world.targets]
+    values_ME, trials, cost = np.concatenate(parts, axis=1), [], 0
+    for row in order:
+        seen: dict[int, float] = {}
+        trial: Any = SimpleNamespace(number=row, intermediate_values=seen)
+        study: Any = SimpleNamespace(direction=StudyDirection.MAXIMIZE)
+        if trials:
+            study.best_trial = max(trials, key=lambda each: float(each.value))
+        for example in rng.permutation(num).tolist():
+            seen[example] = float(values_ME[row, example])
+            if trials and pruner.prune(study, trial):
+                break
+        trial.value = sum(seen.values()) / len(seen)
+        trials.append(trial)
+        cost += len(seen)
+    return Outcome(max(trials, key=lambda each: float(each.value)).number, cost)
+
+
+# --- the bootstrap
+
+
+def bootstrap(world: World, way: Callable[[World, list[int], np.random.Generator], Outcome], num: int, shuffled: bool) -> str:
+    """Ratio, share of the same picks, and what was lost, over repetitions."""
+    same, cost, lost = 0, 0, 0.0
+    for repetition in range(num):
+        rng = np.random.default_rng([repetition, shuffled])
+        drawn = world.drawn(rng)
+        order = list(range(len(world.points_MN)))
+        found = way(drawn, rng.permutation(order).tolist() if shuffled else order, rng)
+        objective_M = drawn.objectives()
+        short = float(objective_M.max() - objective_M[found.pick])
+        same, cost, lost = same + (short <= race.ROUNDING), cost + found.cost, lost + short / float(objective_M.std())
+    ratio = num * len(world.points_MN) * world.num_examples / cost
+    return f"{ratio:.2f} | {same / num:.3f} | {lost / num:.4f}"
+
+
+def report(path: Path, num: int, num_optuna: int) -> None:
+    """Prints one table's figures."""
+    world = read(path)
+    sizes = ", ".join(str(len(target.weights_E)) for target in world.targets)
+    print(f"\n{path.stem}: {len(world.points_MN)} mixtures, {sizes} examples; {num} repetitions, of Optuna's {num_optuna}\n")
+    print("| way | alpha | search order: ratio | same | lost | random order: ratio | same | lost |\n" + "|---" * 8 + "|")
+    for name in [*TESTS, "optuna"]:
+        for alpha in ALPHAS:
+            times = num_optuna if name == "optuna" else num
+            if not times:
+                continue
+            if name == "optuna":
+                way = lambda world, order, rng, alpha=alpha: run_optuna(world, order, alpha, rng)  # noqa: E731
+            else:
+                way = lambda world, order, rng, alpha=alpha, name=name: run(TESTS[name], world, order, alpha)  # noqa: E731
+            found = " | ".join(bootstrap(world, way, times, shuffled) for shuffled in (False, True))
+            print(f"| {name} | {alpha:g} | {found} |", flush=True)
 
 
 def main() -> None:
+    """Read the command line."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("recipe")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--set", action="append", default=[])
-    a = parser.parse_args()
-    table(a.recipe, a.out, a.set)
+    commands = parser.add_subparsers(dest="command", required=True)
+    table = commands.add_parser("table")
+    table.add_argument("recipe")
+    table.add_argument("out", type=Path)
+    table.add_argument("--set", nargs="+", default=[])
+    races = commands.add_parser("race")
+    races.add_argument("tables", type=Path, nargs="+")
+    races.add_argument("--repetitions", type=int, default=200)
+    races.add_argument("--optuna", type=int, default=20)
+    given = parser.parse_args()
+    if given.command == "table":
+        record(given.recipe, given.out, given.set)
+        return
+    warnings.filterwarnings("ignore", message=".*WilcoxonPruner.*")
+    for path in given.tables:
+        report(path, given.repetitions, given.optuna)
 
 
-main()
+if __name__ == "__main__":
+    main()
