@@ -137,12 +137,13 @@ def build(name: str, setting: Setting) -> Strategy:
     from mergetomix.search.exhaustive import Exhaustive
     from mergetomix.search.gradient import Gradient
     from mergetomix.search.greedy import Greedy
+    from mergetomix.search.optuna import Optuna
     from mergetomix.search.regression import Regression
     from mergetomix.search.walk import Walk
 
     if name == "auto":
         name, _ = choose(setting.space, setting.budget, setting.differentiable)
-    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy, Regression)
+    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy, Optuna, Regression)
     for kind in kinds:
         if kind.name == name:
             return kind(setting)

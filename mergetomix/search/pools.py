@@ -136,14 +136,23 @@ def whole(space: Space, most: float) -> list[Mixture] | None:
     return list(space) if isinstance(space, Subsets) else space.vertices()
 
 
-def is_new(space: Space, mixture: Mixture, tried: Sequence[Mixture], apart: float = NEAR) -> bool:
-    """Whether a mixture is none of some: another subset, or weights that differ by more than `apart` in all (L1)."""
+def same(space: Space, mixture: Mixture, tried: Sequence[Mixture], apart: float = NEAR) -> int | None:
+    """The place of a mixture among some: of the same subset, or of weights that differ by at most `apart` in all (L1)."""
     if not tried:
-        return True
+        return None
     if isinstance(space, Subsets):
-        return mixture not in set(tried)
+        return tried.index(mixture) if mixture in tried else None
     away_K = np.abs(rows(tried, space.allowed) - rows([mixture], space.allowed)).sum(axis=1)
-    return bool(away_K.min() > apart)
+    nearest = int(away_K.argmin())
+    return nearest if away_K[nearest] <= apart else None
+
+
+def central(space: Space, rng: np.random.Generator) -> Mixture:
+    """The uniform mixture over all, or, where the space does not have it, one that is drawn."""
+    if isinstance(space, Simplex):
+        return space.uniform()
+    every = frozenset(space.allowed)
+    return space.mixture(every) if every in space else fresh(space, [], 1, rng)[0]
 
 
 def fresh(space: Space, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
@@ -155,6 +164,6 @@ def fresh(space: Space, tried: Sequence[Mixture], num: int, rng: np.random.Gener
     found: list[Mixture] = []
     for _ in range(MAX_DRAWS):
         for mixture in space.sample(num - len(found), int(rng.integers(2**31))):
-            if is_new(space, mixture, [*tried, *found]):
+            if same(space, mixture, [*tried, *found]) is None:
                 found.append(mixture)
     return found

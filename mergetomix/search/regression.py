@@ -13,7 +13,7 @@ from mergetomix.records import Mixture
 from mergetomix.search import Ask, Setting, SettingError
 from mergetomix.search.combined import Combined
 from mergetomix.search.forms import effective, exponent_of
-from mergetomix.search.pools import Array, fresh, is_new, open_pool, rows, whole
+from mergetomix.search.pools import Array, fresh, open_pool, rows, same, whole
 from mergetomix.search.regressors import fit
 from mergetomix.search.walk import Steps, Walk, needed
 
@@ -107,12 +107,12 @@ class Regression(Walk):
 
     def _new(self, ranked_KN: Array, num: int) -> list[Mixture]:
         """The first of some that were not tried and are not next to each other."""
-        tried, found = self._tried(), list[Mixture]()
+        space, tried, found = self.setting.space, self._tried(), list[Mixture]()
         for weights_N in ranked_KN:
             if len(found) == num:
                 break
             mixture = self._pool.mixture(weights_N)
-            if is_new(self.setting.space, mixture, tried) and is_new(self.setting.space, mixture, found, APART):
+            if same(space, mixture, tried) is None and same(space, mixture, found, APART) is None:
                 found.append(mixture)
         return found
 
