@@ -70,8 +70,8 @@ class Kept:
 
         if STUDY in optuna.study.get_all_study_names(self._storage):
             optuna.delete_study(study_name=STUDY, storage=self._storage)
-        directions = ["maximize"] * len(self._sampled.metrics)
-        study = optuna.create_study(study_name=STUDY, storage=self._storage, directions=directions)
+        up = [optuna.study.StudyDirection.MAXIMIZE] * len(self._sampled.metrics)
+        study = optuna.create_study(study_name=STUDY, storage=self._storage, directions=up)
         study.set_metric_names(list(self._sampled.metrics))
         return study
 

@@ -31,11 +31,11 @@ class Optuna(Walk):
 
     Suggestions outside the space stand for a mixture near to them (`variables`), so none is lost. What was tried before is told
     to the sampler from what is known, and not asked again; after ATTEMPTS of these a random mixture is tried. With
-    `Setting.front` the study has one direction for each target, else it has the objective. The sampler works in memory, from the
-    seed and what it is told alone; with `Options.storage` every trial is also written there (`kept`).
+    `Setting.front` the study has one direction for each target, else it has the objective. The sampler works in memory, from
+    the seed and what it is told alone; with `Options.storage` every trial is also written there (`kept`).
 
-    Without a budget it is `default_budget`. A space no larger than the budget is tried whole. Raises SettingError where a package
-    is not there, and for CMA-ES, which has one objective, with a front.
+    Without a budget it is `default_budget`. A space no larger than the budget is tried whole. Raises SettingError where a
+    package is not there, and for CMA-ES, which has one objective, with a front.
     """
 
     name = "optuna"

@@ -46,8 +46,9 @@ class Variables(Protocol):
 class Members:
     """One variable for each unit of a space of subsets: whether it is in, or, relaxed, a number that is above 1/2 where it is.
 
-    Values that make no mixture stand for the one that differs in the fewest units; relaxed, in those nearest to 1/2. So no trial
-    is spent on what cannot be tried, which constraints in Optuna would first have to learn, and every sampler can be used.
+    Values that make no mixture stand for the one that differs in the fewest units; relaxed, in those nearest to 1/2. So no
+    trial is spent on what cannot be tried, which with Optuna's constraints a sampler first has to learn, and every sampler can
+    be used.
     """
 
     def __init__(self, space: Subsets, relaxed: bool, seed: int) -> None:
