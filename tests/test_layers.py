@@ -20,7 +20,7 @@ LAYERS = (
     "front records objective progress problems values",
     "merge",
     "sections",
-    "mixture recipe address disk ledger store image rows fidelity calibrate pool shares several tradeoffs race",
+    "mixture recipe address disk ledger store image rows fidelity calibrate pool shares several tradeoffs race regression",
     "kernels adapters data card folder",
     "pictures passes",
     "families",
@@ -42,6 +42,7 @@ LAYERS = (
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer.split()}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "plotly", "numba", "psutil"}
+HEAVY |= {"optuna", "cmaes", "lightgbm"}  # optional
 COMPILED = "mergetomix.kernels"  # the module that others import inside functions because of what it imports at once
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES = 600, 60

@@ -17,11 +17,12 @@ import pytest
 import tiny
 import torch
 
+from mergetomix import regression
 from mergetomix.data import Example
 from mergetomix.errors import UserError
 from mergetomix.families.causal_lm import CausalLM
 from mergetomix.families.sequences import Encoded
-from mergetomix.study import regression, similarity
+from mergetomix.study import similarity
 from mergetomix.study.similarity import log_importance, ngram_importance, pieces, ranking, sentence_embedding, text_of, tf_idf
 
 WORDS = {

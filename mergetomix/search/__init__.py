@@ -78,6 +78,14 @@ class Options:
     storage: str | None = None
 
 
+class SettingError(ValueError):
+    """A strategy cannot do what its setting asks; `key` is what of the recipe's section `search` is to be changed."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
 @dataclass(frozen=True)
 class Setting:
     """What all strategies are built from.
@@ -133,11 +141,13 @@ def build(name: str, setting: Setting) -> Strategy:
     from mergetomix.search.exhaustive import Exhaustive
     from mergetomix.search.gradient import Gradient
     from mergetomix.search.greedy import Greedy
+    from mergetomix.search.optuna import Optuna
+    from mergetomix.search.regression import Regression
     from mergetomix.search.walk import Walk
 
     if name == "auto":
         name, _ = choose(setting.space, setting.budget, setting.differentiable)
-    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy)
+    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy, Optuna, Regression)
     for kind in kinds:
         if kind.name == name:
             return kind(setting)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
+import importlib
 from collections.abc import Generator
 from typing import TypeVar
 
 from mergetomix.mixture import Subsets
-from mergetomix.search import VALUE_COST, Ask, Setting, Told
+from mergetomix.search import VALUE_COST, Ask, Setting, SettingError, Told
 
 T = TypeVar("T")
 Steps = Generator[Ask, Told, T]
@@ -19,6 +20,14 @@ def subsets(setting: Setting, name: str) -> Subsets:
     if not isinstance(setting.space, Subsets):
         raise ValueError(f"{name} search tries subsets, not weights; gradient search does both")
     return setting.space
+
+
+def needed(package: str, key: str, what: str) -> None:
+    """Raises SettingError where a package that something takes is not installed."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        raise SettingError(key, f'{what} takes the package {package}: pip install "mergetomix[search]"') from None
 
 
 class Walk(abc.ABC):

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix import calibrate
+from mergetomix import calibrate, regression
 from mergetomix.calibrate import Array
-from mergetomix.study import regression, similarity
+from mergetomix.study import similarity
 from mergetomix.study.truth import World
 
 Curve = list[tuple[float, int]]

@@ -1,6 +1,7 @@
-"""Objectives of mixtures predicted from a few real fine-tunes, as RegMix does (arXiv 2407.01492).
+"""What mixtures are worth, predicted from a few runs whose worth is known, as RegMix does (arXiv 2407.01492).
 
-Shapes: X real fine-tunes, N datasets, M mixtures to predict. Weights are shares of the data, each row summing to 1.
+Shapes: X runs (real fine-tunes, or proxies), N datasets, M mixtures to predict. Weights are shares of the data, each row
+summing to 1; `boosted` takes any numbers.
 """
 
 from __future__ import annotations
