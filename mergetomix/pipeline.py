@@ -156,6 +156,7 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
         lambda mixture: merge.coefficients(mixture, job.exponent),
         has_slopes(job),
         job.objective.aim == "pareto",
+        search.Options(options.regressor, options.sampler, storage_of(job)),
     )
     name = "auto" if isinstance(space, Simplex) and options.strategy in OF_SUBSETS else options.strategy
     if name == "gradient" and not setting.differentiable:
@@ -164,8 +165,19 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
         raise RecipeError("search.strategy", message, hint="give it prompt and completion, or use regression or greedy")
     try:
         return search.build(name, setting)
+    except search.SettingError as error:
+        raise RecipeError(f"search.{error.key}", str(error)) from None
     except ValueError as error:
         raise RecipeError("search.budget", str(error)) from None
+
+
+def storage_of(job: Job) -> str | None:
+    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard: `optuna.db` in the run's folder."""
+    if job.recipe.search.strategy != "optuna":
+        return None
+    folder = Path(job.recipe.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{folder / 'optuna.db'}"
 
 
 def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:

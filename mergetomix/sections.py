@@ -166,10 +166,16 @@ class Merge(Section):
 class Search(Section):
     """Which mixtures are tried, and how."""
 
-    strategy: Literal["auto", "exhaustive", "greedy", "gradient"] = "auto"
+    strategy: Literal["auto", "exhaustive", "greedy", "gradient", "regression", "optuna"] = "auto"
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
-    and tries what should be best. `auto` tries all of up to 255 subsets; beyond, it is `gradient` where the merge is linear and
-    every target a loss, or has right answers whose loss can stand for its score; else exhaustive up to 4,095, then greedy."""
+    and tries what should be best, `regression` predicts values from those of random mixtures, `optuna` leaves the choice to
+    one of Optuna's samplers and keeps its trials in the run's folder (optuna.db). `auto` tries all of up to 255 subsets;
+    beyond, it is `gradient` where the merge is linear and every target a loss, or has right answers whose loss can stand for its
+    score; else exhaustive up to 4,095 subsets, then greedy, and regression for weights."""
+    regressor: Literal["auto", "lightgbm", "log_linear", "gp"] = "auto"
+    """For `regression`: boosted trees, a log-linear law, or a Gaussian process; `auto` is what predicts the trials best."""
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"] = "auto"
+    """For `optuna`: its sampler; `auto` goes by the number of targets of a front."""
     objective: Literal["gain", "standard_errors", "worst", "pareto"] = "gain"
     """What of several targets is best. `gain`: the weighted mean of the gains over the base. `standard_errors`: the same with
     each gain in standard errors of its target, so that a target of few or noisy examples does not rule. `worst`: the smallest
@@ -218,6 +224,9 @@ class Search(Section):
             raise ValueError("groups are of subsets: set space: subsets, or both")
         if self.space == "weights" and self.strategy in ("exhaustive", "greedy"):
             raise ValueError(f"strategy: {self.strategy} tries subsets, not weights; set space: both, or strategy: auto")
+        for key, strategy in {"regressor": "regression", "sampler": "optuna"}.items():
+            if getattr(self, key) != "auto" and self.strategy not in (strategy, "auto"):
+                raise ValueError(f"{key} is for strategy: {strategy}, not {self.strategy}")
         if self.space == "subsets" and self.max_repeats is not None:
             raise ValueError("max_repeats is of weights: set space: weights, or both")
         return self

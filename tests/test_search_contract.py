@@ -19,8 +19,8 @@ from mergetomix.mixture import Simplex, Space
 from mergetomix.records import Mixture
 from mergetomix.search import Ask, Setting, Strategy, Told, build, restore
 
-STRATEGIES = ["exhaustive", "gradient", "greedy", "regression"]
-OVER_WEIGHTS = ["gradient", "regression"]
+STRATEGIES = ["exhaustive", "gradient", "greedy", "optuna", "regression"]
+OVER_WEIGHTS = ["gradient", "optuna", "regression"]
 CASES = [(strategy, space) for strategy in STRATEGIES for space in SPACES]
 CASES += [(strategy, space) for strategy in OVER_WEIGHTS for space in WEIGHTS]
 BUDGETS = [1, 2, 3, 4, 7, 12, 25]

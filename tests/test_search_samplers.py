@@ -1,0 +1,100 @@
+"""Search by regression and by Optuna's samplers: what they alone promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from test_run import recipe_values, write_recipe
+from worlds import World, best, search
+
+import mergetomix as m2m
+from mergetomix import pipeline
+from mergetomix.errors import RecipeError
+from mergetomix.job import open_job
+from mergetomix.mixture import Simplex, Space, Subsets
+from mergetomix.search import Options, Setting, SettingError, build
+from mergetomix.search.regressors import log_linear
+
+SPACE = Subsets(tuple("abcdefgh"))
+
+
+def found(name: str, seed: int, space: Space = SPACE, budget: int = 30, options: Options | None = None) -> float:
+    world = World(space.names, seed=seed, num_targets=1)
+    setting = Setting(space, seed, budget, options=options or Options())
+    return world.worth(best(search(build(name, setting), world.told)))
+
+
+@pytest.mark.parametrize("name", ["regression", "optuna"])
+def test_it_is_better_than_random_draws_at_the_same_price(name: str) -> None:
+    ours, drawn = [], []
+    for seed in range(4):
+        world = World(SPACE.names, seed=seed, num_targets=1)
+        every = sorted(world.worth(mixture) for mixture in SPACE)
+        place = {worth: i for i, worth in enumerate(every)}
+        ours.append(place[found(name, seed)])
+        drawn.append(max(place[world.worth(mixture)] for mixture in SPACE.sample(30, seed)))
+    assert fmean(ours) > fmean(drawn)
+
+
+@pytest.mark.parametrize("regressor", ["lightgbm", "log_linear", "gp"])
+def test_every_regressor_searches_weights(regressor: Any) -> None:
+    space = Simplex(tuple("abcd"), min_share=0.05)
+    world = World(space.names, seed=1, num_targets=1)
+    mean = fmean(world.worth(mixture) for mixture in space.sample(50, 0))
+    assert found("regression", 1, space, 16, Options(regressor=regressor)) > mean
+
+
+def test_log_linear_recovers_a_log_linear_law() -> None:
+    rng = np.random.default_rng(0)
+    points_MN, slope_N = rng.dirichlet(np.ones(4), 40), np.array([-1.5, 0.5, 1.0, -0.3])
+    value_M = 0.7 - 0.4 * np.exp(points_MN @ slope_N)
+    fresh_KN = rng.dirichlet(np.ones(4), 20)
+    predicted_K, wanted_K = log_linear(points_MN, value_M).predict(fresh_KN), 0.7 - 0.4 * np.exp(fresh_KN @ slope_N)
+    assert np.abs(predicted_K - wanted_K).max() < 0.05 * np.ptp(wanted_K)
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2"])
+def test_every_sampler_searches_subsets_and_resumes(sampler: Any) -> None:
+    setting = Setting(SPACE, 3, 12, options=Options(sampler=sampler))
+    told = search(build("optuna", setting), World(SPACE.names).told)
+    assert len({each.mixture for each in told}) == len(told) == 12
+    assert search(build("optuna", setting), World(SPACE.names).told) == told
+
+
+def test_the_storage_holds_every_trial_once_also_when_told_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'optuna.db'}"
+    for _ in range(2):
+        setting = Setting(SPACE, 3, 9, options=Options(storage=url))
+        told = search(build("optuna", setting), World(SPACE.names).told)
+        (name,) = optuna.study.get_all_study_names(url)
+        study = optuna.load_study(study_name=name, storage=url)
+        values = [trial.value for trial in study.trials if trial.value is not None]
+        assert sorted(values) == pytest.approx(sorted(each.objective for each in told))
+
+
+def test_what_a_sampler_cannot_do_is_named() -> None:
+    with pytest.raises(SettingError, match="cmaes searches for one objective"):
+        build("optuna", Setting(SPACE, 0, 12, front=True, options=Options(sampler="cmaes")))
+    with pytest.raises(SettingError, match="budget"):
+        build("regression", Setting(SPACE, 0, 2))
+
+
+@pytest.mark.parametrize(("strategy", "more"), [("regression", {"regressor": "gp"}), ("optuna", {"sampler": "tpe"})])
+def test_a_recipe_searches_so(tmp_path: Path, strategy: str, more: dict[str, str]) -> None:
+    values = recipe_values(tmp_path, ("a", "b", "c", "d")) | {"search": {"strategy": strategy, "budget": 6, **more}}
+    with open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job:
+        pipeline.train_experts(job)
+        selection = pipeline.search_mixtures(job)
+    assert selection.strategy == strategy and len(selection.trials) == 6
+    assert (tmp_path / "run" / "optuna.db").exists() == (strategy == "optuna")
+
+
+def test_an_option_of_another_strategy_is_named(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path) | {"search": {"strategy": "greedy", "sampler": "tpe"}}
+    with pytest.raises(RecipeError, match="sampler is for strategy: optuna, not greedy"):
+        m2m.load_recipe(write_recipe(tmp_path, values))
