@@ -170,8 +170,8 @@ class Search(Section):
     """`exhaustive` tries every subset, `greedy` adds and drops datasets, `gradient` learns how losses change with the weights
     and tries what should be best, `regression` predicts values from those of random mixtures, `optuna` leaves the choice to
     one of Optuna's samplers and keeps its trials in the run's folder (optuna.db). `auto` tries all of up to 255 subsets;
-    beyond, it is `gradient` where the merge is linear and every target a loss, or has right answers whose loss can stand for its
-    score; else exhaustive up to 4,095 subsets, then greedy, and regression for weights."""
+    beyond, it is `gradient` where the merge is linear and every target a loss, or has right answers whose loss can stand for
+    its score; else exhaustive up to 4,095 subsets, then greedy, and regression for weights."""
     regressor: Literal["auto", "lightgbm", "log_linear", "gp"] = "auto"
     """For `regression`: boosted trees, a log-linear law, or a Gaussian process; `auto` is what predicts the trials best."""
     sampler: Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"] = "auto"
