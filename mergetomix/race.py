@@ -17,7 +17,7 @@ A loss is a ratio of sums over tokens, hence the weights (the same book, chapter
 objective, and degrees of freedom by Welch and Satterthwaite. A mixture is beaten where Student's t puts less than
 `alpha / looks` on a difference of zero or more. So a mixture that would have been the best is stopped with a probability of
 at most alpha, over draws of the order of the examples: it is compared with one incumbent at each look, and after its last with
-none. How near that is with few and skewed examples: docs/decisions.md.
+none. How near that is with few and skewed examples: docs/log.md.
 
 Array names end in their shape: S examples seen, E examples in all, K complete trials, N datasets.
 """

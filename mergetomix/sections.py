@@ -206,7 +206,8 @@ class Search(Section):
     racing: float | None = Field(default=None, gt=0, lt=0.5)
     """Trials start on a few of each target's select examples and go on only while they may still be the best: the probability
     that the mixture that would have been the best is stopped early, such as 0.05; null evaluates every trial on all examples.
-    Needs at least 24 select examples of each target. A trial that was stopped still counts as whole in the budget."""
+    It holds where changes are near normal or foreseen by the trials before, and fails for rare large gains (docs/log.md). Needs
+    at least 24 select examples of each target. A trial that was stopped still counts as whole in the budget."""
 
     @field_validator("budget")
     @classmethod
