@@ -37,5 +37,4 @@ def test_what_it_takes_and_why(space: Space, budget: int | None, differentiable:
     chosen, said = choose(space, budget, differentiable)
     assert chosen == name
     assert re.search(why, said)
-    if name != "regression":
-        assert build("auto", Setting(space, budget=budget, differentiable=differentiable)).name == name
+    assert build("auto", Setting(space, budget=budget, differentiable=differentiable)).name == name

@@ -265,5 +265,5 @@ def test_on_weights_every_step_asks_for_the_gradient_that_the_next_one_needs() -
 
 @pytest.mark.parametrize("name", ["exhaustive", "greedy"])
 def test_strategies_over_subsets_refuse_weights(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} search tries subsets, not weights; gradient search does both"):
+    with pytest.raises(ValueError, match=f"{name} search tries subsets, not weights; gradient, regression and optuna"):
         build(name, Setting(WEIGHTS[0]))

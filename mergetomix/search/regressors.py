@@ -22,7 +22,7 @@ RIDGE = 1e-2
 """Of a law: small beside the squared deviations of some trials' values, which are one each."""
 BEND = 3.0
 """Of a law at its start: how many times larger k is than what the line changes."""
-MAX_LAW_STEPS, MAX_PROCESS_STEPS = 30, 12
+MAX_LAW_STEPS, MAX_PROCESS_STEPS = 200, 12
 MAX_POWER = 50.0
 """Of an exponential on the way to a law."""
 

@@ -19,7 +19,7 @@ MANY_TARGETS = 4
 """Targets from which on a front is NSGA-III's: crowding, by which NSGA-II spreads its own, says little there."""
 SMALLEST, LARGEST = 6, 50
 """Populations of NSGA-II and III."""
-NUM_GENERATIONS = 6
+NUM_GENERATIONS = 10
 GENERATIONAL = ("cmaes", "nsga2", "nsga3")
 
 

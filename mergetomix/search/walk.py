@@ -18,7 +18,7 @@ Steps = Generator[Ask, Told, T]
 def subsets(setting: Setting, name: str) -> Subsets:
     """The space of a strategy that tries subsets. Raises ValueError where it is another."""
     if not isinstance(setting.space, Subsets):
-        raise ValueError(f"{name} search tries subsets, not weights; gradient search does both")
+        raise ValueError(f"{name} search tries subsets, not weights; gradient, regression and optuna search do both")
     return setting.space
 
 
