@@ -85,30 +85,18 @@ class Job:
 
     def subsets(self) -> Subsets:
         """The subsets that the recipe allows, the weights of their datasets left aside."""
-        options = self.recipe.search
         weighting = self.recipe.merge.weighting
         sizes = self.inputs.sizes if weighting == "size" else self.inputs.scored_tokens if weighting == "tokens" else None
-        return Subsets(
-            tuple(sorted(self.recipe.datasets)),
-            options.min_datasets,
-            options.max_datasets,
-            frozenset(options.require),
-            frozenset(options.forbid),
-            sizes,
-            tuple(frozenset(group) for group in options.groups),
-        )
+        return Subsets(*self._bounds(), sizes, tuple(frozenset(group) for group in self.recipe.search.groups))
 
     def _weights(self) -> Simplex:
+        return Simplex(*self._bounds(), self.recipe.search.min_share, self._caps())
+
+    def _bounds(self) -> tuple[tuple[str, ...], int, int | None, frozenset[str], frozenset[str]]:
+        """What every space is bounded by: names, fewest and most datasets, those required and forbidden."""
         options = self.recipe.search
-        return Simplex(
-            tuple(sorted(self.recipe.datasets)),
-            options.min_datasets,
-            options.max_datasets,
-            frozenset(options.require),
-            frozenset(options.forbid),
-            options.min_share,
-            self._caps(),
-        )
+        fates = frozenset(options.require), frozenset(options.forbid)
+        return (tuple(sorted(self.recipe.datasets)), options.min_datasets, options.max_datasets, *fates)
 
     def _caps(self) -> dict[str, float] | None:
         """The largest weight of each dataset, from how often it may be repeated."""

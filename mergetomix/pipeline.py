@@ -106,6 +106,8 @@ def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) ->
     if job.recipe.search.strategy == "auto":
         _, why = choose(space, limit.num_passes, has_slopes(job))
         job.listener.note(f"search: {strategy.name}, as {why}")
+    if strategy.name == "optuna":
+        Path(job.recipe.run_dir).mkdir(parents=True, exist_ok=True)
     trials: list[Trial] = []
     meter = Meter()
     with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
@@ -156,7 +158,7 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
         lambda mixture: merge.coefficients(mixture, job.exponent),
         has_slopes(job),
         job.objective.aim == "pareto",
-        search.Options(options.regressor, options.sampler, storage_of(job)),
+        search.Options(options.regressor, options.sampler, storage_of(job, space)),
     )
     name = "auto" if isinstance(space, Simplex) and options.strategy in OF_SUBSETS else options.strategy
     if name == "gradient" and not setting.differentiable:
@@ -171,13 +173,13 @@ def strategy_of(job: Job, space: Space | None = None, budget: int | None = None)
         raise RecipeError("search.budget", str(error)) from None
 
 
-def storage_of(job: Job) -> str | None:
-    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard: `optuna.db` in the run's folder."""
+def storage_of(job: Job, space: Space) -> str | None:
+    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard: `optuna.db` in the run's folder, and
+    beside it `optuna-weights.db` where the weights of the best subset are searched after the subsets."""
     if job.recipe.search.strategy != "optuna":
         return None
-    folder = Path(job.recipe.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{folder / 'optuna.db'}"
+    is_second = job.recipe.search.space == "both" and isinstance(space, Simplex)
+    return f"sqlite:///{Path(job.recipe.run_dir) / ('optuna-weights.db' if is_second else 'optuna.db')}"
 
 
 def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:
