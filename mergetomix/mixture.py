@@ -231,7 +231,10 @@ class Simplex:
         most = len(self.allowed) if self.most is None else min(self.most, len(self.allowed))
         least = max(self.least, len(self.require), 1)
         if least > most:
-            return f"no mixture has at least {least} and at most {most} of the {len(self.allowed)} datasets that may be in one"
+            small = sorted(set(self.names) - self.forbid - set(self.allowed))
+            capped = f"; the caps of {', '.join(small)} are below min_share, {self.min_share:.4g}" if small else ""
+            possible = f"the {len(self.allowed)} datasets that may be in one{capped}"
+            return f"no mixture has at least {least} and at most {most} of {possible}"
         if least * self.min_share > 1:
             return f"min_share: {least} datasets of at least {self.min_share:.4g} each would have more than one in all"
         return f"caps: no {most} datasets together may have a weight of one with min_share {self.min_share:.4g}"

@@ -57,6 +57,7 @@ def train_experts(job: Job) -> tuple[Finetune, ...]:
     An expert that fails does not stop the others. Raises TrainingError at the end, naming each that failed.
     """
     num_checks(job)  # a budget that cannot be spent is said before anything is trained
+    strategy_of(job)
     check_length(job)
     check_space(job)
     experts, failures = [], []
