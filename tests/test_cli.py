@@ -17,8 +17,9 @@ import yaml
 from test_run import recipe_values, write_recipe
 
 import mergetomix
-from mergetomix import cli
+from mergetomix import cli, report
 from mergetomix.demo import BASE
+from mergetomix.errors import Fault
 from mergetomix.store import Store
 
 Outcome = tuple[int, str, str]
@@ -390,3 +391,18 @@ def test_the_demo_leaves_an_ordinary_recipe(tmp_path: Path) -> None:
     assert not set(loaded.datasets) & set(loaded.targets)
     path.write_text(path.read_text() + "# changed\n")
     assert demo.write_recipe(tmp_path).read_text().endswith("# changed\n")
+
+
+def test_a_disk_too_full_for_the_final_model_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (source / name).write_text("{}")
+
+    def full(one: str, other: str, **_: Any) -> None:
+        raise OSError(28, "No space left on device", one, None, other)
+
+    monkeypatch.setattr(report, "_link_weights", full)
+    with pytest.raises(Fault, match=r"written to .*final: \[Errno 28\] No space left on device\nhint: ") as caught:
+        report.hand_over(source, tmp_path / "final", "")
+    assert str(source) in str(caught.value.hint) and [each.name for each in tmp_path.iterdir()] == ["source"]

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from mergetomix.errors import Fault
 from mergetomix.recipe import Recipe, dump
 from mergetomix.records import Result
 from mergetomix.report.document import to_dict
@@ -39,10 +40,18 @@ def begin(recipe: Recipe) -> Path:
 
 def hand_over(source: Path, to: Path, card: str) -> None:
     """The fine-tune in folder `source` as a folder of the user's own: weights are linked where the disk allows, the rest is
-    copied, and a model card says where it comes from."""
+    copied, and a model card says where it comes from. Raises Fault where the disk does not take it."""
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, copy_function=_link_weights)
+    try:
+        shutil.copytree(source, partial, copy_function=_link_weights)
+    except shutil.Error as error:  # it holds a line for every file
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = str(error.args[0][0][2]).partition(": ")[0]
+        message = f"the final model cannot be written to {to}: {reason}"
+        raise Fault(
+            message, hint=f"it is in {source}; make room, or set another run_dir, and run the same command again"
+        ) from None
     (partial / "README.md").unlink(missing_ok=True)
     _put(partial / "README.md", card)
     shutil.rmtree(to, ignore_errors=True)
