@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mergetomix import pipeline
+from mergetomix import costs, explore, needs
 from mergetomix.budget import limit_of
 from mergetomix.families import Item
 from mergetomix.job import Job, known_scores, open_job, within_memory
@@ -77,7 +77,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
         UserError: what a run would stumble over, before any training.
     """
     with open_job(recipe, listener) as job:
-        pipeline.check_space(job)
+        needs.check_space(job)
         speed = measure(job)
         return plan(job, speed)
 
@@ -85,8 +85,8 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
 def plan(job: Job, speed: Speed) -> Plan:
     """The plan of a job at a given speed."""
     space = job.space()
-    strategy = pipeline.strategy_of(job)
-    wanted = pipeline.finetunes(job)
+    strategy = explore.strategy_of(job)
+    wanted = needs.finetunes(job)
     todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
     mean = sum(job.num_tokens(Mixture.union([name])) for name in space.allowed) / len(space.allowed)
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
@@ -102,7 +102,7 @@ def plan(job: Job, speed: Speed) -> Plan:
         evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
         disk_bytes=len(todo) * job.inputs.finetune_bytes(),
         free_bytes=job.store.free_bytes(),
-        brute_force_s=pipeline.brute_force_s(job, experts_s, speed.evaluate_s, strategy.expected()),
+        brute_force_s=costs.brute_force_s(job, experts_s, speed.evaluate_s, strategy.expected()),
         warnings=tuple(job.warnings),
     )
 
@@ -114,7 +114,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
 
     The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
     """
-    strategy = pipeline.strategy_of(job)
+    strategy = explore.strategy_of(job)
     trials = strategy.expected()
     space, both = job.space(), job.recipe.search.space == "both"
     if strategy.name == "exhaustive":
@@ -125,7 +125,7 @@ def evaluations(job: Job, num_finetunes: int) -> int:
         most = passes + trials if both else passes
         trials = int(min(limit_of(job).num_passes or most, space.size))
     others = len({*job.recipe.verify.exponents} - {job.exponent})
-    return trials + others * pipeline.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
+    return trials + others * needs.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
 
 
 def measure(job: Job) -> Speed:

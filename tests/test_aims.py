@@ -11,7 +11,7 @@ import pytest
 from test_run import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import aims, pipeline
+from mergetomix import aims, explore
 from mergetomix.errors import RecipeError
 from mergetomix.fidelity import paired_difference
 from mergetomix.front import is_front
@@ -169,7 +169,7 @@ def test_a_selection_without_an_objective_gets_the_one_that_its_trials_make(runs
 def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, "pareto", strategy="greedy")))
     with open_job(recipe, Heard()) as job:
-        aims.warn_of_strategy(job, pipeline.strategy_of(job).name)
+        aims.warn_of_strategy(job, explore.strategy_of(job).name)
         aims.warn_of_strategy(job, "exhaustive")
         assert [text for text in job.warnings if "front" in text] == [
             "greedy search goes by the mean of the gains: the front is of the mixtures that it tries on its way"

@@ -11,7 +11,7 @@ from test_run import Heard, recipe_values, write_recipe
 from worlds import SPACES, World, search
 
 import mergetomix as m2m
-from mergetomix import budget, pipeline
+from mergetomix import budget, explore, pipeline
 from mergetomix.budget import Limit, limit_of
 from mergetomix.errors import RecipeError
 from mergetomix.job import evaluate_base, open_job
@@ -66,7 +66,7 @@ def test_minutes_are_what_the_base_took_and_stay_what_they_were(folder: Path, mo
 )
 def test_a_budget_that_is_none_is_named(folder: Path, wanted: Any, key: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught, open_job(recipe_of(folder, wanted)) as job:
-        pipeline.strategy_of(job)
+        explore.strategy_of(job)
     assert caught.value.where == key
 
 

@@ -10,7 +10,7 @@ import pytest
 from test_run import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import pipeline, race, racing
+from mergetomix import explore, pipeline, race, racing
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.inputs import Inputs
 from mergetomix.job import evaluate_base, open_job, trial_of
@@ -116,7 +116,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[m2m.Recipe, tuple
     recipe = recipe_of(folder, 0.05, datasets=recipe_values(folder)["datasets"])
     with open_job(recipe, Heard()) as job:
         pipeline.train_experts(job)
-        try_out = racing.begin(job, pipeline.strategy_of(job), evaluate_base(job, "select"))
+        try_out = racing.begin(job, explore.strategy_of(job), evaluate_base(job, "select"))
         first = tuple(try_out(Ask(mixture)) for mixture in list(job.space())[:4])
     return recipe, first, searched(recipe), num_scores(recipe)
 
@@ -136,7 +136,7 @@ def test_a_race_that_was_interrupted_goes_on_as_if_it_had_not_been(resumed: Resu
 def test_a_trial_with_a_gradient_is_not_raced(resumed: Resumed) -> None:
     recipe, _, found, _ = resumed
     with open_job(recipe, Heard()) as job:
-        try_out = racing.begin(job, pipeline.strategy_of(job), found.base)
+        try_out = racing.begin(job, explore.strategy_of(job), found.base)
         assert not try_out(Ask(found.stopped[-1].mixture)).complete
         assert try_out(Ask(found.stopped[-1].mixture, gradient=True)).complete
 

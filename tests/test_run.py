@@ -158,15 +158,15 @@ def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.
 def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(finished: tuple[Path, m2m.Result, Heard]) -> None:
     from itertools import combinations
 
-    from mergetomix import pipeline
+    from mergetomix import costs
 
     with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
-        estimate = pipeline.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5, num_trials=7)
+        estimate = costs.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5, num_trials=7)
         fixed = m2m.load_recipe(finished[0] / "recipe.yaml", ["train.max_steps=2"])
     mixtures = [chosen for k in (1, 2, 3) for chosen in combinations("abc", k)]
     assert estimate == pytest.approx(sum(len(chosen) * 7.0 + 0.5 for chosen in mixtures))
     with open_job(fixed) as job:
-        assert pipeline.brute_force_s(job, 3 * 7.0, 0.5, 7) == pytest.approx(len(mixtures) * 7.5)
+        assert costs.brute_force_s(job, 3 * 7.0, 0.5, 7) == pytest.approx(len(mixtures) * 7.5)
 
 
 def test_the_same_recipe_again_does_nothing_twice(finished: tuple[Path, m2m.Result, Heard]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from test_run import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import calibrate, pipeline, train, verify
+from mergetomix import calibrate, explore, needs, pipeline, train, verify
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.job import open_job
 from mergetomix.records import Mixture, Scores, Trial, Verification
@@ -105,10 +105,10 @@ def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatc
 def test_mixtures_of_several_datasets_are_counted(tmp_path: Path, search: dict[str, Any], num: int) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=None) | {"search": search}))
     with open_job(recipe, Heard()) as job:
-        assert pipeline.num_checks(job) == min(num, pipeline.NUM_CHECKS)
+        assert needs.num_checks(job) == min(num, needs.NUM_CHECKS)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=num + 1) | {"search": search}))
     with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match=f"may choose among {num} mixtures"):
-        pipeline.num_checks(job)
+        needs.num_checks(job)
 
 
 def test_repeats_show_the_noise_between_seeds(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: 
 def test_more_checks_than_mixtures_is_refused(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=5)))
     with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match="5 checks, but the search may choose among 4 mix"):
-        pipeline.num_checks(job)
+        needs.num_checks(job)
 
 
 def scores(values: list[float]) -> Scores:
@@ -176,7 +176,7 @@ def test_a_target_of_too_few_examples_is_named(tmp_path: Path, best: list[float]
     with open_job(recipe, Heard()) as job:
         mixtures = list(job.space())[:2]
         trials = [Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)]
-        pipeline.warn_of_blunt_targets(job, trials)
+        explore.warn_of_blunt_targets(job, trials)
         warned = [text for text in job.warnings if text.startswith("target t")]
     assert (said is None) == (warned == [])
     assert said is None or re.search(said, warned[0])
@@ -222,6 +222,6 @@ def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path:
     for repeats in (0, 2):
         values["verify"] = {"budget": 2, "repeats": repeats}
         with open_job(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as job:
-            planned.append(pipeline.finetunes(job))
+            planned.append(needs.finetunes(job))
     assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
     assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 1]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mergetomix import calibrate, regression
 from mergetomix.calibrate import Array
-from mergetomix.study import similarity
+from mergetomix.study.similarity import ranking
 from mergetomix.study.truth import World
 
 Curve = list[tuple[float, int]]
@@ -76,7 +76,7 @@ def nearest(kind: str) -> Callable[[World, int, float], Iterator[Curve]]:
     def curves(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
         if kind not in world.similarities:
             return
-        ranked = similarity.ranking(world.similarities[kind])
+        ranked = ranking(world.similarities[kind])
         rows = [world.row(ranked[:k]) for k in range(1, len(ranked) + 1)]
         spent = float(world.embed_tokens) if kind == "hidden state" else 0.0
         yield best_of(world, [row for row in rows if row is not None], spent)
