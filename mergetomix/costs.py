@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from mergetomix import verify
+from mergetomix import slopes, verify
 from mergetomix.job import Job
 from mergetomix.mixture import Simplex
 from mergetomix.records import Cost, Finetune, Mixture, Row, Selection, Verification
-from mergetomix.slopes import companions
 
 
 def cost_of(
@@ -17,7 +16,7 @@ def cost_of(
 ) -> Cost:
     """Seconds of the work behind a result, from the ledger: what earlier runs did counts too."""
     keys = scored_keys(job, selection, verification)
-    scorers = [*job.inputs.targets("select").values(), *(companions(job).values() if is_by_gradients(selection) else ())]
+    scorers = [*job.inputs.targets("select").values(), *(slopes.companions(job).values() if is_by_gradients(selection) else ())]
     addresses = [address for scorer in scorers for address in scorer.addresses]
     merge_s, evaluate_s = job.store.seconds(keys, addresses, "select")
     seconds = {line.kind: 0.0 for line in table}
@@ -30,6 +29,7 @@ def cost_of(
         experts_s=experts_s,
         merge_s=merge_s,
         evaluate_s=evaluate_s,
+        gradients_s=gradients_s(job, selection),
         checks_s=0.0 if verification is None else checks_s(job, verification),
         final_s=seconds.get("final", 0.0),
         baselines_s=seconds.get("all", 0.0) + seconds.get("random", 0.0),
@@ -42,6 +42,11 @@ def cost_of(
 def is_by_gradients(selection: Selection) -> bool:
     """Whether a search learnt from derivatives."""
     return "gradient" in selection.strategy
+
+
+def gradients_s(job: Job, selection: Selection) -> float:
+    """Seconds of the derivatives that a search learnt from."""
+    return slopes.seconds(job, [trial.mixture for trial in selection.trials]) if is_by_gradients(selection) else 0.0
 
 
 def train_s(job: Job, mixture: Mixture, seed: int | None = None) -> float:

@@ -319,6 +319,7 @@ class Cost:
     experts_s: float
     merge_s: float
     evaluate_s: float
+    gradients_s: float
     checks_s: float
     final_s: float
     baselines_s: float
@@ -329,7 +330,7 @@ class Cost:
     @property
     def total_s(self) -> float:
         """Everything up to the final model; baselines are left out."""
-        return self.experts_s + self.merge_s + self.evaluate_s + self.checks_s + self.final_s
+        return self.experts_s + self.merge_s + self.evaluate_s + self.gradients_s + self.checks_s + self.final_s
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from scipy.stats import spearmanr
@@ -118,19 +119,40 @@ def warn_of_companions(job: Job, trials: Sequence[Trial]) -> None:
             )
 
 
+def seconds(job: Job, mixtures: Iterable[Mixture]) -> float:
+    """What the derivatives at some mixtures took, whichever run computed them; nothing where there are none."""
+    scorers = [smooth_scorer(job, name) for name in job.recipe.targets]
+    files = [_file(job, mixture, scorer) for mixture in mixtures for scorer in scorers if scorer is not None]
+    return sum(_known(file)[1] for file in files)
+
+
 def _derivatives(job: Job, mixture: Mixture, target: str) -> Mapping[str, float]:
     """d loss / d c_i by the address of each expert."""
     scorer = smooth_scorer(job, target)
     assert scorer is not None
-    key = digest("gradient", job.proxy_key(mixture), scorer.address)
-    file = job.store.artifact_path(key) / FILE
+    file = _file(job, mixture, scorer)
     experts = {job.finetune_key([name]) for name in job.space().allowed}
-    known: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+    known, taken = _known(file)
     if not experts <= set(known):
+        started = time.monotonic()
         known |= _computed(job, mixture, scorer.target, target)
-        with job.store.artifact(key) as folder:
-            (folder / FILE).write_text(json.dumps(known))
+        taken += time.monotonic() - started
+        with job.store.artifact(file.parent.name) as folder:
+            (folder / file.name).write_text(json.dumps({"by_expert": known, "seconds": taken}))
     return known
+
+
+def _file(job: Job, mixture: Mixture, scorer: Scorer) -> Path:
+    """Where the store keeps the derivatives of a target at a mixture's proxy."""
+    return job.store.artifact_path(digest("derivatives", job.proxy_key(mixture), scorer.address)) / FILE
+
+
+def _known(file: Path) -> tuple[dict[str, float], float]:
+    """The derivatives in a file, by the address of each expert, and the seconds that they took; none where there is no file."""
+    if not file.exists():
+        return {}, 0.0
+    found = json.loads(file.read_text())
+    return found["by_expert"], found["seconds"]
 
 
 def _computed(job: Job, mixture: Mixture, target: Any, name: str) -> dict[str, float]:

@@ -461,8 +461,8 @@ def test_the_best_expert_is_known_whether_or_not_it_was_a_trial() -> None:
 def test_a_result_finds_its_rows_and_adds_up_its_cost() -> None:
     mixture = Mixture.union("ab")
     rows = tuple(Row(f"{kind} {i}", kind, mixture, {}, 0.0) for i in range(2) for kind in ("base", "random"))
-    cost = Cost(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+    cost = Cost(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
     result = Result(Selection(mixture, (), "greedy", {}, ()), None, (), rows, cost, {}, "run")
     assert result.selected == mixture
     assert (result.row("random"), result.row("final")) == (rows[1], None)
-    assert cost.total_s == 31.0
+    assert cost.total_s == 63.0

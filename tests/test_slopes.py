@@ -13,7 +13,7 @@ from mergetomix import merge, pipeline
 from mergetomix.errors import RecipeError
 from mergetomix.job import Job, evaluate_base, open_job
 from mergetomix.records import Mixture, gain
-from mergetomix.slopes import slopes
+from mergetomix.slopes import seconds, slopes
 
 DATASETS = ("a", "b", "c", "d")
 
@@ -57,8 +57,10 @@ def test_slopes_are_kept(folder: Path) -> None:
     for _ in range(2):
         with open_job(recipe_of(folder)) as job:
             pipeline.train_experts(job)
-            found.append((slopes(job, mixture, evaluate_base(job, "select")), job._bank is None))
-    assert found[0][0] == found[1][0] and [fresh for _, fresh in found] == [False, True]
+            found.append((slopes(job, mixture, evaluate_base(job, "select")), job._bank is None, seconds(job, [mixture])))
+            assert seconds(job, [Mixture.union(["c", "d"])]) == 0
+    assert found[0][0] == found[1][0] and [fresh for _, fresh, _ in found] == [False, True]
+    assert found[0][2] == found[1][2] > 0
 
 
 def test_a_search_by_gradients_finds_the_best_of_all(folder: Path) -> None:
@@ -79,6 +81,11 @@ def test_a_run_searches_by_gradients(folder: Path) -> None:
     recipe = recipe_of(folder, search={"strategy": "gradient", "budget": 9}, run_dir="by-gradients")
     plan = m2m.check(recipe)
     result = m2m.run(recipe)
+    again = m2m.run(recipe)
+    assert again.cost.gradients_s == result.cost.gradients_s > 0
+    assert (
+        f"| gradients in the weights | {result.cost.gradients_s:.1f} |" in (folder / "by-gradients" / "report.md").read_text()
+    )
     assert plan.strategy == result.selection.strategy == "gradient"
     assert (folder / "by-gradients" / "report.md").exists()
 

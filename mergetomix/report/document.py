@@ -174,6 +174,7 @@ def cost(result: Result) -> dict[str, Any]:
         "experts_s": value.experts_s,
         "merge_s": value.merge_s,
         "evaluate_s": value.evaluate_s,
+        "gradients_s": value.gradients_s,
         "checks_s": value.checks_s,
         "final_s": value.final_s,
         "baselines_s": value.baselines_s,
