@@ -176,7 +176,7 @@ def write_proxy(
 ) -> Written:
     """Write the proxy of a mixture as a folder that `from_pretrained` loads, with its processor, a model card and the recipe.
 
-    The folder appears whole or not at all. Experts that the store lacks are trained first.
+    The folder appears whole or not at all. Those of its experts that the store lacks are trained first.
 
     Args:
         datasets: names of the recipe's datasets.

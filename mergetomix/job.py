@@ -253,12 +253,13 @@ class Job:
                 advance(1)
         return load_file(file)
 
-    def bank(self) -> Bank:
-        """The live base and every expert's delta, read from disk once."""
+    def bank(self, datasets: Sequence[str] | None = None) -> Bank:
+        """The live base and the deltas of the experts of some datasets, of all that a mixture may hold without; read from disk
+        when first asked for."""
         if self._bank is None:
             model = self.inputs.family.load()
             base = live_params(model)
-            names = self.space().allowed
+            names = self.space().allowed if datasets is None else datasets
             with self.listener.task("experts", "reading experts", len(names)) as advance:
                 deltas = {}
                 for name in names:

@@ -28,7 +28,7 @@ from mergetomix.job import (
     trial_of,
 )
 from mergetomix.mixture import holds
-from mergetomix.needs import baselines, check_length, check_space, num_checks
+from mergetomix.needs import baselines, check_length, check_space, finetunes, num_checks
 from mergetomix.progress import Listener
 from mergetomix.recipe import Recipe
 from mergetomix.records import Finetune, Mixture, Result, Row, Scores, Selection, Verification
@@ -45,16 +45,21 @@ def run(recipe: Recipe, listener: Listener | None = None) -> Result:
 
 
 def train_experts(job: Job) -> tuple[Finetune, ...]:
-    """One expert for each dataset that a mixture may hold, in order of their names.
-
-    An expert that fails does not stop the others. Raises TrainingError at the end, naming each that failed.
-    """
+    """One expert for each dataset that a mixture may hold, in order of their names; raises as `experts_of`."""
     num_checks(job)  # a budget that cannot be spent is said before anything is trained
     strategy_of(job)
     check_length(job)
-    check_space(job)
+    check_space(job, finetunes(job))
+    return experts_of(job, job.space().allowed)
+
+
+def experts_of(job: Job, names: Sequence[str]) -> tuple[Finetune, ...]:
+    """The experts of some datasets, trained where the store lacks them.
+
+    One that fails does not stop the others. Raises TrainingError at the end, naming each that failed.
+    """
     experts, failures = [], []
-    for name in job.space().allowed:
+    for name in names:
         try:
             experts.append(fit(job, Mixture.union([name]), "experts"))
         except TrainingError as error:

@@ -77,7 +77,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
         UserError: what a run would stumble over, before any training.
     """
     with open_job(recipe, listener) as job:
-        needs.check_space(job)
+        needs.check_space(job, needs.finetunes(job))
         speed = measure(job)
         return plan(job, speed)
 

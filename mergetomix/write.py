@@ -13,6 +13,7 @@ from mergetomix.deltas import LoraDelta, nonfinite, params, read_delta
 from mergetomix.errors import Fault, UserError
 from mergetomix.folder import Form
 from mergetomix.job import Job, environment
+from mergetomix.needs import check_space
 from mergetomix.problems import nearest
 from mergetomix.recipe import Recipe, dump
 from mergetomix.records import Mixture
@@ -71,18 +72,19 @@ def _is_adapter(recipe: Recipe, name: str) -> bool:
 
 
 def write(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
-    """Write a mixture in some form; experts that the store lacks are trained first.
+    """Write a mixture in some form; those of its experts that the store lacks are trained first.
 
     Raises:
         UserError: `out` holds something, or a number is too large for the number type.
     """
     folder.check_free(out)
-    pipeline.train_experts(job)
+    check_space(job, [(Mixture.union([name]), None) for name in mixture.datasets])
+    pipeline.experts_of(job, mixture.datasets)
     return _write_adapter(job, mixture, out, form) if form.adapter else _write_model(job, mixture, out, form)
 
 
 def _write_model(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
-    bank, family = job.bank(), job.inputs.family
+    bank, family = job.bank(mixture.datasets), job.inputs.family
     dtype = model_dtype(job, form)
     job.rule(mixture.datasets)  # what a method needs of the experts is measured in the base's own number type
     bank.model.to(dtype)  # first, so that the float32 sums are rounded once

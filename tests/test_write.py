@@ -227,6 +227,19 @@ def test_a_rank_over_the_sum_is_exact(tmp_path: Path) -> None:
     assert "rank 64 was asked for, which is over that sum" in card_of(tmp_path / "out")[1]
 
 
+@pytest.mark.parametrize("method", ["linear", "ties", "fisher"])
+def test_no_expert_of_another_dataset_is_trained(tmp_path: Path, method: str) -> None:
+    values = recipe_values(tmp_path, ("a", "b", "c"))
+    values["train"]["max_steps"] = 2
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values | {"merge": {"method": method}}))
+    m2m.write_proxy(recipe, ["a", "c"], tmp_path / "some")
+    with open_job(recipe) as job:
+        assert [job.store.finetune(job.finetune_key([name])) is None for name in "abc"] == [False, True, False]
+    m2m.train_experts(recipe)
+    m2m.write_proxy(recipe, ["a", "c"], tmp_path / "all")
+    assert torch.equal(logits(model_of(tmp_path / "some")), logits(model_of(tmp_path / "all")))
+
+
 def test_experts_are_trained_where_they_are_missing(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     values["train"] |= {"method": "lora", "max_steps": 2, "lora": {"rank": 2, "alpha": 4}}
