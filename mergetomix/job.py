@@ -504,13 +504,20 @@ def score_pieces(job: Job, model: Any, entry: Model, pieces: Sequence[tuple[str,
 
 def within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
     """The scores of a model. Raises Fault where the device's memory is too small for the batches."""
+    with enough_memory(f"scoring target {name}", "lower batch_tokens"):
+        return scorer.score(model)
+
+
+@contextmanager
+def enough_memory(what: str, hint: str) -> Iterator[None]:
+    """Raises Fault where the device's memory is too small for something."""
     import torch
 
     try:
-        return scorer.score(model)
+        yield
     except torch.OutOfMemoryError as error:
-        message = f"scoring target {name} needs more memory than the device has: {str(error).splitlines()[0]}"
-        raise Fault(message, hint="lower batch_tokens") from None
+        message = f"{what} needs more memory than the device has: {str(error).splitlines()[0]}"
+        raise Fault(message, hint=hint) from None
 
 
 def free_memory() -> None:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from mergetomix.errors import Fault
 from mergetomix.inputs import Scorer
-from mergetomix.job import Job
+from mergetomix.job import Job, enough_memory
 from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.store import digest
 from mergetomix.targets.loss import Loss
@@ -157,7 +157,8 @@ def _known(file: Path) -> tuple[dict[str, float], float]:
 
 def _computed(job: Job, mixture: Mixture, target: Any, name: str) -> dict[str, float]:
     model = job.merge_live(mixture, job.exponent)
-    _, gradient = job.bank().gradient(target.parts(model))
+    with enough_memory(f"the gradient of target {name}", "lower batch_tokens, or set search.strategy: regression"):
+        _, gradient = job.bank().gradient(target.parts(model))
     odd = next((dataset for dataset, value in gradient.items() if value - value != 0), None)
     if odd is not None:
         message = f"the derivative of target {name} in the weight of {odd} is {gradient[odd]} at {mixture}"

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from test_run import recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix import merge, pipeline
-from mergetomix.errors import RecipeError
-from mergetomix.job import Job, evaluate_base, open_job
+from mergetomix.bank import Bank
+from mergetomix.errors import Fault, RecipeError
+from mergetomix.job import Job, evaluate_base, evaluate_proxy, open_job
 from mergetomix.records import Mixture, gain
 from mergetomix.slopes import seconds, slopes
+from mergetomix.targets.loss import Loss
 
 DATASETS = ("a", "b", "c", "d")
 
@@ -61,6 +64,22 @@ def test_slopes_are_kept(folder: Path) -> None:
             assert seconds(job, [Mixture.union(["c", "d"])]) == 0
     assert found[0][0] == found[1][0] and [fresh for _, fresh, _ in found] == [False, True]
     assert found[0][2] == found[1][2] > 0
+
+
+def test_too_little_memory_says_what_to_lower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    with open_job(recipe_of(folder)) as job:
+        pipeline.train_experts(job)
+        base = evaluate_base(job, "select")
+        monkeypatch.setattr(Bank, "gradient", exhausted)
+        with pytest.raises(Fault, match=r"the gradient of target t needs more memory .*: tried to allocate 2 GiB") as caught:
+            slopes(job, Mixture.union(["b", "c"]), base)
+        assert "batch_tokens" in str(caught.value.hint)
+        monkeypatch.setattr(Loss, "score", exhausted)
+        with pytest.raises(Fault, match="scoring target t needs more memory"):
+            evaluate_proxy(job, Mixture.union(["a", "b", "c", "d"]), "report")
 
 
 def test_a_search_by_gradients_finds_the_best_of_all(folder: Path) -> None:
