@@ -1,6 +1,6 @@
 """Which way of merging gives the better proxies: every method of `merge.METHODS` against the real fine-tunes of a study.
 
-python docs/studies/methods.py RECIPE STUDY.json OUT.json [--num 32] [--seeds 1 2 3] [--exponents 1.0]
+python docs/studies/methods.py RECIPE STUDY.json OUT.json [--num 32] [--seeds 1 2 3] [--exponents 1.0] [--only linear fisher]
 
 Takes the study's mixtures and real scores as recorded, scores the proxies of a seeded sample of them by every method (the
 experts among them; methods that take two experts have the pairs alone), and writes, by seed, target and exponent, the Spearman
@@ -44,12 +44,13 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--exponents", type=float, nargs="*", default=[1.0])
+    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
     arguments = parser.parse_args()
     worlds = json.loads(arguments.study.read_text(encoding="utf-8"))["worlds"]
     found: dict[str, Any] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
     for seed in arguments.seeds:
         mine = [world for world in worlds if world["seed"] == seed]
-        for name, changes in VARIANTS.items():
+        for name, changes in ((name, VARIANTS[name]) for name in arguments.only):
             for exponent in arguments.exponents if METHODS[method_of(changes)].scaled else [1.0]:
                 key = f"{name}|{exponent:g}|{seed}"
                 if key not in found:
