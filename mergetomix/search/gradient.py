@@ -13,6 +13,7 @@ from mergetomix.mixture import Simplex, Subsets
 from mergetomix.records import Mixture
 from mergetomix.search import GRADIENT_COST, Ask, Setting, Told
 from mergetomix.search.choices import Choices, open_choices
+from mergetomix.search.companions import Line, in_units_of_scores, lines
 from mergetomix.search.directions import Array, Direction, Outlook
 from mergetomix.search.model import Learner, Model, is_finite
 from mergetomix.search.walk import Steps, Walk
@@ -66,6 +67,7 @@ class Gradient(Walk):
         self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
         self._spread = 0.0
         self._chance: float | None = None
+        self._lines: dict[str, Line] = {}
         self.errors: list[float] = []
         """Of each prediction made before its trial was told, as a share of the spread."""
         super().__init__(setting)
@@ -96,7 +98,7 @@ class Gradient(Walk):
     def _learn(self) -> Steps[None]:
         yield Ask(self._first(), gradient=True)
         for num in range(1, self._num_gradients()):
-            model = self._aimed(self._learner.fit(self._told, again=num in REFITTED))
+            model = self._aimed(self._fit(again=num in REFITTED))
             if num >= LEAST_GRADIENTS and self._predicts():
                 return
             mixture = self._curious(model)
@@ -107,13 +109,22 @@ class Gradient(Walk):
     def _choose(self) -> Steps[None]:
         again = True
         while self._budget - self._spent > 0:
-            model = self._learner.fit(self._told, again=again)
+            model = self._fit(again)
             again = False
             mixture = self._widening(model) if self.setting.front else self._most_promising(model)
             if mixture is None:
                 return
             told = yield Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST)
             self._note_error(model, told)
+
+    def _fit(self, again: bool) -> Model | None:
+        """The model of everything told; companions count in units of their scores from here on."""
+        self._lines = lines(self._told)
+        return self._learner.fit(self._seen(), again)
+
+    def _seen(self) -> list[Told]:
+        """What was told, companions in units of their scores by the lines of the last fit."""
+        return [in_units_of_scores(told, self._lines) for told in self._told]
 
     def _first(self) -> Mixture:
         """The uniform mixture over all, or over as many as the space allows."""
@@ -149,7 +160,7 @@ class Gradient(Walk):
 
     def _hopes(self, model: Model, points_KN: Array) -> Array:
         """By how many standard deviations each of some mixtures is expected to be better than the best that was tried."""
-        known = max(self._learnt(told, model) for told in self._told if is_finite(told))
+        known = max(self._learnt(told, model) for told in self._seen() if is_finite(told))
         return np.asarray((model.objectives(points_KN) - known) / np.maximum(model.sds(points_KN), 1e-12))
 
     def _aimed(self, model: Model | None) -> Model | None:
@@ -161,7 +172,7 @@ class Gradient(Walk):
         return replace(model, combined=directions[num % len(directions)])
 
     def _outlook(self, expected_TK: Array | None = None) -> Outlook:
-        return Outlook([told for told in self._told if is_finite(told)], expected_TK)
+        return Outlook([told for told in self._seen() if is_finite(told)], expected_TK)
 
     def _widening(self, model: Model | None) -> Mixture | None:
         """The mixture that should add most to the front; None where there is none, or no hope and no budget to spend."""
@@ -190,7 +201,11 @@ class Gradient(Walk):
         if model is None or not is_finite(told):
             return
         expected = float(model.objectives(self._points([told.mixture]))[0])
-        self.errors.append((self._learnt(told, model) - expected) / self._spread if self._spread > 0 else math.inf)
+        self.errors.append(
+            (self._learnt(in_units_of_scores(told, self._lines), model) - expected) / self._spread
+            if self._spread > 0
+            else math.inf
+        )
 
     def _learnt(self, told: Told, model: Model) -> float:
         """The objective as the model has it: in the direction of a front whose turn it is, and of companion losses where
