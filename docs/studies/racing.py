@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mergetomix import pool, race
+from mergetomix import pipeline, pool, race
 from mergetomix.job import evaluate_base, evaluate_proxy, open_job
 from mergetomix.progress import Silent
 from mergetomix.race import Array, Paired
@@ -49,8 +49,9 @@ Test = Callable[[Sequence[Paired], float], bool]
 
 
 def record(recipe: str, out: Path, overrides: Sequence[str]) -> None:
-    """Scores every mixture of a recipe, in the order of an exhaustive search; what the store holds is not scored again."""
+    """Scores every mixture of a recipe, in the order of an exhaustive search; what the store holds is not done again."""
     with open_job(load(recipe, [*overrides, "search.racing=null"]), Silent()) as job:
+        pipeline.train_experts(job)
         base, mixtures = evaluate_base(job, "select"), list(job.space())
         trials = [evaluate_proxy(job, mixture, "select") for mixture in mixtures]
         names = job.space().allowed
