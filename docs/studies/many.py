@@ -168,7 +168,7 @@ def reached(run: Mapping[str, Any], objective: str, line: Mapping[str, Any]) -> 
 
 def show() -> None:
     """What each strategy reached by number of datasets and objective, then what the searches took."""
-    runs = records()
+    runs = sorted(records(), key=lambda run: (run["num"], run["seed"]))
     print("| datasets | budget | objective | " + " | ".join(STRATEGIES) + " |\n" + "|---" * (len(STRATEGIES) + 3) + "|")
     for num, objective in product(sorted({run["num"] for run in runs}), OBJECTIVES):
         cells = []
@@ -187,7 +187,7 @@ def show() -> None:
         + "|"
     )
     for run in runs:
-        own = median(line["own_s"] for line in run["searches"] if line["strategy"] == "gradient")
+        own = own_s(run)
         whole = own + search_s(run)
         cells = [f"{run['experts_s']:.0f} s", f"{run['bank_s']:.1f} s", f"{run['value_s']:.3f} s", f"{run['gradient_s']:.3f} s"]
         cells += [f"{own:.1f} s", f"{whole:.0f} s", f"{run['peak_mib']:.0f} MiB"]
@@ -201,26 +201,37 @@ def search_s(run: Mapping[str, Any]) -> float:
 
 
 def plot() -> None:
-    """Seconds and memory by number of datasets."""
+    """Seconds and memory by number of datasets, medians over expert seeds."""
     import matplotlib.pyplot as plt
 
-    runs = sorted(records(), key=lambda run: run["num"])
-    nums = [run["num"] for run in runs]
-    own = [median(line["own_s"] for line in run["searches"] if line["strategy"] == "gradient") for run in runs]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5))
-    for label, values in (
-        ("experts", [run["experts_s"] for run in runs]),
-        ("evaluations of a search", [search_s(run) for run in runs]),
-        ("model and choice", own),
-        ("reading the bank", [run["bank_s"] for run in runs]),
+    runs = records()
+    nums = sorted({run["num"] for run in runs})
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for label, of in (
+        ("experts", lambda run: run["experts_s"]),
+        ("evaluations of a search", search_s),
+        ("model and choice", own_s),
+        ("reading the bank", lambda run: run["bank_s"]),
     ):
-        left.plot(nums, values, "o-", label=label)
+        left.plot(nums, by_num(runs, of), "o-", label=label)
     left.set(xlabel="datasets", ylabel="seconds", xscale="log", yscale="log")
-    left.legend()
-    right.plot(nums, [run["peak_mib"] for run in runs], "o-")
-    right.set(xlabel="datasets", ylabel="peak memory, MiB", ylim=(0, None))
+    left.set_xticks(nums, [str(num) for num in nums])
+    left.minorticks_off()
+    left.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    right.plot(nums, by_num(runs, lambda run: run["peak_mib"]), "o-")
+    right.set(xlabel="datasets", ylabel="peak memory, MiB", ylim=(0, None), xticks=nums)
     figure.tight_layout()
     figure.savefig(OUT / "many.svg")
+
+
+def by_num(runs: list[dict[str, Any]], of: Callable[[Mapping[str, Any]], float]) -> list[float]:
+    """The median of something over the runs with each number of datasets."""
+    return [median(of(run) for run in runs if run["num"] == num) for num in sorted({run["num"] for run in runs})]
+
+
+def own_s(run: Mapping[str, Any]) -> float:
+    """Seconds of one search that the gradient strategy itself takes."""
+    return median(line["own_s"] for line in run["searches"] if line["strategy"] == "gradient")
 
 
 if __name__ == "__main__":
