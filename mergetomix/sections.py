@@ -207,7 +207,7 @@ class Search(Section):
     """Trials start on a few of each target's select examples and go on only while they may still be the best: the probability
     that the mixture that would have been the best is stopped early, such as 0.05; null evaluates every trial on all examples.
     It holds where changes are near normal or foreseen by the trials before, and fails for rare large gains (docs/log.md). Needs
-    at least 24 select examples of each target, and about 100 to save much. A trial that was stopped still counts as whole in the
+    at least 24 select examples of each target, and about 100 to save much. A trial that was stopped counts as whole in the
     budget, and is none of those that checks choose among."""
 
     @field_validator("budget")
