@@ -105,6 +105,8 @@ def test_a_run_searches_by_gradients(folder: Path) -> None:
     assert (
         f"| gradients in the weights | {result.cost.gradients_s:.1f} |" in (folder / "by-gradients" / "report.md").read_text()
     )
+    plain = m2m.run(recipe_of(folder, search={"strategy": "greedy"}, run_dir="by-values"))
+    assert plain.cost.gradients_s == 0 and "gradients in" not in (folder / "by-values" / "report.md").read_text()
     assert plan.strategy == result.selection.strategy == "gradient"
     assert (folder / "by-gradients" / "report.md").exists()
 

@@ -279,7 +279,7 @@ def cost_cells(result: Result) -> list[list[str]]:
         ("experts", cost.experts_s),
         ("merging", cost.merge_s),
         ("evaluating proxies", cost.evaluate_s),
-        ("gradients in the weights", cost.gradients_s),
+        *([("gradients in the weights", cost.gradients_s)] if cost.gradients_s > 0 else []),
         ("checks", cost.checks_s),
         ("final fine-tune", cost.final_s),
         ("total", cost.total_s),
