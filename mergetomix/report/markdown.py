@@ -182,8 +182,9 @@ def check_cells(verification: Verification) -> list[list[str]]:
 def verification_lines(verification: Verification) -> list[str]:
     """The pick, what cannot be told apart from it, and how well the proxies rank, in sentences."""
     pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
+    paid = f"{verification.num_paid} paid check{'' if verification.num_paid == 1 else 's'}"
     lines = [
-        f"pick after {verification.num_paid} paid checks: {mixture_text(pick.mixture)}, objective {pick.mean:+.4f}"
+        f"pick after {paid}: {mixture_text(pick.mixture)}, objective {pick.mean:+.4f}"
         f" ({'known' if pick.known else f'{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}'});"
         f" the best mixture with a probability of {pick.best_probability:.2f}; {verification.stopped}",
         f"exponent of the scale: {verification.exponent:g}",
