@@ -45,7 +45,7 @@ def is_by_gradients(selection: Selection) -> bool:
 
 
 def gradients_s(job: Job, selection: Selection) -> float:
-    """Seconds of the derivatives that a search learnt from."""
+    """Seconds of the derivatives at the mixtures that a search by gradients tried, whichever search asked for them."""
     return slopes.seconds(job, [trial.mixture for trial in selection.trials]) if is_by_gradients(selection) else 0.0
 
 

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from mergetomix.errors import Fault
 from mergetomix.inputs import Scorer
-from mergetomix.job import Job, enough_memory
+from mergetomix.job import Job, enough_memory, within_memory
 from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.store import digest
 from mergetomix.targets.loss import Loss
@@ -60,7 +60,7 @@ def smooth(job: Job, trial: Trial, base: Mapping[str, Scores]) -> dict[str, floa
     beside = companions(job)
     if not beside:
         return None
-    found = {name: gain(trial.scores[name], base[name]) for name in job.recipe.targets if name not in beside}
+    found = {name: value for name, value in trial.gains(base).items() if name not in beside}
     return found | {name: gain(_losses(job, trial.mixture, name), _losses(job, None, name)) for name in beside}
 
 
@@ -76,7 +76,7 @@ def _losses(job: Job, mixture: Mixture | None, target: str) -> Scores:
         job.bank().reset()
     model = job.bank().model if mixture is None else job.merge_live(mixture, job.exponent)
     started = time.monotonic()
-    found = scorer.score(model)
+    found = within_memory(scorer, model, target)
     with job.store.transaction():
         job.store.add_model(key, "base" if mixture is None else "proxy", mixture, 0.0)
         job.store.add_scores(key, scorer.address, "select", found, time.monotonic() - started)

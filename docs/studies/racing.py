@@ -244,7 +244,7 @@ def run_as_optuna(world: World, order: Sequence[int], threshold: float, rng: np.
         shuffled_E = rng.permutation(num)
         seen_E, now_E = values_ME[row, shuffled_E], best_E[shuffled_E] if best >= 0 else best_E
         means_E = np.cumsum(seen_E) / np.arange(1, num + 1)
-        stop = num if best < 0 else first_beaten(seen_E - now_E, means_E <= best_value, threshold)
+        stop = num if best < 0 else first_beaten(seen_E - now_E, means_E < best_value, threshold)
         cost += stop
         if means_E[stop - 1] > best_value:
             best, best_E, best_value = row, values_ME[row], float(means_E[stop - 1])
