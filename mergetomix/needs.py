@@ -65,10 +65,10 @@ def check_length(job: Job) -> None:
         job.counts(everything(job.space()))
 
 
-def check_space(job: Job, finetunes: Sequence[tuple[Mixture, int | None]]) -> None:
-    """Raises StoreError where the disk has no room for those of some fine-tunes, with their seeds, that the store lacks."""
+def check_space(job: Job, planned: Sequence[tuple[Mixture, int | None]]) -> None:
+    """Raises StoreError where the disk has no room for the planned fine-tunes, with their seeds, that the store lacks."""
     given = {name for name, spec in job.recipe.datasets.items() if spec.expert is not None}
-    wanted = [(mixture, seed) for mixture, seed in finetunes if set(mixture.members) - given]
+    wanted = [(mixture, seed) for mixture, seed in planned if set(mixture.members) - given]
     todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
     needed = job.inputs.finetune_bytes() * len(todo)
     free = job.store.free_bytes()

@@ -68,6 +68,18 @@ def test_what_is_learnt_is_the_loss_of_the_answers_on_the_select_examples(folder
             assert by_target["u"][name] == pytest.approx(wanted, rel=0.03, abs=1e-3)
 
 
+def test_a_trial_that_a_race_stopped_is_learnt_from_by_its_estimates(folder: Path) -> None:
+    with open_job(recipe_of(folder, "choice")) as job:
+        pipeline.train_experts(job)
+        base, mixture = evaluate_base(job, "select"), Mixture.union(["a", "c"])
+        whole = trial_of(job, mixture, base)
+        first = {name: Scores(each.kind, each.values[:2], each.weights[:2]) for name, each in whole.scores.items()}
+        stopped = replace(whole, scores=first, estimates={"t": 0.25, "u": 0.5})
+        before, after = smooth(job, whole, base), smooth(job, stopped, base)
+        assert before is not None and after is not None
+        assert after["t"] == 0.25 and after["u"] == before["u"]
+
+
 def test_the_companion_of_a_choice_scores_the_right_option_behind_its_prompt(folder: Path) -> None:
     with open_job(recipe_of(folder, "choice")) as job:
         loss = companions(job)["u"].target
