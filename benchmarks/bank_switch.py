@@ -19,8 +19,8 @@ import models
 import paired
 import torch
 
-from mergetomix.bank import GIB, Bank
-from mergetomix.deltas import FullDelta, compare, params
+from mergetomix.experts.bank import GIB, Bank
+from mergetomix.experts.deltas import FullDelta, compare, params
 
 NUM_EXPERTS, K, NUM_RUNS = 9, 8, 15
 BYTES_PER_PARAM = 4 + 4 + 8 + 8 + 4

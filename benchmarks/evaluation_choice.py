@@ -16,7 +16,7 @@ from pathlib import Path
 import evaluation_models
 import paired
 
-from mergetomix.families.questions import Question
+from mergetomix.models.causal_lm.questions import Question
 
 REPETITIONS = 5
 BATCH_TOKENS = 4096

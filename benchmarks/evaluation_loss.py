@@ -16,7 +16,7 @@ from pathlib import Path
 import evaluation_models
 import paired
 
-from mergetomix.families.sequences import IGNORE, Encoded
+from mergetomix.models.causal_lm.sequences import IGNORE, Encoded
 
 REPETITIONS = 5
 BATCH_TOKENS = 4096

@@ -12,8 +12,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.recipe import Base
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.recipe.recipe import Base
 
 LONGEST = 1024
 KINDS = ("llama-1M", "llama-5M", "gpt2-124M")

@@ -10,9 +10,9 @@ import paired
 import torch
 from torch.nn.functional import cross_entropy
 
-from mergetomix.bank import GIB, Bank
-from mergetomix.beside import Beside
-from mergetomix.deltas import compare, params
+from mergetomix.experts.bank import GIB, Bank
+from mergetomix.experts.beside import Beside
+from mergetomix.experts.deltas import compare, params
 
 K, RANK, NUM_RUNS = 8, 16, 9
 TOKENS = {"1M": (8, 256), "124M": (4, 256)}

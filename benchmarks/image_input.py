@@ -20,11 +20,13 @@ from PIL import Image
 from transformers import Trainer, ViTConfig, ViTForImageClassification
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from mergetomix import train
+from mergetomix import training
 from mergetomix.demo import images as demo
-from mergetomix.families.image_classifier import ImageClassifier
-from mergetomix.recipe import Dataset, Train
-from mergetomix.sections import Augment, Base, Images
+from mergetomix.models.images.classifier import ImageClassifier
+from mergetomix.sections.base import Base
+from mergetomix.sections.images import Images
+from mergetomix.sections.source import Dataset
+from mergetomix.sections.train import Augment, Train
 
 RUNS = 5
 
@@ -64,7 +66,7 @@ def share(family: ImageClassifier, sequences: Any, settings: Train) -> float:
     Trainer.get_train_dataloader = watched  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as out:
-            _, seconds = train.finetune(family, sequences, settings, Path(out))
+            _, seconds = training.finetune(family, sequences, settings, Path(out))
     finally:
         Trainer.get_train_dataloader = plain  # type: ignore[method-assign]
     return sum(each.waited_s for each in found) / seconds

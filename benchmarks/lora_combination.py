@@ -25,7 +25,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from mergetomix import adapters, merge
+from mergetomix import merge
 
 NUM_EXPERTS, NUM_VOCAB = 8, 64  # embeddings carry no adapter here
 LIMIT = 1e-6
@@ -146,7 +146,7 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
     yield {"way": "fold (merge.lora_product)", **errors(fold, wanted), "time": 1.0}
     ranks = [None, *(int(times * case.rank) for times in RANKS_KEPT)]
     for rank in ranks:
-        adapter, seconds = timed(lambda rank=rank: adapters.combine(terms, rank, torch.float32), 1)
+        adapter, seconds = timed(lambda rank=rank: adapter.combine(terms, rank, torch.float32), 1)
         line = {"way": "adapter, exact" if rank is None else f"adapter, rank {rank}", "rank": adapter.rank}
         found = errors(products(adapter.factors), wanted)
         yield {**line, **found, **({} if rank is None else least(wanted, rank)), "time": seconds / unit}

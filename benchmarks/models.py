@@ -66,7 +66,7 @@ def num_params(model: Any) -> int:
 
 def adapters(model: Any, num_experts: int, rank: int) -> dict[str, Any]:
     """Adapters with random factors on every linear layer but the head, as the package's deltas."""
-    from mergetomix.deltas import LoraDelta
+    from mergetomix.experts.deltas import LoraDelta
 
     names = [n for n, p in model.named_parameters() if p.ndim == 2 and any(part in n for part in ("attn", "mlp"))]
     transposed = frozenset(names) if "GPT2" in type(model).__name__ else frozenset()

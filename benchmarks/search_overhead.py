@@ -16,8 +16,10 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mergetomix import demo, pipeline, recipe
-from mergetomix.job import Job, open_job
+from mergetomix import demo
+from mergetomix.recipe import recipe
+from mergetomix.session.job import Job, open_job
+from mergetomix.stages import pipeline
 
 NUM_RUNS = 3
 

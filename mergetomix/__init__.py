@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, TrainingError, UserError
-from mergetomix.folder import Form
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
+from mergetomix.export.folder import Form
+from mergetomix.records import Finetune, Mixture, Scores, Trial
+from mergetomix.results import Cost, Result, Row, Selection, Verification
 
 if TYPE_CHECKING:
-    from mergetomix.plan import Plan
+    from mergetomix.export.write import Written
     from mergetomix.progress import Listener
-    from mergetomix.recipe import Recipe
-    from mergetomix.write import Written
+    from mergetomix.recipe.recipe import Recipe
+    from mergetomix.stages.plan import Plan
 
 __version__ = "0.1.0"
 
@@ -64,15 +65,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`Recipe`, `Plan` and `Written`, whose modules are not loaded before they are asked for."""
     if name == "Recipe":
-        from mergetomix.recipe import Recipe
+        from mergetomix.recipe.recipe import Recipe
 
         return Recipe
     if name == "Plan":
-        from mergetomix.plan import Plan
+        from mergetomix.stages.plan import Plan
 
         return Plan
     if name == "Written":
-        from mergetomix.write import Written
+        from mergetomix.export.write import Written
 
         return Written
     raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
@@ -90,7 +91,7 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     Raises:
         RecipeError: what is wrong, and where in the recipe.
     """
-    from mergetomix.recipe import load, parse
+    from mergetomix.recipe.recipe import load, parse
 
     return load(recipe, overrides) if isinstance(recipe, str | Path) else parse(recipe)
 
@@ -104,19 +105,20 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
         UserError: something that the user can mend, before any training.
         Fault: something failed on the way; what was computed is in the store.
     """
-    from mergetomix import pipeline, report
+    from mergetomix.report import files
+    from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
-    report.begin(checked)
+    files.begin(checked)
     result = pipeline.run(checked, listener)
-    report.write(result, checked)
+    files.write(result, checked)
     return result
 
 
 def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
     """Fine-tune one expert for each dataset; those in the store are reused."""
-    from mergetomix import pipeline
-    from mergetomix.job import open_job
+    from mergetomix.session.job import open_job
+    from mergetomix.stages import pipeline
 
     with open_job(load_recipe(recipe), listener) as job:
         return pipeline.train_experts(job)
@@ -124,8 +126,8 @@ def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Lis
 
 def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Selection:
     """Experts where they are missing, then proxies on the select part of the targets, best first."""
-    from mergetomix import pipeline
-    from mergetomix.job import open_job
+    from mergetomix.session.job import open_job
+    from mergetomix.stages import pipeline
 
     with open_job(load_recipe(recipe), listener) as job:
         pipeline.train_experts(job)
@@ -137,8 +139,8 @@ def verify_mixtures(
 ) -> tuple[Selection, Verification | None]:
     """Experts and search where they are missing, then a few real fine-tunes; the verification is None where the recipe asks
     for no checks."""
-    from mergetomix import pipeline
-    from mergetomix.job import open_job
+    from mergetomix.session.job import open_job
+    from mergetomix.stages import pipeline
 
     with open_job(load_recipe(recipe), listener) as job:
         pipeline.train_experts(job)
@@ -154,15 +156,16 @@ def finalize(
 ) -> Result:
     """Fine-tune on a selection (or what its verification picked) for real, score it beside the baselines on the report part,
     and write the report."""
-    from mergetomix import pipeline, report
-    from mergetomix.job import open_job
+    from mergetomix.report import files
+    from mergetomix.session.job import open_job
+    from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
     with open_job(checked, listener) as job:
         experts = pipeline.train_experts(job)
         table = pipeline.finalize(job, selection, verification)
         result = pipeline.result_of(job, experts, selection, verification, table)
-    report.write(result, checked)
+    files.write(result, checked)
     return result
 
 
@@ -187,8 +190,9 @@ def write_proxy(
     Raises:
         UserError: a name, a weight, the folder or the form is wrong; said before anything is trained.
     """
-    from mergetomix import pipeline, write
-    from mergetomix.job import open_job
+    from mergetomix.export import write
+    from mergetomix.session.job import open_job
+    from mergetomix.stages import pipeline
 
     checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
     write.check(checked, names, folder, chosen)
@@ -198,6 +202,6 @@ def write_proxy(
 
 def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Plan:
     """Read everything that a run will read and plan it: see `mergetomix.plan.Plan`. Trains nothing."""
-    from mergetomix import plan
+    from mergetomix.stages import plan
 
     return plan.check(load_recipe(recipe), listener)

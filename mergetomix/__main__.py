@@ -1,5 +1,5 @@
 """`python -m mergetomix`."""
 
-from mergetomix.cli import main
+from mergetomix.cli.main import main
 
 main()

@@ -15,7 +15,7 @@ import pytest
 import tiny
 import torch
 
-from mergetomix.families.causal_lm import CausalLM
+from mergetomix.models.causal_lm.model import CausalLM
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from typing import Any
 
 import mergetomix
-from mergetomix import job, report
-from mergetomix.cli import Lines
-from mergetomix.store import Store
+from mergetomix.cli.main import Lines
+from mergetomix.report import files
+from mergetomix.session import job
+from mergetomix.store.store import Store
 
 moment, passed = int(sys.argv[2]), 0
 
@@ -43,6 +44,6 @@ around(job.Steps, "__call__")
 around(os, "rename")
 around(Store, "add_finetune")
 around(Store, "add_scores")
-around(report, "_put")
+around(files, "_put")
 mergetomix.run(sys.argv[1], Lines())
 print(f"moments {passed}")

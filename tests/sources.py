@@ -13,9 +13,11 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from mergetomix.data import Examples, read
+from mergetomix.data.examples import Examples
+from mergetomix.data.reading import read
 from mergetomix.errors import DataError
-from mergetomix.recipe import Dataset, Target
+from mergetomix.sections.source import Dataset
+from mergetomix.sections.target import TargetSection
 
 WHERE = "datasets.math"
 FORMATS = ["jsonl", "json", "csv", "tsv", "parquet"]
@@ -60,7 +62,7 @@ def encoded(kind: str, rows: list[dict[str, Any]], scratch: Path) -> bytes:
     return file.read_bytes()
 
 
-def get(source: type[Dataset | Target] = Dataset, **fields: Any) -> Examples:
+def get(source: type[Dataset | TargetSection] = Dataset, **fields: Any) -> Examples:
     if isinstance(fields.get("path"), Path):
         fields["path"] = str(fields["path"])
     return read(source(**fields), WHERE)
@@ -69,7 +71,7 @@ def get(source: type[Dataset | Target] = Dataset, **fields: Any) -> Examples:
 def fails(key: str, *named: str, target: bool = False, **fields: Any) -> DataError:
     """The error of reading, which must carry the key and name every thing in `named`."""
     with pytest.raises(DataError) as caught:
-        get(Target if target else Dataset, **fields)
+        get(TargetSection if target else Dataset, **fields)
     error = caught.value
     assert error.where == f"{WHERE}.{key}" if key else WHERE
     assert "\n" not in error.message

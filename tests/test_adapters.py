@@ -13,12 +13,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from mergetomix import adapters, merge
-from mergetomix.adapters import Pair
-from mergetomix.deltas import params, read_delta
+from mergetomix import merge
 from mergetomix.errors import ModelError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.folder import target_modules
+from mergetomix.experts.deltas import params, read_delta
+from mergetomix.export import adapter
+from mergetomix.export.adapter import Pair
+from mergetomix.export.folder import target_modules
+from mergetomix.models.causal_lm.model import CausalLM
 
 WHERE = "datasets.math.expert"
 FACTORS = (0.6, -0.3, 0.05, 1.7)
@@ -51,7 +52,7 @@ def terms(pairs: list[Pair]) -> list[tuple[Pair, float]]:
 
 def test_joined_is_the_sum_of_products() -> None:
     pairs = some()
-    tall, flat = adapters.joined(pairs, FACTORS)
+    tall, flat = adapter.joined(pairs, FACTORS)
     assert tall.shape == (30, 10) and flat.shape == (10, 20)
     torch.testing.assert_close(tall @ flat, dense(pairs), rtol=0, atol=1e-12)
     torch.testing.assert_close((tall @ flat).float(), merge.lora_product(pairs, FACTORS), rtol=1e-4, atol=1e-5)
@@ -60,7 +61,7 @@ def test_joined_is_the_sum_of_products() -> None:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-3), (torch.float16, 6e-4)])
 def test_an_exact_adapter_loses_one_rounding_and_says_so(dtype: torch.dtype, most: float) -> None:
     pairs = some()
-    found = adapters.combine({"x": terms(pairs)}, None, dtype)
+    found = adapter.combine({"x": terms(pairs)}, None, dtype)
     assert found.is_exact and found.rank == found.full_rank == 10
     assert {side.dtype for side in found.factors["x"]} == {dtype}
     want = dense(pairs)
@@ -71,7 +72,7 @@ def test_an_exact_adapter_loses_one_rounding_and_says_so(dtype: torch.dtype, mos
 
 def test_numbers_too_small_for_one_side_survive_in_float16() -> None:
     tall, flat = draw(0, size=1e-9)
-    found = adapters.combine({"x": [((tall, 1e4 * flat), 1.0)]}, None, torch.float16)
+    found = adapter.combine({"x": [((tall, 1e4 * flat), 1.0)]}, None, torch.float16)
     assert tall.half().count_nonzero() == 0
     assert found.error < 6e-4
 
@@ -80,7 +81,7 @@ def test_balancing_rounds_nothing() -> None:
     tall, flat = draw(0, size=1e-3)
     tall[:, 1] = 0
     flat[2] = 0
-    one, other = adapters.balanced((tall, flat))
+    one, other = adapter.balanced((tall, flat))
     assert torch.equal(one[:, :, None] * other[None], tall[:, :, None] * flat[None])
     ratio = one.norm(dim=0) / other.norm(dim=1)
     assert all(0.5 <= float(ratio[i]) <= 2 for i in (0, 3))
@@ -88,7 +89,7 @@ def test_balancing_rounds_nothing() -> None:
 
 def test_a_param_that_fewer_experts_change_is_padded_with_zeros() -> None:
     pairs = some()
-    found = adapters.combine({"x": terms(pairs), "y": terms(pairs)[:1]}, None, torch.float32)
+    found = adapter.combine({"x": terms(pairs), "y": terms(pairs)[:1]}, None, torch.float32)
     tall, flat = found.factors["y"]
     assert tall.shape == (30, 10) and flat.shape == (10, 20)
     assert tall[:, 1:].count_nonzero() == flat[1:].count_nonzero() == 0
@@ -98,7 +99,7 @@ def test_a_param_that_fewer_experts_change_is_padded_with_zeros() -> None:
 def test_an_expert_that_changes_nothing_has_no_error() -> None:
     tall, flat = draw(0)
     for rank in (None, 1):
-        found = adapters.combine({"x": [((0 * tall, flat), 1.0)]}, rank, torch.float32)
+        found = adapter.combine({"x": [((0 * tall, flat), 1.0)]}, rank, torch.float32)
         assert found.error == 0.0 and found.factors["x"][0].count_nonzero() == 0
 
 
@@ -113,18 +114,18 @@ def test_compressed_is_as_near_as_a_full_svd(shape: tuple[int, int], rank: int) 
     want = dense(pairs)
     values = torch.linalg.svdvals(want)
     best = math.sqrt(float((values[rank:] ** 2).sum()))
-    pair = adapters.joined(pairs, FACTORS)
-    kept = adapters.compressed(pair, rank)
+    pair = adapter.joined(pairs, FACTORS)
+    kept = adapter.compressed(pair, rank)
     assert kept[0].shape[1] <= rank
     assert float((product(kept) - want).norm()) == pytest.approx(best, abs=1e-10)
-    assert adapters.distance(pair, kept) == pytest.approx(best, abs=1e-10)
-    assert adapters.norm(pair) == pytest.approx(float(want.norm()), abs=1e-10)
+    assert adapter.distance(pair, kept) == pytest.approx(best, abs=1e-10)
+    assert adapter.norm(pair) == pytest.approx(float(want.norm()), abs=1e-10)
     torch.testing.assert_close(kept[0].norm(dim=0), kept[1].norm(dim=1), rtol=1e-9, atol=1e-9)
 
 
 def test_the_errors_are_those_of_the_factors_as_written() -> None:
     sets = {name: [draw(10 * i + seed, rank=seed + 1) for seed in range(4)] for i, name in enumerate("xyz")}
-    found = adapters.combine({name: terms(pairs) for name, pairs in sets.items()}, 3, torch.float32)
+    found = adapter.combine({name: terms(pairs) for name, pairs in sets.items()}, 3, torch.float32)
     assert not found.is_exact and (found.rank, found.full_rank) == (3, 10)
     wants = {name: dense(pairs) for name, pairs in sets.items()}
     gaps = {name: float((product(found.factors[name]) - want).norm()) for name, want in wants.items()}
@@ -137,22 +138,22 @@ def test_the_errors_are_those_of_the_factors_as_written() -> None:
 
 def test_a_higher_rank_loses_less_and_all_of_it_nothing() -> None:
     pairs = some()
-    errors = [adapters.combine({"x": terms(pairs)}, rank, torch.float64).error for rank in (1, 2, 4, 8, 10)]
+    errors = [adapter.combine({"x": terms(pairs)}, rank, torch.float64).error for rank in (1, 2, 4, 8, 10)]
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1
     assert errors[-1] < 1e-12
-    assert adapters.norm(adapters.compressed(adapters.joined(pairs, FACTORS), 10)) == pytest.approx(float(dense(pairs).norm()))
+    assert adapter.norm(adapter.compressed(adapter.joined(pairs, FACTORS), 10)) == pytest.approx(float(dense(pairs).norm()))
 
 
 def test_a_rank_over_the_sum_is_exact_and_says_so() -> None:
-    found = adapters.combine({"x": terms(some())}, 99, torch.float32)
+    found = adapter.combine({"x": terms(some())}, 99, torch.float32)
     assert found.is_exact and found.rank == 10 and found.error < 1e-7
     assert "rank 99 was asked for, which is over that sum" in found.sentences()
-    assert not any("asked for" in line for line in adapters.combine({"x": terms(some())}, 10, torch.float32).sentences())
+    assert not any("asked for" in line for line in adapter.combine({"x": terms(some())}, 10, torch.float32).sentences())
 
 
 def test_a_param_within_the_rank_stays_exact() -> None:
     pairs = some()
-    found = adapters.combine({"x": terms(pairs), "y": terms(pairs)[:2]}, 5, torch.float32)
+    found = adapter.combine({"x": terms(pairs), "y": terms(pairs)[:2]}, 5, torch.float32)
     assert found.errors["y"] < 1e-7 < found.errors["x"] == found.errors[found.worst]
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-import mergetomix.address as address_module
-import mergetomix.store as store_module
-from mergetomix.store import SCHEMA_VERSION, Store, digest, hash_files
+import mergetomix.store.address as address_module
+import mergetomix.store.store as store_module
+from mergetomix.store.address import SCHEMA_VERSION, digest
+from mergetomix.store.store import Store, hash_files
 
 PINNED = "f0d1ba73f447019d39ad78762b0f7cee"
 

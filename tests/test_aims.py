@@ -11,14 +11,14 @@ import pytest
 from test_run import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import aims, explore
+from mergetomix.cli import console
 from mergetomix.errors import RecipeError
-from mergetomix.fidelity import paired_difference
-from mergetomix.front import is_front
-from mergetomix.job import open_job
-from mergetomix.objective import gains
-from mergetomix.recipe import Recipe
-from mergetomix.report import console
+from mergetomix.objectives.objective import gains
+from mergetomix.objectives.pareto import is_front
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.session.job import open_job
+from mergetomix.stages import aims, search
+from mergetomix.statistics.agreement import paired_difference
 
 AIMS = ("gain", "standard_errors", "worst", "pareto")
 Runs = dict[str, tuple[m2m.Result, dict[str, Any], str]]
@@ -169,7 +169,7 @@ def test_a_selection_without_an_objective_gets_the_one_that_its_trials_make(runs
 def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, "pareto", strategy="greedy")))
     with open_job(recipe, Heard()) as job:
-        aims.warn_of_strategy(job, explore.strategy_of(job).name)
+        aims.warn_of_strategy(job, search.strategy_of(job).name)
         aims.warn_of_strategy(job, "exhaustive")
         assert [text for text in job.warnings if "front" in text] == [
             "greedy search goes by the mean of the gains: the front is of the mixtures that it tries on its way"

@@ -9,10 +9,10 @@ import pytest
 from test_run import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import pipeline
-from mergetomix.calibrate import Array
-from mergetomix.job import evaluate_proxy, evaluate_real, fit, open_job
 from mergetomix.records import Mixture
+from mergetomix.session.job import evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.stages import pipeline
+from mergetomix.statistics.posterior import Array
 from mergetomix.study import anchored
 
 EXPERTS = np.eye(4)

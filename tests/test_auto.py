@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mergetomix.mixture import Simplex, Space, Subsets
-from mergetomix.search import Setting, build
-from mergetomix.search.auto import choose
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
+from mergetomix.search.strategies import build, choose
+from mergetomix.search.strategy import Setting
 
 NAMES = {num: tuple(f"d{i:03}" for i in range(num)) for num in (2, 5, 6, 12, 13, 100)}
 FEW = Subsets(NAMES[100], 2, 2, groups=(frozenset(NAMES[100][2:]),))

@@ -12,13 +12,13 @@ import tiny
 import torch
 from torch import Tensor
 
-from mergetomix import passes
-from mergetomix.bank import GIB, Bank, Room, room
-from mergetomix.beside import Beside
-from mergetomix.deltas import FullDelta, LoraDelta, compare, mapped, params, read_delta
 from mergetomix.errors import ModelError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.mixture import Subsets
+from mergetomix.experts import sums
+from mergetomix.experts.bank import GIB, Bank, Room, room
+from mergetomix.experts.beside import Beside
+from mergetomix.experts.deltas import FullDelta, LoraDelta, compare, mapped, params, read_delta
+from mergetomix.mixtures.spaces import Subsets
+from mergetomix.models.causal_lm.model import CausalLM
 
 WHERE = "datasets.math.expert"
 NAMES = tuple("abcdefghijkl")
@@ -131,8 +131,8 @@ def test_an_interrupted_move_leaves_no_wrong_sum(monkeypatch: pytest.MonkeyPatch
             raise KeyboardInterrupt
         original(*arguments)
 
-    original = passes.step
-    monkeypatch.setattr(passes, "step", interrupted)
+    original = sums.step
+    monkeypatch.setattr(sums, "step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bank.set(dict.fromkeys("ab", 0.5))
     monkeypatch.undo()
@@ -144,7 +144,7 @@ def test_an_interrupted_move_leaves_no_wrong_sum(monkeypatch: pytest.MonkeyPatch
 
 def test_sums_on_the_grid_are_exact_in_any_order() -> None:
     largest = 12 * 0.37
-    rounding = passes.grid(largest)
+    rounding = sums.grid(largest)
     generator = torch.Generator().manual_seed(0)
     deltas = 0.37 * torch.rand(12, 500, generator=generator, dtype=torch.float64) * 10.0 ** -torch.randint(0, 15, (12, 500))
     on_grid = (deltas + rounding) - rounding
@@ -164,7 +164,7 @@ def test_sums_on_the_grid_are_exact_in_any_order() -> None:
 
 @pytest.mark.parametrize("largest", [0.0, 1e-300, 1e-38, 0.37, 1.0, 3e38])
 def test_the_grid_is_finite_and_rounds_little(largest: float) -> None:
-    rounding = passes.grid(largest)
+    rounding = sums.grid(largest)
     assert math.isfinite(rounding) and (0.3 * largest + rounding) - rounding == pytest.approx(0.3 * largest, rel=1e-9)
 
 
@@ -172,29 +172,29 @@ def test_the_grid_is_finite_and_rounds_little(largest: float) -> None:
 
 
 def test_tiles_and_pieces_cover_large_params_once() -> None:
-    num = 2 * passes.TILE + 17
+    num = 2 * sums.TILE + 17
     net = Net(num=num)
     deltas = experts(net, "ab")
     start = snapshot(net)
     bank = Bank(net, deltas)
     assert [sum(tile.stop - tile.start for _, tile in piece) for piece in bank._pieces] == [
-        passes.TILE,
-        passes.TILE,
-        num - 2 * passes.TILE + 12,
+        sums.TILE,
+        sums.TILE,
+        num - 2 * sums.TILE + 12,
     ]
     bank.set(dict.fromkeys("ab", 0.5))
     assert equal(exact(start, deltas, dict.fromkeys("ab", 0.5)), snapshot(net))
 
 
 def test_threads_give_the_same_bits() -> None:
-    net = Net(num=3 * passes.TILE)
+    net = Net(num=3 * sums.TILE)
     deltas = experts(net, "ab")
     bank = Bank(net, deltas)
     bank.set(dict.fromkeys("ab", 0.5))
     one = snapshot(net)
     torch.set_num_threads(3)
     try:
-        again = Bank(Net(num=3 * passes.TILE), deltas)
+        again = Bank(Net(num=3 * sums.TILE), deltas)
         again.set(dict.fromkeys("ab", 0.5))
     finally:
         torch.set_num_threads(1)

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 from test_run import Heard, recipe_values, write_recipe
-from worlds import SPACES, World, search
+from worlds import SPACES, World
 
 import mergetomix as m2m
-from mergetomix import budget, explore, pipeline
-from mergetomix.budget import Limit, limit_of
 from mergetomix.errors import RecipeError
-from mergetomix.job import evaluate_base, open_job
-from mergetomix.mixture import Subsets
-from mergetomix.search import Setting, build
+from mergetomix.mixtures.spaces import Subsets
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Setting
+from mergetomix.session.job import evaluate_base, open_job
+from mergetomix.stages import budget, pipeline, search
+from mergetomix.stages.budget import Limit, limit_of
 
 DATASETS = ("a", "b", "c", "d")
 
@@ -66,7 +67,7 @@ def test_minutes_are_what_the_base_took_and_stay_what_they_were(folder: Path, mo
 )
 def test_a_budget_that_is_none_is_named(folder: Path, wanted: Any, key: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message) as caught, open_job(recipe_of(folder, wanted)) as job:
-        explore.strategy_of(job)
+        search.strategy_of(job)
     assert caught.value.where == key
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
-from mergetomix.calibrate import Array, Posterior, Prior, Unit, Views, likeliest_exponent, next_check, posterior
+from mergetomix.statistics.posterior import Array, Posterior, Prior, Unit, Views, likeliest_exponent, next_check, posterior_of
 
 N = 5
 SUBSETS = [chosen for k in range(1, N + 1) for chosen in combinations(range(N), k)]
@@ -30,7 +30,7 @@ def world(seed: int) -> tuple[Array, Array]:
     """Proxies, and reals drawn from the prior given them."""
     rng = np.random.default_rng(seed)
     proxy = WEIGHTS @ rng.normal(size=N) + 0.3 * rng.normal(size=len(SUBSETS))
-    prior = posterior(Views(WEIGHTS, proxy), {})
+    prior = posterior_of(Views(WEIGHTS, proxy), {})
     real = proxy.copy()
     scale = prior.scale_MM[np.ix_(SEVERAL, SEVERAL)]
     real[SEVERAL] = multivariate_t(prior.mean_M[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
@@ -43,7 +43,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num: int) -> None:
     for seed in range(120):
         proxy, real = world(seed)
         rows = np.random.default_rng(seed).permutation(SEVERAL)[:num]
-        found = posterior(Views(WEIGHTS, proxy), {int(i): float(real[i]) for i in rows})
+        found = posterior_of(Views(WEIGHTS, proxy), {int(i): float(real[i]) for i in rows})
         low, high = found.interval(0.9)
         held += [low[i] <= real[i] <= high[i] for i in SEVERAL if i not in rows]
     # mixtures of one world move together, so the share is less sure than its number of intervals says
@@ -55,21 +55,21 @@ def test_checks_make_predictions_better() -> None:
     for seed in range(40):
         proxy, real = world(seed)
         for num, list_ in errors.items():
-            found = posterior(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
+            found = posterior_of(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
             list_.append(float(np.mean((found.mean_M - real) ** 2)))
     assert np.mean(errors[5]) < 0.6 * np.mean(errors[0])
 
 
 def test_a_single_dataset_is_its_own_proxy() -> None:
     proxy, real = world(1)
-    found = posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]])})
+    found = posterior_of(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]])})
     assert np.array_equal(found.mean_M[:N], proxy[:N])
     assert not found.sd_M[:N].any()
 
 
 def test_what_is_known_is_exact() -> None:
     proxy, real = world(2)
-    found = posterior(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL})
+    found = posterior_of(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL})
     assert np.array_equal(found.mean_M[SEVERAL], real[SEVERAL])
     assert not found.value_of_check().any()
     assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
@@ -77,28 +77,28 @@ def test_what_is_known_is_exact() -> None:
 
 def test_without_checks_the_proxies_stand_but_for_their_slope() -> None:
     proxy, _ = world(3)
-    flat = posterior(Views(WEIGHTS, proxy), {}, Prior(expected_slope=0))
+    flat = posterior_of(Views(WEIGHTS, proxy), {}, Prior(expected_slope=0))
     assert np.array_equal(flat.mean_M, proxy)
     mixed = 1 - (WEIGHTS**2).sum(axis=1)
     expected = proxy + mixed * PRIOR.expected_slope * (proxy - proxy.mean())
-    assert np.allclose(posterior(Views(WEIGHTS, proxy), {}).mean_M, expected)
+    assert np.allclose(posterior_of(Views(WEIGHTS, proxy), {}).mean_M, expected)
 
 
 def test_a_common_unit_changes_nothing() -> None:
     proxy, real = world(4)
     known = {i: float(real[i]) for i in SEVERAL[::7]}
-    one = posterior(Views(WEIGHTS, proxy), known)
-    other = posterior(Views(WEIGHTS, 100 * proxy - 7), {i: 100 * value - 7 for i, value in known.items()})
+    one = posterior_of(Views(WEIGHTS, proxy), known)
+    other = posterior_of(Views(WEIGHTS, 100 * proxy - 7), {i: 100 * value - 7 for i, value in known.items()})
     np.testing.assert_allclose(other.mean_M, 100 * one.mean_M - 7, rtol=1e-6)
     np.testing.assert_allclose(other.sd_M, 100 * one.sd_M, rtol=1e-5, atol=1e-9)
 
 
 def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> None:
     proxy, real = world(5)
-    found = posterior(Views(WEIGHTS, proxy), {})
+    found = posterior_of(Views(WEIGHTS, proxy), {})
     best = max(SEVERAL, key=lambda i: proxy[i])
     assert next_check(found, proxy, 0.95) == (best, "")
-    after = posterior(Views(WEIGHTS, proxy), {best: float(real[best])})
+    after = posterior_of(Views(WEIGHTS, proxy), {best: float(real[best])})
     chosen, _ = next_check(after, None, 1.0)
     assert chosen == int(np.argmax(after.value_of_check())) != best
 
@@ -113,7 +113,7 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
 
 def test_draws_follow_the_posterior() -> None:
     proxy, real = world(3)
-    found = posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]]), SEVERAL[9]: float(real[SEVERAL[9]])})
+    found = posterior_of(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]]), SEVERAL[9]: float(real[SEVERAL[9]])})
     drawn = found.draws(seed=1, num=40_000)
     assert np.array_equal(drawn[:, sorted(found.known)], np.tile(found.mean_M[sorted(found.known)], (40_000, 1)))
     unknown = [i for i in SEVERAL if i not in found.known]
@@ -137,7 +137,7 @@ def test_checks_end_once_the_pick_is_safe() -> None:
 def test_the_exponent_that_explains_the_checks_is_found() -> None:
     proxy, _ = world(6)
     rows = SEVERAL[::3]
-    real = posterior(Views(WEIGHTS, proxy), {}).mean_M[rows]
+    real = posterior_of(Views(WEIGHTS, proxy), {}).mean_M[rows]
     shifts = {0.5: 1.5, 0.75: 0.02, 1.0: -1.5}
     views = {exponent: Views(WEIGHTS[rows], proxy[rows] + shift) for exponent, shift in shifts.items()}
     assert likeliest_exponent(views, real, Unit.of(proxy), 1.0) == 0.75
@@ -150,7 +150,7 @@ def test_equal_proxies_are_equal_whatever_their_rounding() -> None:
     proxy[::2] += 1.4e-17
     assert Unit.of(proxy).sd == 1
     pooled = proxy + 0.01 * np.random.default_rng(0).normal(size=len(proxy))
-    found = posterior(Views(WEIGHTS, proxy, pooled), {SEVERAL[0]: 0.11})
+    found = posterior_of(Views(WEIGHTS, proxy, pooled), {SEVERAL[0]: 0.11})
     assert np.isfinite(found.draws(seed=0)).all()
 
 
@@ -158,7 +158,7 @@ def test_equal_proxies_are_equal_whatever_their_rounding() -> None:
 def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
     proxy, _ = world(7)
     with pytest.raises(ValueError, match="finite"):
-        posterior(Views(WEIGHTS, proxy), {SEVERAL[0]: bad})
+        posterior_of(Views(WEIGHTS, proxy), {SEVERAL[0]: bad})
 
 
 def test_pooled_experts_move_the_expectation_and_checks_say_how_far() -> None:
@@ -167,11 +167,11 @@ def test_pooled_experts_move_the_expectation_and_checks_say_how_far() -> None:
         size=len(proxy)
     )
     mixed, flat = 1 - (WEIGHTS**2).sum(axis=1), Prior(expected_slope=0)
-    before = posterior(Views(WEIGHTS, proxy, pooled), {}, flat).mean_M
+    before = posterior_of(Views(WEIGHTS, proxy, pooled), {}, flat).mean_M
     assert np.allclose(before, proxy + flat.expected_pool * mixed * (pooled - proxy))
     for believed in (0.0, 1.0):
         real = proxy + believed * mixed * (pooled - proxy)
-        found = posterior(Views(WEIGHTS, proxy, pooled), {i: float(real[i]) for i in SEVERAL[::2]}, flat).mean_M
+        found = posterior_of(Views(WEIGHTS, proxy, pooled), {i: float(real[i]) for i in SEVERAL[::2]}, flat).mean_M
         assert np.abs(found - real).mean() < 0.5 * np.abs(before - real).mean()
 
 
@@ -179,7 +179,7 @@ def stopped(proxy: Array, real: Array, confidence: float) -> tuple[int, int, flo
     """The pick, the number of checks and the pick's probability, where checks end because it is safe; else None."""
     known: dict[int, float] = {}
     while True:
-        found = posterior(Views(WEIGHTS, proxy), known)
+        found = posterior_of(Views(WEIGHTS, proxy), known)
         row, reason = next_check(found, None if known else proxy, confidence)
         if row is None:
             pick = int(np.argmax(found.mean_M))
@@ -213,7 +213,7 @@ def test_noise_of_a_known_size_is_learnt(noise: float) -> None:
         real = proxy.copy()
         real[SEVERAL] += noise * rng.normal(size=len(SEVERAL))
         known = {int(i): float(real[i]) for i in rng.permutation(SEVERAL)[:10]}
-        low, high = posterior(Views(WEIGHTS, proxy), known).interval(0.9)
+        low, high = posterior_of(Views(WEIGHTS, proxy), known).interval(0.9)
         left = [i for i in SEVERAL if i not in known]
         held += ((low[left] <= real[left]) & (real[left] <= high[left])).tolist()
         widths.append(float(np.mean(high[left] - low[left])))

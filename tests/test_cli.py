@@ -17,10 +17,11 @@ import yaml
 from test_run import recipe_values, write_recipe
 
 import mergetomix
-from mergetomix import cli, report
+from mergetomix.cli import main
 from mergetomix.demo import BASE
 from mergetomix.errors import Fault
-from mergetomix.store import Store
+from mergetomix.report import files
+from mergetomix.store.store import Store
 
 Outcome = tuple[int, str, str]
 Call = Callable[..., Outcome]
@@ -34,7 +35,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mergetomix", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.main()
+            main.main()
         printed = capsys.readouterr()
         return int(exit_.value.code or 0), printed.out, printed.err
 
@@ -402,7 +403,7 @@ def test_a_disk_too_full_for_the_final_model_is_one_message(tmp_path: Path, monk
     def full(one: str, other: str, **_: Any) -> None:
         raise OSError(28, "No space left on device", one, None, other)
 
-    monkeypatch.setattr(report, "_link_weights", full)
+    monkeypatch.setattr(files, "_link_weights", full)
     with pytest.raises(Fault, match=r"written to .*final: \[Errno 28\] No space left on device\nhint: ") as caught:
-        report.hand_over(source, tmp_path / "final", "")
+        files.hand_over(source, tmp_path / "final", "")
     assert str(source) in str(caught.value.hint) and [each.name for each in tmp_path.iterdir()] == ["source"]

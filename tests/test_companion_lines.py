@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from worlds import World, best, search
 
-from mergetomix.mixture import Subsets
+from mergetomix.mixtures.spaces import Subsets
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Setting, Told, build
-from mergetomix.search.companions import BELIEF, LEAST_SLOPE, in_units_of_scores, line, lines
+from mergetomix.search.gradient.companions import BELIEF, LEAST_SLOPE, in_units_of_scores, line, lines
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Ask, Setting, Told
 
 EIGHT, TEN = tuple("abcdefgh"), tuple("abcdefghij")
 

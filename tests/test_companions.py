@@ -10,11 +10,12 @@ import pytest
 from test_run import WORDS, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import explore, merge, pipeline
+from mergetomix import merge
 from mergetomix.errors import RecipeError
-from mergetomix.job import Job, evaluate_base, open_job, trial_of
 from mergetomix.records import Mixture, Scores, gain
-from mergetomix.slopes import companions, has_slopes, slopes, smooth, warn_of_companions
+from mergetomix.session.gradients import companions, has_slopes, slopes, smooth, warn_of_companions
+from mergetomix.session.job import Job, evaluate_base, open_job, trial_of
+from mergetomix.stages import pipeline, search
 
 DATASETS = ("a", "b", "c", "d")
 KINDS = {
@@ -118,7 +119,7 @@ def test_a_target_without_answers_is_named(tmp_path: Path) -> None:
         assert not has_slopes(job)
     values["search"] = {"strategy": "gradient"}
     with open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job, pytest.raises(RecipeError, match="target u has no"):
-        explore.strategy_of(job)
+        search.strategy_of(job)
 
 
 def turned(job: Job, trials: list[m2m.Trial], sign: float) -> list[m2m.Trial]:

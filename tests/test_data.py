@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 from sources import ANSWER, NUMBERED, PAIR, ROWS, USER, WHERE, choice, encoded, fails, get, put
 
-from mergetomix.data import Example, read, read_rows, shared, split
+from mergetomix.data.examples import Example
+from mergetomix.data.reading import read, read_rows
+from mergetomix.data.leaks import shared
+from mergetomix.data.splits import split
 from mergetomix.errors import DataError
-from mergetomix.recipe import Dataset, Target
+from mergetomix.sections.source import Dataset
+from mergetomix.sections.target import TargetSection
 
 REAL = Path(__file__).parents[2] / "shared/data/text"
 
@@ -153,9 +157,9 @@ def test_shared_options_and_a_row_s_own() -> None:
         {"q": "?", "a": "yes", "o": ["yes", "no"]},
         {"q": "!", "a": "3", "o": {"text": [3, "4"], "label": ["A", "B"]}},
     ]
-    shared_options = get(Target, **choice(rows[:1], options=["no", "yes"]))
+    shared_options = get(TargetSection, **choice(rows[:1], options=["no", "yes"]))
     assert shared_options.items[0] == Example(0, prompt="?", completion=" yes", options=(" no", " yes"))
-    own = get(Target, **choice(rows, options="o"))
+    own = get(TargetSection, **choice(rows, options="o"))
     assert [item.options for item in own.items] == [(" yes", " no"), (" 3", " 4")]
 
 
@@ -163,11 +167,11 @@ def test_options_of_a_dataset_formatted_as_arrays() -> None:
     import datasets
 
     rows = datasets.Dataset.from_list([{"q": "?", "a": "yes", "o": ["yes", "no"]}]).with_format("numpy")
-    assert get(Target, **choice(rows, options="o")).items[0].options == (" yes", " no")
+    assert get(TargetSection, **choice(rows, options="o")).items[0].options == (" yes", " no")
 
 
 def test_options_count_for_choice_only() -> None:
-    assert get(Target, rows=ROWS, **PAIR, options=["x", "y"]).items[0].options == ()
+    assert get(TargetSection, rows=ROWS, **PAIR, options=["x", "y"]).items[0].options == ()
 
 
 @pytest.mark.parametrize("column", [True, False])
@@ -200,7 +204,7 @@ def test_options_that_do_not_fit(key: str, fields: dict[str, Any], named: list[s
 
 def test_a_python_target_may_have_prompts_alone_but_not_nothing() -> None:
     fields = {"score": "python", "function": print, "rows": ROWS}
-    assert get(Target, **fields, prompt="q").items[0] == Example(0, prompt="one?")
+    assert get(TargetSection, **fields, prompt="q").items[0] == Example(0, prompt="one?")
     fails("", "say how a row becomes an example", target=True, **fields)
 
 
@@ -235,7 +239,7 @@ def test_a_draw_from_plain_text_takes_no_blank_line(tmp_path: Path) -> None:
 
 def test_rows_are_drawn_as_examples_are_but_not_mapped(tmp_path: Path) -> None:
     drawn = get(rows=NUMBERED, text="t", max_examples=5, seed=3)
-    rows = read_rows(Target(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3), "targets.x")
+    rows = read_rows(TargetSection(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3), "targets.x")
     assert rows == [{"t": item.text} for item in drawn.items]
     assert read_rows(Dataset(path=str(put(tmp_path / "x.csv", "t\ny\n")), text="no column"), WHERE) == [{"t": "y"}]
     with pytest.raises(DataError, match="no rows") as caught:
@@ -290,7 +294,7 @@ def texts(part: tuple[Example, ...]) -> set[str]:
 
 def test_a_split_depends_on_the_contents_alone() -> None:
     examples = get(rows=NUMBERED, text="t")
-    backwards = read(Target(rows=NUMBERED[::-1], text="t"), "targets.other")
+    backwards = read(TargetSection(rows=NUMBERED[::-1], text="t"), "targets.other")
     assert texts(split(examples, 0.5, 0)[0]) == texts(split(backwards, 0.5, 0)[0])
 
 
@@ -325,7 +329,7 @@ def test_one_distinct_example_cannot_be_split(rows: list[dict[str, str]]) -> Non
 
 def test_shared_finds_what_is_equal_but_for_whitespace_around_it() -> None:
     dataset = get(rows=[{"q": "a", "a": "b"}, {"q": "c", "a": "d"}, {"q": "c ", "a": "d"}], prompt="q", completion="a")
-    target = get(Target, rows=[{"q": "x", "a": "d"}, {"q": " c", "a": "d\n"}], prompt="q", completion=" {a}")
+    target = get(TargetSection, rows=[{"q": "x", "a": "d"}, {"q": " c", "a": "d\n"}], prompt="q", completion=" {a}")
     assert shared(dataset, target) == [(1, 1), (2, 1)]
     assert shared(target, dataset) == [(1, 1), (1, 2)]
 
@@ -342,7 +346,7 @@ def test_shared_compares_texts_and_messages_with_their_like() -> None:
 
 def test_shared_does_not_look_at_options() -> None:
     row = {"q": "?", "a": "yes"}
-    target = get(Target, **choice([row], options=["yes", "no"]))
+    target = get(TargetSection, **choice([row], options=["yes", "no"]))
     assert shared(get(rows=[row], prompt="q", completion="a"), target) == [(0, 0)]
 
 
@@ -350,7 +354,7 @@ def test_shared_does_not_look_at_options() -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, mergetomix.data; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+    code = "import sys, mergetomix.data.reading; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
     )
@@ -361,7 +365,7 @@ def test_importing_is_cheap() -> None:
 def test_real_data() -> None:
     fields = {"prompt": "{input}\nAnswer:", "completion": " {output}"}
     train = get(path=REAL / "gsm8k.train.jsonl.gz", **fields)
-    test = read(Target(path=str(REAL / "gsm8k.test.jsonl.gz"), **fields), "targets.gsm8k")
+    test = read(TargetSection(path=str(REAL / "gsm8k.test.jsonl.gz"), **fields), "targets.gsm8k")
     assert (len(train.items), len(test.items)) == (7473, 1319)
     assert all(item.prompt.endswith("\nAnswer:") and "####" in item.completion for item in train.items)
     # the folder's README says that exact duplicates of train and test are removed
@@ -370,7 +374,7 @@ def test_real_data() -> None:
     select, report = split(test, 0.5, 0)
     assert abs(len(select) - len(report)) <= 2
     letters = list("abcde")
-    quiz = Target(
+    quiz = TargetSection(
         path=str(REAL / "commonsense_qa.test.jsonl.gz"),
         score="choice",
         options=letters,

@@ -13,15 +13,18 @@ import tiny
 import tiny_images
 import torch
 
-from mergetomix.bank import Bank
-from mergetomix.data import Example
-from mergetomix.deltas import params, read_delta
-from mergetomix.families import Family, content, open_family, take_tokens
+from mergetomix.data.examples import Example
+from mergetomix.experts.bank import Bank
+from mergetomix.experts.deltas import params, read_delta
 from mergetomix.merge import coefficients
-from mergetomix.recipe import Recipe, Train, parse
+from mergetomix.models.encoding import content, take_tokens
+from mergetomix.models.family import Family
+from mergetomix.models.opening import open_family
+from mergetomix.recipe.recipe import Recipe, parse
 from mergetomix.records import Mixture
-from mergetomix.store import Store
-from mergetomix.train import finetune
+from mergetomix.sections.train import Train
+from mergetomix.store.store import Store
+from mergetomix.training import finetune
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mergetomix"
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "some", "dog", "came", "by", "to", "see", "it"]
@@ -166,8 +169,8 @@ def test_the_training_loss_is_the_mean_of_the_losses(world: World) -> None:
 
 def test_a_score_that_a_family_has_not_is_named(world: World) -> None:
     from mergetomix.errors import RecipeError
-    from mergetomix.inputs import read_inputs
     from mergetomix.progress import Silent
+    from mergetomix.session.inputs import read_inputs
 
     wrong = ({"loss", "accuracy", "generate", "choice"} - world.family.scores).pop()
     targets = {"t": world.recipe.targets["t"].model_copy(update={"score": wrong})}

@@ -13,15 +13,16 @@ import pytest
 import tiny
 import torch
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import DataError, ModelError
-from mergetomix.families import content, take_tokens
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.families.generation import Generation
-from mergetomix.families.pretrained import pick_device
-from mergetomix.families.sequences import IGNORE, Encoded
-from mergetomix.sections import Base, Lora
-from mergetomix.store import Store
+from mergetomix.models.causal_lm.generation import Generation
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.sequences import IGNORE, Encoded
+from mergetomix.models.encoding import content, take_tokens
+from mergetomix.models.pretrained import pick_device
+from mergetomix.sections.base import Base
+from mergetomix.sections.train import Lora
+from mergetomix.store.store import Store
 
 WHERE = "datasets.x"
 BaseOf = Callable[[str], str]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from mergetomix.fidelity import (
+from mergetomix.statistics.agreement import (
     MIN_CHECKS,
     Ceiling,
     Estimate,

@@ -10,11 +10,12 @@ import pytest
 from worlds import ALL_SPACES, World, search
 
 from mergetomix import merge
-from mergetomix.front import hypervolume, is_front
-from mergetomix.mixture import Simplex, Subsets
+from mergetomix.mixtures.spaces import Simplex, Subsets
+from mergetomix.objectives.pareto import hypervolume, is_front
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Setting, Told, build, restore
-from mergetomix.search.directions import Direction, Outlook
+from mergetomix.search.gradient.directions import Direction, Outlook
+from mergetomix.search.strategies import build, restore
+from mergetomix.search.strategy import Ask, Setting, Told
 
 SIZES = [(1, 1), (1, 3), (7, 1), (12, 2), (12, 3), (9, 4), (7, 5)]
 

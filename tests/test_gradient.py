@@ -11,15 +11,16 @@ import pytest
 from worlds import SPACES, World, best, plain, search
 
 from mergetomix import merge
-from mergetomix.mixture import Simplex, Subsets
+from mergetomix.mixtures.spaces import Simplex, Subsets
 from mergetomix.records import Mixture
-from mergetomix.search import GRADIENT_COST, Ask, Setting, build, restore
-from mergetomix.search.choices import SubsetChoices
-from mergetomix.search.climb import Climber, Neighbours
-from mergetomix.search.forms import Frame, Tables, exponent_of
-from mergetomix.search.gradient import Gradient, default_budget
-from mergetomix.search.model import Learner
-from mergetomix.search.weights import SimplexChoices
+from mergetomix.search.gradient.local_search import Climber, Neighbours
+from mergetomix.search.gradient.simplex import SimplexChoices
+from mergetomix.search.gradient.strategy import Gradient, default_budget
+from mergetomix.search.gradient.subsets import SubsetChoices
+from mergetomix.search.gradient.surrogate import Learner
+from mergetomix.search.gradient.tables import Frame, Tables, exponent_of
+from mergetomix.search.strategies import build, restore
+from mergetomix.search.strategy import GRADIENT_COST, Ask, Setting
 
 TWELVE = tuple("abcdefghijkl")
 GROUPED = Subsets(
@@ -112,9 +113,9 @@ def test_a_climb_ends_where_no_neighbour_is_better_and_never_below_its_start() -
 @pytest.mark.parametrize("combine", [None, worst, lambda values: values["t0"] + 0.1 * math.tanh(values["t1"])])
 @pytest.mark.parametrize("units", [20, 0])
 def test_the_best_by_a_model_are_the_best_in_order(monkeypatch: pytest.MonkeyPatch, combine: object, units: int) -> None:
-    from mergetomix.search import choices
+    from mergetomix.search.gradient import subsets
 
-    monkeypatch.setattr(choices, "TABLE_UNITS", units)
+    monkeypatch.setattr(subsets, "TABLE_UNITS", units)
     space = SPACES["nine"]
     setting = Setting(space, **({"combine": combine} if combine else {}))  # type: ignore[arg-type]
     world = World(space.names, combine=setting.combine)

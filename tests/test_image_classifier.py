@@ -15,18 +15,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mergetomix.bank import Bank
-from mergetomix.deltas import params, read_delta
 from mergetomix.errors import DataError, ModelError, RecipeError, TrainingError
-from mergetomix.families.heads import probe
-from mergetomix.families.image_classifier import ImageClassifier
-from mergetomix.families.image_training import augmented
+from mergetomix.experts.bank import Bank
+from mergetomix.experts.deltas import params, read_delta
 from mergetomix.merge import coefficients
-from mergetomix.recipe import Train
+from mergetomix.models.images.classifier import ImageClassifier
+from mergetomix.models.images.heads import probe
+from mergetomix.models.images.trainer import augmented
 from mergetomix.records import Mixture
-from mergetomix.sections import Augment, Lora
-from mergetomix.targets import Setting, build
-from mergetomix.train import finetune
+from mergetomix.sections.train import Augment, Lora, Train
+from mergetomix.targets.kinds import build
+from mergetomix.targets.target import TargetSetting
+from mergetomix.training import finetune
 
 BaseOf = Callable[[str], str]
 KINDS = ("clip", "siglip", "vit", "resnet")
@@ -44,7 +44,7 @@ def settings(**changes: Any) -> Train:
 def scored(family: ImageClassifier, given: Any, score: str, model: Any = None, batch_tokens: int = 40) -> Any:
     examples = family.read(given, "targets.t")
     family.settle({"targets.t": examples})
-    target = build(given.model_copy(update={"score": score}), examples.items, Setting(family, "targets.t", batch_tokens))
+    target = build(given.model_copy(update={"score": score}), examples.items, TargetSetting(family, "targets.t", batch_tokens))
     return target.score(model or family.load())
 
 
@@ -199,7 +199,7 @@ def test_a_new_shared_head_is_zero_and_is_trained(base: BaseOf, tmp_path: Path) 
 
 
 def test_a_new_head_is_part_of_the_bases_address(base: BaseOf, tmp_path: Path) -> None:
-    from mergetomix.store import Store
+    from mergetomix.store.store import Store
 
     store = Store(str(tmp_path))
     keys = []
@@ -471,8 +471,8 @@ def test_a_dataset_of_one_class_has_no_head_of_its_own(base: BaseOf) -> None:
 
 
 def test_the_order_of_classes_in_a_recipe_changes_no_address(base: BaseOf, tmp_path: Path) -> None:
-    from mergetomix.families import content
-    from mergetomix.store import Store
+    from mergetomix.models.encoding import content
+    from mergetomix.store.store import Store
 
     store, found = Store(str(tmp_path)), []
     for classes in (tiny.CLASSES, tiny.CLASSES[::-1]):

@@ -11,9 +11,10 @@ import tiny_images as tiny
 import yaml
 
 import mergetomix as m2m
-from mergetomix import demo, study
+from mergetomix import demo
 from mergetomix.demo import images
 from mergetomix.errors import RecipeError
+from mergetomix.study import study
 
 
 def values(folder: Path) -> dict[str, Any]:
@@ -175,7 +176,7 @@ def test_no_digit_is_both_learnt_and_asked(tmp_path: Path) -> None:
 def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
     from PIL import Image
 
-    from mergetomix import starter
+    from mergetomix.cli import first_recipe
 
     np.savez(tmp_path / "a.npz", x=tiny.pixels(12), y=np.arange(12) % 3)
     for i, image in enumerate(tiny.pixels(12, seed=1)):
@@ -185,9 +186,9 @@ def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=tiny.pixels(12, seed=2), y=np.arange(12) % 3)
     lines = [f"b/{i % 3}/{i}.png,{i % 3}" for i in range(12)]
     (tmp_path / "table.csv").write_text("\n".join(["image,label", *lines]) + "\n")
-    assert starter.has_images("table.csv", tmp_path)
+    assert first_recipe.has_images("table.csv", tmp_path)
     base = tiny.vit_base(tmp_path / "base", ("0", "1", "2"))
-    text = starter.recipe(base, {"a": "a.npz", "b": "b"}, {"t": "t.npz"}, tmp_path)
+    text = first_recipe.recipe(base, {"a": "a.npz", "b": "b"}, {"t": "t.npz"}, tmp_path)
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = m2m.load_recipe(tmp_path / "recipe.yaml")
     assert recipe.family == "image-classifier"
@@ -196,9 +197,9 @@ def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
 
 def content_of(rows: Any, folder: Path) -> str:
     """The address of a target that is a function over these rows."""
-    from mergetomix.inputs import read_inputs
     from mergetomix.progress import Silent
-    from mergetomix.recipe import parse
+    from mergetomix.recipe.recipe import parse
+    from mergetomix.session.inputs import read_inputs
 
     raw = values(folder)
     names = {"classes": list(tiny.CLASSES), "templates": list(tiny.TEMPLATES)}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import mergetomix.disk as disk_module
-import mergetomix.ledger as ledger_module
+import mergetomix.store.disk as disk_module
+import mergetomix.store.ledger as ledger_module
 from mergetomix.errors import StoreError
-from mergetomix.store import SCHEMA_VERSION, Store
+from mergetomix.store.address import SCHEMA_VERSION
+from mergetomix.store.store import Store
 
 
 def test_a_store_is_made_with_its_parents_and_survives_reopening(tmp_path):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mergetomix import merge
-from mergetomix.bank import Bank
-from mergetomix.deltas import FullDelta, LoraDelta, compare, nonfinite, params, read_delta
 from mergetomix.errors import ModelError
-from mergetomix.families.causal_lm import CausalLM
+from mergetomix.experts.bank import Bank
+from mergetomix.experts.deltas import FullDelta, LoraDelta, compare, nonfinite, params, read_delta
+from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
 
 WHERE = "datasets.math.expert"

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mergetomix.mixture import Simplex, Subsets, nearest_in_box
-from mergetomix.objective import Objective
-from mergetomix.records import Cost, Finetune, Mixture, Result, Row, Scores, Selection, Trial, gain
+from mergetomix.mixtures.spaces import Simplex, Subsets, nearest_in_box
+from mergetomix.objectives.objective import Objective
+from mergetomix.records import Finetune, Mixture, Scores, Trial, gain
+from mergetomix.results import Cost, Result, Row, Selection
 
 LETTERS = "abcdefgh"
 

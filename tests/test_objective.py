@@ -7,14 +7,16 @@ import math
 import numpy as np
 import pytest
 
-from mergetomix import aims, calibrate, several
-from mergetomix.calibrate import Unit, Views
 from mergetomix.errors import RecipeError
-from mergetomix.front import is_front
-from mergetomix.objective import Aim, Objective, gains
-from mergetomix.records import Mixture, Scores, Selection, Trial
+from mergetomix.objectives.objective import Aim, Objective, gains
+from mergetomix.objectives.pareto import is_front
+from mergetomix.records import Mixture, Scores, Trial
+from mergetomix.report.compromise import front_of, given_up
+from mergetomix.results import Selection
 from mergetomix.search.combined import Combined
-from mergetomix.tradeoffs import front_of, given_up
+from mergetomix.stages import aims
+from mergetomix.statistics import drawn_posterior, posterior
+from mergetomix.statistics.posterior import Unit, Views
 
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}
 AIMS: tuple[Aim, ...] = ("gain", "standard_errors", "worst", "pareto")
@@ -149,17 +151,17 @@ def views(seed: int, level: float = 0.0, num: int = 4) -> Views:
     return Views(members / members.sum(axis=1, keepdims=True), proxies, proxies + rng.normal(0, 0.02, len(members)))
 
 
-def several_of(one: Views, other: Views, known: list[dict[int, float]]) -> several.Sampled:
+def several_of(one: Views, other: Views, known: list[dict[int, float]]) -> drawn_posterior.DrawnPosterior:
     units = {name: Unit.of(each.proxy_M) for name, each in (("a", one), ("b", other))}
     objective = Objective({"a": 1.0, "b": 1.0}, "worst")
-    return several.posterior(objective, {"a": one, "b": other}, {"a": known[0], "b": known[1]}, units)
+    return drawn_posterior.posterior_of(objective, {"a": one, "b": other}, {"a": known[0], "b": known[1]}, units)
 
 
 def test_where_one_target_is_always_the_worst_its_posterior_is_that_of_the_objective() -> None:
     low, high = views(0), views(1, level=100.0)
     known = {4: 0.2, 6: -0.1}
     found = several_of(low, high, [known, dict.fromkeys(known, 100.0)])
-    alone = calibrate.posterior(low, known, unit=Unit.of(low.proxy_M))
+    alone = posterior.posterior_of(low, known, unit=Unit.of(low.proxy_M))
     sd_M = np.sqrt(np.diag(alone.scale_MM))
     assert found.known == alone.known
     assert np.abs(found.mean_M - alone.mean_M).max() < 0.1 * sd_M.max()
@@ -186,7 +188,7 @@ def test_what_is_known_is_exact_and_has_no_spread() -> None:
 def test_the_smallest_of_two_is_expected_below_both() -> None:
     """Of two normals with mean m and standard deviation s, drawn apart, the smaller has mean m - s / sqrt(pi)."""
     same = views(0)
-    found, alone = several_of(same, same, [{}, {}]), calibrate.posterior(same, {})
+    found, alone = several_of(same, same, [{}, {}]), posterior.posterior_of(same, {})
     mixed = [row for row in range(15) if row not in found.known]
     spread_M = np.sqrt(np.diag(alone.scale_MM) * alone.dof / (alone.dof - 2))
     expected_M = alone.mean_M - spread_M / math.sqrt(math.pi)
@@ -199,7 +201,7 @@ def test_intervals_of_the_smallest_hold_the_truth_as_often_as_they_say() -> None
     for world in range(40):
         pair, known, truth = [views(2 * world), views(2 * world + 1)], [], []
         for view in pair:
-            real_M = calibrate.posterior(view, {}).draws(seed=int(rng.integers(2**31)), num=1)[0]
+            real_M = posterior.posterior_of(view, {}).draws(seed=int(rng.integers(2**31)), num=1)[0]
             truth.append(real_M)
             known.append({row: float(real_M[row]) for row in (2, 6, 14)})
         found = several_of(*pair, known)
@@ -214,8 +216,8 @@ def test_the_exponent_is_chosen_by_all_targets_together() -> None:
     by_exponent = {0.5: right, 1.0: wrong}
     reals = {"a": right.proxy_M, "b": right.proxy_M}
     units = {name: Unit.of(right.proxy_M) for name in "ab"}
-    both = several.likeliest_exponent({"a": by_exponent, "b": by_exponent}, reals, units, 1.0)
-    alone = calibrate.likeliest_exponent(by_exponent, right.proxy_M, units["a"], 1.0)
+    both = drawn_posterior.likeliest_exponent({"a": by_exponent, "b": by_exponent}, reals, units, 1.0)
+    alone = posterior.likeliest_exponent(by_exponent, right.proxy_M, units["a"], 1.0)
     assert both == alone == 0.5
 
 
@@ -226,8 +228,8 @@ def test_the_noise_of_the_examples_is_that_of_the_target_that_is_worst() -> None
     one, other = ({"calm": score(1, 0.1), "loud": score(9, 5.0)} for _ in range(2))
     objective = Objective({"calm": 1.0, "loud": 1.0}, "worst")
     calm = math.hypot(0.1, 0.1) / math.sqrt(400)
-    assert several.example_sd(objective, one, other, base) == pytest.approx(calm, rel=0.2)
-    assert several.example_sd(objective, one, one, base) == 0
+    assert drawn_posterior.example_sd(objective, one, other, base) == pytest.approx(calm, rel=0.2)
+    assert drawn_posterior.example_sd(objective, one, one, base) == 0
 
 
 # --- what is given up -----------------------------------------------------------------------------------------------------

@@ -11,9 +11,11 @@ import pytest
 import tiny_images as tiny
 from PIL import Image
 
-from mergetomix.data import Examples, shared, split
+from mergetomix.data.examples import Examples
+from mergetomix.data.labelled_images import read
+from mergetomix.data.leaks import shared
+from mergetomix.data.splits import split
 from mergetomix.errors import DataError
-from mergetomix.pictures import read
 
 
 def get(given: Any, classes: Any = None, skip: bool = False, where: str = tiny.WHERE, **changes: Any) -> Examples:
@@ -192,10 +194,10 @@ def test_cells_that_are_no_image(value: Any, message: str) -> None:
 
 
 def test_images_are_not_for_a_language_model() -> None:
-    from mergetomix import data
+    from mergetomix.data import examples
 
     with pytest.raises(DataError, match="not for a language model"):
-        data.read(tiny.source(tiny.rows(3)), tiny.WHERE)
+        examples.read(tiny.source(tiny.rows(3)), tiny.WHERE)
 
 
 def test_a_palette_is_part_of_an_image(tmp_path: Path) -> None:

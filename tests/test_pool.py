@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from mergetomix.pool import pooled
 from mergetomix.records import Mixture, Scores
+from mergetomix.statistics.opinion_pool import pooled
 
 RNG = np.random.default_rng(0)
 

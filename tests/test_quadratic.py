@@ -7,15 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from mergetomix.search import mean_value
 from mergetomix.search.combined import Combined
-from mergetomix.search.quadratic import (
+from mergetomix.search.gradient.quadratic import (
     START,
     TERMS,
     Array,
     Observations,
-    Posterior,
-    Prior,
+    QuadraticPosterior,
+    QuadraticPrior,
     along,
     between,
     covariance,
@@ -26,6 +25,7 @@ from mergetomix.search.quadratic import (
     products,
     term,
 )
+from mergetomix.search.strategy import mean_value
 
 SCALES = np.array([0.7, 0.4, 0.9, 0.3, 0.2])
 
@@ -84,8 +84,8 @@ def test_the_terms_make_up_the_whole() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_the_posterior_is_that_of_gaussian_conditioning(seed: int) -> None:
     seen, _, _ = observed(5, 4, seed, with_slopes=3)
-    prior = Prior(tuple(SCALES), 1e-3, 1e-2)
-    posterior = Posterior(seen, prior)
+    prior = QuadraticPrior(tuple(SCALES), 1e-3, 1e-2)
+    posterior = QuadraticPosterior(seen, prior)
     asked = np.random.default_rng(seed + 9).dirichlet(np.ones(4), 7)
     both = Observations(
         np.vstack([seen.points_MN, asked]), np.zeros(12), np.vstack([seen.slopes_MN, np.full((7, 4), math.nan)])
@@ -100,16 +100,16 @@ def test_the_posterior_is_that_of_gaussian_conditioning(seed: int) -> None:
 
 def test_a_posterior_that_grows_is_the_one_made_anew() -> None:
     seen, _, _ = observed(9, 4, 1, with_slopes=3)
-    prior = Prior(tuple(SCALES), 1e-3, 1e-2)
+    prior = QuadraticPrior(tuple(SCALES), 1e-3, 1e-2)
     part = lambda num: Observations(seen.points_MN[:num], seen.values_M[:num], seen.slopes_MN[:num])  # noqa: E731
     asked = np.random.default_rng(0).dirichlet(np.ones(4), 6)
-    grown = Posterior(part(3), prior)
+    grown = QuadraticPosterior(part(3), prior)
     for num in (4, 5, 8, 9):
-        grown, fresh = Posterior(part(num), prior, grown), Posterior(part(num), prior)
+        grown, fresh = QuadraticPosterior(part(num), prior, grown), QuadraticPosterior(part(num), prior)
         assert grown.mean(asked) == pytest.approx(fresh.mean(asked), rel=1e-7)
         assert grown.sd(asked) == pytest.approx(fresh.sd(asked), rel=1e-5)
-    other = Posterior(part(9), Prior(tuple(2 * SCALES), 1e-3, 1e-2), grown)
-    assert other.sd(asked) == pytest.approx(Posterior(part(9), other.prior).sd(asked))
+    other = QuadraticPosterior(part(9), QuadraticPrior(tuple(2 * SCALES), 1e-3, 1e-2), grown)
+    assert other.sd(asked) == pytest.approx(QuadraticPosterior(part(9), other.prior).sd(asked))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -126,7 +126,7 @@ def test_the_evidence_has_the_slope_that_it_says_and_is_that_of_a_normal(seed: i
         assert slope[index] == pytest.approx(difference / 2e-5, rel=1e-3, abs=1e-4)
 
     def minus_log(at: Array) -> float:
-        prior = Prior.of(at)
+        prior = QuadraticPrior.of(at)
         matrix = np.tensordot(np.array(prior.scales), parts, 1) + np.diag(noises(prior, seen))
         return -float(multivariate_normal.logpdf(seen.numbers_S, cov=matrix))
 
@@ -140,7 +140,7 @@ def test_a_quadratic_is_recovered_from_as_many_derivatives_as_determine_it(num: 
     seen, b_N, h_NN = observed(num + 1, num, num)
     scale = float(np.sqrt((seen.slopes_MN**2).mean()))
     scaled = Observations(seen.points_MN, seen.values_M / scale, seen.slopes_MN / scale)
-    posterior = Posterior(scaled, fit_prior(scaled))
+    posterior = QuadraticPosterior(scaled, fit_prior(scaled))
     asked = np.random.default_rng(7).dirichlet(np.ones(num), 50)
     truth = asked @ b_N + ((asked @ h_NN) * asked).sum(axis=1) / 2
     assert posterior.mean(asked) * scale == pytest.approx(truth, abs=2e-3 * float(np.ptp(truth)))

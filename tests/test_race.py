@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mergetomix import race
-from mergetomix.race import Paired, combination, difference, is_beaten, nearest, num_looks, stages
+from mergetomix.statistics import race
+from mergetomix.statistics.race import Paired, combination, difference, is_beaten, nearest, num_looks, stages
 
 ALPHA = 0.05
 

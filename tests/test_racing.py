@@ -10,14 +10,17 @@ import pytest
 from test_run import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import explore, pipeline, race, racing
 from mergetomix.errors import DataError, RecipeError
-from mergetomix.inputs import Inputs
-from mergetomix.job import evaluate_base, open_job, trial_of
-from mergetomix.records import Selection, Trial
+from mergetomix.records import Trial
 from mergetomix.report import markdown
 from mergetomix.report.document import stopped
-from mergetomix.search import Ask
+from mergetomix.results import Selection
+from mergetomix.search.strategy import Ask
+from mergetomix.session.inputs import Inputs
+from mergetomix.session.job import evaluate_base, open_job, trial_of
+from mergetomix.stages import pipeline, search
+from mergetomix.stages import race as races
+from mergetomix.statistics import race as race_test
 
 NUM_ROWS = 160
 """Rows of the target; half of them are the select part."""
@@ -34,10 +37,10 @@ def target_rows(folder: Path, num: int = NUM_ROWS) -> str:
     return path.name
 
 
-def recipe_of(folder: Path, racing: float | None, num_rows: int = NUM_ROWS, **changes: Any) -> m2m.Recipe:
+def recipe_of(folder: Path, race: float | None, num_rows: int = NUM_ROWS, **changes: Any) -> m2m.Recipe:
     values = recipe_values(folder, datasets=tuple("abcd"))
     values["targets"] = {"t": {"path": target_rows(folder, num_rows), "prompt": "question", "completion": "answer"}}
-    values["search"] = {"racing": racing, **changes.pop("search", {})}
+    values["search"] = {"racing": race, **changes.pop("search", {})}
     return m2m.load_recipe(write_recipe(folder, values | changes))
 
 
@@ -90,7 +93,7 @@ def test_only_trials_that_saw_everything_are_candidates(raced: tuple[m2m.Recipe,
         assert trial.gains(found.base)["t"] == pytest.approx(trial.objective)
     spread = whole.trials[0].objective - whole.trials[-1].objective
     for trial in found.stopped:
-        assert not trial.complete and race.LEAST <= trial.num_examples < num
+        assert not trial.complete and race_test.LEAST <= trial.num_examples < num
         assert trial.objective < found.trials[0].objective
         assert trial.gains(found.base) == trial.estimates == {"t": pytest.approx(trial.objective)}
         assert trial.objective == pytest.approx(exact[trial.mixture].objective, abs=0.25 * spread)
@@ -116,7 +119,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[m2m.Recipe, tuple
     recipe = recipe_of(folder, 0.05, datasets=recipe_values(folder)["datasets"])
     with open_job(recipe, Heard()) as job:
         pipeline.train_experts(job)
-        try_out = racing.begin(job, explore.strategy_of(job), evaluate_base(job, "select"))
+        try_out = races.begin(job, search.strategy_of(job), evaluate_base(job, "select"))
         first = tuple(try_out(Ask(mixture)) for mixture in list(job.space())[:4])
     return recipe, first, searched(recipe), num_scores(recipe)
 
@@ -136,7 +139,7 @@ def test_a_race_that_was_interrupted_goes_on_as_if_it_had_not_been(resumed: Resu
 def test_a_trial_with_a_gradient_is_not_raced(resumed: Resumed) -> None:
     recipe, _, found, _ = resumed
     with open_job(recipe, Heard()) as job:
-        try_out = racing.begin(job, explore.strategy_of(job), found.base)
+        try_out = races.begin(job, search.strategy_of(job), found.base)
         assert not try_out(Ask(found.stopped[-1].mixture)).complete
         assert try_out(Ask(found.stopped[-1].mixture, gradient=True)).complete
 
@@ -145,7 +148,7 @@ def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(res
     """A mixture that the search has not asked for cannot be picked, so none is stopped for it."""
     recipe, _, found, _ = resumed
     with open_job(recipe, Heard()) as job:
-        race = racing.Race(job, found.base, 0.05)
+        race = races.Race(job, found.base, 0.05)
         race.start(all_asked=False)
         assert race.incumbent is None
         assert race.trial(Ask(found.stopped[0].mixture)).complete
@@ -168,7 +171,7 @@ def opened(recipe: m2m.Recipe) -> Inputs:
 
 
 def test_a_race_leaves_addresses_as_they_are_and_examples_in_an_order_of_their_own(folder: Path) -> None:
-    plain, cut = (opened(recipe_of(folder, racing)).targets("select")["t"] for racing in (None, 0.05))
+    plain, cut = (opened(recipe_of(folder, race)).targets("select")["t"] for race in (None, 0.05))
     assert plain.address == cut.address and not plain.blocks
     places = [place for block in cut.blocks for place in block.places]
     assert sorted(places) == list(range(cut.num_examples)) and places != sorted(places)

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from mergetomix.errors import RecipeError, UserError
-from mergetomix.recipe import Anchor, Recipe, Section, Source, dump, load, parse
-from mergetomix.sections import Augment
+from mergetomix.recipe.recipe import Recipe, Section, dump, load, parse
+from mergetomix.sections.source import Source
+from mergetomix.sections.train import Anchor, Augment
 
 TEXT = r"""
 base: {path: Qwen/Qwen2.5-0.5B, revision: main}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from mergetomix.study import CONFIDENCE, compare, document, rivals
+from mergetomix.study import compare, document, rivals
+from mergetomix.study.study import CONFIDENCE
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "docs" / "studies").glob("*/study*.json"))
 SEEDS = {"code/study": {1, 2, 3, 4, 5}, "images/study": {1, 2, 3}, "text/study": {4, 5, 6}, "text/study-36000": {1, 2, 3}}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sources import FORMATS, NUMBERED, PAIR, ROWS, WHERE, encoded, fails, get, jsonl, put
 
-from mergetomix.data import Example
-from mergetomix.recipe import Target
+from mergetomix.data.examples import Example
+from mergetomix.sections.target import TargetSection
 
 # --- formats
 
@@ -132,7 +132,7 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": first, "test": second}).save_to_disk(str(tmp_path / "two"))
     assert get(path=tmp_path / "one", **PAIR).items == get(rows=ROWS, **PAIR).items
     assert len(get(path=tmp_path / "two", **PAIR).items) == 3
-    assert len(get(Target, path=tmp_path / "two", **PAIR).items) == 1
+    assert len(get(TargetSection, path=tmp_path / "two", **PAIR).items) == 1
     fails("split", "'dev'", "test, train", path=tmp_path / "two", split="dev", **PAIR)
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"broken")
     fails("path", str(tmp_path / "one"), path=tmp_path / "one", **PAIR)
@@ -357,7 +357,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
 def test_a_hub_dataset_by_configuration_split_and_revision(hub: list[tuple[Any, ...]]) -> None:
     examples = get(path="owner/name", name="main", revision="abc", **PAIR)
     assert examples.items == get(rows=ROWS, **PAIR).items
-    assert len(get(Target, path="owner/name", name="main", **PAIR).items) == 1
+    assert len(get(TargetSection, path="owner/name", name="main", **PAIR).items) == 1
     assert hub == [("owner/name", "main", "train", "abc"), ("owner/name", "main", "test", None)]
 
 

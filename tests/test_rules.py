@@ -11,14 +11,15 @@ import torch
 from test_run import recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import merge, pipeline
-from mergetomix.bank import Bank, Rule
-from mergetomix.deltas import params, read_delta
+from mergetomix import merge
 from mergetomix.errors import RecipeError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.job import evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.experts.bank import Bank, Rule
+from mergetomix.experts.deltas import params, read_delta
+from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
-from mergetomix.sections import Merge
+from mergetomix.sections.merge import Merge
+from mergetomix.session.job import evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.stages import pipeline
 
 WHERE = "datasets.x.expert"
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}

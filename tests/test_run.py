@@ -18,8 +18,8 @@ import yaml
 
 import mergetomix as m2m
 from mergetomix.demo import BASE
-from mergetomix.job import open_job
-from mergetomix.store import Store
+from mergetomix.session.job import open_job
+from mergetomix.store.store import Store
 
 HERE = Path(__file__).parent
 TIMES = {"cost", "environment"}
@@ -158,7 +158,7 @@ def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.
 def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(finished: tuple[Path, m2m.Result, Heard]) -> None:
     from itertools import combinations
 
-    from mergetomix import costs
+    from mergetomix.stages import costs
 
     with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
         estimate = costs.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5, num_trials=7)
@@ -212,19 +212,19 @@ def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
 
 
 def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mergetomix import train
+    from mergetomix import training
 
     values = recipe_values(tmp_path)
     values["search"] = {"max_datasets": 2}  # so that the union of all, which is made to fail, is never the selection
     path = write_recipe(tmp_path, values)
-    original = train.finetune
+    original = training.finetune
 
     def failing(family: Any, sequences: Any, *rest: Any) -> Any:
         if len(sequences) == 3 * len(WORDS):
             raise m2m.TrainingError("the loss is nan at step 1")
         return original(family, sequences, *rest)
 
-    monkeypatch.setattr(train, "finetune", failing)
+    monkeypatch.setattr(training, "finetune", failing)
     result = m2m.run(path)
     assert result.row("final") is not None and result.row("all") is None
     assert any("all datasets" in text and "nan" in text for text in result.warnings)

@@ -13,12 +13,12 @@ import tiny
 import torch
 import transformers
 
-from mergetomix.families import scoring
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.families.generation import Generation
-from mergetomix.families.questions import MIN_ROOM, Asked, Question, strips
-from mergetomix.families.scoring import logits_at, token_losses
-from mergetomix.families.sequences import IGNORE, Encoded, grouped
+from mergetomix.models.causal_lm import scoring
+from mergetomix.models.causal_lm.generation import Generation
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.questions import MIN_ROOM, Asked, Question, strips
+from mergetomix.models.causal_lm.scoring import logits_at, token_losses
+from mergetomix.models.causal_lm.sequences import IGNORE, Encoded, grouped
 
 BaseOf = Callable[[str], str]
 SMALL = {

@@ -11,9 +11,9 @@ from worlds import SPACES as COMMON
 from worlds import Told, Worth, plain, search
 from worlds import best as best_mixture
 
-from mergetomix.mixture import Subsets
-from mergetomix.search import Setting, Strategy
-from mergetomix.search import build as build_strategy
+from mergetomix.mixtures.spaces import Subsets
+from mergetomix.search.strategies import build as build_strategy
+from mergetomix.search.strategy import Setting, Strategy
 
 SPACES = {**COMMON, "many": Subsets(tuple(f"d{i:02}" for i in range(13)))}
 TRIED_WHOLE = {name: space for name, space in SPACES.items() if len(space) < 1000}

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from worlds import ALL_SPACES, SPACES, WEIGHTS, Rugged, World, search
 
-from mergetomix.mixture import Simplex, Space
+from mergetomix.mixtures.spaces import Simplex, Space
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Setting, Strategy, Told, build, restore
+from mergetomix.search.strategies import build, restore
+from mergetomix.search.strategy import Ask, Setting, Strategy, Told
 
 STRATEGIES = ["exhaustive", "gradient", "greedy", "optuna", "regression"]
 OVER_WEIGHTS = ["gradient", "optuna", "regression"]
@@ -149,7 +150,7 @@ def test_nothing_depends_on_an_objective_that_is_no_number(name: str, space: Spa
 
 def asked_in_a_new_process(hash_seed: str) -> str:
     code = (
-        "from worlds import ALL_SPACES, World, search\nfrom mergetomix.search import Setting, build\n"
+        "from worlds import ALL_SPACES, World, search\nfrom mergetomix.search.strategies import build\nfrom mergetomix.search.strategy import Setting\n"
         f"for name, key in {CASES}:\n    space = ALL_SPACES[key]\n"
         "    print(search(build(name, Setting(space, 3)), World(space.names).told))\n"
     )

@@ -13,11 +13,12 @@ import optuna
 import pytest
 from worlds import ALL_SPACES, World, search
 
-from mergetomix.mixture import Simplex, Space, Subsets
-from mergetomix.search import Ask, Options, Setting, SettingError, Told, build, restore
-from mergetomix.search.kept import STUDY
-from mergetomix.search.samplers import chosen
-from mergetomix.search.variables import Members, Shares
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
+from mergetomix.search.samplers.samplers import chosen
+from mergetomix.search.samplers.storage import STUDY
+from mergetomix.search.samplers.variables import Members, Shares
+from mergetomix.search.strategies import build, restore
+from mergetomix.search.strategy import Ask, Options, Setting, SettingError, Told
 
 EIGHT = Subsets(tuple("abcdefgh"))
 BOUND = Subsets(tuple("abcdefg"), 3, 4, frozenset("g"), groups=(frozenset("ab"), frozenset("def")))

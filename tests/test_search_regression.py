@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from worlds import World, search
 
-from mergetomix.mixture import Simplex, Space, Subsets
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.records import Mixture
-from mergetomix.regression import boosted
-from mergetomix.search import Options, Setting, SettingError, Told, build
-from mergetomix.search.pools import NEAR, fresh, open_pool, rows, same
-from mergetomix.search.regression import Regression, default_budget, rounds
-from mergetomix.search.regressors import fit, log_linear, process
+from mergetomix.search.candidates import NEAR, fresh, open_pool, rows, same
+from mergetomix.search.regression.regressors import fit, log_linear, process
+from mergetomix.search.regression.strategy import Regression, default_budget, rounds
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Options, Setting, SettingError, Told
+from mergetomix.statistics.regression import boosted
 
 NAMES = tuple("abcdef")
 CAPPED = Simplex(NAMES, 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5})

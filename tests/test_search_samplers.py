@@ -13,12 +13,13 @@ from test_run import recipe_values, write_recipe
 from worlds import World, best, search
 
 import mergetomix as m2m
-from mergetomix import pipeline
 from mergetomix.errors import RecipeError
-from mergetomix.job import open_job
-from mergetomix.mixture import Simplex, Space, Subsets
-from mergetomix.search import Options, Setting, SettingError, build
-from mergetomix.search.regressors import log_linear
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
+from mergetomix.search.regression.regressors import log_linear
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Options, Setting, SettingError
+from mergetomix.session.job import open_job
+from mergetomix.stages import pipeline
 
 SPACE = Subsets(tuple("abcdefgh"))
 

@@ -13,12 +13,12 @@ import pytest
 from test_run import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import pipeline
 from mergetomix.errors import RecipeError
-from mergetomix.job import open_job
-from mergetomix.mixture import Simplex
+from mergetomix.mixtures.rows import Length, counts, largest_remainder, rows
+from mergetomix.mixtures.spaces import Simplex
 from mergetomix.records import Mixture
-from mergetomix.shares import Length, counts, largest_remainder, rows
+from mergetomix.session.job import open_job
+from mergetomix.stages import pipeline
 
 QUOTAS = [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [3.0, 1.0, 1.0, 1.0], [0.0, 0.7, 0.3], list(np.random.default_rng(0).random(9))]
 

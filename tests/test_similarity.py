@@ -17,11 +17,11 @@ import pytest
 import tiny
 import torch
 
-from mergetomix import regression
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import UserError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.families.sequences import Encoded
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.sequences import Encoded
+from mergetomix.statistics import regression
 from mergetomix.study import similarity
 from mergetomix.study.similarity import log_importance, ngram_importance, pieces, ranking, sentence_embedding, text_of, tf_idf
 

@@ -10,12 +10,13 @@ import torch
 from test_run import recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import merge, pipeline
-from mergetomix.bank import Bank
+from mergetomix import merge
 from mergetomix.errors import Fault, RecipeError
-from mergetomix.job import Job, evaluate_base, evaluate_proxy, open_job
+from mergetomix.experts.bank import Bank
 from mergetomix.records import Mixture, gain
-from mergetomix.slopes import seconds, slopes
+from mergetomix.session.gradients import seconds, slopes
+from mergetomix.session.job import Job, evaluate_base, evaluate_proxy, open_job
+from mergetomix.stages import pipeline
 from mergetomix.targets.loss import Loss
 
 DATASETS = ("a", "b", "c", "d")

@@ -12,9 +12,9 @@ import tiny_images
 import torch
 from torch import Tensor
 
-from mergetomix.deltas import params
+from mergetomix.experts.deltas import params
+from mergetomix.experts.statistics import STATISTICS, Statistic, fisher, gram, spread
 from mergetomix.merge import METHODS, Parts
-from mergetomix.statistics import STATISTICS, Statistic, fisher, gram, spread
 
 BaseOf = Callable[[str], str]
 ROWS = [("a cat", " sat on the mat"), ("one plus two", " is three"), ("x", " y"), ("the dog sat on", " a log and on a mat")]

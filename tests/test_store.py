@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-import mergetomix.store as store_module
+import mergetomix.store.store as store_module
 from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
-from mergetomix.store import Store
+from mergetomix.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 A, AB = Mixture.union(["a"]), Mixture(("a", "b"), (0.1, 0.9))
@@ -419,7 +419,7 @@ def test_a_lock_excludes_and_goes_with_its_process(store):
 def test_a_lock_is_let_go_after_an_exception(store):
     with pytest.raises(ZeroDivisionError), store.lock("k"):
         raise ZeroDivisionError
-    script = "import sys; from mergetomix.store import Store\nwith Store(sys.argv[1]).lock('k'): pass"
+    script = "import sys; from mergetomix.store.store import Store\nwith Store(sys.argv[1]).lock('k'): pass"
     assert subprocess.run([sys.executable, "-c", script, store.path], cwd=ROOT, timeout=20).returncode == 0
 
 

@@ -14,11 +14,11 @@ from test_run import WORDS, recipe_values, write_recipe
 from typer.testing import CliRunner
 
 import mergetomix as m2m
-from mergetomix import study, train
-from mergetomix.cli import app
+from mergetomix import training
+from mergetomix.cli.main import app
 from mergetomix.errors import TrainingError, UserError
 from mergetomix.records import Mixture
-from mergetomix.study import compare, document, rivals
+from mergetomix.study import compare, document, rivals, study
 from mergetomix.study.truth import World
 
 NAMES = "abcd"
@@ -114,14 +114,14 @@ def test_a_mixture_whose_training_fails_is_left_out_and_named(tmp_path: Path, mo
     values = recipe_values(tmp_path)
     values["train"]["max_steps"] = 1
     values["study"] = {"seeds": [0, 1], "exponents": [0.5], "num_draws": 2}
-    original = train.finetune
+    original = training.finetune
 
     def failing(family: Any, sequences: Any, settings: Any, *rest: Any) -> Any:
         if len(sequences) == 3 * len(WORDS) and settings.seed == 1:
             raise TrainingError("the loss is nan at step 1")
         return original(family, sequences, settings, *rest)
 
-    monkeypatch.setattr(train, "finetune", failing)
+    monkeypatch.setattr(training, "finetune", failing)
     found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
     assert [len(world.mixtures) for world in found.worlds] == [7, 6] and found.num_finetunes == 13
     assert str(found.worlds[1].failures[0][0]) == "a + b + c"

@@ -14,13 +14,14 @@ import pytest
 import tiny
 import torch
 
-from mergetomix import targets
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import DataError, RecipeError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.recipe import Target as Spec
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.sections.target import TargetSection as Spec
+from mergetomix.targets import kinds
 from mergetomix.targets.generate import last_number, matches, number, pick_metric
 from mergetomix.targets.python import Function, checked, load_function, source_of
+from mergetomix.targets.target import Target, TargetSetting
 
 WHERE = "targets.x"
 BaseOf = Callable[[str], str]
@@ -31,8 +32,8 @@ def spec(**changes: Any) -> Spec:
     return Spec(**{"path": "x.jsonl", "prompt": "p", "completion": "c", **changes})
 
 
-def build(family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any) -> targets.Target:
-    return targets.build(spec(**changes), examples, targets.Setting(family, WHERE, batch_tokens))
+def build(family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any) -> Target:
+    return kinds.build(spec(**changes), examples, TargetSetting(family, WHERE, batch_tokens))
 
 
 # --- loss
@@ -211,8 +212,8 @@ def test_generated_answers_are_compared_with_the_right_ones(base: BaseOf, kind: 
 def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
     turns = (("user", "why"), ("assistant", "three"), ("user", "thanks"))
-    target: Any = targets.build(
-        Spec(path="x", messages="m", score="generate"), [Example(0, messages=turns)], targets.Setting(family, WHERE, 512)
+    target: Any = kinds.build(
+        Spec(path="x", messages="m", score="generate"), [Example(0, messages=turns)], TargetSetting(family, WHERE, 512)
     )
     assert target.answers == ["three"]
     assert str(family.tokenizer.decode(target.prompts[0])).endswith("why</s>\n<s>assistant\n")
@@ -256,7 +257,7 @@ ROWS = [{"q": "the cat"}, {"q": "a"}, {"q": "one plus two is three"}]
 
 
 def function(family: CausalLM, given: Any, rows: Any = None, keep: Sequence[int] = (0, 2)) -> Function:
-    return Function(Spec(score="python", function=given), rows, keep, targets.Setting(family, WHERE, 512))
+    return Function(Spec(score="python", function=given), rows, keep, TargetSetting(family, WHERE, 512))
 
 
 def test_a_function_with_rows_scores_each(family: CausalLM) -> None:
@@ -455,7 +456,7 @@ def chaotic(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> li
     return torch.rand(len(rows)).tolist()
 
 
-KINDS: dict[str, Callable[..., targets.Target]] = {
+KINDS: dict[str, Callable[..., Target]] = {
     "loss": lambda family, **k: build(family, PAIRS, **k),
     "choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), **k),
     "raw choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), normalize=False, **k),
@@ -496,14 +497,14 @@ def test_an_address_is_examples_and_settings_and_no_name(family: CausalLM, kind:
     target: Any = KINDS[kind](family)
     address = target.address()
     assert address == KINDS[kind](family).address()
-    renamed = targets.Setting(family, "targets.other", 99)
+    renamed = TargetSetting(family, "targets.other", 99)
     again = {"loss": {}, "generate": {"score": "generate", "max_new_tokens": 5}}.get(
         kind, {"score": "choice", "options": list(OPTIONS), "normalize": kind == "choice"}
     )
     examples = QUESTIONS if "choice" in kind else PAIRS
-    assert targets.build(spec(**again), examples, renamed).address() == address
-    assert targets.build(spec(**again), examples[:-1], renamed).address() != address
-    assert targets.build(spec(**again), examples[::-1], renamed).address() != address
+    assert kinds.build(spec(**again), examples, renamed).address() == address
+    assert kinds.build(spec(**again), examples[:-1], renamed).address() != address
+    assert kinds.build(spec(**again), examples[::-1], renamed).address() != address
 
 
 def test_addresses_differ_by_kind_and_setting(family: CausalLM) -> None:

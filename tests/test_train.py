@@ -16,13 +16,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import TrainingError
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.families.sequences import IGNORE, Encoded
-from mergetomix.recipe import Train
-from mergetomix.sections import Lora
-from mergetomix.train import Schedule, arguments, finetune, plan, union
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.sequences import IGNORE, Encoded
+from mergetomix.sections.train import Lora, Train
+from mergetomix.training import Schedule, arguments, finetune, plan, union
 
 BaseOf = Callable[[str], str]
 LORA = Lora(rank=4, alpha=8)

@@ -11,18 +11,21 @@ import pytest
 from test_run import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
-from mergetomix import calibrate, explore, needs, pipeline, train, verify
+from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
-from mergetomix.job import open_job
-from mergetomix.records import Mixture, Scores, Trial, Verification
+from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report import markdown
+from mergetomix.results import Verification
+from mergetomix.session.job import open_job
+from mergetomix.stages import checks, pipeline, requirements, search
+from mergetomix.statistics import posterior
 
 
-def values_of(folder: Path, **verify: Any) -> dict[str, Any]:
+def values_of(folder: Path, **checks: Any) -> dict[str, Any]:
     """A recipe of checks alone: no baselines, which would count as checks."""
     values = recipe_values(folder)
     values["train"]["max_steps"] = 1
-    return values | {"verify": {"budget": 2, "repeats": 0, "exponents": [], **verify}, "final": {"baselines": []}}
+    return values | {"verify": {"budget": 2, "repeats": 0, "exponents": [], **checks}, "final": {"baselines": []}}
 
 
 def test_the_best_mixed_proxy_is_checked_first_and_no_mixture_twice(tmp_path: Path) -> None:
@@ -51,14 +54,14 @@ def test_what_is_checked_is_known_and_the_rest_has_an_interval(tmp_path: Path) -
 def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = values_of(tmp_path, budget=4, confidence=0.9999)
     values["final"]["train"] = False
-    original = train.finetune
+    original = training.finetune
 
     def failing(family: Any, sequences: Any, *rest: Any) -> Any:
         if len(sequences) == 3 * len(WORDS):
             raise TrainingError("the loss is nan at step 1")
         return original(family, sequences, *rest)
 
-    monkeypatch.setattr(train, "finetune", failing)
+    monkeypatch.setattr(training, "finetune", failing)
     result = m2m.run(write_recipe(tmp_path, values))
     found = result.verification
     assert found is not None
@@ -73,7 +76,7 @@ def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytes
 def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best proxy's fine-tune fails: the next best is checked first, and the failed one is nowhere an alternative."""
     failed: list[Any] = []
-    original = verify.fit
+    original = checks.fit
 
     def failing(job: Any, mixture: Any, *rest: Any) -> Any:
         if not failed or mixture in failed:
@@ -81,7 +84,7 @@ def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypat
             raise TrainingError("the loss is nan at step 1")
         return original(job, mixture, *rest)
 
-    monkeypatch.setattr(verify, "fit", failing)
+    monkeypatch.setattr(checks, "fit", failing)
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999)))
     found = result.verification
     assert found is not None
@@ -95,7 +98,7 @@ def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatc
     def failing(job: Any, mixture: Any, *rest: Any) -> Any:
         raise TrainingError("the loss is nan at step 1")
 
-    monkeypatch.setattr(verify, "fit", failing)
+    monkeypatch.setattr(checks, "fit", failing)
     values = values_of(tmp_path, budget=1) | {"search": {"min_datasets": 3}}
     with pytest.raises(TrainingError, match="no mixture is left to choose from"):
         m2m.run(write_recipe(tmp_path, values))
@@ -105,17 +108,17 @@ def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatc
 def test_mixtures_of_several_datasets_are_counted(tmp_path: Path, search: dict[str, Any], num: int) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=None) | {"search": search}))
     with open_job(recipe, Heard()) as job:
-        assert needs.num_checks(job) == min(num, needs.NUM_CHECKS)
+        assert requirements.num_checks(job) == min(num, requirements.NUM_CHECKS)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=num + 1) | {"search": search}))
     with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match=f"may choose among {num} mixtures"):
-        needs.num_checks(job)
+        requirements.num_checks(job)
 
 
 def test_repeats_show_the_noise_between_seeds(tmp_path: Path) -> None:
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999, repeats=2)))
     found = result.verification
     assert found is not None
-    best = verify.repeated(found.checks, 2)
+    best = checks.repeated(found.checks, 2)
     assert [check.real for check in best] == sorted((check.real for check in found.checks), reverse=True)[:2]
     with open_job(m2m.load_recipe(tmp_path / "recipe.yaml"), Heard()) as job:
         again = [job.store.finetune(job.real_key(check.mixture, 1)) for check in best]
@@ -135,7 +138,7 @@ def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: 
     def always(views: Any, reals: Any, unit: Any, default: float) -> float:
         return 0.5
 
-    monkeypatch.setattr(calibrate, "likeliest_exponent", always)
+    monkeypatch.setattr(posterior, "likeliest_exponent", always)
     values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
     with open_job(recipe, Heard()) as job:
@@ -155,7 +158,7 @@ def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: 
 def test_more_checks_than_mixtures_is_refused(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=5)))
     with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match="5 checks, but the search may choose among 4 mix"):
-        needs.num_checks(job)
+        requirements.num_checks(job)
 
 
 def scores(values: list[float]) -> Scores:
@@ -176,7 +179,7 @@ def test_a_target_of_too_few_examples_is_named(tmp_path: Path, best: list[float]
     with open_job(recipe, Heard()) as job:
         mixtures = list(job.space())[:2]
         trials = [Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)]
-        explore.warn_of_blunt_targets(job, trials)
+        search.warn_of_blunt_targets(job, trials)
         warned = [text for text in job.warnings if text.startswith("target t")]
     assert (said is None) == (warned == [])
     assert said is None or re.search(said, warned[0])
@@ -207,7 +210,7 @@ def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
-    few, many = (verify.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6))
+    few, many = (checks.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6))
     mixture = Mixture(("a",), (1.0,))
     found = Verification(mixture, (), (), (), {"t": many, "u": few}, 1.0, 0.9, "")
     ((target, num, pearson, spearman, *_, noise, possible),) = markdown.fidelity_cells(found)
@@ -222,6 +225,6 @@ def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path:
     for repeats in (0, 2):
         values["verify"] = {"budget": 2, "repeats": repeats}
         with open_job(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as job:
-            planned.append(needs.finetunes(job))
+            planned.append(requirements.finetunes(job))
     assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
     assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 1]

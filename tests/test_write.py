@@ -15,14 +15,15 @@ from test_run import recipe_values, write_recipe
 from torch import Tensor
 
 import mergetomix as m2m
-from mergetomix import folder, merge, write
-from mergetomix.bank import Bank
-from mergetomix.card import _fenced
-from mergetomix.deltas import params, read_delta
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.job import open_job
+from mergetomix import merge
+from mergetomix.experts.bank import Bank
+from mergetomix.experts.deltas import params, read_delta
+from mergetomix.export import folder, write
+from mergetomix.export.card import _fenced
+from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
-from mergetomix.sections import Merge
+from mergetomix.sections.merge import Merge
+from mergetomix.session.job import open_job
 
 WEIGHTS = [5.0, 3.0, 2.0]
 IDS = torch.arange(3, 43).view(2, 20)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mergetomix.data import Example
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.sections import Base
+from mergetomix.data.examples import Example
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.sections.base import Base
 
 VOCAB, CONTEXT = 300, 96
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one plus two is three and three plus four is seven"]

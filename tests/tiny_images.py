@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from mergetomix.demo import clip
-from mergetomix.families.image_classifier import ImageClassifier
-from mergetomix.recipe import Dataset, Target
-from mergetomix.sections import Base, Images
+from mergetomix.models.images.classifier import ImageClassifier
+from mergetomix.sections.base import Base
+from mergetomix.sections.images import Images
+from mergetomix.sections.source import Dataset
+from mergetomix.sections.target import TargetSection
 
 SIDE, PATCH = 12, 4
 CLASSES = ("red cat", "blue dog", "green cow")
@@ -35,7 +37,7 @@ def source(given: Any, classes: Sequence[str] | None = CLASSES, target: bool = F
     fields = {"image": "image", "label": "label", "templates": list(TEMPLATES), **changes}
     place = {"path": str(given)} if isinstance(given, str | Path) else {"rows": given}
     names = {} if classes is None else {"classes": list(classes)}
-    return (Target if target else Dataset)(**place, **names, **fields)
+    return (TargetSection if target else Dataset)(**place, **names, **fields)
 
 
 def save_processor(folder: Path, side: int, **changes: Any) -> None:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix.mixture import Simplex, Space, Subsets
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Strategy, Told, averaged, mean_value
+from mergetomix.search.strategy import Ask, Strategy, Told, averaged, mean_value
 
 Worth = Callable[[frozenset[str]], float]
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mergetomix import load_recipe
-from mergetomix.job import Job, open_job
+from mergetomix.session.job import Job, open_job
 from mergetomix.study import anchored
 from mergetomix.study.truth import World, gather, mixtures_of
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from mergetomix.calibrate import Prior, posterior
+from mergetomix.statistics.posterior import Prior, posterior_of
 from mergetomix.study.document import read_worlds
 from mergetomix.study.truth import World
 
@@ -51,7 +51,7 @@ def cost(x: NDArray[np.float64], worlds: Sequence[World]) -> float:
 def evidence(world: World, prior: Prior) -> float:
     """log p(reals of several datasets) of one target."""
     known = {row: float(world.real_select_M[row]) for row, mixture in enumerate(world.mixtures) if len(mixture) > 1}
-    return posterior(world.views(1.0), known, prior).log_evidence
+    return posterior_of(world.views(1.0), known, prior).log_evidence
 
 
 if __name__ == "__main__":

@@ -25,14 +25,15 @@ from typing import Any
 
 from mergetomix import merge
 from mergetomix.demo import BASE, library, sources
-from mergetomix.job import Job, evaluate_base, fit, open_job, trial_of
-from mergetomix.mixture import Subsets
+from mergetomix.mixtures.spaces import Subsets
 from mergetomix.progress import Silent
-from mergetomix.recipe import load
+from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores, gain
-from mergetomix.search import Ask, Setting, Told, build, mean_value
-from mergetomix.search.gradient import default_budget
-from mergetomix.slopes import slopes
+from mergetomix.search.gradient.strategy import default_budget
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Ask, Setting, Told, mean_value
+from mergetomix.session.gradients import slopes
+from mergetomix.session.job import Job, evaluate_base, fit, open_job, trial_of
 
 TARGETS = ("concurrent", "logging", "urllib")
 EXPONENT = 0.75

@@ -22,10 +22,11 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
-from mergetomix import load_recipe, pipeline
-from mergetomix.job import Job, evaluate_proxy, open_job
+from mergetomix import load_recipe
 from mergetomix.merge import METHODS
 from mergetomix.records import Mixture
+from mergetomix.session.job import Job, evaluate_proxy, open_job
+from mergetomix.stages import pipeline
 
 VARIANTS: Mapping[str, Sequence[str]] = {
     **{name: (f"merge.method={name}",) for name in METHODS},

@@ -35,12 +35,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from mergetomix import pipeline, pool, race
-from mergetomix.job import evaluate_base, evaluate_proxy, open_job
 from mergetomix.progress import Silent
-from mergetomix.race import Array, Paired
-from mergetomix.recipe import load
+from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores
+from mergetomix.session.job import evaluate_base, evaluate_proxy, open_job
+from mergetomix.stages import pipeline
+from mergetomix.statistics import opinion_pool, race
+from mergetomix.statistics.race import Array, Paired
 
 ALPHAS = (0.01, 0.05, 0.1)
 EXACT, EXACT_WITH_TIES = 50, 13
@@ -142,7 +143,7 @@ def pooled(points_MN: Array, values_ME: Array, weights_E: Array, is_loss: bool) 
     found = []
     for point_N in points_MN:
         parts = {name: float(weight) for name, weight in zip(names, point_N, strict=True) if weight > 0}
-        found.append(pool.pooled(Mixture(tuple(parts), tuple(parts.values())), experts).values)
+        found.append(opinion_pool.pooled(Mixture(tuple(parts), tuple(parts.values())), experts).values)
     return np.array(found)
 
 

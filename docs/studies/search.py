@@ -25,12 +25,13 @@ from typing import Any
 
 from mergetomix import merge
 from mergetomix.demo import BASE, sources
-from mergetomix.job import Job, fit, open_job
-from mergetomix.mixture import Subsets
+from mergetomix.mixtures.spaces import Subsets
 from mergetomix.progress import Silent
-from mergetomix.recipe import load
+from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture
-from mergetomix.search import Ask, Setting, Told, build, mean_value
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Ask, Setting, Told, mean_value
+from mergetomix.session.job import Job, fit, open_job
 
 DATASETS = (
     "asyncio", "ctypes", "distutils", "email", "encodings", "http",

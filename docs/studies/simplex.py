@@ -21,10 +21,12 @@ import yaml
 from many import Live, timed
 from search import DATASETS, EXPONENT, OUT, TARGETS, recipe_text
 
-from mergetomix import merge, recipe
-from mergetomix.job import evaluate_base, open_job
-from mergetomix.mixture import Simplex
-from mergetomix.search import Ask, Options, Setting, build, mean_value
+from mergetomix import merge
+from mergetomix.mixtures.spaces import Simplex
+from mergetomix.recipe import recipe
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Ask, Options, Setting, mean_value
+from mergetomix.session.job import evaluate_base, open_job
 
 STRATEGIES: dict[str, tuple[str, Options]] = {
     "gradient": ("gradient", Options()),

@@ -21,9 +21,9 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from mergetomix import load_recipe
-from mergetomix.job import evaluate_base, evaluate_proxy, evaluate_real, fit, open_job
-from mergetomix.pool import pooled
 from mergetomix.records import Mixture, Scores
+from mergetomix.session.job import evaluate_base, evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.statistics.opinion_pool import pooled
 from mergetomix.study.truth import mixtures_of
 
 EXPONENTS = (0.5, 0.75, 1.0)

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mergetomix import pipeline, recipe
-from mergetomix.job import open_job
+from mergetomix.recipe import recipe
+from mergetomix.session.job import open_job
+from mergetomix.stages import pipeline
 
 
 def main() -> None:

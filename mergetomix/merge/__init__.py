@@ -6,10 +6,10 @@ weights its proxy is theta_0 + scale(k) * sum_i delta_i (arXiv 2505.16066, where
 theta_0 + sum_i w_i delta_i for any weights (arXiv 2601.17858). METHODS holds every other way to combine.
 """
 
-from mergetomix.merge.factors import coefficients, effective_number, gain, scale
+from mergetomix.merge.coefficients import coefficients, effective_number, gain, scale
+from mergetomix.merge.lora import lora_product
 from mergetomix.merge.methods import METHODS, OPTIONS, defaults
 from mergetomix.merge.parts import Method, Option, Parts
-from mergetomix.merge.sums import lora_product
 
 __all__ = [
     "METHODS",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from mergetomix.merge.factors import effective_number
+from mergetomix.merge.coefficients import effective_number
 from mergetomix.merge.parts import Parts
 from mergetomix.merge.sums import blockwise, weighted_sum
 from mergetomix.merge.thinning import between, drop, largest, rank_probabilities

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mergetomix import tradeoffs
-from mergetomix.objective import gains
-from mergetomix.records import Agreement, Finetune, Mixture, Result, Row, Scores, Selection, Trial, Verification
+from mergetomix.objectives.objective import gains
+from mergetomix.records import Finetune, Mixture, Scores, Trial
+from mergetomix.report import compromise
+from mergetomix.results import Agreement, Result, Row, Selection, Verification
 
 SCHEMA = 1
 
@@ -68,14 +69,14 @@ def front(selection: Selection) -> dict[str, Any] | None:
     """The trials that no other beats on every target, the knee first; null where none was asked for."""
     if selection.objective is None or selection.objective.aim != "pareto":
         return None
-    found = tradeoffs.front_of(selection)
+    found = compromise.front_of(selection)
     members = [{**mixture(each.mixture), "gains": gains(each.scores, selection.base)} for each in found.members]
     return {"knee": mixture(found.members[0].mixture), "hypervolume": found.hypervolume, "members": members}
 
 
 def given_up(result: Result) -> dict[str, Any] | None:
     """What the pick gives up on every target; null where there is one."""
-    lines = tradeoffs.given_up(result.selection, result.verification)
+    lines = compromise.given_up(result.selection, result.verification)
     found = {each.target: {"gain": each.gain, "best": each.best, "by": mixture(each.by), "less": each.less} for each in lines}
     return found or None
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from mergetomix.families import UNITS
-from mergetomix.objective import gains
-from mergetomix.recipe import Recipe
-from mergetomix.records import Estimate, Mixture, Portion, Result, Row, Selection, Trial, Verification
-from mergetomix.tradeoffs import Front, GivenUp, front_of, given_up
+from mergetomix.models.family import UNITS
+from mergetomix.objectives.objective import gains
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.records import Estimate, Mixture, Portion, Trial
+from mergetomix.report.compromise import Front, GivenUp, front_of, given_up
+from mergetomix.results import Result, Row, Selection, Verification
 
 NUM_RANKED = 10
 NUM_FRONT = 20

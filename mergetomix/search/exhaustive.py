@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mergetomix.search import Ask, Setting
-from mergetomix.search.walk import Steps, Walk, subsets
+from mergetomix.search.stepwise import Steps, Walk, subsets
+from mergetomix.search.strategy import Ask, Setting
 
 
 class Exhaustive(Walk):

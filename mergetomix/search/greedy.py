@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from mergetomix.search import Ask, Setting
-from mergetomix.search.walk import Steps, Walk, subsets
+from mergetomix.search.stepwise import Steps, Walk, subsets
+from mergetomix.search.strategy import Ask, Setting
 
 Neighbours = Callable[[frozenset[str]], list[frozenset[str]]]
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix import calibrate
-from mergetomix.bank import Bank
-from mergetomix.calibrate import Array
-from mergetomix.deltas import params, read_delta
-from mergetomix.job import Job, Model, known_scores, score_and_keep
+from mergetomix.experts.bank import Bank
+from mergetomix.experts.deltas import params, read_delta
 from mergetomix.records import Mixture, Scores
-from mergetomix.store import digest
+from mergetomix.session.job import Job, Model, known_scores, score_and_keep
+from mergetomix.statistics import posterior
+from mergetomix.statistics.posterior import Array
+from mergetomix.store.address import digest
 from mergetomix.study.truth import World
 
 _NEGLIGIBLE = 1e-9
@@ -106,7 +106,7 @@ def predictions(world: World, found: Anchored, checked: Sequence[int]) -> dict[s
         [proxy if each is None else sign * each[world.target].mean for proxy, each in zip(proxy_M, found.scores, strict=True)]
     )
     known = {row: float(world.real_select_M[row]) for row in checked}
-    calibrated_M = calibrate.posterior(world.views(1.0), known).mean_M
+    calibrated_M = posterior.posterior_of(world.views(1.0), known).mean_M
     whole_M = 1 - np.sum(world.weights_MN**2, axis=1)
     left_M = np.divide(found.distance_M, whole_M, out=np.zeros_like(whole_M), where=whole_M > _NEGLIGIBLE)
     both_M = anchored_M + left_M * (calibrated_M - proxy_M)

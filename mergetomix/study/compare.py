@@ -8,9 +8,9 @@ from statistics import fmean
 
 import numpy as np
 
-from mergetomix import calibrate, fidelity
-from mergetomix.calibrate import Array
 from mergetomix.records import Estimate
+from mergetomix.statistics import agreement, posterior
+from mergetomix.statistics.posterior import Array
 from mergetomix.study.rivals import RIVALS, Curve, Rival, checked
 from mergetomix.study.truth import World
 
@@ -51,7 +51,7 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Race:
+class Contest:
     """One world with every rival's curves, by the rival's name; empty where a rival has no answer."""
 
     world: World
@@ -59,13 +59,13 @@ class Race:
     curves: Mapping[str, Sequence[Curve]]
 
 
-def race(world: World, num_draws: int) -> Race:
+def race(world: World, num_draws: int) -> Contest:
     """Lets every rival choose; chance is drawn `num_draws` times."""
     budget = budget_of(world)
-    return Race(world, budget, {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS})
+    return Contest(world, budget, {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS})
 
 
-def standings(races: Sequence[Race], confidence: float) -> list[Standing]:
+def standings(races: Sequence[Contest], confidence: float) -> list[Standing]:
     """Every rival that has an answer everywhere, at the compute of our method with NUM_CHECKS checks."""
     found = []
     for rival in RIVALS:
@@ -75,7 +75,7 @@ def standings(races: Sequence[Race], confidence: float) -> list[Standing]:
     return found
 
 
-def absent(races: Sequence[Race]) -> dict[str, int]:
+def absent(races: Sequence[Contest]) -> dict[str, int]:
     """Rivals that lack an answer in some worlds, and in how many: they are in no table."""
     missing = {rival.name: sum(not each.curves[rival.name] for each in races) for rival in RIVALS}
     return {name: num for name, num in missing.items() if num}
@@ -86,7 +86,7 @@ def budget_of(world: World) -> float:
     return checked(world, NUM_CHECKS)[-1].compute
 
 
-def _outcome(rival: Rival, race: Race) -> Outcome:
+def _outcome(rival: Rival, race: Contest) -> Outcome:
     world, budget = race.world, race.budget
     ends = [_at(curve, budget) for curve in race.curves[rival.name]]
     scores = [float((world.proxy_report_M if rival.merged else world.real_report_M)[row]) for _, row in ends]
@@ -128,7 +128,7 @@ def estimate(values: Sequence[float], targets: Sequence[str], confidence: float,
     return Estimate(float(np.mean(values)), float(low), float(high))
 
 
-def mean_curves(races: Sequence[Race]) -> dict[str, tuple[Array, Array]]:
+def mean_curves(races: Sequence[Contest]) -> dict[str, tuple[Array, Array]]:
     """Mean normalised regret against compute for every rival: compute as a share of the budget, shape (GRID,), and regret."""
     grid_G = np.linspace(0, 1.5, GRID)
     found = {}
@@ -140,7 +140,7 @@ def mean_curves(races: Sequence[Race]) -> dict[str, tuple[Array, Array]]:
     return found
 
 
-def _lines(rival: Rival, race: Race, grid_G: Array) -> list[Array]:
+def _lines(rival: Rival, race: Contest, grid_G: Array) -> list[Array]:
     """The normalised regret of each of a rival's curves on a grid of compute; nan before its first pick."""
     world, budget, unit = race.world, race.budget, mean_regret(race.world)
     scores_M = world.proxy_report_M if rival.merged else world.real_report_M
@@ -185,13 +185,13 @@ def faith(worlds: Sequence[World]) -> list[Faith]:
 
 
 def _faith(target: str, worlds: Sequence[World]) -> Faith:
-    measured: dict[float, list[fidelity.Fidelity]] = {}
+    measured: dict[float, list[agreement.Fidelity]] = {}
     mixed: dict[float, list[float]] = {}
     for world in worlds:
         several = np.array([len(mixture) > 1 for mixture in world.mixtures])
         for exponent, proxy_M in world.proxies.items():
-            every = fidelity.fidelity(proxy_M, world.real_select_M, num_resamples=1)
-            some = fidelity.fidelity(proxy_M[several], world.real_select_M[several], num_resamples=1)
+            every = agreement.fidelity(proxy_M, world.real_select_M, num_resamples=1)
+            some = agreement.fidelity(proxy_M[several], world.real_select_M[several], num_resamples=1)
             if every is not None:
                 measured.setdefault(exponent, []).append(every)
             if some is not None:
@@ -200,10 +200,10 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
         name: {exponent: fmean(_value(each, name) for each in list_) for exponent, list_ in measured.items()}
         for name in ("pearson", "spearman", "kendall", "top_quarter")
     }
-    noise = fidelity.noise_sd(reals_by_seed(worlds))
+    noise = agreement.noise_sd(reals_by_seed(worlds))
     possible = None
     if noise is not None:
-        possible = fmean(fidelity.ceiling(world.real_select_M, noise).spearman for world in worlds)
+        possible = fmean(agreement.ceiling(world.real_select_M, noise).spearman for world in worlds)
     return Faith(
         target,
         **means,
@@ -237,7 +237,7 @@ def _spearman(one_M: Array, other_M: Array) -> float:
     return float(spearmanr(one_M, other_M).statistic)
 
 
-def _value(measured: fidelity.Fidelity, name: str) -> float:
+def _value(measured: agreement.Fidelity, name: str) -> float:
     statistic = measured.statistics[name]
     return float("nan") if statistic is None else statistic.value
 
@@ -274,7 +274,7 @@ def coverage(worlds: Sequence[World], confidence: float, most: int = 5) -> list[
     return found
 
 
-def _held(world: World, posterior: calibrate.Posterior, confidence: float) -> tuple[Array, Array]:
+def _held(world: World, posterior: posterior.Posterior, confidence: float) -> tuple[Array, Array]:
     """Which intervals of unknown mixtures hold the truth, and their widths."""
     low_M, high_M = posterior.interval(confidence)
     unknown = [i for i in range(len(low_M)) if i not in posterior.known]

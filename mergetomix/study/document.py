@@ -15,7 +15,7 @@ from mergetomix.study.compare import NUM_CHECKS, Faith, Standing
 from mergetomix.study.truth import World
 
 if TYPE_CHECKING:
-    from mergetomix.study import Study
+    from mergetomix.study.study import Findings
 
 SCHEMA = 1
 RACE = (
@@ -32,13 +32,13 @@ FAITH = (
 )
 
 
-def write(study: Study, folder: Path) -> None:
+def write(study: Findings, folder: Path) -> None:
     """study.json and study.md."""
     (folder / "study.json").write_text(json.dumps(to_dict(study), indent=1, allow_nan=False) + "\n", encoding="utf-8")
     (folder / "study.md").write_text(render(study), encoding="utf-8")
 
 
-def to_dict(study: Study) -> dict[str, Any]:
+def to_dict(study: Findings) -> dict[str, Any]:
     """Everything as plain values; scores are better when higher."""
     return {
         "schema": SCHEMA,
@@ -101,7 +101,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def render(study: Study) -> str:
+def render(study: Findings) -> str:
     """The page: who chose best, how well proxies rank, whether the intervals hold."""
     worlds = study.worlds
     seeds, targets = sorted({world.seed for world in worlds}), list(dict.fromkeys(world.target for world in worlds))
@@ -173,7 +173,7 @@ def _faith_values(each: Faith, world: World) -> list[float]:
     return [*by_exponent, each.pooled, *each.predicted.values()]
 
 
-def _mean_cells(study: Study) -> list[str]:
+def _mean_cells(study: Findings) -> list[str]:
     lines = [_faith_values(each, study.worlds[0]) for each in study.faith]
     means = [f"{value:.3f}" for value in np.mean(np.array(lines), axis=0)]
     possible = [each.possible for each in study.faith if each.possible is not None]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mergetomix.calibrate import Array
 from mergetomix.errors import UserError
+from mergetomix.statistics.posterior import Array
 from mergetomix.study.rivals import checked
 from mergetomix.study.truth import World
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix import calibrate, regression
-from mergetomix.calibrate import Array
+from mergetomix.statistics import regression
+from mergetomix.statistics.posterior import Array, Posterior, Unit, likeliest_exponent, next_check, posterior_of
 from mergetomix.study.similarity import ranking
 from mergetomix.study.truth import World
 
@@ -157,7 +157,7 @@ class Step:
 
     checked: tuple[int, ...]
     pick: int
-    posterior: calibrate.Posterior
+    posterior: Posterior
     exponent: float
     compute: float
 
@@ -168,22 +168,22 @@ def checked(world: World, num_checks: int = 8, confidence: float = 1.0, exponent
     Scoring at another exponent costs compute as it does in a run: the checked mixtures at every exponent, all at a new one.
     """
     candidates = sorted(exponents if exponents is not None else world.proxies)
-    unit = calibrate.Unit.of(world.proxy_M)
+    unit = Unit.of(world.proxy_M)
     spent, exponent, scored = world.proxies_cost, world.exponent, {world.exponent}
     rows: list[int] = []
     steps: list[Step] = []
     while True:
         known = {row: float(world.real_select_M[row]) for row in rows}
-        posterior = calibrate.posterior(world.views(exponent), known, unit=unit)
+        posterior = posterior_of(world.views(exponent), known, unit=unit)
         steps.append(Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent))
-        chosen, _ = calibrate.next_check(posterior, None if rows else world.proxies[exponent], confidence)
+        chosen, _ = next_check(posterior, None if rows else world.proxies[exponent], confidence)
         if chosen is None or len(rows) == num_checks:
             return steps
         rows.append(chosen)
         spent += world.check_cost(chosen) + world.eval_tokens * len([each for each in candidates if each not in scored])
         views = {each: world.views(each, rows) for each in candidates}
         real_C = world.real_select_M[rows]
-        exponent = calibrate.likeliest_exponent(views, real_C, unit, world.exponent)
+        exponent = likeliest_exponent(views, real_C, unit, world.exponent)
         if exponent not in scored:
             scored.add(exponent)
             spent += world.eval_tokens * (len(world.mixtures) - len(world.singles) - len(rows))

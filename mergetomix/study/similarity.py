@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import UserError
 
 if TYPE_CHECKING:
-    from mergetomix.families import Family, Item
+    from mergetomix.models.encoding import Item
+    from mergetomix.models.family import Family
 
 # Words and runs of punctuation, as NLTK's WordPunctTokenizer has them and DSIR's authors use them: operators and brackets
 # tell code from prose, and one code from another, which scikit-learn's own pattern (words of two letters or more) drops.

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mergetomix import pool
-from mergetomix.calibrate import Array, Views
 from mergetomix.errors import RecipeError, TrainingError
-from mergetomix.families import UNITS
-from mergetomix.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
+from mergetomix.models.family import UNITS
 from mergetomix.records import Mixture, Part, Scores
+from mergetomix.session.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
+from mergetomix.statistics import opinion_pool
+from mergetomix.statistics.posterior import Array, Views
 
 BACKWARD = 2.0
 """A backward pass costs about two forward passes (Kaplan et al. 2020, arXiv 2001.08361, table 1)."""
@@ -185,7 +185,7 @@ def _experts(job: Job) -> dict[str, dict[str, Scores]]:
 def _pooled(mixtures: Sequence[Mixture], alone: Mapping[str, Mapping[str, Scores]], target: str) -> Array:
     """Pooled means on a target, better when higher."""
     experts = {name: scores[target] for name, scores in alone.items()}
-    return _means([{target: pool.pooled(mixture, experts)} for mixture in mixtures], target)
+    return _means([{target: opinion_pool.pooled(mixture, experts)} for mixture in mixtures], target)
 
 
 def _means(scores: Sequence[Mapping[str, Scores]], name: str) -> Array:

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from mergetomix.data import Example
-from mergetomix.families import content
-from mergetomix.families.image_classifier import ImageClassifier
+from mergetomix.data.examples import Example
+from mergetomix.models.encoding import content
+from mergetomix.models.images.classifier import ImageClassifier
 from mergetomix.records import Scores
-from mergetomix.store import digest
-from mergetomix.targets import Setting
+from mergetomix.store.address import digest
+from mergetomix.targets.target import TargetSetting
 
 
 class Accuracy:
     """One for each example whose own class is the likeliest, else zero. The first of equals counts."""
 
-    def __init__(self, examples: Sequence[Example], setting: Setting) -> None:
+    def __init__(self, examples: Sequence[Example], setting: TargetSetting) -> None:
         self.family = cast("ImageClassifier", setting.family)
         self.sequences = self.family.encode(examples, setting.where).sequences
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)

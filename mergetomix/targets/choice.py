@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import DataError
-from mergetomix.families import content
-from mergetomix.families.causal_lm import CausalLM
-from mergetomix.families.questions import Question
-from mergetomix.recipe import Target as Spec
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.questions import Question
+from mergetomix.models.encoding import content
 from mergetomix.records import Scores
-from mergetomix.store import digest
-from mergetomix.targets import Setting
+from mergetomix.sections.target import TargetSection as Spec
+from mergetomix.store.address import digest
+from mergetomix.targets.target import TargetSetting
 
 
 class Choice:
@@ -23,7 +23,7 @@ class Choice:
     option's length in bytes (as in the LM Evaluation Harness's `acc` and `acc_norm`). The first of equals counts.
     """
 
-    def __init__(self, spec: Spec, examples: Sequence[Example], setting: Setting) -> None:
+    def __init__(self, spec: Spec, examples: Sequence[Example], setting: TargetSetting) -> None:
         self.family, self.normalize = cast("CausalLM", setting.family), spec.normalize
         self.right = [example.options.index(example.completion) for example in examples]
         self.lengths = [[len(option.encode()) for option in example.options] for example in examples]

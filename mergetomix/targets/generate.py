@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, cast
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import DataError
-from mergetomix.families.causal_lm import CausalLM, last_reply
-from mergetomix.families.generation import Generation
-from mergetomix.recipe import Target as Spec
+from mergetomix.models.causal_lm.generation import Generation
+from mergetomix.models.causal_lm.model import CausalLM, last_reply
 from mergetomix.records import Scores
-from mergetomix.store import digest
-from mergetomix.targets import Setting
+from mergetomix.sections.target import TargetSection as Spec
+from mergetomix.store.address import digest
 from mergetomix.targets.python import asked, checked, load_function, source_of
+from mergetomix.targets.target import TargetSetting
 
 # A minus behind a digit or letter is a hyphen or a difference; commas count where they part thousands.
 NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<!\w)-)?\.\d+", re.ASCII)
@@ -24,7 +24,7 @@ NUMBER = re.compile(r"(?:(?<!\w)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?
 class Generate:
     """The metric of each example's greedy answer: one for right and zero for wrong, or what the user's function says."""
 
-    def __init__(self, spec: Spec, examples: Sequence[Example], setting: Setting) -> None:
+    def __init__(self, spec: Spec, examples: Sequence[Example], setting: TargetSetting) -> None:
         self.family, self.spec = cast("CausalLM", setting.family), spec
         self.where = setting.where
         self.answers = [answer_of(example) for example in examples]

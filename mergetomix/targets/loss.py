@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mergetomix.data import Example
+from mergetomix.data.examples import Example
 from mergetomix.errors import DataError
-from mergetomix.families import content
+from mergetomix.models.encoding import content
 from mergetomix.records import Scores
-from mergetomix.store import digest
-from mergetomix.targets import Setting
+from mergetomix.store.address import digest
+from mergetomix.targets.target import TargetSetting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ ROUNDING = 2
 class Loss:
     """Nats per scored token of each example, over all its sequences, its end token included."""
 
-    def __init__(self, examples: Sequence[Example], setting: Setting) -> None:
+    def __init__(self, examples: Sequence[Example], setting: TargetSetting) -> None:
         self.family = setting.family
         self.sequences = self.family.encode(examples, setting.where).sequences
         self.num_scored = [0] * len(examples)

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mergetomix.data import plain_content
+from mergetomix.data.reading import plain_content
 from mergetomix.errors import DataError, RecipeError
-from mergetomix.recipe import Target as Spec
 from mergetomix.records import Scores
-from mergetomix.store import digest
-from mergetomix.targets import Setting
+from mergetomix.sections.target import TargetSection as Spec
+from mergetomix.store.address import digest
+from mergetomix.targets.target import TargetSetting
 
 
 class Function:
@@ -36,7 +36,7 @@ class Function:
         spec: Spec,
         rows: Sequence[Mapping[str, Any]] | None,
         keep: Sequence[int],
-        setting: Setting,
+        setting: TargetSetting,
         contents: Sequence[Any] | None = None,
     ) -> None:
         self.function = load_function(spec.function, setting.where)

@@ -1,0 +1,143 @@
+"""A mixture as a folder that `from_pretrained` loads: there whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mergetomix.errors import UserError
+from mergetomix.store.disk import flush, fsync, is_no_space, no_space
+
+if TYPE_CHECKING:
+    from mergetomix.export.adapter import Adapter
+
+DTYPES = ("float32", "bfloat16", "float16")
+PREFIX = "base_model.model."
+_SIZE = re.compile(r"\d+(\.\d+)? ?[KMGT]B", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a mixture is written: as the merged model, or as one LoRA adapter.
+
+    Args:
+        adapter: whether as an adapter, which only a sum of LoRA experts is.
+        rank: of the adapter, the nearest one of that rank; None keeps all, the sum of the experts' ranks.
+        dtype: `float32`, `bfloat16` or `float16`; None is the base's for a model, and float32 for an adapter.
+        max_shard_size: largest file of a model's weights, such as `5GB`; None is as transformers has it.
+
+    Raises:
+        UserError: something that cannot be, or goes with the other kind only.
+    """
+
+    adapter: bool = False
+    rank: int | None = None
+    dtype: str | None = None
+    max_shard_size: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank is not None and not self.adapter:
+            raise UserError("a rank is an adapter's, and this writes a merged model", hint="add --adapter")
+        if self.rank is not None and self.rank < 1:
+            raise UserError(f"the rank of an adapter must be at least 1, not {self.rank}")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise UserError(f"the number type must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if self.max_shard_size is not None and self.adapter:
+            raise UserError("an adapter is one file, which is not split", hint="leave --max-shard-size out")
+        if self.max_shard_size is not None and not _SIZE.fullmatch(self.max_shard_size.strip()):
+            raise UserError(f"a size of files is a number with KB, MB, GB or TB, such as 5GB, not {self.max_shard_size!r}")
+
+
+def check_free(out: Path) -> None:
+    """Raises UserError where `out` holds something already, or cannot be made."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is no empty folder", hint="name a new folder")
+    above = next(each for each in out.absolute().parents if each.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"{out} cannot be made: {above} is no folder that can be written to", hint="name another folder")
+
+
+@contextmanager
+def place(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out` to write in; on a clean exit it becomes `out`, on an exception it goes.
+
+    Raises:
+        UserError: `out` holds something, or the disk is full.
+    """
+    check_free(out)
+    final = out.resolve()
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        flush(partial)
+        check_free(out)
+        partial.replace(final)  # an empty folder gives way
+        fsync(final.parent)
+    except Exception as error:
+        if not is_no_space(error):
+            raise
+        raise no_space(out, shutil.disk_usage(final.parent).free) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def describe(folder: Path, card: str, recipe: str) -> None:
+    """The model card and the recipe beside the weights."""
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class AdapterFiles:
+    """An adapter that PEFT loads, with `save_pretrained` as a model has it.
+
+    Args:
+        modules: the names of all the base's modules.
+        config: what of PEFT's configuration does not follow from the adapter: the base, its task.
+        transposed: the params that the base keeps as (in, out).
+    """
+
+    adapter: Adapter
+    modules: Collection[str]
+    config: Mapping[str, Any]
+    transposed: frozenset[str] = frozenset()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`, with one rank and scaling 1: alpha is the rank."""
+        from peft import LoraConfig
+        from safetensors.torch import save_file
+
+        names = [name.removesuffix(".weight") for name in sorted(self.adapter.factors)]
+        tensors = {}
+        for name in names:
+            tall, flat = self.adapter.factors[f"{name}.weight"]
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = tall.contiguous().cpu()
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = flat.contiguous().cpu()
+        config = LoraConfig(
+            r=self.adapter.rank,
+            lora_alpha=self.adapter.rank,
+            target_modules=target_modules(names, self.modules),
+            fan_in_fan_out=all(name in self.transposed for name in self.adapter.factors),
+            inference_mode=True,
+            **self.config,
+        )
+        config.save_pretrained(str(folder))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def target_modules(adapted: Collection[str], modules: Collection[str]) -> list[str]:
+    """Names that PEFT finds these modules by, and no others.
+
+    A last part such as `q_proj` where every module with it is adapted, full names elsewhere.
+    """
+    others = {name.rpartition(".")[2] for name in set(modules) - set(adapted)}
+    lasts = {name: name.rpartition(".")[2] for name in adapted}
+    return sorted({name if last in others else last for name, last in lasts.items()})

@@ -1,0 +1,80 @@
+"""Log-likelihoods of tokens, with logits only where they are scored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from mergetomix.models.causal_lm.sequences import Scored, TokenBatch
+
+if TYPE_CHECKING:
+    import torch
+
+PIECE = {"cpu": 2**20}
+"""Logits whose logarithms are taken at once, by kind of device: on a CPU 4 MiB in float32, which its cache holds."""
+OTHER_PIECE = 2**26
+
+
+def token_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """-log p of every scored token of a batch, in nats; float32 on the model's device, shape (K,), with its graph."""
+    inputs = batch.inputs(model.dtype)
+    logits_PV = logits_at(model, batch.scored.places_P, inputs)
+    return _losses(logits_PV, batch.scored)
+
+
+def sums(losses: Sequence[torch.Tensor], batches: Sequence[TokenBatch]) -> torch.Tensor:
+    """The losses of tokens, summed for every line of the batches in turn; float64 on the CPU."""
+    import torch
+
+    losses_K = torch.cat(list(losses)).cpu().double()
+    starts, num = [], 0
+    for batch in batches:
+        starts.append(num)
+        num += len(batch.rows)
+    owners_K = torch.cat([batch.scored.owners_K + start for batch, start in zip(batches, starts, strict=True)])
+    return torch.zeros(num, dtype=torch.float64).index_add(0, owners_K, losses_K)
+
+
+def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The model's logits at some places of a batch, each row * width + column; shape (P, V).
+
+    The head gets the hidden states of these places alone. It is a hook on the head that hands them over, so the model's own
+    forward does all the rest, whatever it makes of its logits (scaling, soft caps), under adapters too. The argument
+    `logits_to_keep`, which many models have, takes columns common to all rows in some versions of transformers, and is not
+    there in all models. A model that does not say what its head is computes all its logits.
+    """
+    shape = inputs["input_ids"].shape
+
+    def hand_over(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not args or args[0].shape[:2] != shape:
+            return None
+        return (args[0].flatten(0, 1)[places_P][None], *args[1:])
+
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    hook = None if head is None else head.register_forward_pre_hook(hand_over)
+    try:
+        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    # one row all of whose places are wanted has one shape either way, and is the same either way
+    return logits.flatten(0, 1)[places_P] if logits.shape[:2] == shape else logits[0]
+
+
+def _losses(logits_PV: torch.Tensor, scored: Scored) -> torch.Tensor:
+    """-log p of the wanted tokens.
+
+    Without a graph a piece at a time, so that the logarithms take little memory beside the logits; with one they are all
+    kept for the gradient anyway.
+    """
+    import torch
+
+    num, size = len(scored.picks), logits_PV.shape[-1]
+    step = max(1, num if logits_PV.requires_grad else PIECE.get(logits_PV.device.type, OTHER_PIECE) // size)
+    pieces = [logits_PV.new_zeros(0, dtype=torch.float32)]
+    for start in range(0, num, step):
+        end = min(start + step, num)
+        first, last = scored.picks[start], scored.picks[end - 1]
+        logp_NV = logits_PV[first : last + 1].log_softmax(dim=-1, dtype=torch.float32)
+        pieces.append(-logp_NV[scored.picks_K[start:end] - first, scored.wanted_K[start:end]])
+    return torch.cat(pieces)

@@ -1,0 +1,82 @@
+"""Examples as a model reads them: sequences, and how many examples were too long."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+
+class Item(Protocol):
+    """What is trained on and scored: tokens of a text, or patches of an image. `example` is the example's place."""
+
+    @property
+    def example(self) -> int:
+        """The place of its example among those that were encoded together."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that a model reads; the patches of an image, or one where a model makes none."""
+        ...
+
+    @property
+    def num_scored(self) -> int:
+        """Predictions that count in the loss."""
+        ...
+
+    def fingerprint(self) -> bytes:
+        """Everything that training and scoring depend on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The sequences of some examples, and how many examples were too long.
+
+    `cut` lost the start of their prompt, `split` became several sequences, `ended` lost the end of their answer.
+    """
+
+    sequences: tuple[Any, ...]
+    num_examples: int
+    num_cut: int = 0
+    num_split: int = 0
+    num_ended: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens over all sequences."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
+
+
+def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encoding:
+    """At most `max_tokens` tokens in whole sequences (one at least), drawn by `seed` and kept in order."""
+    if max_tokens is None or encoding.num_tokens <= max_tokens:
+        return encoding
+    order = list(range(len(encoding.sequences)))
+    random.Random(seed).shuffle(order)
+    kept: list[int] = []
+    total = 0
+    for i in order:
+        total += encoding.sequences[i].num_tokens
+        if kept and total > max_tokens:
+            break
+        kept.append(i)
+    sequences = tuple(encoding.sequences[i] for i in sorted(kept))
+    return replace(encoding, sequences=sequences, num_examples=len({s.example for s in sequences}))
+
+
+def content(sequences: Sequence[Item]) -> str:
+    """The address of some sequences."""
+    sha = hashlib.sha256()
+    for sequence in sequences:
+        sha.update(sequence.fingerprint())
+    return sha.hexdigest()
+
+
+def counted(counts: Mapping[str, int], what: str) -> list[str]:
+    """One line that says how many of which sources something happens to, or none."""
+    some = [f"{name} {count}" for name, count in counts.items() if count]
+    return [f"{what}: {', '.join(some)}"] if some else []

@@ -1,0 +1,1 @@
+"""One number of the gains on many targets."""

@@ -1,0 +1,1 @@
+"""The recipe as a file: all sections together, its YAML, and its errors."""

@@ -1,0 +1,1 @@
+"""Search by regression on the values of the mixtures that were tried."""

@@ -1,0 +1,20 @@
+"""The model that every fine-tune starts from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mergetomix.sections.section import Section, Text
+
+
+class Base(Section):
+    """The model that every fine-tune starts from."""
+
+    path: Text
+    """A folder, or the id of a model on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model; null is its main branch."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number type of the weights: `auto` is bfloat16 for LoRA on a GPU that has it, else float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""

@@ -1,0 +1,88 @@
+"""How every fine-tune is made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mergetomix.sections.section import Section, Seed
+from mergetomix.sections.source import Dataset
+
+
+class Lora(Section):
+    """Settings of the low-rank adapters (PEFT)."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(default=32, gt=0)
+    """The adapter's product is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input during training."""
+    target_modules: str | list[str] = "all-linear"
+    """Which linear layers get an adapter."""
+
+
+class Augment(Section):
+    """Random changes of training images, another one every time an image is seen. All off by default."""
+
+    flip: float = Field(default=0.0, ge=0, le=1)
+    """Probability of a mirror image, left for right."""
+    shift: float = Field(default=0.0, ge=0, lt=1)
+    """Most shift each way, as a share of the image's side."""
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    """Most change of size either way: 0.1 is from 0.9 to 1.1."""
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    """Most rotation either way, in degrees."""
+
+
+class Anchor(Section):
+    """General data mixed into every fine-tune, experts and real ones alike: it keeps them near each other."""
+
+    dataset: Dataset
+    """Where the general data comes from, as for a candidate."""
+    share: float = Field(gt=0, lt=1)
+    """Share of a fine-tune's sequences that are general data: 0.5 adds as many as there are of its own."""
+
+
+class Train(Section):
+    """How every fine-tune is made: experts, checks and the final model alike."""
+
+    method: Literal["lora", "full"] = "lora"
+    """`lora` trains small adapters; `full` trains every weight."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over the data, unless max_steps or max_tokens is set."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """A fixed number of optimizer steps for every fine-tune."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """A fixed number of tokens for every fine-tune, rounded to whole steps."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises from zero."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm."""
+    batch_size: int = Field(default=8, ge=1)
+    """Sequences per forward pass."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Forward passes per optimizer step: the effective batch is batch_size times this."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    packing: bool = False
+    """Lay a batch's sequences end to end instead of padding them; each attends to itself alone, so the loss is the same.
+    Saves time on a GPU with flash attention."""
+    max_length: int = Field(default=1024, ge=8)
+    """Longest sequence in tokens; the model's own limit holds where it is lower. Longer texts are cut into several sequences;
+    longer prompts lose their beginning."""
+    seed: Seed = 0
+    """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
+    anchor: Anchor | None = None
+    """General data in every fine-tune."""
+    augment: Augment | None = None
+    """For images: random changes of the training images; null is none."""
+    lora: Lora = Lora()
+    """Settings of method: lora."""

@@ -1,0 +1,1 @@
+"""An open recipe: its inputs, addresses, fine-tunes, proxies, evaluations and gradients."""

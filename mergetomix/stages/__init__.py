@@ -1,0 +1,1 @@
+"""The method: experts, search, checks, final model."""

@@ -1,0 +1,98 @@
+"""What a search may cost, and what it has cost so far.
+
+A budget is in forward passes over the targets, in examples scored, or in minutes. The last two become forward passes: of so
+many examples, or of the seconds that the base took. What minutes became is kept in the store, so that a search that is taken
+up again makes the same plan.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mergetomix.errors import RecipeError
+from mergetomix.progress import duration
+from mergetomix.records import Trial
+from mergetomix.search.strategy import Strategy
+from mergetomix.session.job import Job
+from mergetomix.store.address import digest
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The end of a search: forward passes that it may plan with, and seconds after which it plans no more; None for none."""
+
+    num_passes: int | None = None
+    seconds: float | None = None
+
+    def half(self, up: bool = False) -> Limit:
+        """Half of it, passes rounded down or up."""
+        passes = None if self.num_passes is None else (self.num_passes + int(up)) // 2
+        return Limit(passes, None if self.seconds is None else self.seconds / 2)
+
+
+def limit_of(job: Job) -> Limit:
+    """The recipe's `search.budget`. For minutes the base's scores must be in the store: they say what a pass takes.
+
+    Raises:
+        RecipeError: it does not pay for one evaluation of the targets.
+    """
+    wanted = job.recipe.search.budget
+    if wanted is None or isinstance(wanted, int):
+        return Limit(wanted)
+    number, unit = wanted.split()
+    if unit == "examples":
+        each = sum(scorer.num_examples for scorer in job.inputs.targets("select").values())
+        return Limit(_whole(float(number) / each, f"{wanted}, but the targets have {each} to score for every mixture"))
+    seconds = 60 * float(number)
+    return Limit(_of_seconds(job, seconds), seconds)
+
+
+def _whole(passes: float, message: str) -> int:
+    if passes < 1:
+        raise RecipeError("search.budget", message)
+    return math.floor(passes)
+
+
+def _of_seconds(job: Job, seconds: float) -> int | None:
+    """Forward passes that fit in a time, as they did when it was first asked for; None where the base was not scored yet."""
+    addresses = [scorer.address for scorer in job.inputs.targets("select").values()]
+    base = job.inputs.base_key(job.store)
+    key = digest("passes", base, sorted(addresses), seconds)
+    file = job.store.artifact_path(key) / "passes.json"
+    if file.exists():
+        return int(json.loads(file.read_text()))
+    _, each = job.store.seconds([base], addresses, "select")
+    if not each:
+        return None
+    passes = _whole(seconds / each, f"{duration(seconds)}, but scoring the targets once takes {duration(each)}")
+    with job.store.artifact(key) as folder:
+        (folder / file.name).write_text(json.dumps(passes))
+    return passes
+
+
+@dataclass
+class Meter:
+    """What a search has cost: forward passes, and seconds since it began."""
+
+    num_passes: int = 0
+    started: float = field(default_factory=lambda: time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return time.monotonic() - self.started
+
+    def is_over(self, limit: Limit) -> bool:
+        """Whether the time is spent."""
+        return limit.seconds is not None and self.seconds >= limit.seconds
+
+    def line(self, strategy: Strategy, trials: Sequence[Trial]) -> str:
+        """The best so far, the price so far, and the chance that more would help where the strategy has an opinion."""
+        best = max(trials, key=lambda trial: trial.objective)
+        text = f"best {best.objective:+.4f} ({best.mixture}) for {self.num_passes} forward passes, {duration(self.seconds)}"
+        chance = strategy.chance()
+        return text if chance is None else f"{text}; a better one is left with a chance of {chance:.0%}"
