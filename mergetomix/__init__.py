@@ -117,21 +117,21 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
 
 def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
     """Fine-tune one expert for each dataset; those in the store are reused."""
-    from mergetomix.session.job import open_job
+    from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
-    with open_job(load_recipe(recipe), listener) as job:
-        return pipeline.train_experts(job)
+    with open_session(load_recipe(recipe), listener) as session:
+        return pipeline.train_experts(session)
 
 
 def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Selection:
     """Experts where they are missing, then proxies on the select part of the targets, best first."""
-    from mergetomix.session.job import open_job
-    from mergetomix.stages import pipeline
+    from mergetomix.session.session import open_session
+    from mergetomix.stages import pipeline, search
 
-    with open_job(load_recipe(recipe), listener) as job:
-        pipeline.train_experts(job)
-        return pipeline.search_mixtures(job)
+    with open_session(load_recipe(recipe), listener) as session:
+        pipeline.train_experts(session)
+        return search.search_mixtures(session)
 
 
 def verify_mixtures(
@@ -139,13 +139,13 @@ def verify_mixtures(
 ) -> tuple[Selection, Verification | None]:
     """Experts and search where they are missing, then a few real fine-tunes; the verification is None where the recipe asks
     for no checks."""
-    from mergetomix.session.job import open_job
-    from mergetomix.stages import pipeline
+    from mergetomix.session.session import open_session
+    from mergetomix.stages import pipeline, search
 
-    with open_job(load_recipe(recipe), listener) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
-        return selection, pipeline.verify_mixtures(job, selection)
+    with open_session(load_recipe(recipe), listener) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
+        return selection, pipeline.verify_mixtures(session, selection)
 
 
 def finalize(
@@ -157,14 +157,14 @@ def finalize(
     """Fine-tune on a selection (or what its verification picked) for real, score it beside the baselines on the report part,
     and write the report."""
     from mergetomix.report import files
-    from mergetomix.session.job import open_job
+    from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
-    with open_job(checked, listener) as job:
-        experts = pipeline.train_experts(job)
-        table = pipeline.finalize(job, selection, verification)
-        result = pipeline.result_of(job, experts, selection, verification, table)
+    with open_session(checked, listener) as session:
+        experts = pipeline.train_experts(session)
+        table = pipeline.finalize(session, selection, verification)
+        result = pipeline.result_of(session, experts, selection, verification, table)
     files.write(result, checked)
     return result
 
@@ -191,13 +191,13 @@ def write_proxy(
         UserError: a name, a weight, the folder or the form is wrong; said before anything is trained.
     """
     from mergetomix.export import write
-    from mergetomix.session.job import open_job
+    from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
     checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
     write.check(checked, names, folder, chosen)
-    with open_job(checked, listener) as job:
-        return write.write(job, pipeline.mixture_of(job, names, weights), folder, chosen)
+    with open_session(checked, listener) as session:
+        return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
 def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Plan:

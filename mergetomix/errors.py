@@ -12,6 +12,8 @@ MergeToMixError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MergeToMixError(Exception):
     """An error with one line that says what must hold and, where there is one, a hint at the way out."""
@@ -22,6 +24,10 @@ class MergeToMixError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the constructors of subclasses take other arguments than the message alone
+        return _rebuilt, (type(self), self.message, self.hint, self.__dict__)
 
     def __str__(self) -> str:
         return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
@@ -59,3 +65,13 @@ class Fault(MergeToMixError):
 
 class TrainingError(Fault):
     """A fine-tune that cannot go on; the message names the mixture and the step."""
+
+
+def _rebuilt(
+    kind: type[MergeToMixError], message: str, hint: str | None, state: dict[str, Any]
+) -> MergeToMixError:
+    """Returns an error as it was in another process."""
+    error = kind.__new__(kind)
+    MergeToMixError.__init__(error, message, hint=hint)
+    error.__dict__.update(state)
+    return error

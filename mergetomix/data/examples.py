@@ -108,29 +108,6 @@ def canonical(item: Example) -> bytes:
 # --- from a row to an example
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+def last_reply(example: Example) -> int:
+    """The place of the assistant's last turn among an example's messages."""
+    return max(i for i, (role, _) in enumerate(example.messages) if role == "assistant")

@@ -21,7 +21,7 @@ from mergetomix.data.splits import draw
 from mergetomix.data.tables import Place, Table, open_table
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
-from mergetomix.sections.target import TargetSection
+from mergetomix.sections.target import WithHead
 
 MOST_THREADS = 8
 
@@ -117,7 +117,7 @@ def _pixels(array: np.ndarray[Any, Any], place: Place) -> np.ndarray[Any, Any]:
 
 def _space(source: Source, table: Table, label: str, where: str) -> LabelSpace:
     """The classes: those that the recipe lists, those that the source knows, or all labels there are."""
-    head = source.head if isinstance(source, TargetSection) else None
+    head = source.head if isinstance(source, WithHead) else None
     names = tuple(source.classes or ()) or table.names.get(label)
     is_named = names is not None
     if names is None:

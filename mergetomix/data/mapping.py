@@ -15,8 +15,7 @@ from typing import Any
 from mergetomix.data.examples import Example
 from mergetomix.data.tables import Place, Row
 from mergetomix.errors import DataError
-from mergetomix.sections.source import Source
-from mergetomix.sections.target import TargetSection
+from mergetomix.sections.source import Source, WithOptions
 
 
 def mapping(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[int, Row], Example]:
@@ -154,7 +153,7 @@ def _is_message(turn: Any) -> bool:
 
 
 def _options(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[int, Row], tuple[str, ...]]:
-    if not isinstance(source, TargetSection) or source.score != "choice" or source.options is None:
+    if not isinstance(source, WithOptions) or source.options is None:
         return lambda index, row: ()
     key, pattern = f"{where}.options", source.option_format
     if "option" not in _fields(f"{where}.option_format", pattern):

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix import merge
-from mergetomix.errors import Fault, UserError
+from mergetomix.errors import UserError
 from mergetomix.experts.deltas import LoraDelta, nonfinite, params, read_delta
 from mergetomix.export import adapter, card, folder
 from mergetomix.export.folder import Form
 from mergetomix.recipe.errors import nearest
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
-from mergetomix.session.job import Job, environment
+from mergetomix.session.finetunes import environment
+from mergetomix.session.session import Session
 from mergetomix.stages import pipeline
 from mergetomix.stages.requirements import check_space
 
@@ -73,49 +74,49 @@ def _is_adapter(recipe: Recipe, name: str) -> bool:
     return recipe.train.method == "lora" if given is None else (Path(given) / "adapter_config.json").exists()
 
 
-def write(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
+def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
     """Write a mixture in some form; those of its experts that the store lacks are trained first.
 
     Raises:
         UserError: `out` holds something, or a number is too large for the number type.
     """
     folder.check_free(out)
-    check_space(job, [(Mixture.union([name]), None) for name in mixture.datasets])
-    pipeline.experts_of(job, mixture.datasets)
-    return _write_adapter(job, mixture, out, form) if form.adapter else _write_model(job, mixture, out, form)
+    check_space(session, [(Mixture.union([name]), None) for name in mixture.datasets])
+    pipeline.experts_of(session.finetunes, mixture.datasets)
+    return _write_adapter(session, mixture, out, form) if form.adapter else _write_model(session, mixture, out, form)
 
 
-def _write_model(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
-    bank, family = job.bank(mixture.datasets), job.inputs.family
-    dtype = model_dtype(job, form)
-    job.rule(mixture.datasets)  # what a method needs of the experts is measured in the base's own number type
+def _write_model(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
+    bank, family = session.proxies.bank(mixture.datasets), session.inputs.family
+    dtype = model_dtype(session, form)
+    session.proxies.rule(mixture.datasets)  # what a method needs of the experts is measured in the base's own number type
     bank.model.to(dtype)  # first, so that the float32 sums are rounded once
-    job.merge_live(mixture, job.exponent)
+    session.proxies.live(mixture, session.recipe.merge.scale.exponent)
     _check_fits(nonfinite(bank.model), dtype)
     with folder.place(out) as partial:
         family.save(bank.model, partial, form.max_shard_size)
-        folder.describe(partial, card.card(_origin(job, mixture), _name(dtype)), dump(job.recipe))
+        folder.describe(partial, card.card(_origin(session, mixture), _name(dtype)), dump(session.recipe))
     return Written(out, _name(dtype))
 
 
-def model_dtype(job: Job, form: Form) -> torch.dtype:
+def model_dtype(session: Session, form: Form) -> torch.dtype:
     """The number type of a merged model: as asked for, else as `base.dtype` says, else as the base's own folder has it."""
     import torch
 
-    family = job.inputs.family
+    family = session.inputs.family
     if form.dtype is not None:
         return _dtype(form.dtype)
-    stated = getattr(family.config, "dtype", None) if job.recipe.base.dtype == "auto" else None
+    stated = getattr(family.config, "dtype", None) if session.recipe.base.dtype == "auto" else None
     if isinstance(stated, torch.dtype) and stated.is_floating_point:
         return stated
-    return next(iter(params(job.bank().model).values())).dtype
+    return next(iter(params(session.proxies.bank().model).values())).dtype
 
 
-def _write_adapter(job: Job, mixture: Mixture, out: Path, form: Form) -> Written:
-    family, dtype = job.inputs.family, _dtype(form.dtype or "float32")
-    factors = merge.coefficients(mixture, job.exponent)
+def _write_adapter(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
+    family, dtype = session.inputs.family, _dtype(form.dtype or "float32")
+    factors = merge.coefficients(mixture, session.recipe.merge.scale.exponent)
     model = family.load()
-    deltas = {name: _lora(job, params(model), name) for name in sorted(factors)}
+    deltas = {name: _lora(session, params(model), name) for name in sorted(factors)}
     terms: dict[str, list[Any]] = {}
     for name, delta in deltas.items():
         for param, pair in delta.factors.items():
@@ -123,41 +124,34 @@ def _write_adapter(job: Job, mixture: Mixture, out: Path, form: Form) -> Written
     found = adapter.combine(dict(sorted(terms.items())), form.rank, dtype)
     _check_fits(next((name for name, pair in found.factors.items() if not _finite(pair)), None), dtype)
     modules = [name for name, _ in model.named_modules()]
-    files = folder.AdapterFiles(found, modules, _peft_config(job, next(iter(deltas))), family.transposed)
+    files = folder.AdapterFiles(found, modules, _peft_config(session, next(iter(deltas))), family.transposed)
     with folder.place(out) as partial:
         family.save(files, partial)
-        folder.describe(partial, card.card(_origin(job, mixture), _name(dtype), found), dump(job.recipe))
+        folder.describe(partial, card.card(_origin(session, mixture), _name(dtype), found), dump(session.recipe))
     return Written(out, _name(dtype), found)
 
 
-def _lora(job: Job, base: Any, name: str) -> LoraDelta:
-    delta = read_delta(job.inputs.family, base, str(_expert(job, name)), f"datasets.{name}.expert")
+def _lora(session: Session, base: Any, name: str) -> LoraDelta:
+    delta = read_delta(session.inputs.family, base, str(session.proxies.folder(name)), f"datasets.{name}.expert")
     if not isinstance(delta, LoraDelta):
         raise UserError(f"the expert of {name!r} is a full model, and only adapters make an adapter")
     return delta
 
 
-def _expert(job: Job, name: str) -> Path:
-    record = job.store.finetune(job.finetune_key([name]))
-    if record is None:
-        raise Fault(f"the expert of {name} is gone from the store", hint="run the experts stage again")
-    return Path(record.path)
-
-
-def _peft_config(job: Job, dataset: str) -> dict[str, Any]:
+def _peft_config(session: Session, dataset: str) -> dict[str, Any]:
     """What of PEFT's configuration follows from the base and its task, the latter as an expert has it."""
-    own = json.loads((_expert(job, dataset) / "adapter_config.json").read_text())
+    own = json.loads((session.proxies.folder(dataset) / "adapter_config.json").read_text())
     of_task = {key: own.get(key) for key in ("task_type", "auto_mapping")}
-    return {**of_task, "base_model_name_or_path": job.recipe.base.path, "revision": job.recipe.base.revision}
+    return {**of_task, "base_model_name_or_path": session.recipe.base.path, "revision": session.recipe.base.revision}
 
 
-def _origin(job: Job, mixture: Mixture) -> card.Origin:
-    family, base = job.inputs.family, job.recipe.base
-    about = environment(job)
-    addresses = {"": job.inputs.base_key(job.store), **{name: job.finetune_key([name]) for name in mixture.datasets}}
+def _origin(session: Session, mixture: Mixture) -> card.Origin:
+    family, base = session.inputs.family, session.recipe.base
+    about = environment(session.opened)
+    addresses = {"": session.addresses.base, **{name: session.addresses.expert(name) for name in mixture.datasets}}
     revision = getattr(family.config, "_commit_hash", None) or base.revision
-    factors = merge.coefficients(mixture, job.exponent) if job.recipe.merge.method in SUMS else {}
-    return card.Origin(job.recipe, mixture, factors, addresses, revision, {**about["versions"], "python": about["python"]})
+    factors = merge.coefficients(mixture, session.recipe.merge.scale.exponent) if session.recipe.merge.method in SUMS else {}
+    return card.Origin(session.recipe, mixture, factors, addresses, revision, {**about["versions"], "python": about["python"]})
 
 
 def _check_fits(name: str | None, dtype: torch.dtype) -> None:

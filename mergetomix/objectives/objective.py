@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,3 +99,41 @@ class Objective:
         if self.is_linear:
             return total / sum(self.weights.values())
         return lowest if self.aim == "worst" else lowest + REST * total / len(self.weights)
+
+
+class Scalar(Protocol):
+    """One number of the values on several targets, for many candidates at once."""
+
+    def __call__(self, values_TK: Array) -> Array:
+        """Returns the number of each candidate, shape (K,), from values of shape (T, K)."""
+        ...
+
+    def slopes(self, values_TK: Array) -> Array:
+        """Returns d number / d value by target and candidate, shape (T, K)."""
+        ...
+
+
+@dataclass(frozen=True)
+class OverTargets:
+    """An objective over arrays whose first axis is the targets, in the order of `targets`.
+
+    Legend of shapes: T targets, K candidates.
+    """
+
+    objective: Objective
+    targets: tuple[str, ...]
+
+    def __call__(self, values_TK: Array) -> Array:
+        """Returns the objective of each candidate, shape (K,)."""
+        return self.objective.over(zip(self.targets, values_TK, strict=True))
+
+    def slopes(self, values_TK: Array) -> Array:
+        """Returns d objective / d gain by target and candidate, shape (T, K).
+
+        Of the smallest gain it is one for the target that has it, the first of equals.
+        """
+        if self.objective.is_linear:
+            slopes_T = np.array([self.objective.slope(name) for name in self.targets])
+            return np.repeat(slopes_T[:, None], values_TK.shape[1], axis=1)
+        worst_K = values_TK.argmin(axis=0)
+        return np.asarray(np.arange(len(values_TK))[:, None] == worst_K, dtype=np.float64)

@@ -32,9 +32,9 @@ from mergetomix.sections.search import Search
 from mergetomix.sections.section import Section, Text
 from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset, Source
 from mergetomix.sections.study import StudySection
-from mergetomix.sections.target import TargetSection
 from mergetomix.sections.train import Train
 from mergetomix.sections.verify import Verify
+from mergetomix.targets.kinds import AnyTarget
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npz", ".txt", ".md", ".rst", ".py")
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -68,7 +68,7 @@ class Recipe(Section):
     """The model to fine-tune: a mapping, or just its folder or hub id."""
     datasets: dict[Name, Dataset]
     """The candidates, by name; at least two."""
-    targets: dict[Name, TargetSection]
+    targets: dict[Name, AnyTarget]
     """What the final model should be good at, by name; at least one."""
     images: Images = Images()
     """How images become predictions."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from mergetomix.search.stepwise import Steps, Walk, subsets
+import itertools
+
+from mergetomix.search.stepwise import Steps, Stepwise, subsets
 from mergetomix.search.strategy import Ask, Setting
 
+MOST_AT_ONCE = 2**16
+"""Mixtures that are asked for together, so that a large space need not lie in memory."""
 
-class Exhaustive(Walk):
-    """Asks for every mixture once, in Gray order, so that neighbours differ by one expert."""
+
+class Exhaustive(Stepwise):
+    """Asks for every mixture at once, in Gray order, so that neighbours differ by one expert."""
 
     name = "exhaustive"
 
@@ -16,8 +21,9 @@ class Exhaustive(Walk):
         super().__init__(setting)
 
     def _steps(self) -> Steps[None]:
-        for mixture in self._space:
-            yield Ask(mixture)
+        mixtures = iter(self._space)
+        while step := [Ask(mixture) for mixture in itertools.islice(mixtures, MOST_AT_ONCE)]:
+            yield step
 
     def chance(self) -> float:
         """Of all mixtures any may be the best: the share of those that are left."""

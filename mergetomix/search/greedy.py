@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from mergetomix.search.stepwise import Steps, Walk, subsets
+from mergetomix.search.stepwise import Steps, Stepwise, subsets
 from mergetomix.search.strategy import Ask, Setting
 
 Neighbours = Callable[[frozenset[str]], list[frozenset[str]]]
 
 
-class Greedy(Walk):
+class Greedy(Stepwise):
     """Adds the dataset that helps most, then drops those that have come to hurt, until neither helps.
 
     Starts from the best of the smallest mixtures allowed, found by exchanging one dataset at a time: the best single
@@ -55,10 +55,11 @@ class Greedy(Walk):
             current = best
 
     def _try(self, candidates: Iterable[frozenset[str]]) -> Steps[None]:
-        for datasets in candidates:
-            if datasets not in self._worth:
-                told = yield Ask(self._space.mixture(datasets))
-                self._worth[datasets] = -math.inf if math.isnan(told.objective) else told.objective
+        new = [datasets for datasets in dict.fromkeys(candidates) if datasets not in self._worth]
+        answers = yield [Ask(self._space.mixture(datasets)) for datasets in new]
+        for datasets, told in zip(new, answers, strict=True):
+            is_number = not math.isnan(told.objective)
+            self._worth[datasets] = told.objective if is_number else -math.inf
 
     def _better(self, candidates: Iterable[frozenset[str]], current: frozenset[str]) -> frozenset[str] | None:
         """The best of the candidates, where it is better than the current one; of equals the first by name."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from mergetomix.mixtures.spaces import Simplex, Space
 from mergetomix.search.gradient.strategy import LEAST_BUDGET, default_budget
-from mergetomix.search.strategy import Setting, Strategy, Told
+from mergetomix.search.strategy import Setting, Strategy
 
 FEW, FEW_ENOUGH = 255, 4095
 """Mixtures that are all tried without a budget: where gradients could be learnt from, and where they could not."""
@@ -55,23 +54,12 @@ def build(name: str, setting: Setting) -> Strategy:
     from mergetomix.search.greedy import Greedy
     from mergetomix.search.regression.strategy import Regression
     from mergetomix.search.samplers.strategy import Optuna
-    from mergetomix.search.stepwise import Walk
-    from mergetomix.search.strategies import choose
+    from mergetomix.search.stepwise import Stepwise
 
     if name == "auto":
         name, _ = choose(setting.space, setting.budget, setting.differentiable)
-    kinds: tuple[type[Walk], ...] = (Exhaustive, Gradient, Greedy, Optuna, Regression)
+    kinds: tuple[type[Stepwise], ...] = (Exhaustive, Gradient, Greedy, Optuna, Regression)
     for kind in kinds:
         if kind.name == name:
             return kind(setting)
     raise ValueError(f"no strategy is called {name!r}")
-
-
-def restore(strategy: Strategy, state: Sequence[Told]) -> Strategy:
-    """A fresh strategy brought to where `state` was saved. Raises ValueError where it would have asked otherwise."""
-    for told in state:
-        asked = strategy.ask()
-        if asked is None or asked.mixture != told.mixture or (asked.gradient and told.gradients is None):
-            raise ValueError(f"the state belongs to another search: {told.mixture} was not asked for")
-        strategy.tell(told)
-    return strategy

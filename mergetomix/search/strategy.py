@@ -6,13 +6,12 @@ as the uninterrupted one would.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from mergetomix import merge
 from mergetomix.mixtures.spaces import Space
+from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture
 
 VALUE_COST, GRADIENT_COST = 1, 3
@@ -54,16 +53,6 @@ class Told:
         return VALUE_COST if self.gradients is None else GRADIENT_COST
 
 
-def mean_value(values: Mapping[str, float]) -> float:
-    """The mean over the targets."""
-    return math.fsum(values.values()) / len(values)
-
-
-def averaged(mixture: Mixture) -> Mapping[str, float]:
-    """c_i = w_i: the coefficients of a merge whose scale is 1 / k."""
-    return merge.coefficients(mixture, 1.0)
-
-
 Regressor = Literal["auto", "lightgbm", "log_linear", "gp"]
 Sampler = Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"]
 
@@ -90,47 +79,61 @@ class SettingError(ValueError):
 class Setting:
     """What all strategies are built from.
 
-    `budget` is in forward passes over the targets (`Ask.cost`), None for as many as the strategy thinks right; `combine` makes
-    the objective of the targets' values; `coefficients` are those of the experts in a mixture's merge. `differentiable` says
-    whether every target has a gradient, its own or that of a companion loss. `front` asks for mixtures that no other beats on
-    all targets, as well as for the best objective.
+    `objective` is what of several targets is best; where it is `pareto`, mixtures are looked for
+    that no other beats on all targets. The experts' coefficients in the merge of weights w are
+    c_i = k^(1 - exponent) w_i, with k the effective number of datasets. `budget` is in forward
+    passes over the targets (`Ask.cost`), None for as many as the strategy thinks right.
+    `differentiable` says whether every target has a gradient, its own or a companion loss's.
     """
 
     space: Space
+    objective: Objective
+    exponent: float = 1.0
     seed: int = 0
     budget: int | None = None
-    combine: Callable[[Mapping[str, float]], float] = mean_value
-    coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
     differentiable: bool = False
-    front: bool = False
     options: Options = Options()
+
+    @property
+    def front(self) -> bool:
+        """Whether a whole front is looked for."""
+        return self.objective.aim == "pareto"
 
 
 class Strategy(Protocol):
-    """Chooses which mixture to try next."""
+    """Chooses which mixtures to try next.
+
+    A strategy evaluates nothing. It is a function of its setting and of what it was told: told the
+    same again, it goes on as it would have.
+    """
 
     name: str
 
-    def ask(self) -> Ask | None:
-        """What to try next, or None when the search is over. The same until it is told."""
+    def ask(self) -> tuple[Ask, ...]:
+        """Returns what to try next: all that does not wait for another's answer.
+
+        Empty when the search is over. What was told since is left out of it.
+        """
         ...
 
     def tell(self, told: Told) -> None:
-        """What the mixture last asked for was worth. Raises ValueError where it is another, or lacks the gradient."""
+        """Takes what the first mixture that is asked for was worth.
+
+        Raises ValueError where it is another mixture, or lacks the gradient.
+        """
         ...
 
     def expected(self) -> int:
-        """About how many trials there will be in all; at least those told."""
+        """Returns about how many trials there will be in all; at least those told."""
         ...
 
     def chance(self) -> float | None:
-        """The probability that a mixture not tried is better than the best that was; None where the strategy has no opinion."""
+        """Returns the probability that a mixture not tried is better than the best that was.
+
+        None where the strategy has no opinion.
+        """
         ...
 
     def state(self) -> Sequence[Told]:
-        """Everything told, in order; with its setting it is all that a strategy depends on."""
+        """Returns everything told, in order."""
         ...
-
-
-
-

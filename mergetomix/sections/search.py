@@ -59,6 +59,11 @@ class Search(Section):
     at least 24 select examples of each target, and about 100 to save much. A trial that was stopped counts as whole in the
     budget, and is none of those that checks choose among."""
 
+    @property
+    def draws_rows(self) -> bool:
+        """Whether a mixture's rows are drawn by its weights; else a fine-tune is on the union."""
+        return self.space != "subsets"
+
     @field_validator("budget")
     @classmethod
     def _is_a_budget(cls, value: Any) -> Any:

@@ -94,3 +94,12 @@ class Dataset(Source):
 
     expert: Text | None = None
     """A folder with an expert already trained on this dataset from the same base (safetensors): used instead of training."""
+
+
+class WithOptions(Source):
+    """A source whose examples have options, of which the completion is the right one."""
+
+    options: str | list[str] | None = None
+    """The options shared by all examples, or the column that lists an example's own."""
+    option_format: str = "{option}"
+    """How an option is written after the prompt, such as `" {option}"`."""

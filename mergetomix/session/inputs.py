@@ -18,13 +18,14 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Part, Scores
 from mergetomix.sections.source import Dataset, Source
-from mergetomix.sections.target import TargetSection as TargetSpec
+from mergetomix.sections.target import WithHead
 from mergetomix.statistics import race
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store, hash_files
-from mergetomix.targets import kinds
+from mergetomix.targets.function import call, load_function
+from mergetomix.targets.kinds import AnyTarget, check_score
 from mergetomix.targets.loss import Loss
-from mergetomix.targets.python import Function, call, load_function
+from mergetomix.targets.python import Function, PythonTarget
 from mergetomix.targets.target import Target, TargetSetting
 
 
@@ -76,7 +77,6 @@ class Inputs:
     warnings: list[str] = field(default_factory=list)
     anchor: Material | None = None
     wanted: Mapping[str, Material] = field(default_factory=dict)
-    _base_key: str = ""
     _contents: dict[str, str] = field(default_factory=dict)
     _companions: dict[str, Scorer | None] = field(default_factory=dict)
 
@@ -119,6 +119,15 @@ class Inputs:
         """The targets over the select or the report part of their examples."""
         return self.scorers[part]
 
+    def scorer(self, name: str, part: Part, address: str) -> Scorer:
+        """Returns what of a target has an address: all of it, a block, or its companion loss."""
+        whole = self.scorers[part][name]
+        found = next((each for each in (whole, *whole.blocks) if each.address == address), None)
+        found = found or self.companion(name)
+        if found is None or found.address != address:
+            raise ValueError(f"nothing of target {name} has the address {address}")
+        return found
+
     def select_examples(self, target: str) -> Sequence[Example]:
         """The examples of a target's select part; none for a function's target."""
         if target not in self.wanted:
@@ -145,16 +154,10 @@ class Inputs:
         scorer, spec = self.scorers["select"][target].target, self.recipe.targets[target]
         if not isinstance(scorer, Function):
             return self.select_examples(target)
-        if (spec.path is None and spec.rows is None) or not (spec.completion or spec.messages or spec.text):
+        if not spec.has_data or not (spec.completion or spec.messages or spec.text):
             return ()
         items = self.family.read(spec, f"targets.{target}").items
         return [items[row] for row in scorer.keep]
-
-    def base_key(self, store: Store) -> str:
-        """The address of the base."""
-        if not self._base_key:
-            self._base_key = self.family.key(store)
-        return self._base_key
 
     def expert_content(self, name: str, store: Store) -> str | None:
         """The address of an expert that the user gives, or None where one is trained."""
@@ -177,7 +180,8 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         UserError: something cannot be read or does not fit; names its place in the recipe.
     """
     settings = recipe.train
-    family = open_family(recipe)
+    _refuse_foreign(recipe)
+    family = open_family(recipe.family, recipe.base, recipe.device, settings, recipe.images)
     warnings = list(family.limits)
     read = _read(recipe, family, listener)
     anchor = read.pop("train.anchor.dataset", None)
@@ -193,7 +197,7 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         racing = recipe.search.racing is not None
         if name in materials:
             both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction, racing)
-        else:
+        elif isinstance(spec, PythonTarget):
             both = _python_scorers(spec, setting, recipe.select_fraction, racing)
         scorers["select"][name], scorers["report"][name] = both
     warnings += _notes(candidates | materials, family)
@@ -204,16 +208,29 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     return Inputs(recipe, family, candidates, scorers, warnings, beside, materials)
 
 
+def _refuse_foreign(recipe: Recipe) -> None:
+    """Raises RecipeError for a key that only another family heeds, so that none is ignored."""
+    if recipe.family == "image-classifier":
+        return
+    default = type(recipe).model_fields["images"].default
+    augment = recipe.train.augment
+    foreign = {"images": recipe.images != default, "train.augment": augment is not None}
+    for name, spec in recipe.targets.items():
+        foreign[f"targets.{name}.head"] = isinstance(spec, WithHead) and spec.head is not None
+    for key, given in foreign.items():
+        if given:
+            hint = "add that key at the top, or take this one out"
+            raise RecipeError(key, "is for family: image-classifier", hint=hint)
+
+
 def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
     """The examples of every source, by its place in the recipe; a target that is a function brings its own."""
     sources: dict[str, Source] = {f"datasets.{name}": spec for name, spec in recipe.datasets.items()}
     if recipe.train.anchor is not None:
         sources["train.anchor.dataset"] = recipe.train.anchor.dataset
     for name, spec in recipe.targets.items():
-        if spec.score not in family.scores:
-            known = ", ".join(sorted(family.scores))
-            raise RecipeError(f"targets.{name}.score", f"family {family.name} has {known}, but not {spec.score}")
-        if spec.score != "python":
+        check_score(family, spec, f"targets.{name}")
+        if not isinstance(spec, PythonTarget):
             sources[f"targets.{name}"] = spec
     found = {}
     with listener.task("inputs", "reading datasets and targets", len(sources)) as advance:
@@ -237,7 +254,7 @@ def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
     return Material(examples, encoding)
 
 
-def _target_material(spec: TargetSpec, examples: Examples, family: Family) -> Material:
+def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Material:
     where = examples.where
     encoding = family.encode(examples.items, where)
     if spec.max_tokens is not None:
@@ -247,7 +264,7 @@ def _target_material(spec: TargetSpec, examples: Examples, family: Family) -> Ma
 
 
 def _scorers(
-    spec: TargetSpec, examples: Examples, setting: TargetSetting, select_fraction: float, racing: bool
+    spec: AnyTarget, examples: Examples, setting: TargetSetting, select_fraction: float, racing: bool
 ) -> tuple[Scorer, Scorer]:
     """The target over its select and its report part."""
     select, report = splits.split(examples, select_fraction, spec.seed)
@@ -256,7 +273,7 @@ def _scorers(
 
 
 def _blocks(
-    select: Sequence[Example], spec: TargetSpec, setting: TargetSetting, scorer: Callable[[list[Example]], Scorer]
+    select: Sequence[Example], spec: AnyTarget, setting: TargetSetting, scorer: Callable[[list[Example]], Scorer]
 ) -> tuple[Scorer, ...]:
     """The select part cut as a race sees it. Raises DataError where there are too few examples to race on."""
     if len(select) < race.MIN_EXAMPLES:
@@ -271,11 +288,11 @@ def _blocks(
     return tuple(found)
 
 
-def _scorer(spec: TargetSpec, part: Sequence[Example], setting: TargetSetting) -> Scorer:
-    target = kinds.build(spec, part, setting)
+def _scorer(spec: AnyTarget, part: Sequence[Example], setting: TargetSetting) -> Scorer:
+    target = spec.build(part, setting)
     # scores depend on the batches they were computed in, by a rounding
     address = digest(target.address(), setting.batch_tokens)
-    return Scorer(target, address, len(part), getattr(target, "num_cut", 0), getattr(target, "num_tokens", 0))
+    return Scorer(target, address, len(part), target.num_cut, target.num_tokens)
 
 
 def _lossy(examples: Sequence[Example], setting: TargetSetting) -> Scorer:
@@ -284,10 +301,9 @@ def _lossy(examples: Sequence[Example], setting: TargetSetting) -> Scorer:
     return Scorer(loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens)
 
 
-def _python_scorers(spec: TargetSpec, setting: TargetSetting, select_fraction: float, racing: bool) -> tuple[Scorer, Scorer]:
+def _python_scorers(spec: PythonTarget, setting: TargetSetting, select_fraction: float, racing: bool) -> tuple[Scorer, Scorer]:
     """A function's target: over rows where it has data, else over the scores that it returns for the base."""
-    has_data = spec.path is not None or spec.rows is not None
-    rows, contents = setting.family.rows(spec, setting.where) if has_data else (None, [])
+    rows, contents = setting.family.rows(spec, setting.where) if spec.has_data else (None, [])
     if rows is None:
         function = load_function(spec.function, setting.where)
         num = len(call(function, setting.family.load(), setting.family.processor, None, setting.where))

@@ -17,7 +17,7 @@ from mergetomix.errors import RecipeError
 from mergetomix.progress import duration
 from mergetomix.records import Trial
 from mergetomix.search.strategy import Strategy
-from mergetomix.session.job import Job
+from mergetomix.session.session import Session
 from mergetomix.store.address import digest
 
 
@@ -34,21 +34,21 @@ class Limit:
         return Limit(passes, None if self.seconds is None else self.seconds / 2)
 
 
-def limit_of(job: Job) -> Limit:
+def limit_of(session: Session) -> Limit:
     """The recipe's `search.budget`. For minutes the base's scores must be in the store: they say what a pass takes.
 
     Raises:
         RecipeError: it does not pay for one evaluation of the targets.
     """
-    wanted = job.recipe.search.budget
+    wanted = session.recipe.search.budget
     if wanted is None or isinstance(wanted, int):
         return Limit(wanted)
     number, unit = wanted.split()
     if unit == "examples":
-        each = sum(scorer.num_examples for scorer in job.inputs.targets("select").values())
+        each = sum(scorer.num_examples for scorer in session.inputs.targets("select").values())
         return Limit(_whole(float(number) / each, f"{wanted}, but the targets have {each} to score for every mixture"))
     seconds = 60 * float(number)
-    return Limit(_of_seconds(job, seconds), seconds)
+    return Limit(_of_seconds(session, seconds), seconds)
 
 
 def _whole(passes: float, message: str) -> int:
@@ -57,19 +57,19 @@ def _whole(passes: float, message: str) -> int:
     return math.floor(passes)
 
 
-def _of_seconds(job: Job, seconds: float) -> int | None:
+def _of_seconds(session: Session, seconds: float) -> int | None:
     """Forward passes that fit in a time, as they did when it was first asked for; None where the base was not scored yet."""
-    addresses = [scorer.address for scorer in job.inputs.targets("select").values()]
-    base = job.inputs.base_key(job.store)
+    addresses = [scorer.address for scorer in session.inputs.targets("select").values()]
+    base = session.addresses.base
     key = digest("passes", base, sorted(addresses), seconds)
-    file = job.store.artifact_path(key) / "passes.json"
+    file = session.store.artifact_path(key) / "passes.json"
     if file.exists():
         return int(json.loads(file.read_text()))
-    _, each = job.store.seconds([base], addresses, "select")
+    _, each = session.store.seconds([base], addresses, "select")
     if not each:
         return None
     passes = _whole(seconds / each, f"{duration(seconds)}, but scoring the targets once takes {duration(each)}")
-    with job.store.artifact(key) as folder:
+    with session.store.artifact(key) as folder:
         (folder / file.name).write_text(json.dumps(passes))
     return passes
 

@@ -17,10 +17,12 @@ import numpy as np
 
 from mergetomix.errors import TrainingError
 from mergetomix.mixtures.spaces import holds
-from mergetomix.objectives.objective import gains
+from mergetomix.objectives.objective import Objective, gains
 from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.results import Agreement, Alternative, Check, Prediction, Selection, Verification
-from mergetomix.session.job import Job, beat, evaluate_real, fit, free_memory, trial_of
+from mergetomix.session.evaluations import trial_of
+from mergetomix.session.memory import free_memory
+from mergetomix.session.session import Session
 from mergetomix.statistics import agreement as rank_agreement
 from mergetomix.statistics import drawn_posterior, opinion_pool
 from mergetomix.statistics.posterior import Array, Posterior, Unit, Views, likeliest_exponent, posterior_of
@@ -37,7 +39,8 @@ class State:
     A mixture whose check failed is no candidate any more and leaves the trials.
     """
 
-    job: Job
+    session: Session
+    objective: Objective
     base: Mapping[str, Scores]
     experts: Mapping[str, Mapping[str, Scores]]
     searched: list[Trial]
@@ -50,50 +53,55 @@ class State:
     _pooled: dict[Mixture, dict[str, float]] = field(default_factory=dict)
 
     @property
-    def weights(self) -> dict[str, float]:
+    def weights(self) -> Mapping[str, float]:
         """Each target's weight in the objective."""
-        return {name: spec.weight for name, spec in self.job.recipe.targets.items()}
+        return self.objective.weights
 
     @property
     def places(self) -> dict[Mixture, int]:
         """Each trial's row."""
         return {trial.mixture: i for i, trial in enumerate(self.trials)}
 
+    def trial(self, mixture: Mixture, exponent: float | None) -> Trial:
+        """A mixture's trial at an exponent of the scale; None is the recipe's."""
+        scores = self.session.evaluations.proxy(mixture, "select", exponent)
+        return trial_of(mixture, scores, self.base, self.objective)
+
     def posterior(self) -> Posterior:
         """All trials' real objectives, given the checks."""
         places = self.places
         checks = {places[check.mixture]: check for check in self.checks if check.mixture in places}
-        if self.job.objective.is_linear:
+        if self.objective.is_linear:
             known = {row: check.real for row, check in checks.items()}
             return posterior_of(self.views(self.trials), known, unit=self.unit)
         views = {name: self.views(self.trials, name) for name in self.weights}
         reals = {row: gains(check.scores, self.base) for row, check in checks.items()}
         by_target = {name: {row: real[name] for row, real in reals.items()} for name in self.weights}
-        return drawn_posterior.posterior_of(self.job.objective, views, by_target, self.units)
+        return drawn_posterior.posterior_of(self.objective, views, by_target, self.units)
 
     def likeliest_exponent(self, at: Mapping[float, Sequence[Trial]]) -> float:
         """By the checks, given their proxies at several exponents."""
-        if self.job.objective.is_linear:
+        if self.objective.is_linear:
             views = {exponent: self.views(trials) for exponent, trials in at.items()}
             reals = np.array([check.real for check in self.checks])
-            return likeliest_exponent(views, reals, self.unit, self.job.exponent)
+            return likeliest_exponent(views, reals, self.unit, self.session.recipe.merge.scale.exponent)
         by_target = {name: {each: self.views(trials, name) for each, trials in at.items()} for name in self.weights}
         found = [gains(check.scores, self.base) for check in self.checks]
         real = {name: np.array([each[name] for each in found]) for name in self.weights}
-        return drawn_posterior.likeliest_exponent(by_target, real, self.units, self.job.exponent)
+        return drawn_posterior.likeliest_exponent(by_target, real, self.units, self.session.recipe.merge.scale.exponent)
 
     def views(self, trials: Sequence[Trial], target: str | None = None) -> Views:
         """What is known of some trials' mixtures before any real fine-tune: of their objectives, or of one target's gains."""
         pooled = [self.pooled(trial.mixture) for trial in trials]
         if target is None:
-            combine = self.job.objective.combine
+            combine = self.objective.combine
             return Views(weights_of(trials), proxies_of(trials), np.array([combine(each) for each in pooled]))
         return Views(weights_of(trials), gains_on(trials, target, self.base), np.array([each[target] for each in pooled]))
 
     def drop(self, mixture: Mixture, why: str) -> None:
         """Takes a mixture whose training failed out of the choice. Raises TrainingError where none is left."""
         self.failures.append((mixture, why))
-        self.job.warn(f"the check of {mixture} is left out: {why}")
+        self.session.opened.warn(f"the check of {mixture} is left out: {why}")
         self.searched = [trial for trial in self.searched if trial.mixture != mixture]
         self.trials = [trial for trial in self.trials if trial.mixture != mixture]
         if not self.trials:
@@ -109,7 +117,12 @@ class State:
         return self._pooled[mixture]
 
 
-def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixture] = ()) -> Verification:
+def verify(
+    session: Session,
+    selection: Selection,
+    objective: Objective,
+    budget: int,
+    baselines: Sequence[Mixture] = ()) -> Verification:
     """Checks the best mixtures of a search and chooses by what they show.
 
     Args:
@@ -121,9 +134,10 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
     """
     experts = {trial.mixture.datasets[0]: trial.scores for trial in selection.singles}
     trials = list(selection.trials)
-    units = {name: Unit.of(gains_on(trials, name, selection.base)) for name in job.objective.weights}
-    state = State(job, selection.base, experts, trials, list(trials), job.exponent, Unit.of(proxies_of(trials)), units)
-    with job.listener.task("verify", "checking mixtures", budget) as advance:
+    units = {name: Unit.of(gains_on(trials, name, selection.base)) for name in objective.weights}
+    exponent = session.recipe.merge.scale.exponent
+    state = State(session, objective, selection.base, experts, trials, list(trials), exponent, Unit.of(proxies_of(trials)), units)
+    with session.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
         refit(state)
@@ -133,11 +147,11 @@ def verify(job: Job, selection: Selection, budget: int, baselines: Sequence[Mixt
             if chosen is None:
                 stopped = reason
                 break
-            beat(job, f"verify: {chosen}", num_done, budget)
+            session.opened.beat(f"verify: {chosen}", num_done, budget)
             add_check(state, chosen, "verify")
             refit(state)
             advance(1)
-    job.tell_reused("real fine-tunes")
+    session.opened.tell_reused("real fine-tunes")
     return conclude(state, stopped)
 
 
@@ -146,46 +160,47 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
 
     A baseline that the search may not choose is no candidate, and no check.
     """
-    job, space = state.job, state.job.space()
+    session, space = state.session, state.session.spaces.searched
     allowed = [mixture for mixture in dict.fromkeys(baselines) if holds(space, mixture)]
     wanted: list[tuple[Mixture, Origin]] = [(mixture, "baseline") for mixture in allowed if len(mixture) > 1]
-    targets = {name: scorer.address for name, scorer in job.inputs.targets("select").items()}
-    experts = [job.finetune_key([name]) for name in space.allowed]
-    names = [listed(job, mixture) for mixture, _ in wanted]
-    aim = state.weights if job.objective.aim == "gain" else [job.objective.aim, state.weights]
-    key = digest("verify", experts, targets, aim, job.recipe.merge.model_dump(), names)
-    file = job.store.artifact_path(key) / "known.json"
-    with job.store.lock(key):
+    targets = {name: scorer.address for name, scorer in session.inputs.targets("select").items()}
+    experts = [session.addresses.expert(name) for name in space.allowed]
+    names = [listed(session, mixture) for mixture, _ in wanted]
+    weights, aim = dict(state.weights), state.objective.aim
+    chosen_by = weights if aim == "gain" else [aim, weights]
+    key = digest("verify", experts, targets, chosen_by, session.recipe.merge.model_dump(), names)
+    file = session.store.artifact_path(key) / "known.json"
+    with session.store.lock(key):
         if not file.exists():
-            held = [t.mixture for t in state.trials if len(t.mixture) > 1 and job.store.finetune(job.real_key(t.mixture))]
-            with job.store.artifact(key) as folder:
-                (folder / "known.json").write_text(json.dumps([listed(job, mixture) for mixture in held]), encoding="utf-8")
+            held = [t.mixture for t in state.trials if len(t.mixture) > 1 and session.finetunes.known(t.mixture)]
+            with session.store.artifact(key) as folder:
+                (folder / "known.json").write_text(json.dumps([listed(session, mixture) for mixture in held]), encoding="utf-8")
     known = json.loads(file.read_text(encoding="utf-8"))
-    held_mixtures = [trial.mixture for trial in state.trials if listed(job, trial.mixture) in known]
+    held_mixtures = [trial.mixture for trial in state.trials if listed(session, trial.mixture) in known]
     return wanted + [(mixture, "store") for mixture in held_mixtures if mixture not in dict(wanted)]
 
 
-def listed(job: Job, mixture: Mixture) -> list[Any]:
+def listed(session: Session, mixture: Mixture) -> list[Any]:
     """A mixture as JSON has it: its datasets, and its weights where a fine-tune depends on them."""
-    return [list(mixture.datasets), list(mixture.weights)] if job.is_drawn else list(mixture.datasets)
+    return [list(mixture.datasets), list(mixture.weights)] if session.recipe.search.draws_rows else list(mixture.datasets)
 
 
 def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
     """Fine-tunes on a mixture, or takes the fine-tune that the store holds, and scores it on the select part."""
-    job = state.job
+    session = state.session
     try:
-        job.release()
-        record = fit(job, mixture, "verify")
-        scores = evaluate_real(job, record, "select")
+        session.proxies.release()
+        record = session.finetunes.fit(mixture, "verify")
+        scores = session.evaluations.real(record, "select")
     except TrainingError as error:
         state.drop(mixture, error.message)
         return
     free_memory()
     if mixture not in state.places:
-        state.searched.append(trial_of(job, mixture, state.base))
-        state.trials.append(trial_of(job, mixture, state.base, state.exponent))
+        state.searched.append(state.trial(mixture, None))
+        state.trials.append(state.trial(mixture, state.exponent))
     trial = state.trials[state.places[mixture]]
-    real = job.objective.of(scores, state.base)
+    real = state.objective.of(scores, state.base)
     state.checks.append(Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin))
 
 
@@ -193,7 +208,7 @@ def next_check(state: State) -> tuple[Mixture | None, str]:
     """The mixture to check next, or None and why there is none."""
     paid = any(check.origin == "verify" for check in state.checks)
     first_by = None if paid else proxies_of(state.trials)
-    row, reason = best_next_check(state.posterior(), first_by, state.job.recipe.verify.confidence)
+    row, reason = best_next_check(state.posterior(), first_by, state.session.recipe.verify.confidence)
     return (None if row is None else state.trials[row].mixture), reason
 
 
@@ -206,23 +221,24 @@ def refit(state: State) -> None:
     A proxy of one dataset has no exponent. Of the others the checked ones are scored at every exponent, and the best
     `verify.max_rescored` of the search at the new one; the rest leave the comparison until the search's own exponent is back.
     """
-    job, options = state.job, state.job.recipe.verify
-    candidates = sorted({*options.exponents, job.exponent})
+    session, options = state.session, state.session.recipe.verify
+    own = session.recipe.merge.scale.exponent
+    candidates = sorted({*options.exponents, own})
     if len(candidates) < 2 or not state.checks:
         return
-    at = {each: [trial_of(job, check.mixture, state.base, each) for check in state.checks] for each in candidates}
+    at = {each: [state.trial(check.mixture, each) for check in state.checks] for each in candidates}
     exponent = state.likeliest_exponent(at)
     if exponent == state.exponent:
         return
-    job.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
+    session.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
     state.exponent = exponent
     must = {check.mixture for check in state.checks}
-    most = len(state.searched) if exponent == job.exponent else options.max_rescored
+    most = len(state.searched) if exponent == own else options.max_rescored
     kept = [t for i, t in enumerate(state.searched) if i < most or len(t.mixture) == 1 or t.mixture in must]
-    with job.listener.task("verify", f"scoring proxies with exponent {exponent:g}", len(kept)) as advance:
+    with session.listener.task("verify", f"scoring proxies with exponent {exponent:g}", len(kept)) as advance:
         rescored = []
         for trial in kept:
-            rescored.append(trial_of(job, trial.mixture, state.base, exponent))
+            rescored.append(state.trial(trial.mixture, exponent))
             advance(1)
     state.trials = sorted(rescored, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets))
     state.checks = [with_proxy(check, rescored) for check in state.checks]
@@ -255,7 +271,7 @@ def gains_on(trials: Sequence[Trial], target: str, base: Mapping[str, Scores]) -
 
 def conclude(state: State, stopped: str) -> Verification:
     """The pick by the posterior, with everything that cannot be told apart from it."""
-    options = state.job.recipe.verify
+    options = state.session.recipe.verify
     posterior = state.posterior()
     best = int(np.argmax(posterior.mean_M))
     pick = state.trials[best].mixture
@@ -294,15 +310,16 @@ def repeated(checks: Sequence[Check], num: int) -> list[Check]:
 def seed_noise(state: State) -> dict[str, float]:
     """Standard deviation between seeds of every target's gain and of the objective, from fine-tunes of the best
     `verify.repeats` checked mixtures with the seed after train.seed; empty without any."""
-    job = state.job
+    session = state.session
     pairs: list[tuple[dict[str, float], dict[str, float]]] = []
-    for check in repeated(state.checks, job.recipe.verify.repeats):
+    for check in repeated(state.checks, session.recipe.verify.repeats):
         try:
-            job.release()
-            record = fit(job, check.mixture, "verify", job.recipe.train.seed + 1)
-            scores = evaluate_real(job, record, "select")
+            session.proxies.release()
+            seed = session.recipe.train.seed + 1
+            record = session.finetunes.fit(check.mixture, "verify", seed)
+            scores = session.evaluations.real(record, "select")
         except TrainingError as error:
-            job.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")
+            session.opened.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")
             continue
         pairs.append((gains_of(state, check.scores), gains_of(state, scores)))
     found = {}
@@ -315,7 +332,7 @@ def seed_noise(state: State) -> dict[str, float]:
 
 def gains_of(state: State, scores: Mapping[str, Scores]) -> dict[str, float]:
     """The gain on every target, and the objective."""
-    return {**gains(scores, state.base), "objective": state.job.objective.of(scores, state.base)}
+    return {**gains(scores, state.base), "objective": state.objective.of(scores, state.base)}
 
 
 def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float | None) -> tuple[Alternative, ...]:
@@ -334,7 +351,7 @@ def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float 
         variance = inflated * float(scale_MM[i, i] + scale_MM[best, best] - 2 * scale_MM[i, best])
         variance += example_sd(state, best, i) ** 2 + 2 * (noise_sd or 0.0) ** 2
         better = NormalDist().cdf(-difference / math.sqrt(variance)) if variance > 0 else 0.0
-        if better > 1 - state.job.recipe.verify.confidence:
+        if better > 1 - state.session.recipe.verify.confidence:
             found.append(Alternative(state.trials[i].mixture, difference, math.sqrt(variance), better))
     return tuple(sorted(found, key=lambda each: -each.better_probability))
 
@@ -344,14 +361,14 @@ def example_sd(state: State, a: int, b: int) -> float:
     first, second = scores_of(state, a), scores_of(state, b)
     if first[1] != second[1]:
         first, second = (state.trials[a].scores, False), (state.trials[b].scores, False)
-    if not state.job.objective.is_linear:
-        return drawn_posterior.example_sd(state.job.objective, first[0], second[0], state.base)
+    if not state.objective.is_linear:
+        return drawn_posterior.example_sd(state.objective, first[0], second[0], state.base)
     variance = 0.0
     for name in state.weights:
         one, other = first[0][name], second[0][name]
         _, sd = paired(one, other)
         unit = state.base[name].mean if one.kind == "loss" and state.base[name].mean > 0 else 1.0
-        variance += (state.job.objective.slope(name) * (sd if math.isfinite(sd) else 0.0) / unit) ** 2
+        variance += (state.objective.slope(name) * (sd if math.isfinite(sd) else 0.0) / unit) ** 2
     return math.sqrt(variance)
 
 
@@ -376,7 +393,7 @@ def agreement(state: State, noise: Mapping[str, float]) -> dict[str, Agreement]:
     found = {}
     for name in [*state.weights, "objective"]:
         proxy_M, real_M = (np.array([each[name] for each in gains]) for gains in (proxies, reals))
-        found[name] = agreement_of(proxy_M, real_M, noise.get(name), state.job.recipe.verify.interval)
+        found[name] = agreement_of(proxy_M, real_M, noise.get(name), state.session.recipe.verify.interval)
     return found
 
 

@@ -12,7 +12,8 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Mixture
 from mergetomix.search.gradient.strategy import default_budget
-from mergetomix.session.job import Job, known_scores, open_job, within_memory
+from mergetomix.session.evaluations import scored_within_memory
+from mergetomix.session.session import Session, open_session
 from mergetomix.stages import costs, requirements, search
 from mergetomix.stages.budget import limit_of
 
@@ -76,87 +77,87 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
     Raises:
         UserError: what a run would stumble over, before any training.
     """
-    with open_job(recipe, listener) as job:
-        requirements.check_space(job, requirements.finetunes(job))
-        speed = measure(job)
-        return plan(job, speed)
+    with open_session(recipe, listener) as session:
+        requirements.check_space(session, requirements.finetunes(session))
+        speed = measure(session)
+        return plan(session, speed)
 
 
-def plan(job: Job, speed: Speed) -> Plan:
+def plan(session: Session, speed: Speed) -> Plan:
     """The plan of a job at a given speed."""
-    space = job.space()
-    strategy = search.strategy_of(job)
-    wanted = requirements.finetunes(job)
-    todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
-    mean = sum(job.num_tokens(Mixture.union([name])) for name in space.allowed) / len(space.allowed)
+    space = session.spaces.searched
+    strategy = search.first_strategy(session)
+    wanted = requirements.finetunes(session)
+    todo = [mixture for mixture, seed in wanted if session.finetunes.known(mixture, seed) is None]
+    mean = sum(session.finetunes.num_tokens(Mixture.union([name])) for name in space.allowed) / len(space.allowed)
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
     return Plan(
-        datasets=tuple(_dataset(job, name) for name in job.recipe.datasets),
-        targets=tuple(_target(job, name) for name in job.recipe.targets),
+        datasets=tuple(_dataset(session, name) for name in session.recipe.datasets),
+        targets=tuple(_target(session, name) for name in session.recipe.targets),
         num_finetunes=len(wanted),
         num_reused=len(wanted) - len(todo),
         num_mixtures=strategy.expected(),
         num_space=space.size,
         strategy=strategy.name,
-        train_s=sum(job.num_tokens(mixture) for mixture in todo) * speed.train_s_per_token,
-        evaluate_s=evaluations(job, len(wanted)) * speed.evaluate_s,
-        disk_bytes=len(todo) * job.inputs.finetune_bytes(),
-        free_bytes=job.store.free_bytes(),
-        brute_force_s=costs.brute_force_s(job, experts_s, speed.evaluate_s, strategy.expected()),
-        warnings=tuple(job.warnings),
+        train_s=sum(session.finetunes.num_tokens(mixture) for mixture in todo) * speed.train_s_per_token,
+        evaluate_s=evaluations(session, len(wanted)) * speed.evaluate_s,
+        disk_bytes=len(todo) * session.inputs.finetune_bytes(),
+        free_bytes=session.store.free_bytes(),
+        brute_force_s=costs.brute_force_s(session, experts_s, speed.evaluate_s, strategy.expected()),
+        warnings=tuple(session.opened.warnings),
     )
 
 
-def evaluations(job: Job, num_finetunes: int) -> int:
+def evaluations(session: Session, num_finetunes: int) -> int:
     """How many times a run scores the targets: the trials that the store lacks, the checks' proxies at other exponents, and
     both parts for every fine-tune (experts are trials on the select part). Proxies at an exponent that checks may ask for are
     left out.
 
     The report part is taken to be as long as the select part. Before its experts are trained, a proxy is in no store.
     """
-    strategy = search.strategy_of(job)
+    strategy = search.first_strategy(session)
     trials = strategy.expected()
-    space, both = job.space(), job.recipe.search.space == "both"
+    space, both = session.spaces.searched, session.recipe.search.space == "both"
     if strategy.name == "exhaustive":
-        trials = sum(bool(known_scores(job, job.proxy_key(mixture), "select")[1]) for mixture in job.subsets())
+        trials = sum(bool(session.evaluations.lacking(session.addresses.proxy(mixture), "select")) for mixture in session.spaces.subsets)
     if strategy.name == "gradient" or both:
         # of the weights, too, which are searched with gradients after the subsets
-        passes = default_budget(len(space.allowed), job.objective.aim == "pareto")
+        passes = default_budget(len(space.allowed), session.recipe.search.objective == "pareto")
         most = passes + trials if both else passes
-        trials = int(min(limit_of(job).num_passes or most, space.size))
-    others = len({*job.recipe.verify.exponents} - {job.exponent})
-    return trials + others * requirements.num_checks(job) + 2 * num_finetunes - len(job.space().allowed) + 2
+        trials = int(min(limit_of(session).num_passes or most, space.size))
+    others = len({*session.recipe.verify.exponents} - {session.recipe.merge.scale.exponent})
+    return trials + others * requirements.num_checks(session) + 2 * num_finetunes - len(session.spaces.searched.allowed) + 2
 
 
-def measure(job: Job) -> Speed:
+def measure(session: Session) -> Speed:
     """Time one training batch of the first dataset, the second of two, and the select part of each target once."""
-    family = job.inputs.family
-    with job.listener.task("check", "measuring the speed of this machine", len(job.recipe.targets) + 1) as advance:
+    family = session.inputs.family
+    with session.listener.task("check", "measuring the speed of this machine", len(session.recipe.targets) + 1) as advance:
         model = family.load()
         evaluate_s = 0.0
-        for name in job.recipe.targets:
-            evaluate_s += _time_target(job, name, model)
+        for name in session.recipe.targets:
+            evaluate_s += _time_target(session, name, model)
             advance(1)
-        train_s_per_token = _time_training(job, model)
+        train_s_per_token = _time_training(session, model)
         advance(1)
     return Speed(train_s_per_token, evaluate_s)
 
 
-def _time_training(job: Job, model: Any) -> float:
+def _time_training(session: Session, model: Any) -> float:
     """Seconds per token of one training batch."""
-    settings = job.recipe.train
-    name = job.space().allowed[0]
-    batch = list(job.inputs.sequences(name)[: settings.batch_size])
+    settings = session.recipe.train
+    name = session.spaces.searched.allowed[0]
+    batch = list(session.inputs.sequences(name)[: settings.batch_size])
     if settings.method == "lora":
-        model = job.inputs.family.adapted(model, settings.lora)
-    return _time_step(job, model.train(), batch) / sum(sequence.num_tokens for sequence in batch)
+        model = session.inputs.family.adapted(model, settings.lora)
+    return _time_step(session, model.train(), batch) / sum(sequence.num_tokens for sequence in batch)
 
 
-def _time_step(job: Job, model: Any, batch: Sequence[Item]) -> float:
+def _time_step(session: Session, model: Any, batch: Sequence[Item]) -> float:
     """Seconds of a forward and backward pass, the second of two."""
     import torch
 
-    family = job.inputs.family
+    family = session.inputs.family
     seconds = 0.0
     for _ in range(2):
         started = time.monotonic()
@@ -167,17 +168,17 @@ def _time_step(job: Job, model: Any, batch: Sequence[Item]) -> float:
     return seconds
 
 
-def _time_target(job: Job, name: str, model: Any) -> float:
-    scorer = job.inputs.targets("select")[name]
+def _time_target(session: Session, name: str, model: Any) -> float:
+    scorer = session.inputs.targets("select")[name]
     started = time.monotonic()
-    within_memory(scorer, model, name)
+    scored_within_memory(scorer, model, name)
     return time.monotonic() - started
 
 
-def _dataset(job: Job, name: str) -> DatasetPlan:
-    candidate, where = job.inputs.candidates[name], f"datasets.{name}"
+def _dataset(session: Session, name: str) -> DatasetPlan:
+    candidate, where = session.inputs.candidates[name], f"datasets.{name}"
     examples, encoding = candidate.examples, candidate.encoding
-    samples = tuple(tuple(job.inputs.family.shown(item, where)) for item in examples.items[:2])
+    samples = tuple(tuple(session.inputs.family.shown(item, where)) for item in examples.items[:2])
     return DatasetPlan(
         name,
         examples.num_rows,
@@ -189,6 +190,6 @@ def _dataset(job: Job, name: str) -> DatasetPlan:
     )
 
 
-def _target(job: Job, name: str) -> TargetPlan:
-    select, report = job.inputs.targets("select")[name], job.inputs.targets("report")[name]
-    return TargetPlan(name, job.recipe.targets[name].score, select.num_examples, report.num_examples)
+def _target(session: Session, name: str) -> TargetPlan:
+    select, report = session.inputs.targets("select")[name], session.inputs.targets("report")[name]
+    return TargetPlan(name, session.recipe.targets[name].score, select.num_examples, report.num_examples)

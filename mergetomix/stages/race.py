@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
+from mergetomix.executors.work import ScoringWork
 from mergetomix.mixtures.spaces import Subsets
+from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture, Scores, Trial, gain
-from mergetomix.search.strategy import Ask, Strategy
-from mergetomix.session import blocks
+from mergetomix.search.strategy import Ask
+from mergetomix.session.evaluations import cut_block, trial_of
 from mergetomix.session.inputs import Scorer
-from mergetomix.session.job import Job, Model, score_pieces, trial_of
+from mergetomix.session.session import Session
 from mergetomix.statistics import opinion_pool, race
 from mergetomix.statistics.race import Array
 
 MOST_GUESSED = 1023
 """Most mixtures to choose the first incumbent among."""
-
-
-def begin(job: Job, strategy: Strategy, base: Mapping[str, Scores]) -> Callable[[Ask], Trial]:
-    """How a search tries what its strategy asks for: every mixture on all examples, or in a race where the recipe wants one.
-
-    Trials whose gradient is asked for are never raced.
-    """
-    alpha, size = job.recipe.search.racing, job.space().size
-    if alpha is None:
-        return lambda asked: trial_of(job, asked.mixture, base)
-    found = Race(job, base, alpha)
-    found.start(all_asked=strategy.name == "exhaustive" and strategy.expected() >= size)
-    return found.trial
 
 
 @dataclass
@@ -42,15 +29,16 @@ class Race:
     `alpha` is the probability that the mixture that would have been the best is stopped.
     """
 
-    job: Job
+    session: Session
     base: Mapping[str, Scores]
+    objective: Objective
     alpha: float
     incumbent: Trial | None = None
     _values: dict[Mixture, dict[str, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        weights = {name: spec.weight for name, spec in self.job.recipe.targets.items()}
-        self.scorers = self.job.inputs.targets("select")
+        weights = self.objective.weights
+        self.scorers = self.session.inputs.targets("select")
         self.orders = {name: [i for block in each.blocks for i in block.places] for name, each in self.scorers.items()}
         self.weights_E = {name: np.array(scores.weights)[self.orders[name]] for name, scores in self.base.items()}
         self.units = {name: unit(scores) for name, scores in self.base.items()}
@@ -62,7 +50,7 @@ class Race:
 
         A search that asks for every mixture may begin with any: with the one that pooled experts hold to be the best.
         """
-        space = self.job.space()
+        space = self.session.spaces.searched
         experts = [self._complete(Mixture((name,), (1.0,))) for name in space.allowed]
         if not all_asked or not isinstance(space, Subsets):
             return
@@ -73,13 +61,13 @@ class Race:
 
     def trial(self, asked: Ask) -> Trial:
         """A mixture's trial: complete, or stopped where it cannot be the best."""
-        key, mixture = self.job.proxy_key(asked.mixture), asked.mixture
-        whole = all(self.job.store.scores(key, each.address, "select") for each in self.scorers.values())
+        key, mixture = self.session.addresses.proxy(asked.mixture), asked.mixture
+        whole = all(self.session.store.scores(key, each.address, "select") for each in self.scorers.values())
         if self.incumbent is None or asked.gradient or whole or mixture in self._values:
             return self._challenge(self._complete(mixture))
-        runner = Runner(self.job, mixture, key)
+        runner = Runner(self.session, mixture)
         beaten = self._run(runner, self.incumbent)
-        self.job.count("trials", key, not runner.num_scored)
+        self.session.opened.count("trials", key, not runner.num_scored)
         return beaten or self._challenge(self._complete(mixture))
 
     def _run(self, runner: Runner, incumbent: Trial) -> Trial | None:
@@ -105,7 +93,7 @@ class Race:
 
     def _foreseen(self, mixture: Mixture) -> dict[str, Array]:
         """The values of every example that the complete trials foresee."""
-        names = self.job.space().allowed
+        names = self.session.spaces.searched.allowed
         known = list(self._values)
         weights_KN = np.array([weights_of(each, names) for each in known])
         weights_N = np.array(weights_of(mixture, names))
@@ -126,7 +114,8 @@ class Race:
 
     def _complete(self, mixture: Mixture) -> Trial:
         """A trial on all examples."""
-        trial = trial_of(self.job, mixture, self.base)
+        scores = self.session.evaluations.proxy(mixture, "select")
+        trial = trial_of(mixture, scores, self.base, self.objective)
         self._values[mixture] = {name: np.array(each.values)[self.orders[name]] for name, each in trial.scores.items()}
         return trial
 
@@ -142,25 +131,29 @@ class Race:
         return Trial(runner.mixture, runner.scores(), incumbent.objective + found.mean, estimates)
 
 
-@dataclass
 class Runner:
-    """A mixture in a race: what it has shown so far. Its proxy is merged once, where the store lacks a block."""
+    """A mixture in a race: what it has shown so far."""
 
-    job: Job
-    mixture: Mixture
-    key: str
-    num_scored: int = 0
-    _found: dict[str, list[Scores]] = field(default_factory=dict)
-    _live: tuple[Any, Model] | None = None
+    def __init__(self, session: Session, mixture: Mixture) -> None:
+        self._session, self.mixture = session, mixture
+        self._model = session.evaluations.proxy_reference(mixture)
+        self._found: dict[str, list[Scores]] = {}
+        self.num_scored = 0
 
     def see(self, stage: int) -> bool:
-        """Looks at the examples of a stage; False where it has none."""
-        targets = self.job.inputs.targets("select")
-        wanted = [(name, block) for name, each in targets.items() for block in each.blocks if block.stage == stage]
-        lacking = [(name, block) for name, block in wanted if self._held(targets[name], block) is None]
+        """Looks at the examples of a stage. Returns False where it has none."""
+        targets = self._session.inputs.targets("select")
+        wanted = [
+            (name, block)
+            for name, each in targets.items()
+            for block in each.blocks
+            if block.stage == stage
+        ]
+        lacking = [(name, each) for name, each in wanted if self._held(targets[name], each) is None]
         if lacking:
-            model, entry = self._merged()
-            score_pieces(self.job, model, entry, lacking)
+            pieces = tuple((name, block.address) for name, block in lacking)
+            work = ScoringWork(self._model, "select", pieces)
+            list(self._session.evaluations.carry_out([work]))
             self.num_scored += sum(block.num_examples for _, block in lacking)
         for name, block in wanted:
             scores = self._held(targets[name], block)
@@ -184,17 +177,11 @@ class Runner:
         }
 
     def _held(self, target: Scorer, block: Scorer) -> Scores | None:
-        whole = self.job.store.scores(self.key, target.address, "select")
-        return blocks.cut(block, whole) if whole else self.job.store.scores(self.key, block.address, "select")
-
-    def _merged(self) -> tuple[Any, Model]:
-        """The live proxy, and what the ledger says of it."""
-        if self._live is None:
-            self.job.bank()
-            started = time.monotonic()
-            model = self.job.merge_live(self.mixture, self.job.exponent)
-            self._live = model, Model(self.key, "proxy", self.mixture, time.monotonic() - started)
-        return self._live
+        store, key = self._session.store, self._model.key
+        whole = store.scores(key, target.address, "select")
+        if whole is not None:
+            return cut_block(block, whole)
+        return store.scores(key, block.address, "select")
 
 
 def unit(base: Scores) -> float:

@@ -8,15 +8,15 @@ from itertools import islice
 from mergetomix.errors import RecipeError, StoreError
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets, everything
 from mergetomix.records import Mixture
-from mergetomix.session.job import Job
+from mergetomix.session.session import Session
 
 NUM_CHECKS = 3
 """Checks that a run pays for unless the recipe says otherwise."""
 
 
-def num_checks(job: Job) -> int:
+def num_checks(session: Session) -> int:
     """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
-    num, budget = job.space().num_plural, job.recipe.verify.budget
+    num, budget = session.spaces.searched.num_plural, session.recipe.verify.budget
     if budget is None:
         return int(min(NUM_CHECKS, num))
     if budget > num:
@@ -25,25 +25,25 @@ def num_checks(job: Job) -> int:
     return budget
 
 
-def baselines(job: Job) -> dict[str, Mixture]:
+def baselines(session: Session) -> dict[str, Mixture]:
     """The mixtures that the final table compares with, by name."""
-    options, space = job.recipe.final, job.space()
+    options, space = session.recipe.final, session.spaces.searched
     found = {"all datasets": everything(space)} if "all" in options.baselines else {}
     if "random" in options.baselines:
-        drawn = space.sample(options.num_random, job.recipe.train.seed)
+        drawn = space.sample(options.num_random, session.recipe.train.seed)
         found |= {f"random {i + 1}": mixture for i, mixture in enumerate(drawn)}
     return found
 
 
-def finetunes(job: Job) -> list[tuple[Mixture, int | None]]:
+def finetunes(session: Session) -> list[tuple[Mixture, int | None]]:
     """The mixture of every fine-tune of a run, each once, with its seed where that is not train.seed. What is checked and
     chosen is not known before the search: others stand for it."""
-    space, checks, seed = job.space(), num_checks(job), job.recipe.train.seed
-    repeats = job.recipe.verify.repeats if checks else 0
+    space, checks, seed = session.spaces.searched, num_checks(session), session.recipe.train.seed
+    repeats = session.recipe.verify.repeats if checks else 0
     some = stand_ins(space, max(checks, repeats, 1))
     wanted = [Mixture.union([name]) for name in space.allowed]
-    wanted += some[: max(checks, int(job.recipe.final.train))]
-    wanted += baselines(job).values()
+    wanted += some[: max(checks, int(session.recipe.final.train))]
+    wanted += baselines(session).values()
     return [(mixture, None) for mixture in dict.fromkeys(wanted)] + [(mixture, seed + 1) for mixture in some[:repeats]]
 
 
@@ -59,19 +59,19 @@ def stand_ins(space: Space, num: int) -> list[Mixture]:
     return [space.mixture(mixture.datasets) for mixture in islice(halves, num)]
 
 
-def check_length(job: Job) -> None:
+def check_length(session: Session) -> None:
     """Raises RecipeError where training is too short to take a sequence of every dataset that a weighted mixture may have."""
-    if job.is_drawn:
-        job.counts(everything(job.space()))
+    if session.recipe.search.draws_rows:
+        session.finetunes.counts(everything(session.spaces.searched))
 
 
-def check_space(job: Job, planned: Sequence[tuple[Mixture, int | None]]) -> None:
+def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]]) -> None:
     """Raises StoreError where the disk has no room for the planned fine-tunes, with their seeds, that the store lacks."""
-    given = {name for name, spec in job.recipe.datasets.items() if spec.expert is not None}
+    given = {name for name, spec in session.recipe.datasets.items() if spec.expert is not None}
     wanted = [(mixture, seed) for mixture, seed in planned if set(mixture.members) - given]
-    todo = [mixture for mixture, seed in wanted if job.store.finetune(job.real_key(mixture, seed)) is None]
-    needed = job.inputs.finetune_bytes() * len(todo)
-    free = job.store.free_bytes()
+    todo = [mixture for mixture, seed in wanted if session.finetunes.known(mixture, seed) is None]
+    needed = session.inputs.finetune_bytes() * len(todo)
+    free = session.store.free_bytes()
     if needed > free:
-        message = f"{job.store.path} has {free / 1e9:.1f} GB free, and the fine-tunes need about {needed / 1e9:.1f} GB"
+        message = f"{session.store.path} has {free / 1e9:.1f} GB free, and the fine-tunes need about {needed / 1e9:.1f} GB"
         raise StoreError(message, hint="free some space, name another store, or train with method: lora")

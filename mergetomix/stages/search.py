@@ -1,61 +1,175 @@
-"""A search over one space: which strategy, what it asks for, and what it was told."""
+"""The search: proxies on the select part of the targets until the strategy is done."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mergetomix import merge
 from mergetomix.errors import RecipeError
-from mergetomix.mixtures.spaces import Simplex, Space
-from mergetomix.records import Scores, Trial
-from mergetomix.search import strategies
-from mergetomix.search.strategies import choose
-from mergetomix.search.strategy import Options, Setting, SettingError, Strategy, Told
-from mergetomix.session.gradients import has_slopes, slopes, smooth, smooth_scorer, warn_of_companions
-from mergetomix.session.job import Job, beat
-from mergetomix.stages import aims, race
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets, holds
+from mergetomix.objectives.objective import Objective, gains
+from mergetomix.records import Mixture, Scores, Trial
+from mergetomix.results import Selection
+from mergetomix.search.strategies import build, choose
+from mergetomix.search.strategy import Ask, Options, Setting, SettingError, Strategy, Told
+from mergetomix.session.evaluations import trial_of
+from mergetomix.session.session import Session
 from mergetomix.stages.budget import Limit, Meter, limit_of
+from mergetomix.stages.race import Race
 from mergetomix.statistics import agreement
+from mergetomix.statistics.standard_errors import standard_errors
 
 OF_SUBSETS = ("exhaustive", "greedy")
 """Strategies that know no weights."""
+BY_THE_MEAN = ("greedy",)
+"""Strategies that do not look for a front."""
+
+Base = Mapping[str, Scores]
 
 
-def explore(job: Job, base: Mapping[str, Scores], space: Space, limit: Limit) -> tuple[list[Trial], str]:
-    """The trials of a search over a space, and the name of its strategy."""
-    strategy = strategy_of(job, space, limit.num_passes)
-    aims.warn_of_strategy(job, strategy.name)
-    if job.recipe.search.strategy == "auto":
-        _, why = choose(space, limit.num_passes, has_slopes(job))
-        job.listener.note(f"search: {strategy.name}, as {why}")
-    if strategy.name == "optuna":
-        Path(job.recipe.run_dir).mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True)
+class Searched:
+    """What a search over one space gave: its trials, and the name of its strategy."""
+
+    trials: tuple[Trial, ...]
+    strategy: str
+
+
+def search_mixtures(session: Session) -> Selection:
+    """Evaluates proxies on the select part of the targets until the strategy is done.
+
+    Where the recipe chooses a subset and then its weights, half of the budget goes to each.
+    """
+    base = session.evaluations.base("select")
+    objective = objective_before(session, base)
+    searched = search_all(session, base, objective)
+    session.opened.tell_reused("trials")
+    complete = [trial for trial in searched.trials if trial.complete]
+    stopped = [trial for trial in searched.trials if not trial.complete]
+    warn_of_blunt_targets(session, complete)
+    tried = {trial.mixture: trial for trial in complete}
+    singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
+    experts = [tried.get(each) or whole_trial(session, each, base, objective) for each in singles]
+    candidates = [each for each in tried.values() if holds(session.spaces.searched, each.mixture)]
+    objective = objective_after(objective, candidates, base)
+    best_first, experts_first = (
+        ranked(judged(trials, objective, base)) for trials in (candidates, experts)
+    )
+    return Selection(
+        best_first[0].mixture,
+        best_first,
+        searched.strategy,
+        base,
+        experts_first,
+        objective,
+        ranked(stopped),
+    )
+
+
+def search_all(session: Session, base: Base, objective: Objective) -> Searched:
+    """Searches the recipe's space: at once, or the subsets first and then the weights."""
+    limit = limit_of(session)
+    if session.recipe.search.space != "both":
+        return search_space(session, base, objective, session.spaces.searched, limit)
+    first = search_space(session, base, objective, session.spaces.subsets, limit.half())
+    weights = weights_of_best(session, first.trials)
+    second = search_space(session, base, objective, weights, limit.half(up=True))
+    names = f"{first.strategy}, then {second.strategy}"
+    return Searched((*first.trials, *second.trials), names)
+
+
+def search_space(
+    session: Session, base: Base, objective: Objective, space: Space, limit: Limit
+) -> Searched:
+    """Searches one space, as long as its strategy asks and the limit allows."""
+    strategy = strategy_of(session, objective, space, limit.num_passes)
+    announce(session, strategy, space, limit, objective)
     trials: list[Trial] = []
     meter = Meter()
-    with job.listener.task("search", f"trying mixtures ({strategy.name})", strategy.expected()) as advance:
-        try_out = race.begin(job, strategy, base)
-        while (asked := strategy.ask()) is not None and not (trials and meter.is_over(limit)):
-            trials.append(try_out(asked))
-            values = trials[-1].gains(base)
-            gradients = slopes(job, asked.mixture, base) if asked.gradient else None
-            beside = smooth(job, trials[-1], base) if strategy.name == "gradient" else None
-            strategy.tell(Told(asked.mixture, trials[-1].objective, values, gradients, beside))
-            advance(1)
-            meter.num_passes += asked.cost
-            job.listener.state(meter.line(strategy, trials))
-            beat(job, "search", len(trials), strategy.expected())
-    job.listener.note(f"search: {meter.line(strategy, trials)}")
-    if strategy.name == "gradient":
-        warn_of_companions(job, trials)
-    return trials, strategy.name
+    by_gradients, listener = strategy.name == "gradient", session.listener
+    text = f"trying mixtures ({strategy.name})"
+    with listener.task("search", text, strategy.expected()) as advance:
+        race = race_of(session, strategy, base, objective)
+        while (asked := strategy.ask()) and not (trials and meter.is_over(limit)):
+            for ask, found in tried(session, asked, base, objective, race):
+                trials.append(found)
+                strategy.tell(told(session, ask, found, base, by_gradients))
+                advance(1)
+                meter.num_passes += ask.cost
+                listener.state(meter.line(strategy, trials))
+                session.opened.beat("search", len(trials), strategy.expected())
+                if meter.is_over(limit):
+                    break
+    listener.note(f"search: {meter.line(strategy, trials)}")
+    if by_gradients:
+        session.gradients.warn_of_companions(trials)
+    return Searched(tuple(trials), strategy.name)
 
 
-def weights_of_best(job: Job, trials: Sequence[Trial]) -> Space:
-    """The weights of the best subset that may have some."""
-    space = job.space()
+def announce(
+    session: Session, strategy: Strategy, space: Space, limit: Limit, objective: Objective
+) -> None:
+    """Says why a strategy was chosen, and what it does not do."""
+    if objective.aim == "pareto" and strategy.name in BY_THE_MEAN:
+        session.opened.warn(
+            f"{strategy.name} search goes by the mean of the gains: the front is of the mixtures"
+            " that it tries on its way"
+        )
+    if session.recipe.search.strategy == "auto":
+        _, why = choose(space, limit.num_passes, session.gradients.are_there)
+        session.listener.note(f"search: {strategy.name}, as {why}")
+    if strategy.name == "optuna":
+        Path(session.recipe.run_dir).mkdir(parents=True, exist_ok=True)
+
+
+def race_of(
+    session: Session, strategy: Strategy, base: Base, objective: Objective
+) -> Race | None:
+    """The race between the mixtures of a search, where the recipe wants one."""
+    alpha, size = session.recipe.search.racing, session.spaces.searched.size
+    if alpha is None:
+        return None
+    race = Race(session, base, objective, alpha)
+    race.start(all_asked=strategy.name == "exhaustive" and strategy.expected() >= size)
+    return race
+
+
+def tried(
+    session: Session, asked: Sequence[Ask], base: Base, objective: Objective, race: Race | None
+) -> Iterator[tuple[Ask, Trial]]:
+    """Yields the trial of every mixture that is asked for, in that order.
+
+    Trials whose gradient is asked for are never raced.
+    """
+    if race is not None:
+        yield from ((ask, race.trial(ask)) for ask in asked)
+        return
+    found: dict[Mixture, Trial] = {}
+    waiting = list(reversed(asked))
+    for mixture, scores in session.evaluations.proxies((ask.mixture for ask in asked), "select"):
+        found[mixture] = trial_of(mixture, scores, base, objective)
+        while waiting and waiting[-1].mixture in found:
+            ask = waiting.pop()
+            yield ask, found.pop(ask.mixture)
+
+
+def told(session: Session, ask: Ask, found: Trial, base: Base, by_gradients: bool) -> Told:
+    """What a strategy is told of a trial."""
+    gradients = session.gradients.of(ask.mixture, base) if ask.gradient else None
+    beside = session.gradients.smooth(found, base) if by_gradients else None
+    return Told(ask.mixture, found.objective, found.gains(base), gradients, beside)
+
+
+def whole_trial(session: Session, mixture: Mixture, base: Base, objective: Objective) -> Trial:
+    """Returns a mixture's trial on all examples of the select part."""
+    return trial_of(mixture, session.evaluations.proxy(mixture, "select"), base, objective)
+
+
+def weights_of_best(session: Session, trials: Sequence[Trial]) -> Space:
+    """Returns the weights of the best subset that may have some."""
+    space = session.spaces.searched
     assert isinstance(space, Simplex)
     able = [frozenset(trial.mixture.members) for trial in ranked(trials)]
     chosen = next((datasets for datasets in able if space.holds(datasets)), None)
@@ -65,63 +179,162 @@ def weights_of_best(job: Job, trials: Sequence[Trial]) -> Space:
     return replace(space, least=len(chosen), most=len(chosen), require=chosen)
 
 
-def strategy_of(job: Job, space: Space | None = None, budget: int | None = None) -> Strategy:
-    """The recipe's way to search a space, by default what is searched first. Raises RecipeError where the budget is too small.
+# --- the strategy
 
-    A strategy that tries subsets alone leaves their weights to another.
+
+def first_strategy(session: Session) -> Strategy:
+    """Returns the strategy of what is searched first, before anything is measured.
+
+    Raises RecipeError where the recipe's strategy or budget cannot be.
     """
-    options = job.recipe.search
-    if space is None:
-        limit = limit_of(job)
-        space, limit = (job.subsets(), limit.half()) if options.space == "both" else (job.space(), limit)
-        budget = limit.num_passes
+    limit, spaces = limit_of(session), session.spaces
+    space: Space = spaces.searched
+    if session.recipe.search.space == "both":
+        space, limit = spaces.subsets, limit.half()
+    return strategy_of(session, objective_of(session), space, limit.num_passes)
+
+
+def strategy_of(
+    session: Session, objective: Objective, space: Space, budget: int | None
+) -> Strategy:
+    """Returns the recipe's way to search a space.
+
+    A strategy that tries subsets alone leaves their weights to another. Raises RecipeError where
+    the budget is too small.
+    """
+    recipe, options = session.recipe, session.recipe.search
     setting = Setting(
         space,
-        job.recipe.train.seed,
+        objective,
+        recipe.merge.scale.exponent,
+        recipe.train.seed,
         budget,
-        job.objective.combine,
-        lambda mixture: merge.coefficients(mixture, job.exponent),
-        has_slopes(job),
-        job.objective.aim == "pareto",
-        Options(options.regressor, options.sampler, storage_of(job, space)),
+        session.gradients.are_there,
+        Options(options.regressor, options.sampler, storage_of(session, space)),
     )
-    name = "auto" if isinstance(space, Simplex) and options.strategy in OF_SUBSETS else options.strategy
+    leaves = isinstance(space, Simplex) and options.strategy in OF_SUBSETS
+    name = "auto" if leaves else options.strategy
     if name == "gradient" and not setting.differentiable:
-        blunt = next(target for target in job.recipe.targets if smooth_scorer(job, target) is None)
-        message = f"gradient needs derivatives, and target {blunt} has no right answers whose loss could stand for its score"
-        raise RecipeError("search.strategy", message, hint="give it prompt and completion, or use regression or greedy")
+        blunt = next(each for each in recipe.targets if session.gradients.scorer(each) is None)
+        message = (
+            f"gradient needs derivatives, and target {blunt} has no right answers whose loss could"
+            " stand for its score"
+        )
+        hint = "give it prompt and completion, or use regression or greedy"
+        raise RecipeError("search.strategy", message, hint=hint)
     try:
-        return strategies.build(name, setting)
+        return build(name, setting)
     except SettingError as error:
         raise RecipeError(f"search.{error.key}", str(error)) from None
     except ValueError as error:
         raise RecipeError("search.budget", str(error)) from None
 
 
-def storage_of(job: Job, space: Space) -> str | None:
-    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard: `optuna.db` in the run's folder, and
-    beside it `optuna-weights.db` where the weights of the best subset are searched after the subsets."""
-    if job.recipe.search.strategy != "optuna":
+def storage_of(session: Session, space: Space) -> str | None:
+    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard.
+
+    `optuna.db` in the run's folder, and beside it `optuna-weights.db` where the weights of the
+    best subset are searched after the subsets.
+    """
+    options = session.recipe.search
+    if options.strategy != "optuna":
         return None
-    is_second = job.recipe.search.space == "both" and isinstance(space, Simplex)
-    return f"sqlite:///{Path(job.recipe.run_dir) / ('optuna-weights.db' if is_second else 'optuna.db')}"
+    is_second = options.space == "both" and not isinstance(space, Subsets)
+    name = "optuna-weights.db" if is_second else "optuna.db"
+    return f"sqlite:///{Path(session.recipe.run_dir) / name}"
 
 
-def warn_of_blunt_targets(job: Job, trials: Sequence[Trial]) -> None:
-    """Says of every target whose examples cannot tell even its best mixture from its worst how many would."""
-    for name in job.recipe.targets if len(trials) > 1 else ():
-        scores = [trial.scores[name] for trial in trials]
-        best, worst = max(scores, key=lambda each: each.mean), min(scores, key=lambda each: each.mean)
-        num = len(best.values)
-        gap, sd = agreement.paired_difference(best.values, worst.values, best.weights)
-        if gap <= 0:
-            job.warn(f"target {name}: all {len(trials)} mixtures score the same, {best.mean:.4g}; it has no say in the choice")
-        elif not sd * agreement.STANDARD_ERRORS < gap:
-            needed = f"about {agreement.examples_needed(sd, num, gap)} are needed" if math.isfinite(sd) else "several are needed"
-            spread = f"{gap:.3g}, standard error {sd:.3g}" if math.isfinite(sd) else f"{gap:.3g}"
-            job.warn(f"target {name}: {num} examples cannot tell even its best mixture from its worst ({spread}); {needed}")
+# --- the objective
+
+
+def objective_of(session: Session) -> Objective:
+    """Returns the recipe's objective, as far as it is known before anything is measured."""
+    weights = {name: spec.weight for name, spec in session.recipe.targets.items()}
+    return Objective(weights, session.recipe.search.objective)
+
+
+def objective_before(session: Session, base: Base) -> Objective:
+    """Returns the objective of a search. For standard errors the experts are scored first.
+
+    Raises RecipeError where a target has no standard error.
+    """
+    objective = objective_of(session)
+    if objective.aim != "standard_errors":
+        return objective
+    singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
+    scores = []
+    text = "scoring experts for their standard errors"
+    with session.listener.task("search", text, len(singles)) as advance:
+        for _, found in session.evaluations.proxies(singles, "select"):
+            scores.append(found)
+            advance(1)
+    return in_standard_errors(objective, scores, base)
+
+
+def in_standard_errors(
+    objective: Objective, experts: Sequence[Mapping[str, Scores]], base: Base
+) -> Objective:
+    """Returns the objective with each target's standard error as its unit."""
+    try:
+        return replace(objective, units=standard_errors(experts, base))
+    except ValueError as error:
+        hint = "give the target more examples, or use search.objective: gain"
+        raise RecipeError("search.objective", f"standard_errors: {error}", hint=hint) from None
+
+
+def objective_after(objective: Objective, trials: Sequence[Trial], base: Base) -> Objective:
+    """Returns the objective of all that comes after a search.
+
+    Of `pareto` the knee of the front of the trials is the best.
+    """
+    if objective.aim != "pareto":
+        return objective
+    return objective.settled([gains(trial.scores, base) for trial in trials])
+
+
+def objective_of_selection(session: Session, selection: Selection) -> Objective:
+    """Returns the objective of a selection, which may say nothing of it."""
+    if selection.objective is not None:
+        return selection.objective
+    objective = objective_of(session)
+    if objective.aim == "standard_errors":
+        experts = [trial.scores for trial in selection.singles]
+        objective = in_standard_errors(objective, experts, selection.base)
+    return objective_after(objective, selection.trials, selection.base)
+
+
+def judged(trials: Sequence[Trial], objective: Objective, base: Base) -> list[Trial]:
+    """Returns trials by another objective."""
+    return [replace(each, objective=objective.of(each.scores, base)) for each in trials]
 
 
 def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Trials, the best objective first; of equals the one with fewer datasets, then by name."""
-    return tuple(sorted(trials, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets)))
+    """Returns trials, the best objective first; of equals the one with fewer datasets."""
+
+    def place(trial: Trial) -> tuple[float, int, tuple[str, ...]]:
+        return -trial.objective, len(trial.mixture), trial.mixture.datasets
+
+    return tuple(sorted(trials, key=place))
+
+
+def warn_of_blunt_targets(session: Session, trials: Sequence[Trial]) -> None:
+    """Says of each target whose examples cannot tell its best mixture from its worst how many would."""
+    for name in session.recipe.targets if len(trials) > 1 else ():
+        scores = [trial.scores[name] for trial in trials]
+        best, worst = (pick(scores, key=lambda each: each.mean) for pick in (max, min))
+        num = len(best.values)
+        gap, sd = agreement.paired_difference(best.values, worst.values, best.weights)
+        if gap <= 0:
+            session.opened.warn(
+                f"target {name}: all {len(trials)} mixtures score the same, {best.mean:.4g};"
+                " it has no say in the choice"
+            )
+        elif not sd * agreement.STANDARD_ERRORS < gap:
+            needed, spread = "several are needed", f"{gap:.3g}"
+            if math.isfinite(sd):
+                needed = f"about {agreement.examples_needed(sd, num, gap)} are needed"
+                spread = f"{gap:.3g}, standard error {sd:.3g}"
+            session.opened.warn(
+                f"target {name}: {num} examples cannot tell even its best mixture from its worst"
+                f" ({spread}); {needed}"
+            )

@@ -11,7 +11,8 @@ from typing import Any
 from mergetomix.errors import UserError
 from mergetomix.progress import Listener, Silent, duration
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.session.job import Job, environment, open_job
+from mergetomix.session.finetunes import environment
+from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline
 from mergetomix.statistics.posterior import Array
 from mergetomix.study import compare, similarity
@@ -56,15 +57,15 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
     found: Mapping[str, Any] = {}
     for seed in options.seeds:
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
-        with open_job(seeded, listener) as job:
-            mixtures = mixtures_of(job, options.num_mixtures, seed=0)
+        with open_session(seeded, listener) as session:
+            mixtures = mixtures_of(session, options.num_mixtures, seed=0)
             if not worlds and not yes:
-                check_size(job, len(mixtures))
-            pipeline.train_experts(job)
-            similar = similarities(job)
-            for world in gather(job, mixtures, [*options.exponents, 1.0]):
-                worlds.append(replace(world, similarities=similar[world.target], embed_tokens=embed_tokens(job, world)))
-            found = environment(job)
+                check_size(session, len(mixtures))
+            pipeline.train_experts(session)
+            similar = similarities(session)
+            for world in gather(session, mixtures, [*options.exponents, 1.0]):
+                worlds.append(replace(world, similarities=similar[world.target], embed_tokens=embed_tokens(session, world)))
+            found = environment(session.opened)
     return conclude(worlds, options.num_draws, found)
 
 
@@ -84,69 +85,69 @@ def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, 
     )
 
 
-def check_size(job: Job, num_mixtures: int) -> None:
+def check_size(session: Session, num_mixtures: int) -> None:
     """Raises UserError where a study is larger than the recipe lets it be without a word; the time is measured on one batch."""
-    options = job.recipe.study
+    options = session.recipe.study
     num = num_mixtures * len(options.seeds)
     if num <= options.max_finetunes:
         return
     from mergetomix.stages import plan
 
-    speed = plan.measure(job)
-    tokens = len(options.seeds) * sum(job.num_tokens(m) for m in mixtures_of(job, options.num_mixtures, seed=0))
+    speed = plan.measure(session)
+    tokens = len(options.seeds) * sum(session.finetunes.num_tokens(m) for m in mixtures_of(session, options.num_mixtures, seed=0))
     # select scores at every exponent and report scores of the proxies, both parts of the real fine-tunes
-    evaluations = num * (len({*options.exponents, job.exponent, 1.0}) + 3)
+    evaluations = num * (len({*options.exponents, session.recipe.merge.scale.exponent, 1.0}) + 3)
     seconds = tokens * speed.train_s_per_token + evaluations * speed.evaluate_s
     message = (
         f"this study makes {num} fine-tunes, more than study.max_finetunes ({options.max_finetunes}):"
         f" {tokens / 1e6:.1f} million tokens of training and {evaluations} evaluations of all targets, about"
-        f" {duration(seconds)} and {num * job.inputs.finetune_bytes() / 1e9:.1f} GB"
-        f" ({job.store.free_bytes() / 1e9:.1f} GB are free)"
+        f" {duration(seconds)} and {num * session.inputs.finetune_bytes() / 1e9:.1f} GB"
+        f" ({session.store.free_bytes() / 1e9:.1f} GB are free)"
     )
     raise UserError(message, hint="add --yes, or set study.num_mixtures or study.seeds lower")
 
 
-def trained_on(job: Job, name: str) -> list[str]:
+def trained_on(session: Session, name: str) -> list[str]:
     """The texts of a dataset that a fine-tune sees."""
-    candidate = job.inputs.candidates[name]
+    candidate = session.inputs.candidates[name]
     kept = {sequence.example for sequence in candidate.encoding.sequences}
     return [similarity.text_of(item) for i, item in enumerate(candidate.examples.items) if i in kept]
 
 
-def similarities(job: Job) -> dict[str, dict[str, dict[str, float]]]:
+def similarities(session: Session) -> dict[str, dict[str, dict[str, float]]]:
     """By target and by kind: how near every dataset is. A target without examples of its own has none, and images have no
     words to compare."""
-    names, family = job.space().allowed, job.inputs.family
-    sequences = {name: job.inputs.sequences(name) for name in names}
-    texts = {name: trained_on(job, name) for name in names} if family.has_texts else {}
+    names, family = session.spaces.searched.allowed, session.inputs.family
+    sequences = {name: session.inputs.sequences(name) for name in names}
+    texts = {name: trained_on(session, name) for name in names} if family.has_texts else {}
     model = family.load()
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for target in job.recipe.targets:
-        examples = job.inputs.select_examples(target)
+    for target in session.recipe.targets:
+        examples = session.inputs.select_examples(target)
         found[target] = {}
         if not examples:
             continue
         encoded = family.encode(examples, f"targets.{target}").sequences
-        found[target]["hidden state"] = similarity.hidden_state(family, model, sequences, encoded, job.recipe.batch_tokens)
+        found[target]["hidden state"] = similarity.hidden_state(family, model, sequences, encoded, session.recipe.batch_tokens)
         if family.has_texts:
-            found[target] |= by_words(job, texts, [similarity.text_of(example) for example in examples])
+            found[target] |= by_words(session, texts, [similarity.text_of(example) for example in examples])
     return found
 
 
-def by_words(job: Job, texts: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_words(session: Session, texts: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
     """By kind: how near the texts of every dataset are to those of a target."""
     found = {
         "TF-IDF": similarity.tf_idf(texts, wanted),
-        "n-grams": similarity.ngram_importance(texts, wanted, seed=job.recipe.train.seed),
+        "n-grams": similarity.ngram_importance(texts, wanted, seed=session.recipe.train.seed),
     }
-    if job.recipe.study.embedding_model is not None:
-        found["sentence embedding"] = similarity.sentence_embedding(texts, wanted, job.recipe.study.embedding_model)
+    if session.recipe.study.embedding_model is not None:
+        found["sentence embedding"] = similarity.sentence_embedding(texts, wanted, session.recipe.study.embedding_model)
     return found
 
 
-def embed_tokens(job: Job, world: World) -> int:
+def embed_tokens(session: Session, world: World) -> int:
     """Tokens that the base reads to compare hidden states."""
-    return world.eval_tokens + sum(s.num_tokens for name in job.space().allowed for s in job.inputs.sequences(name))
+    return world.eval_tokens + sum(s.num_tokens for name in session.spaces.searched.allowed for s in session.inputs.sequences(name))
 
 
 def write(study: Findings, recipe: Recipe) -> Path:

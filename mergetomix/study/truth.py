@@ -10,7 +10,7 @@ import numpy as np
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.models.family import UNITS
 from mergetomix.records import Mixture, Part, Scores
-from mergetomix.session.job import Job, evaluate_base, evaluate_proxy, evaluate_real, fit
+from mergetomix.session.session import Session
 from mergetomix.statistics import opinion_pool
 from mergetomix.statistics.posterior import Array, Views
 
@@ -89,13 +89,13 @@ class World:
         return (1 + BACKWARD) * self.expert_tokens + self.eval_tokens * len(self.mixtures)
 
 
-def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
+def mixtures_of(session: Session, num: int | None, seed: int) -> tuple[Mixture, ...]:
     """The mixtures of a study: all of the space, or those of one dataset and a seeded sample of the rest, `num` in all.
 
     Raises:
         RecipeError: `num` leaves no room for a mixture of several datasets.
     """
-    every = tuple(job.subsets())
+    every = tuple(session.spaces.subsets)
     if num is None or num >= len(every):
         return every
     singles = [mixture for mixture in every if len(mixture) == 1]
@@ -107,29 +107,29 @@ def mixtures_of(job: Job, num: int | None, seed: int) -> tuple[Mixture, ...]:
     return tuple(singles + [rest[i] for i in sorted(drawn.tolist())])
 
 
-def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) -> list[World]:
+def gather(session: Session, mixtures: Sequence[Mixture], exponents: Sequence[float]) -> list[World]:
     """Fine-tunes on every mixture and scores proxies and fine-tunes: one world for each target. What the store holds is not
     done again."""
-    reals, failures = _reals(job, mixtures)
+    reals, failures = _reals(session, mixtures)
     mixtures = tuple(reals)
-    base = {part: evaluate_base(job, part) for part in ("select", "report")}
+    base = {part: session.evaluations.base(part) for part in ("select", "report")}
     proxies: dict[float, list[dict[str, Scores]]] = {}
-    for exponent in sorted({*exponents, job.exponent}):
-        proxies[exponent] = _proxies(job, mixtures, "select", exponent)
-    reports = _proxies(job, mixtures, "report", job.exponent)
-    alone = _experts(job)
-    job.release()
-    tokens_M = np.array([job.num_tokens(mixture) for mixture in mixtures], dtype=float)
-    expert_tokens = float(sum(job.num_tokens(Mixture.union([name])) for name in alone))
+    for exponent in sorted({*exponents, session.recipe.merge.scale.exponent}):
+        proxies[exponent] = _proxies(session, mixtures, "select", exponent)
+    reports = _proxies(session, mixtures, "report", session.recipe.merge.scale.exponent)
+    alone = _experts(session)
+    session.proxies.release()
+    tokens_M = np.array([session.finetunes.num_tokens(mixture) for mixture in mixtures], dtype=float)
+    expert_tokens = float(sum(session.finetunes.num_tokens(Mixture.union([name])) for name in alone))
     worlds = []
-    for name, scorer in job.inputs.targets("select").items():
+    for name, scorer in session.inputs.targets("select").items():
         world = World(
-            seed=job.recipe.train.seed,
+            seed=session.recipe.train.seed,
             target=name,
             kind=base["select"][name].kind,
             mixtures=mixtures,
             proxies={exponent: _means(scores, name) for exponent, scores in proxies.items()},
-            exponent=job.exponent,
+            exponent=session.recipe.merge.scale.exponent,
             pooled_M=_pooled(mixtures, alone, name),
             proxy_report_M=_means(reports, name),
             real_select_M=_means([each["select"] for each in reals.values()], name),
@@ -140,18 +140,18 @@ def gather(job: Job, mixtures: Sequence[Mixture], exponents: Sequence[float]) ->
             expert_tokens=expert_tokens,
             eval_tokens=scorer.num_tokens,
             failures=failures,
-            unit=UNITS[job.recipe.family],
+            unit=UNITS[session.recipe.family],
         )
         worlds.append(world)
     return worlds
 
 
-def _proxies(job: Job, mixtures: Sequence[Mixture], part: Part, exponent: float) -> list[dict[str, Scores]]:
-    text = f"seed {job.recipe.train.seed}: proxies, exponent {exponent:g}, {part} part"
-    with job.listener.task("study", text, len(mixtures)) as advance:
+def _proxies(session: Session, mixtures: Sequence[Mixture], part: Part, exponent: float) -> list[dict[str, Scores]]:
+    text = f"seed {session.recipe.train.seed}: proxies, exponent {exponent:g}, {part} part"
+    with session.listener.task("study", text, len(mixtures)) as advance:
         found = []
         for mixture in mixtures:
-            found.append(evaluate_proxy(job, mixture, part, exponent))
+            found.append(session.evaluations.proxy(mixture, part, exponent))
             advance(1)
     return found
 
@@ -159,27 +159,27 @@ def _proxies(job: Job, mixtures: Sequence[Mixture], part: Part, exponent: float)
 Reals = dict[Mixture, dict[Part, dict[str, Scores]]]
 
 
-def _reals(job: Job, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mixture, str], ...]]:
+def _reals(session: Session, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mixture, str], ...]]:
     """Every mixture's real scores, and the mixtures whose training failed with what went wrong: those are left out."""
-    text = f"seed {job.recipe.train.seed}: real fine-tunes"
+    text = f"seed {session.recipe.train.seed}: real fine-tunes"
     found: Reals = {}
     failures = []
-    with job.listener.task("study", text, len(mixtures)) as advance:
+    with session.listener.task("study", text, len(mixtures)) as advance:
         for mixture in mixtures:
             try:
-                record = fit(job, mixture, "study")
-                found[mixture] = {part: evaluate_real(job, record, part) for part in ("select", "report")}
+                record = session.finetunes.fit(mixture, "study")
+                found[mixture] = {part: session.evaluations.real(record, part) for part in ("select", "report")}
             except TrainingError as error:
                 failures.append((mixture, error.message))
-                job.warn(f"seed {job.recipe.train.seed}: {mixture} is left out: {error.message}")
+                session.opened.warn(f"seed {session.recipe.train.seed}: {mixture} is left out: {error.message}")
             advance(1)
     return found, tuple(failures)
 
 
-def _experts(job: Job) -> dict[str, dict[str, Scores]]:
+def _experts(session: Session) -> dict[str, dict[str, Scores]]:
     """Every expert's select scores, by dataset; an expert is the proxy of its dataset."""
-    space = job.subsets()
-    return {name: evaluate_proxy(job, space.mixture([name]), "select") for name in space.allowed}
+    space = session.spaces.subsets
+    return {name: session.evaluations.proxy(space.mixture([name]), "select") for name in space.allowed}
 
 
 def _pooled(mixtures: Sequence[Mixture], alone: Mapping[str, Mapping[str, Scores]], target: str) -> Array:

@@ -1,32 +1,50 @@
-"""Is the right class the likeliest?"""
+"""Whether an image's own class is the likeliest."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, Literal
 
 from mergetomix.data.examples import Example
 from mergetomix.models.encoding import content
-from mergetomix.models.images.classifier import ImageClassifier
+from mergetomix.models.family import ClassifiesImages
 from mergetomix.records import Scores
+from mergetomix.sections.target import WithHead
 from mergetomix.store.address import digest
-from mergetomix.targets.target import TargetSetting
+from mergetomix.targets.target import TargetKind, TargetSetting, unable
+
+
+class AccuracyTarget(WithHead, TargetKind):
+    """The accuracy of an image classifier."""
+
+    needs: ClassVar[type[Any]] = ClassifiesImages
+
+    score: Literal["accuracy"]
+    """`accuracy`: whether an image's own class is the likeliest."""
+
+    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Accuracy:
+        """Returns the target over some of its examples."""
+        return Accuracy(examples, setting)
 
 
 class Accuracy:
-    """One for each example whose own class is the likeliest, else zero. The first of equals counts."""
+    """One for each image whose own class is the likeliest, else zero. The first of equals counts."""
+
+    num_cut = 0
 
     def __init__(self, examples: Sequence[Example], setting: TargetSetting) -> None:
-        self.family = cast("ImageClassifier", setting.family)
+        if not isinstance(setting.family, ClassifiesImages):
+            raise unable(setting, "accuracy")
+        self.family = setting.family
         self.sequences = self.family.encode(examples, setting.where).sequences
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def address(self) -> str:
-        """Images, labels and what is compared."""
+        """Returns the address of images, labels and what is compared."""
         return digest("accuracy", content(self.sequences))
 
     def score(self, model: Any) -> Scores:
-        """Values are 1.0 or 0.0."""
+        """Returns 1.0 or 0.0 for each image."""
         values = tuple(float(right) for right in self.family.right(model, self.batches))
         return Scores("score", values, (1.0,) * len(values))

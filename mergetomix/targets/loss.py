@@ -1,26 +1,44 @@
-"""Negative log-likelihood of completions or texts."""
+"""Negative log-likelihood of completions, of texts, or of the classes of images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergetomix.data.examples import Example
 from mergetomix.errors import DataError
 from mergetomix.models.encoding import content
+from mergetomix.models.family import TakesLosses
 from mergetomix.records import Scores
+from mergetomix.sections.target import WithHead
 from mergetomix.store.address import digest
-from mergetomix.targets.target import TargetSetting
+from mergetomix.targets.target import TargetKind, TargetSetting
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ROUNDING = 2
-"""Raised when losses come to be computed in another order, so that scores whose last digits differ are not compared."""
+"""Raised when losses come to be computed in another order, so that scores whose last digits differ
+are not compared."""
+
+
+class LossTarget(WithHead, TargetKind):
+    """The loss: nats per token of the completion or text, or nats per image."""
+
+    needs: ClassVar[type[Any]] = TakesLosses
+
+    score: Literal["loss"] = "loss"
+    """`loss`: nats per token of the completion or text, or per image."""
+
+    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Loss:
+        """Returns the target over some of its examples."""
+        return Loss(examples, setting)
 
 
 class Loss:
     """Nats per scored token of each example, over all its sequences, its end token included."""
+
+    num_cut = 0
 
     def __init__(self, examples: Sequence[Example], setting: TargetSetting) -> None:
         self.family = setting.family
@@ -30,24 +48,26 @@ class Loss:
             self.num_scored[sequence.example] += sequence.num_scored
         for example, count in zip(examples, self.num_scored, strict=True):
             if count == 0:
-                raise DataError(setting.where, f"row {example.row} has no token to score", hint="leave such rows out")
+                message = f"row {example.row} has no token to score"
+                raise DataError(setting.where, message, hint="leave such rows out")
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
     def address(self) -> str:
-        """Tokens and labels."""
+        """Returns the address of tokens and labels."""
         return digest("loss", ROUNDING, content(self.sequences))
 
     def parts(self, model: Any) -> Iterator[Tensor]:
-        """What each batch adds to the mean over all tokens, in nats, scalars with their graphs, made one after the other."""
+        """Yields what each batch adds to the mean over all tokens, in nats, with its graph."""
         total = sum(self.num_scored)
         for batch in self.batches:
             yield self.family.losses(model, batch).sum() / total
 
     def score(self, model: Any) -> Scores:
-        """Values in nats per token; weights are the numbers of tokens."""
+        """Returns values in nats per token; weights are the numbers of tokens."""
         sums = [0.0] * len(self.num_scored)
-        for sequence, nll in zip(self.sequences, self.family.negative_log_likelihoods(model, self.batches), strict=True):
+        losses = self.family.negative_log_likelihoods(model, self.batches)
+        for sequence, nll in zip(self.sequences, losses, strict=True):
             sums[sequence.example] += nll
         values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
         return Scores("loss", values, tuple(float(count) for count in self.num_scored))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergetomix.data import reading
-from mergetomix.data.examples import Example, Examples
+from mergetomix.data.examples import Example, Examples, last_reply
 from mergetomix.data.tables import Row
 from mergetomix.errors import DataError, ModelError
 from mergetomix.models.causal_lm.generation import Generation, continuations
@@ -38,7 +38,6 @@ class CausalLM(Pretrained):
 
     name: ClassVar[str] = "causal-lm"
     kind: ClassVar[str] = "a causal language model"
-    scores: ClassVar[frozenset[str]] = frozenset({"loss", "choice", "generate", "python"})
     has_texts: ClassVar[bool] = True
 
     def __init__(self, base: Base, device: str, max_length: int, method: str) -> None:
@@ -331,11 +330,6 @@ class CausalLM(Pretrained):
             texts = continuations(model, self.tokenizer, [prompts[i] for i in group], settings)
             answers |= dict(zip(group, texts, strict=True))
         return [answers[i] for i in range(len(answers))]
-
-
-def last_reply(example: Example) -> int:
-    """The place of the assistant's last turn among an example's messages."""
-    return max(i for i, (role, _) in enumerate(example.messages) if role == "assistant")
 
 
 def _windows(ids: list[int], labels: list[int], max_length: int, example: int) -> list[Encoded]:

@@ -86,7 +86,6 @@ class ImageClassifier(Pretrained):
 
     name: ClassVar[str] = "image-classifier"
     kind: ClassVar[str] = "a model that reads images"
-    scores: ClassVar[frozenset[str]] = frozenset({"loss", "accuracy", "python"})
     has_texts: ClassVar[bool] = False
     limits: tuple[str, ...] = ()
 

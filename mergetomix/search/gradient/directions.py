@@ -22,9 +22,7 @@ BELOW = 0.1
 
 class Direction:
     """Minus the augmented Chebyshev distance to the best of each target, weighted: its highest point is of the front, and every
-    point of a front, a hollow one too, is the highest for some weights. Over arrays, as `Combined` is."""
-
-    is_slow = False
+    point of a front, a hollow one too, is the highest for some weights. Over arrays, as `OverTargets` is."""
 
     def __init__(self, weights_T: Array, ideal_T: Array, range_T: Array) -> None:
         self._weights_T1 = (weights_T / range_T)[:, None]

@@ -12,7 +12,7 @@ import numpy as np
 from mergetomix.mixtures.spaces import Simplex
 from mergetomix.records import Mixture
 from mergetomix.search.gradient.surrogate import Surrogate
-from mergetomix.search.gradient.tables import Array, effective, exponent_of
+from mergetomix.search.gradient.tables import Array, effective
 from mergetomix.search.strategy import Setting
 
 NUM_STARTS, NUM_RANDOM = 6, 200
@@ -26,7 +26,7 @@ class SimplexChoices:
 
     def __init__(self, setting: Setting, space: Simplex) -> None:
         self._space, self._names = space, space.allowed
-        self._exponent = exponent_of(setting.coefficients, space)
+        self._exponent = setting.exponent
 
     def best(self, model: Surrogate, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
         """See Choices: where ascents from the best tried, vertices and random mixtures end."""

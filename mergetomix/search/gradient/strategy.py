@@ -15,7 +15,7 @@ from mergetomix.search.gradient.companions import ScoreLine, in_units_of_scores,
 from mergetomix.search.gradient.directions import Array, Direction, Outlook
 from mergetomix.search.gradient.subsets import Choices, open_choices
 from mergetomix.search.gradient.surrogate import Learner, Surrogate, is_finite
-from mergetomix.search.stepwise import Steps, Walk
+from mergetomix.search.stepwise import Steps, Stepwise, one
 from mergetomix.search.strategy import GRADIENT_COST, Ask, Setting, Told
 
 LEAST_GRADIENTS = 4
@@ -43,7 +43,7 @@ def default_budget(num_datasets: int, front: bool = False) -> int:
     return (28 + num_datasets) * (2 if front else 1)
 
 
-class Gradient(Walk):
+class Gradient(Stepwise):
     """Learns a quadratic for every target, then tries what it thinks best.
 
     Gradients are asked for where the objective may be highest, the model's uncertainty counted, until it predicts new trials or
@@ -89,20 +89,19 @@ class Gradient(Walk):
     def _steps(self) -> Steps[None]:
         space = self.setting.space
         if isinstance(space, Subsets) and space.size <= self._budget:
-            for mixture in space:
-                yield Ask(mixture)
+            yield [Ask(mixture) for mixture in space]
             return
         yield from self._learn()
         yield from self._choose()
 
     def _learn(self) -> Steps[None]:
-        yield Ask(self._first(), gradient=True)
+        yield [Ask(self._first(), gradient=True)]
         for num in range(1, self._num_gradients()):
             model = self._aimed(self._fit(again=num in REFITTED))
             if num >= LEAST_GRADIENTS and self._predicts():
                 return
             mixture = self._curious(model)
-            told = yield Ask(mixture, gradient=True)
+            told = yield from one(Ask(mixture, gradient=True))
             self._spread = 0.0 if model is None else self._choices.spread(model, self._rng())
             self._note_error(model, told)
 
@@ -114,7 +113,7 @@ class Gradient(Walk):
             mixture = self._widening(model) if self.setting.front else self._most_promising(model)
             if mixture is None:
                 return
-            told = yield Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST)
+            told = yield from one(Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST))
             self._note_error(model, told)
 
     def _fit(self, again: bool) -> Surrogate | None:
@@ -213,7 +212,7 @@ class Gradient(Walk):
         values = told.smooth or told.values
         if self.setting.front:
             return float(model.combined(np.array([[values[name]] for name in sorted(values)]))[0])
-        return told.objective if told.smooth is None else self.setting.combine(values)
+        return told.objective if told.smooth is None else self.setting.objective.combine(values)
 
     def _predicts(self) -> bool:
         return len(self.errors) >= 2 and max(map(abs, self.errors[-2:])) < TRUSTED

@@ -11,11 +11,11 @@ from mergetomix.mixtures.spaces import Subsets
 from mergetomix.records import Mixture
 from mergetomix.search.gradient.local_search import Climber, Neighbours
 from mergetomix.search.gradient.surrogate import Surrogate
-from mergetomix.search.gradient.tables import Array, Bits, Frame, Tables, exponent_of
+from mergetomix.search.gradient.tables import Array, Bits, Frame, Tables
 from mergetomix.search.strategy import Setting
 
-TABLE_UNITS, SLOW_TABLE_UNITS = 20, 12
-"""Units up to which every subset is looked at; the lower where the objective takes a call for each."""
+TABLE_UNITS = 20
+"""Units up to which every subset is looked at."""
 NUM_STARTS, NUM_STRANGE, NUM_RANDOM = 3, 1, 200
 """Climbs from the best known and random mixtures, climbs from wherever chance has it, and random mixtures looked at."""
 
@@ -46,14 +46,14 @@ class SubsetChoices:
 
     def __init__(self, setting: Setting, space: Subsets) -> None:
         self._space = space
-        self._frame = Frame(space, exponent_of(setting.coefficients, space))
+        self._frame = Frame(space, setting.exponent)
         self._tables: Tables | None = None
         self._last: tuple[object, Array] | None = None
 
     def best(self, model: Surrogate, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
         """See Choices."""
         sets = [frozenset(mixture.datasets) for mixture in tried]
-        found = self._of_table(model, sets, num) if self._is_small(model) else self._of_climbs(model, sets, num, rng)
+        found = self._of_table(model, sets, num) if self._is_small else self._of_climbs(model, sets, num, rng)
         return [self._space.mixture(datasets) for datasets in self._frame.unions(found)]
 
     def random(self, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
@@ -64,7 +64,7 @@ class SubsetChoices:
 
     def spread(self, model: Surrogate, rng: np.random.Generator) -> float:
         """See Choices."""
-        if self._is_small(model):
+        if self._is_small:
             found_K = self._table(model)[self._ready.is_allowed]
             return float(found_K.max() - found_K.mean())
         climber, drawn_KU = self._climber(model), self._drawn(NUM_RANDOM, rng)
@@ -72,8 +72,9 @@ class SubsetChoices:
         top_U, _, _ = climber.climb(drawn_KU[found_K.argmax()])
         return float(climber.objectives(top_U[None])[0] - found_K.mean())
 
-    def _is_small(self, model: Surrogate) -> bool:
-        return len(self._space.units) <= (SLOW_TABLE_UNITS if model.combined.is_slow else TABLE_UNITS)
+    @property
+    def _is_small(self) -> bool:
+        return len(self._space.units) <= TABLE_UNITS
 
     @property
     def _ready(self) -> Tables:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mergetomix.search.combined import Combined, Scalar
+from mergetomix import merge
+from mergetomix.objectives.objective import OverTargets, Scalar
 from mergetomix.search.gradient.quadratic import START, Array, Observations, QuadraticPosterior, QuadraticPrior, fit_prior
 from mergetomix.search.strategy import Setting, Told
 
@@ -73,11 +74,10 @@ class Learner:
         self._names = setting.space.allowed
         self._priors: dict[str, QuadraticPrior] = {}
         self._last: dict[str, QuadraticPosterior] = {}
-        self._combined: Combined | None = None
 
     def points(self, told: Sequence[Told]) -> Array:
         """Coefficients, shape (K, N)."""
-        found = [self._setting.coefficients(each.mixture) for each in told]
+        found = [merge.coefficients(each.mixture, self._setting.exponent) for each in told]
         return np.array([[each.get(name, 0.0) for name in self._names] for each in found])
 
     def fit(self, told: Sequence[Told], again: bool) -> Surrogate | None:
@@ -90,9 +90,9 @@ class Learner:
         if not any(each.gradients is not None for each in known):
             return None
         targets, points_MN = sorted(known[0].values), self.points(known)
-        self._combined = self._combined or Combined(self._setting.combine, targets)
+        combined = OverTargets(self._setting.objective, tuple(targets))
         found = [self._posterior(target, known, points_MN, again) for target in targets]
-        return Surrogate(self._combined, tuple(posterior for posterior, _ in found), np.array([scale for _, scale in found]))
+        return Surrogate(combined, tuple(posterior for posterior, _ in found), np.array([scale for _, scale in found]))
 
     def _posterior(self, target: str, known: Sequence[Told], points_MN: Array, again: bool) -> tuple[QuadraticPosterior, float]:
         values_M = np.array([(each.smooth or each.values)[target] for each in known])

@@ -7,42 +7,15 @@ So b . c + c . H c / 2 = t P + t^2 Q with P linear and Q quadratic in the bits t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mergetomix.mixtures.spaces import Space, Subsets
-from mergetomix.records import Mixture
+from mergetomix.mixtures.spaces import Subsets
 
 Array = NDArray[np.float64]
 Bits = NDArray[np.bool_]
-
-
-def exponent_of(coefficients: Callable[[Mixture], Mapping[str, float]], space: Space) -> float:
-    """The exponent e of a merge with c_i = k^(1 - e) w_i, found from one mixture; 1 where all mixtures have one dataset.
-
-    Raises ValueError where the coefficients have another form.
-    """
-    names = space.allowed
-    if len(names) == 1:
-        return 1.0
-    first, *_ = names
-    shares = {name: 2.0 if name == first else 1.0 for name in names}
-    found = [_exponent(Mixture.union(names, shares), coefficients), _exponent(Mixture.union(names), coefficients)]
-    if not math.isclose(*found, abs_tol=1e-6):
-        raise ValueError(f"coefficients must be k^(1 - exponent) times the weights; exponents {found} do not agree")
-    return found[1]
-
-
-def _exponent(mixture: Mixture, coefficients: Callable[[Mixture], Mapping[str, float]]) -> float:
-    found = coefficients(mixture)
-    ratios = [found[name] / weight for name, weight in mixture.as_dict().items()]
-    if not math.isclose(min(ratios), max(ratios), rel_tol=1e-6):
-        raise ValueError(f"coefficients must be proportional to the weights; ratios go from {min(ratios)} to {max(ratios)}")
-    return 1 - math.log(ratios[0]) / math.log(effective(np.array([mixture.weights]))[0])
 
 
 def effective(weights_KN: Array) -> Array:

@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 
 from mergetomix.mixtures.spaces import Simplex
+from mergetomix.objectives.objective import OverTargets
 from mergetomix.records import Mixture
 from mergetomix.search.candidates import Array, fresh, open_pool, rows, same, whole
-from mergetomix.search.combined import Combined
-from mergetomix.search.gradient.tables import effective, exponent_of
+from mergetomix.search.gradient.tables import effective
 from mergetomix.search.regression.regressors import fit
-from mergetomix.search.stepwise import Steps, Walk, needed
+from mergetomix.search.stepwise import Steps, Stepwise, needed
 from mergetomix.search.strategy import Ask, Setting, SettingError
 
 LEAST_BUDGET = 4
@@ -41,7 +41,7 @@ def default_budget(num_datasets: int) -> int:
 Predict = Callable[[Array], Array]
 
 
-class Regression(Walk):
+class Regression(Stepwise):
     """Predicts every target's value from the mixtures tried, and tries those whose objective should be highest.
 
     As RegMix does (arXiv 2407.01492), with a proxy's value for a small model's: mixtures are drawn, a regression is fitted to
@@ -66,7 +66,6 @@ class Regression(Walk):
         if setting.options.regressor == "lightgbm":
             needed("lightgbm", "regressor", "regressor: lightgbm")
         self._pool = open_pool(setting.space)
-        self._exponent = exponent_of(setting.coefficients, setting.space)
         super().__init__(setting)
 
     def _foreseen(self) -> int:
@@ -83,8 +82,7 @@ class Regression(Walk):
         yield from self._try(self._last())
 
     def _try(self, mixtures: Sequence[Mixture]) -> Steps[None]:
-        for mixture in mixtures:
-            yield Ask(mixture)
+        yield [Ask(mixture) for mixture in mixtures]
 
     def _first(self, num: int) -> list[Mixture]:
         return fresh(self.setting.space, [], num, self._rng())
@@ -137,7 +135,7 @@ class Regression(Walk):
         values_TM = np.array([[told.values[target] for told in known] for target in targets])
         regressor, seed = self.setting.options.regressor, self.setting.seed
         fits = [fit(regressor, points_MN, value_M, seed) for value_M in values_TM]
-        combined = Combined(self.setting.combine, targets)
+        combined = OverTargets(self.setting.objective, tuple(targets))
 
         def predict(weights_KN: Array) -> Array:
             points_KN = self._points(weights_KN)
@@ -147,7 +145,7 @@ class Regression(Walk):
 
     def _points(self, weights_KN: Array) -> Array:
         """c = k^(1 - exponent) w, k the effective number of datasets."""
-        return np.asarray(weights_KN * (effective(weights_KN) ** (1 - self._exponent))[:, None])
+        return np.asarray(weights_KN * (effective(weights_KN) ** (1 - self.setting.exponent))[:, None])
 
     def _tried(self) -> list[Mixture]:
         return [told.mixture for told in self._told]

@@ -11,7 +11,7 @@ from mergetomix.records import Mixture
 from mergetomix.search.candidates import central, fresh, same, whole
 from mergetomix.search.samplers.samplers import Sampled
 from mergetomix.search.samplers.storage import Kept
-from mergetomix.search.stepwise import Steps, Walk, needed
+from mergetomix.search.stepwise import Steps, Stepwise, needed, one
 from mergetomix.search.strategy import Ask, Setting, SettingError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def default_budget(num_datasets: int) -> int:
     return 30 + 5 * num_datasets
 
 
-class Optuna(Walk):
+class Optuna(Stepwise):
     """Tries what a sampler of Optuna's suggests (`Options.sampler`; see `samplers.chosen` for `auto`).
 
     Suggestions outside the space stand for a mixture near to them (`variables`), so none is lost. What was tried before is told
@@ -56,7 +56,7 @@ class Optuna(Walk):
     def _steps(self) -> Steps[None]:
         listed = whole(self.setting.space, self._budget)
         first = listed[0] if listed else central(self.setting.space, self._rng())
-        told = yield Ask(first)
+        told = yield from one(Ask(first))
         # how many directions there are is known from the first answer on
         sampled = Sampled(self.setting, tuple(sorted(told.values)), self._budget)
         url = self.setting.options.storage
@@ -71,7 +71,7 @@ class Optuna(Walk):
             if found is None:
                 return
             trial, mixture = found
-            told = yield Ask(mixture)
+            told = yield from one(Ask(mixture))
 
     def _listed(self, sampled: Sampled, mixtures: list[Mixture]) -> Iterator[tuple[optuna.Trial, Mixture]]:
         for mixture in mixtures:

@@ -1,0 +1,18 @@
+"""The executor that works in the process that asks, one piece after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from mergetomix.executors.work import CarryOut, Done, Work, attempt
+
+
+class InProcess:
+    """Carries out every piece of work when its result is asked for."""
+
+    def __init__(self, carry_out: CarryOut) -> None:
+        self._carry_out = carry_out
+
+    def run(self, work: Iterable[Work]) -> Iterator[Done]:
+        """Yields the end of every piece of work, in the order of the work."""
+        return (attempt(self._carry_out, each) for each in work)

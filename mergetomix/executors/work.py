@@ -1,0 +1,164 @@
+"""A piece of work as a value: what any process that opens the same recipe can carry out.
+
+Each kind of work is a frozen record of plain values, and so is what it gives back. The process
+that handed the work out is the only one that writes rows to the store.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
+
+from mergetomix.errors import MergeToMixError
+from mergetomix.records import Mixture, Part, Scores
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model that is scored, named so that any process can load it.
+
+    `base` is the recipe's base, `proxy` the merge that stands for `mixture` at `exponent`, and
+    `real` the fine-tune in the folder `path`. `key` is the model's address.
+    """
+
+    kind: Literal["base", "proxy", "real"]
+    key: str
+    mixture: Mixture | None = None
+    exponent: float = 1.0
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class FinetuneWork:
+    """A fine-tune on a mixture to make, in the empty folder `folder`.
+
+    `seed` is None where it is train.seed. `stage` says for which stage, for the progress bar.
+    """
+
+    key: str
+    mixture: Mixture
+    seed: int | None
+    stage: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of FinetuneWork; the model lies in the work's folder."""
+
+    num_examples: int
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """A model to score on one part of some targets, or on blocks of their examples.
+
+    `pieces` are pairs of a target's name and the address of what is scored.
+    """
+
+    model: ModelReference
+    part: Part
+    pieces: tuple[tuple[str, str], ...]
+
+    @property
+    def key(self) -> str:
+        """The address of the model."""
+        return self.model.key
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The result of ScoringWork: for every piece its address, scores and seconds."""
+
+    merge_s: float
+    pieces: tuple[tuple[str, Scores, float], ...]
+
+
+@dataclass(frozen=True)
+class GradientWork:
+    """The derivatives of a target at a proxy to take, in the coefficient of every expert.
+
+    `key` is the address that they are kept under.
+    """
+
+    key: str
+    model: ModelReference
+    target: str
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """The result of GradientWork: d loss / d c_i by the address of expert i."""
+
+    by_expert: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class StatisticWork:
+    """A statistic of an expert to measure on its own data, in the empty folder `folder`."""
+
+    key: str
+    statistic: str
+    dataset: str
+    folder: str
+
+
+Work: TypeAlias = FinetuneWork | ScoringWork | GradientWork | StatisticWork
+Outcome: TypeAlias = Trained | Scored | Derivatives | None
+CarryOut: TypeAlias = Callable[[Work], Outcome]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a value: what was raised, where, and the traceback as text."""
+
+    error: Exception
+    traceback: str
+    worker: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """A piece of work that came to an end, one way or the other."""
+
+    work: Work
+    outcome: Outcome = None
+    failure: Failure | None = None
+
+    def result(self) -> Outcome:
+        """Returns the outcome. Raises the error of a failure, with its traceback as a note."""
+        if self.failure is None:
+            return self.outcome
+        error = self.failure.error
+        if error.__traceback__ is None and not isinstance(error, MergeToMixError):
+            error.add_note(f"in {self.failure.worker}:\n{self.failure.traceback}")
+        raise error
+
+
+class Executor(Protocol):
+    """Carries out work.
+
+    Results may come in any order, each as soon as it is there. An error of one piece of work is
+    its result and does not end the others. Work is taken from the iterable only when there is a
+    worker for it, so that a caller who stops asking stops the work.
+    """
+
+    def run(self, work: Iterable[Work]) -> Iterator[Done]:
+        """Yields the end of every piece of work, in any order."""
+        ...
+
+
+def attempt(carry_out: CarryOut, work: Work) -> Done:
+    """Carries out one piece of work; an exception becomes a failure."""
+    try:
+        return Done(work, carry_out(work))
+    except Exception as error:  # noqa: BLE001  # errors are values here; who asked raises them
+        worker = f"process {os.getpid()} on {socket.gethostname()}"
+        return Done(work, failure=Failure(error, traceback.format_exc(), worker))

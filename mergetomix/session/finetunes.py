@@ -1,0 +1,289 @@
+"""Fine-tunes of an open recipe: the rows that a mixture takes, and the models that were trained."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mergetomix import training
+from mergetomix.errors import RecipeError, TrainingError
+from mergetomix.executors.work import FinetuneWork, Trained
+from mergetomix.mixtures import rows
+from mergetomix.models.encoding import Item
+from mergetomix.progress import Listener
+from mergetomix.records import Finetune, Mixture, Portion
+from mergetomix.sections.train import Train
+from mergetomix.session.addresses import Addresses
+from mergetomix.session.open_recipe import OpenRecipe
+from mergetomix.session.spaces import Spaces
+
+
+class Finetunes:
+    """The fine-tunes of one recipe, experts among them: taken from the store, or made now."""
+
+    def __init__(self, opened: OpenRecipe, addresses: Addresses, spaces: Spaces) -> None:
+        self._open, self._addresses, self._spaces = opened, addresses, spaces
+        self._recipe, self._inputs, self._store = opened.recipe, opened.inputs, opened.store
+
+    @property
+    def listener(self) -> Listener:
+        """Who hears of the work."""
+        return self._open.listener
+
+    # --- rows
+
+    def is_drawn(self, mixture: Mixture) -> bool:
+        """Whether a mixture's rows are drawn by its weights; else they are the union's."""
+        return self._recipe.search.draws_rows and len(mixture.members) > 1
+
+    def sequences(self, mixture: Mixture, seed: int | None = None) -> list[Item]:
+        """Returns a mixture's training sequences, general data included.
+
+        Args:
+            seed: of the draw of a weighted mixture's rows, where it is not train.seed.
+        """
+        names = self._addresses.by_content(mixture.members)
+        if self.is_drawn(mixture):
+            wanted = self.counts(mixture)
+            own = training.union([self._drawn(name, wanted[name], seed) for name in names])
+        else:
+            own = training.union([self._inputs.sequences(name) for name in names])
+        anchor = self._recipe.train.anchor
+        if anchor is None:
+            return own
+        return own + self._inputs.general(training.num_anchors(len(own), anchor.share))
+
+    def counts(self, mixture: Mixture) -> dict[str, int]:
+        """Returns how many sequences a weighted mixture takes of each dataset.
+
+        Raises RecipeError where training is too short for it.
+        """
+        sequences = {name: self._inputs.sequences(name) for name in mixture.members}
+        mean_tokens = {n: sum(each.num_tokens for each in own) / len(own) for n, own in sequences.items()}
+        length = self._spaces.length
+        try:
+            return rows.counts(mixture.as_dict(), mean_tokens, length)
+        except ValueError as error:
+            key = "train.max_tokens" if length.unit == "tokens" else "train.max_steps"
+            raise RecipeError(key, str(error)) from None
+
+    def _drawn(self, name: str, num: int, seed: int | None) -> list[Item]:
+        """Draws `num` sequences of a dataset, by the seed and the dataset's content."""
+        sequences, content = self._inputs.sequences(name), self._inputs.content(name)
+        seed = self._recipe.train.seed if seed is None else seed
+        rng = np.random.default_rng([seed, int(content[:16], 16)])
+        return [sequences[i] for i in rows.rows(num, len(sequences), rng)]
+
+    def portions(self, mixture: Mixture) -> tuple[Portion, ...]:
+        """Returns what the fine-tune on a weighted mixture takes of each dataset.
+
+        Empty where it is on the union.
+        """
+        if not self.is_drawn(mixture):
+            return ()
+        wanted, weights = self.counts(mixture), mixture.as_dict()
+        found = []
+        for name in mixture.members:
+            num_tokens = sum(each.num_tokens for each in self._drawn(name, wanted[name], None))
+            num_passes = wanted[name] / len(self._inputs.sequences(name))
+            found.append(Portion(name, weights[name], wanted[name], num_tokens, num_passes))
+        return tuple(found)
+
+    def train_settings(self, mixture: Mixture) -> Train:
+        """Returns the settings of a mixture's fine-tune: rows that are drawn are seen once."""
+        settings = self._recipe.train
+        if not self.is_drawn(mixture) or settings.max_steps is not None:
+            return settings
+        return settings.model_copy(update={"max_tokens": None, "epochs": 1.0})
+
+    def schedule(self, mixture: Mixture, sequences: Sequence[Item]) -> training.Schedule:
+        """Returns the steps of a mixture's fine-tune on its sequences."""
+        num_tokens = sum(each.num_tokens for each in sequences)
+        return training.plan(len(sequences), num_tokens, self.train_settings(mixture))
+
+    def num_tokens(self, mixture: Mixture) -> int:
+        """Returns how many tokens a fine-tune on a mixture sees."""
+        return self.schedule(mixture, self.sequences(mixture)).num_tokens
+
+    # --- models
+
+    def known(self, mixture: Mixture, seed: int | None = None) -> Finetune | None:
+        """Returns the fine-tune that the store holds, or None."""
+        return self._store.finetune(self._addresses.finetune(mixture, seed))
+
+    def fit(self, mixture: Mixture, stage: str, seed: int | None = None) -> Finetune:
+        """Returns the base fine-tuned on a mixture: from the store, or trained now and kept there.
+
+        Args:
+            stage: for the progress bar.
+            seed: where it is not train.seed.
+
+        Raises:
+            TrainingError: the fine-tune cannot go on.
+        """
+        ((_, found),) = self.fit_all([mixture], stage, seed)
+        if isinstance(found, TrainingError):
+            raise found
+        return found
+
+    def fit_all(
+        self, mixtures: Iterable[Mixture], stage: str, seed: int | None = None
+    ) -> Iterator[tuple[Mixture, Finetune | TrainingError]]:
+        """Yields the fine-tune on each mixture, or why it could not be made, in any order.
+
+        What is trained is kept at once. A key is locked while it is worked on, so that two
+        processes do not train the same model.
+        """
+        waiting: dict[str, Generator[Path, Finetune, None]] = {}
+        ready: list[tuple[Mixture, Finetune]] = []
+
+        def lacking() -> Iterator[FinetuneWork]:
+            for mixture in mixtures:
+                key = self._addresses.finetune(mixture, seed)
+                known = self._store.finetune(key)
+                self._open.count(_kind(mixture), key, known is not None)
+                draft = self._draft(key, mixture, seed)
+                folder = None if known is not None else next(draft, None)
+                if folder is None:
+                    found = known or self._store.finetune(key)  # by the process that was waited for
+                    assert found is not None
+                    ready.append((mixture, found))
+                    continue
+                waiting[key] = draft
+                yield FinetuneWork(key, mixture, seed, stage, str(folder))
+
+        try:
+            for done in self._open.executor.run(lacking()):
+                yield from _emptied(ready)
+                work = done.work
+                assert isinstance(work, FinetuneWork)
+                draft = waiting.pop(work.key)
+                if done.failure is not None:
+                    failed = _thrown(draft, done.failure.error)
+                    if not isinstance(failed, TrainingError):
+                        raise failed
+                    yield work.mixture, failed
+                    continue
+                trained = done.result()
+                assert isinstance(trained, Trained)
+                yield work.mixture, self._keep(draft, work, trained)
+            yield from _emptied(ready)
+        finally:
+            for draft in waiting.values():
+                draft.close()
+
+    def _draft(self, key: str, mixture: Mixture, seed: int | None) -> Generator[Path, Finetune, None]:
+        """Yields a folder to train in and is sent the record; nothing where the store has it.
+
+        The key is locked until the record is in the ledger.
+        """
+        waiting = f"waiting for another process that trains {mixture}"
+        with self._store.lock(key, on_wait=lambda: self._open.listener.note(waiting)):
+            if self._store.finetune(key) is not None:
+                return
+            with self._store.artifact(key) as folder:
+                record = yield folder
+            about = environment(self._open)
+            self._store.add_finetune(record, self._addresses.settings(seed), about)
+
+    def _keep(self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: Trained) -> Finetune:
+        """Puts a trained model in its place in the store, and its record beside it."""
+        given = self._given(work.mixture)
+        path = given or str(self._store.artifact_path(work.key))
+        numbers = found.num_examples, found.num_tokens, found.seconds
+        record = Finetune(work.mixture, work.key, path, *numbers)
+        try:
+            draft.send(record)
+        except StopIteration:
+            return record
+        raise AssertionError("a draft ends when it is sent its record")
+
+    def _given(self, mixture: Mixture) -> str | None:
+        """The folder of an expert that the recipe gives, or None."""
+        if len(mixture.members) > 1:
+            return None
+        return self._recipe.datasets[mixture.members[0]].expert
+
+    def train(self, work: FinetuneWork) -> Trained:
+        """Carries out the work: trains the model in the work's folder."""
+        mixture, sequences = work.mixture, self.sequences(work.mixture, work.seed)
+        if self._given(mixture) is not None:
+            return Trained(len(sequences), 0, 0.0)
+        settings = self.train_settings(mixture)
+        if work.seed is not None:
+            settings = settings.model_copy(update={"seed": work.seed})
+        num_steps = self.schedule(mixture, sequences).num_steps
+        text = f"{'expert' if len(mixture.members) == 1 else 'fine-tuning on'} {mixture}"
+        with self._open.listener.task(work.stage, text, num_steps) as advance:
+            step = Steps(self._open, f"{work.stage}: {mixture}", num_steps, advance)
+            step(0)
+            try:
+                num_tokens, seconds = training.finetune(
+                    self._inputs.family, sequences, settings, Path(work.folder), step
+                )
+            except TrainingError as error:
+                raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
+        return Trained(len(sequences), num_tokens, seconds)
+
+
+@dataclass
+class Steps:
+    """Passes optimizer steps on to the progress bar and the store's heartbeat."""
+
+    opened: OpenRecipe
+    text: str
+    total: int
+    advance: Any
+    done: int = 0
+
+    def __call__(self, steps: int) -> None:
+        """Counts `steps` more optimizer steps."""
+        self.done += steps
+        self.advance(steps)
+        self.opened.beat(self.text, self.done, self.total)
+
+
+def environment(opened: OpenRecipe) -> dict[str, Any]:
+    """Returns versions, device and seeds: what a figure depends on beside the recipe."""
+    from importlib.metadata import version
+
+    import torch
+
+    packages = ("mergetomix", "torch", "transformers", "trl", "peft", "datasets", "accelerate")
+    recipe, family = opened.recipe, opened.inputs.family
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if family.device == "cuda" else family.device,
+        "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if family.bf16 else "float32",
+        "seeds": {
+            "train": recipe.train.seed,
+            **{f"datasets.{name}": spec.seed for name, spec in recipe.datasets.items()},
+            **{f"targets.{name}": spec.seed for name, spec in recipe.targets.items()},
+        },
+    }
+
+
+def _kind(mixture: Mixture) -> str:
+    return "experts" if len(mixture.members) == 1 else "real fine-tunes"
+
+
+def _emptied(ready: list[tuple[Mixture, Finetune]]) -> Iterator[tuple[Mixture, Finetune]]:
+    while ready:
+        yield ready.pop(0)
+
+
+def _thrown(draft: Generator[Path, Finetune, None], error: Exception) -> Exception:
+    """Ends a draft by an error and returns what the store makes of it, such as a full disk."""
+    try:
+        draft.throw(error)
+    except Exception as found:  # noqa: BLE001  # whatever comes out is for the caller to raise
+        return found
+    return error

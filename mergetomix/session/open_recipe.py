@@ -1,0 +1,70 @@
+"""A recipe that is open: its inputs, its store, and who listens."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mergetomix.executors.work import Executor
+from mergetomix.progress import Listener
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.session.inputs import Inputs
+from mergetomix.store.store import Store
+
+
+@dataclass
+class OpenRecipe:
+    """What everything that works on one recipe shares.
+
+    `executor` carries out the work; `run` is the number of this run in the store, None in a worker,
+    which is no run of its own.
+    """
+
+    recipe: Recipe
+    inputs: Inputs
+    store: Store
+    listener: Listener
+    run: int | None = None
+    started: float = field(default_factory=time.monotonic)
+    warnings: list[str] = field(default_factory=list)
+    closing: ExitStack = field(default_factory=ExitStack)
+    executor: Executor = field(init=False)
+    _scratch: Path | None = None
+    _met: dict[str, dict[str, bool]] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
+
+    def warn(self, text: str) -> None:
+        """Tells the user now, and again in the report."""
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.listener.warn(text)
+
+    def beat(self, stage: str, done: int, total: int) -> None:
+        """Tells `mergetomix status` how far the run is."""
+        if self.run is not None:
+            self.store.heartbeat(self.run, stage, done, total)
+
+    def scratch(self) -> Path:
+        """Returns a folder that goes when the recipe is closed."""
+        if self._scratch is None:
+            self._scratch = self.closing.enter_context(self.store.scratch())
+        return self._scratch
+
+    @property
+    def reused(self) -> dict[str, int]:
+        """How many things of each kind the store held before this run came to them, each once."""
+        held = {what: sum(known.values()) for what, known in self._met.items()}
+        return {what: num for what, num in held.items() if num}
+
+    def count(self, what: str, key: str, held: bool) -> None:
+        """Remembers whether the store held a thing when the run first came to it."""
+        self._met.setdefault(what, {}).setdefault(key, held)
+
+    def tell_reused(self, what: str) -> None:
+        """Says, once, how much of a stage was in the store."""
+        text = f"{what}: {self.reused.get(what, 0)} of {len(self._met.get(what, {}))} were in the store"
+        if self.reused.get(what) and text not in self._told:
+            self._told.add(text)
+            self.listener.note(text)

@@ -1,0 +1,153 @@
+"""Proxies of an open recipe: the bank of experts, and the live model as any mixture's proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mergetomix import merge
+from mergetomix.errors import Fault
+from mergetomix.executors.work import StatisticWork
+from mergetomix.experts import statistics
+from mergetomix.experts.bank import GIB, Bank, Rule
+from mergetomix.experts.deltas import mapped, params, read_delta
+from mergetomix.records import Mixture
+from mergetomix.session.addresses import Addresses
+from mergetomix.session.memory import free_memory
+from mergetomix.session.open_recipe import OpenRecipe
+from mergetomix.session.spaces import Spaces
+
+FILE = "statistic.safetensors"
+
+
+class Proxies:
+    """Owns the bank. Reads the experts when the first proxy is asked for."""
+
+    def __init__(self, opened: OpenRecipe, addresses: Addresses, spaces: Spaces) -> None:
+        self._open, self._addresses, self._spaces = opened, addresses, spaces
+        self._bank: Bank | None = None
+        self._live: tuple[Mixture, float] | None = None
+        self._statistics: dict[str, Mapping[str, Any]] = {}
+
+    def bank(self, datasets: Sequence[str] | None = None) -> Bank:
+        """Returns the live base and the experts of some datasets, read when first asked for.
+
+        Args:
+            datasets: None is all that a mixture may hold.
+        """
+        if self._bank is None:
+            family = self._open.inputs.family
+            model = family.load()
+            base = params(model)
+            names = self._spaces.searched.allowed if datasets is None else datasets
+            deltas = {}
+            with self._open.listener.task("experts", "reading experts", len(names)) as advance:
+                for name in names:
+                    where, key = f"datasets.{name}.expert", self._addresses.expert(name)
+                    folder, scratch = str(self.folder(name)), self._open.scratch() / key
+                    deltas[name] = read_delta(family, base, folder, where, scratch)
+                    advance(1)
+            self._bank = Bank(model, deltas, self._memory_bytes, self._origin(base))
+        return self._bank
+
+    def folder(self, name: str) -> Path:
+        """Returns the folder of a dataset's expert. Raises Fault where the store lost it."""
+        record = self._open.store.finetune(self._addresses.expert(name))
+        if record is None:
+            hint = "run the experts stage again"
+            raise Fault(f"the expert of {name} is gone from the store", hint=hint)
+        return Path(record.path)
+
+    def live(self, mixture: Mixture, exponent: float) -> Any:
+        """Returns the live model as a mixture's proxy."""
+        bank = self.bank()
+        if self._live != (mixture, exponent):
+            self._live = None
+            if self._open.recipe.merge.method == "linear":
+                bank.set(merge.coefficients(mixture, exponent))
+            else:
+                gain = self._addresses.gain(mixture, exponent)
+                bank.combine(self.rule(mixture.datasets), mixture.as_dict(), gain)
+            self._live = mixture, exponent
+        return bank.model
+
+    def base(self) -> Any:
+        """Returns the base: the live model where experts are in memory, else one loaded now."""
+        if self._bank is None:
+            return self._open.inputs.family.load()
+        self._live = None
+        self._bank.reset()
+        return self._bank.model
+
+    def release(self) -> None:
+        """Frees the bank: a fine-tune needs the memory."""
+        self._bank = self._live = None
+        free_memory()
+
+    # --- statistics of experts, which some methods weigh them by
+
+    def rule(self, datasets: Sequence[str]) -> Rule:
+        """Returns how the recipe's method combines some experts.
+
+        Statistics that it needs are measured the first time.
+        """
+        section = self._open.recipe.merge
+        self.measure(datasets)
+        for name in datasets if self.needed is not None else ():
+            if name not in self._statistics:
+                self._statistics[name] = self._read(name)
+        experts = {name: self._addresses.expert(name) for name in datasets}
+        transposed = self._open.inputs.family.transposed
+        return Rule(section.method, section.options, experts, self._statistics, transposed)
+
+    @property
+    def needed(self) -> str | None:
+        """The statistic of experts that the recipe's method needs, or None."""
+        return merge.METHODS[self._open.recipe.merge.method].needs
+
+    def measure(self, datasets: Iterable[str]) -> None:
+        """Measures the statistics of some experts that the store lacks, and keeps them there."""
+        statistic, store = self.needed, self._open.store
+        for name in datasets if statistic is not None else ():
+            key = self._addresses.statistic(str(statistic), name)
+            if not (store.artifact_path(key) / FILE).exists():
+                with store.artifact(key) as folder:
+                    work = StatisticWork(key, str(statistic), name, str(folder))
+                    next(self._open.executor.run([work])).result()
+
+    def take(self, work: StatisticWork) -> None:
+        """Carries out the work: measures a statistic of an expert and writes it to its folder."""
+        from safetensors.torch import save_file
+
+        inputs, text = self._open.inputs, f"{work.statistic} of the expert {work.dataset}"
+        bank, self._live = self.bank(), None
+        bank.set({work.dataset: 1.0})
+        with self._open.listener.task("search", text, 1) as advance:
+            compute = statistics.STATISTICS[work.statistic]
+            sequences = inputs.sequences(work.dataset)
+            found = compute(inputs.family, bank.model, sequences, self._open.recipe.batch_tokens)
+            tensors = {param: each.cpu().contiguous() for param, each in found.items()}
+            save_file(tensors, Path(work.folder) / FILE)
+            advance(1)
+
+    def _read(self, name: str) -> Mapping[str, Any]:
+        from safetensors.torch import load_file
+
+        key = self._addresses.statistic(str(self.needed), name)
+        return load_file(self._open.store.artifact_path(key) / FILE)
+
+    # --- memory
+
+    @property
+    def _memory_bytes(self) -> float | None:
+        """Memory for the bank; None where the recipe leaves it open."""
+        wanted = self._open.recipe.merge.memory_gib
+        return None if wanted is None else wanted * GIB
+
+    def _origin(self, base: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The base's params as pages of its files, where a folder's files hold them by name."""
+        folder = Path(self._open.recipe.base.path)
+        if not folder.is_dir():
+            return {}
+        return mapped(self._open.inputs.family, folder, base, "base.path") or {}

@@ -1,0 +1,123 @@
+"""The session: a recipe that is open, and everything that stages ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mergetomix.executors.in_process import InProcess
+from mergetomix.executors.work import (
+    CarryOut,
+    Executor,
+    FinetuneWork,
+    GradientWork,
+    Outcome,
+    ScoringWork,
+    Work,
+)
+from mergetomix.experts.deltas import params, read_delta
+from mergetomix.progress import Listener, Silent
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.session.addresses import Addresses
+from mergetomix.session.evaluations import Evaluations
+from mergetomix.session.finetunes import Finetunes
+from mergetomix.session.gradients import Gradients
+from mergetomix.session.inputs import read_inputs
+from mergetomix.session.open_recipe import OpenRecipe
+from mergetomix.session.proxies import Proxies
+from mergetomix.session.spaces import Spaces
+from mergetomix.store.store import Store
+
+
+class Session:
+    """A recipe that is open, and what is done with it.
+
+    Each part does one thing: `spaces` are the mixtures that are allowed, `addresses` name what is
+    made, `finetunes` train, `proxies` merge, `evaluations` score, `gradients` differentiate.
+    """
+
+    def __init__(self, opened: OpenRecipe, executor: Callable[[CarryOut], Executor]) -> None:
+        self.opened = opened
+        self.recipe, self.inputs = opened.recipe, opened.inputs
+        self.store, self.listener = opened.store, opened.listener
+        self.spaces = Spaces(self.recipe, self.inputs)
+        self.addresses = Addresses(self.recipe, self.inputs, self.store)
+        self.finetunes = Finetunes(opened, self.addresses, self.spaces)
+        self.proxies = Proxies(opened, self.addresses, self.spaces)
+        self.evaluations = Evaluations(opened, self.addresses, self.proxies)
+        self.gradients = Gradients(
+            opened, self.addresses, self.spaces, self.proxies, self.evaluations
+        )
+        opened.executor = executor(self.carry_out)
+
+    def carry_out(self, work: Work) -> Outcome:
+        """Carries out one piece of work in this process."""
+        if isinstance(work, FinetuneWork):
+            return self.finetunes.train(work)
+        if isinstance(work, ScoringWork):
+            return self.evaluations.take(work)
+        if isinstance(work, GradientWork):
+            return self.gradients.take(work)
+        self.proxies.take(work)
+        return None
+
+
+@contextmanager
+def open_session(
+    recipe: Recipe,
+    listener: Listener | None = None,
+    executor: Callable[[CarryOut], Executor] = InProcess,
+) -> Iterator[Session]:
+    """Reads everything that a recipe names and opens its store; records how the run ends.
+
+    Args:
+        executor: makes what carries out the work, given what carries it out in this process.
+
+    Raises:
+        UserError: something that the user can mend, before any training.
+    """
+    listener = listener or Silent()
+    with Store(recipe.store) as store:
+        opened = OpenRecipe(recipe, read_inputs(recipe, listener), store, listener)
+        for warning in opened.inputs.warnings:
+            opened.warn(warning)
+        check_given_experts(opened)
+        about = {"datasets": sorted(recipe.datasets), "targets": sorted(recipe.targets)}
+        opened.run = store.begin_run(recipe.run_dir, about)
+        outcome = "interrupted"
+        try:
+            yield Session(opened, executor)
+            outcome = "finished"
+        except Exception as error:
+            lines = str(error).splitlines()
+            outcome = f"failed: {lines[0] if lines else type(error).__name__}"
+            raise
+        finally:
+            opened.closing.close()
+            store.end_run(opened.run, outcome)
+
+
+@contextmanager
+def open_worker(recipe: Recipe) -> Iterator[CarryOut]:
+    """Opens a recipe for a process that carries out work for another one.
+
+    Gives the function that carries it out. The store is read, never written: what is trained goes
+    to the folder that the work names.
+    """
+    with Store.peek(recipe.store) as store:
+        opened = OpenRecipe(recipe, read_inputs(recipe, Silent()), store, Silent())
+        try:
+            yield Session(opened, InProcess).carry_out
+        finally:
+            opened.closing.close()
+
+
+def check_given_experts(opened: OpenRecipe) -> None:
+    """Raises ModelError where an expert that the recipe gives does not fit the base."""
+    specs = opened.recipe.datasets.items()
+    given = {name: spec.expert for name, spec in specs if spec.expert is not None}
+    if not given:
+        return
+    base = params(opened.inputs.family.load())
+    for name, path in given.items():
+        read_delta(opened.inputs.family, base, path, f"datasets.{name}.expert")

@@ -1,0 +1,79 @@
+"""The mixtures that an open recipe allows."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from mergetomix.errors import RecipeError
+from mergetomix.mixtures.rows import Length
+from mergetomix.mixtures.spaces import Simplex, Space, Subsets
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.session.inputs import Inputs
+
+
+class Spaces:
+    """The spaces of a recipe: what is searched, and its subsets alone."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self._recipe, self._inputs = recipe, inputs
+
+    @cached_property
+    def searched(self) -> Space:
+        """The mixtures that the recipe allows.
+
+        Raises RecipeError where its constraints allow none.
+        """
+        try:
+            # of space: both, the subsets are searched first
+            return self._weights() if self._recipe.search.draws_rows else self.subsets
+        except ValueError as error:
+            raise RecipeError("search", str(error)) from None
+
+    @cached_property
+    def subsets(self) -> Subsets:
+        """The subsets that the recipe allows, the weights of their datasets left aside.
+
+        Raises RecipeError where its constraints allow none.
+        """
+        inputs = self._inputs
+        sizes = {"equal": None, "size": inputs.sizes, "tokens": inputs.scored_tokens}
+        groups = tuple(frozenset(group) for group in self._recipe.search.groups)
+        try:
+            return Subsets(*self._bounds(), sizes[self._recipe.merge.weighting], groups)
+        except ValueError as error:
+            raise RecipeError("search", str(error)) from None
+
+    @property
+    def length(self) -> Length:
+        """How much a drawn mixture's fine-tune takes of the datasets, general data left aside."""
+        settings = self._recipe.train
+        own = 1.0 if settings.anchor is None else 1 - settings.anchor.share
+        if settings.max_steps is not None:
+            num = settings.max_steps * settings.batch_size * settings.gradient_accumulation
+            return Length(own * num, "examples")
+        if settings.max_tokens is None:
+            message = "a weighted mixture needs max_tokens or max_steps: how much it is trained on"
+            raise RecipeError("train.max_tokens", message)
+        return Length(own * settings.max_tokens, "tokens")
+
+    def _weights(self) -> Simplex:
+        _ = self.subsets  # whose constraints hold for weights, too
+        return Simplex(*self._bounds(), self._recipe.search.min_share, self._caps())
+
+    def _bounds(
+        self,
+    ) -> tuple[tuple[str, ...], int, int | None, frozenset[str], frozenset[str]]:
+        """Names, fewest and most datasets, those required and forbidden."""
+        options = self._recipe.search
+        fates = frozenset(options.require), frozenset(options.forbid)
+        return (tuple(sorted(self._recipe.datasets)), options.min_datasets, options.max_datasets, *fates)
+
+    def _caps(self) -> dict[str, float] | None:
+        """The largest weight of each dataset, from how often it may be repeated."""
+        most = self._recipe.search.max_repeats
+        if most is None:
+            return None
+        sequences = {name: self._inputs.sequences(name) for name in self._recipe.datasets}
+        num_tokens = {name: sum(each.num_tokens for each in own) for name, own in sequences.items()}
+        num_sequences = {name: len(own) for name, own in sequences.items()}
+        return self.length.caps(self.length.sizes(num_sequences, num_tokens), most)

@@ -1,0 +1,98 @@
+"""The final table: models scored on the report part, which the search never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mergetomix.errors import TrainingError
+from mergetomix.objectives.objective import Objective
+from mergetomix.records import Mixture, Scores
+from mergetomix.results import Row, Selection, Verification
+from mergetomix.session.memory import free_memory
+from mergetomix.session.session import Session
+
+
+def final_table(
+    session: Session,
+    selection: Selection,
+    verification: Verification | None,
+    objective: Objective,
+    baselines: Mapping[str, Mixture],
+) -> tuple[Row, ...]:
+    """Returns a row for base, experts, proxy, the selected mixture, other checks, and baselines."""
+    table = FinalTable(session, objective)
+    picked, exponent = selection.mixture, session.recipe.merge.scale.exponent
+    paid: list[Mixture] = []
+    failed: set[Mixture] = set()
+    if verification is not None:
+        picked, exponent = verification.mixture, verification.exponent
+        paid = [each.mixture for each in verification.checks if each.origin == "verify"]
+        # verify has named these, and they would only fail again
+        failed = {mixture for mixture, _ in verification.failures}
+    table.add_merged(picked, exponent)
+    session.proxies.release()
+    if session.recipe.final.train:
+        table.add_real("selected", "final", picked)
+    for mixture in paid:
+        if mixture != picked:
+            table.add_real(f"check {mixture}", "check", mixture)
+    for name, mixture in baselines.items():
+        if mixture not in failed:
+            table.add_baseline(name, "all" if name == "all datasets" else "random", mixture)
+    session.opened.tell_reused("real fine-tunes")
+    return tuple(table.rows)
+
+
+class FinalTable:
+    """The rows so far; gains are over the base, which is scored first."""
+
+    def __init__(self, session: Session, objective: Objective) -> None:
+        self._session, self._objective = session, objective
+        self._base = session.evaluations.base("report")
+        self.rows = [self._row("base", "base", None, self._base)]
+
+    def add_merged(self, picked: Mixture, exponent: float) -> None:
+        """Adds the models that need no fine-tune: the experts, and the picked mixture's proxy."""
+        session, evaluations = self._session, self._session.evaluations
+        singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
+        text, num = "scoring base, experts and proxy on the report part", len(singles) + 2
+        with session.listener.task("final", text, num) as advance:
+            advance(1)
+            found = {}
+            for mixture, scores in evaluations.proxies(singles, "report"):
+                found[mixture] = scores
+                advance(1)
+                session.opened.beat("final: scoring experts", len(found) + 1, num)
+            for mixture in singles:
+                self._add(f"expert {mixture}", "expert", mixture, found[mixture])
+            self._add("proxy", "proxy", picked, evaluations.proxy(picked, "report", exponent))
+            advance(1)
+
+    def add_real(self, name: str, kind: Any, mixture: Mixture) -> None:
+        """Adds the base fine-tuned on a mixture for real."""
+        record = self._session.finetunes.fit(mixture, "final")
+        scores = self._session.evaluations.real(record, "report")
+        self._add(name, kind, mixture, scores, record.path)
+        free_memory()
+
+    def add_baseline(self, name: str, kind: Any, mixture: Mixture) -> None:
+        """Adds a baseline, unless its training fails: a comparison less, but the result stands."""
+        try:
+            self.add_real(name, kind, mixture)
+        except TrainingError as error:
+            self._session.opened.warn(f"the baseline {name!r} is left out: {error.message}")
+
+    def _add(self, name: str, kind: Any, mixture: Mixture, scores: Any, path: Any = None) -> None:
+        self.rows.append(self._row(name, kind, mixture, scores, path))
+
+    def _row(
+        self,
+        name: str,
+        kind: Any,
+        mixture: Mixture | None,
+        scores: Mapping[str, Scores],
+        path: str | None = None,
+    ) -> Row:
+        gain = self._objective.of(scores, self._base)
+        return Row(name, kind, mixture, scores, gain, path)
