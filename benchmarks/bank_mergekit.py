@@ -30,9 +30,19 @@ ROUNDS, RUNS = 3, 5
 def peer(base: Path, experts: list[Path], num_threads: int) -> dict[str, float]:
     """mergekit's median seconds."""
     script = Path(__file__).with_name("peer_mergekit.py")
-    command: list[Any] = [environments.python_of("mergekit"), script, "time", base, *experts, "--runs", RUNS]
+    command: list[Any] = [
+        environments.python_of("mergekit"),
+        script,
+        "time",
+        base,
+        *experts,
+        "--runs",
+        RUNS,
+    ]
     command += ["--threads", num_threads]
-    out = subprocess.run([str(word) for word in command], check=True, capture_output=True, text=True).stdout
+    out = subprocess.run(
+        [str(word) for word in command], check=True, capture_output=True, text=True
+    ).stdout
     found = json.loads(out.splitlines()[-1])
     memory = [a + b for a, b in zip(found["memory_plan"], found["memory_execute"], strict=True)]
     return {"in memory": statistics.median(memory), "to disk": statistics.median(found["disk"])}
@@ -48,7 +58,10 @@ def ours(base: Path, experts: list[Path]) -> float:
 
 def compare(size: str, base: Path, experts: list[Path], num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    rounds = [(peer(base, experts[: bank_switch.K], num_threads), ours(base, experts)) for _ in range(ROUNDS)]
+    rounds = [
+        (peer(base, experts[: bank_switch.K], num_threads), ours(base, experts))
+        for _ in range(ROUNDS)
+    ]
     for way in ("in memory", "to disk"):
         ratios = [theirs[way] / mine for theirs, mine in rounds]
         seconds = {"mergekit_s": rounds[0][0][way], "ours_s": rounds[0][1], "threads": num_threads}

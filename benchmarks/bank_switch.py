@@ -37,14 +37,19 @@ def bank_of(base: Path, experts: list[Path], memory_gib: float) -> Bank:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
     live = params(model)
-    deltas = {folder.name: compare(live, pages(folder), str(folder), is_mapped=True) for folder in experts}
+    deltas = {
+        folder.name: compare(live, pages(folder), str(folder), is_mapped=True) for folder in experts
+    }
     return Bank(model, deltas, memory_gib * GIB, pages(base))
 
 
 def moves(bank: Bank) -> Any:
     """Goes on to the next of some subsets of K or K + 1 experts, neighbours differing by one."""
     names = sorted(bank.deltas)
-    sets = [names, *(part for i in range(len(names)) for part in ([n for n in names if n != names[i]], names))]
+    sets = [
+        names,
+        *(part for i in range(len(names)) for part in ([n for n in names if n != names[i]], names)),
+    ]
     walk = itertools.cycle(sets[:-1])
     return lambda: (lambda chosen: bank.set(dict.fromkeys(chosen, 1 / len(chosen))))(next(walk))
 
@@ -60,7 +65,13 @@ def speed(size: str, folder: Path) -> None:
             move()
         values = paired.ratios(move, lambda: one.add_(other), NUM_RUNS)
         scaled = [value * 12 / BYTES_PER_PARAM for value in values]
-        paired.show(what="next subset / add_ over as many bytes", model=size, k=K, experts=kept, **paired.spread(scaled))
+        paired.show(
+            what="next subset / add_ over as many bytes",
+            model=size,
+            k=K,
+            experts=kept,
+            **paired.spread(scaled),
+        )
 
 
 def memory(base: Path, experts: list[Path]) -> None:
@@ -100,10 +111,18 @@ def rounding(size: str) -> None:
         same = total = 0
         for name, param in params(model).items():
             wide = start[name].double()
-            exact = wide + sum(weights[k] * (d.tensors[name].double() - wide) for k, d in deltas.items())
+            exact = wide + sum(
+                weights[k] * (d.tensors[name].double() - wide) for k, d in deltas.items()
+            )
             same += int((param == exact.to(dtype)).sum())
             total += param.numel()
-        paired.show(what="elements equal to the rounded float64 result", model=size, k=K, dtype=str(dtype), share=same / total)
+        paired.show(
+            what="elements equal to the rounded float64 result",
+            model=size,
+            k=K,
+            dtype=str(dtype),
+            share=same / total,
+        )
 
 
 def main() -> None:
@@ -112,7 +131,10 @@ def main() -> None:
         for size in models.SIZES:
             speed(size, folder)
             rounding(size)
-        base, experts = folder / "124M" / "base", [folder / "124M" / f"expert{i + 1}" for i in range(K)]
+        base, experts = (
+            folder / "124M" / "base",
+            [folder / "124M" / f"expert{i + 1}" for i in range(K)],
+        )
         subprocess.run([sys.executable, __file__, "memory", base, *experts], check=True)
 
 

@@ -25,8 +25,12 @@ def run(folder: Path, seed: int) -> tuple[dict[str, Any], float]:
     flags = [word for override in overrides for word in ("--set", override)]
     started = time.monotonic()
     command = [sys.executable, "-m", "mergetomix", "demo", str(folder), *flags]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    return json.loads((folder / f"run{seed}" / "result.json").read_text()), time.monotonic() - started
+    subprocess.run(
+        command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+    return json.loads(
+        (folder / f"run{seed}" / "result.json").read_text()
+    ), time.monotonic() - started
 
 
 def gains(result: dict[str, Any]) -> dict[str, float]:
@@ -50,10 +54,15 @@ def main() -> None:
             result, seconds = run(Path(folder), seed)
             rows.append(gains(result))
             shown = ", ".join(f"{name} {value:+.4f}" for name, value in rows[-1].items())
-            print(f"seed {seed}: {' + '.join(result['selected']['datasets'])}: {shown}; {seconds:.0f} s", flush=True)
+            print(
+                f"seed {seed}: {' + '.join(result['selected']['datasets'])}: {shown}; {seconds:.0f} s",
+                flush=True,
+            )
     for name in rows[0]:
         values = [row[name] for row in rows]
-        print(f"{name}: mean {statistics.fmean(values):+.4f}, {min(values):+.4f} to {max(values):+.4f}")
+        print(
+            f"{name}: mean {statistics.fmean(values):+.4f}, {min(values):+.4f} to {max(values):+.4f}"
+        )
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory {peak:.2f} GiB")
 

@@ -13,7 +13,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".bench"
 CONSTRAINTS = ROOT / "constraints.txt"
-PINS = {"mergekit": ("torch==2.13.0", "mergekit==0.1.5", "immutables==0.21", "sentencepiece==0.2.3", "protobuf==7.36.2")}
+PINS = {
+    "mergekit": (
+        "torch==2.13.0",
+        "mergekit==0.1.5",
+        "immutables==0.21",
+        "sentencepiece==0.2.3",
+        "protobuf==7.36.2",
+    )
+}
 
 
 def python_of(tool: str) -> Path:
@@ -28,7 +36,10 @@ def python_of(tool: str) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     # torch first: what is on the way then takes this build instead of the newest one
     for pins in (PINS[tool][:1], PINS[tool]):
-        subprocess.run([python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *pins], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "--quiet", "--constraint", CONSTRAINTS, *pins],
+            check=True,
+        )
     stamp.write_text(wanted)
     return python
 

@@ -30,10 +30,16 @@ def prepare(kind: str, folder: Path) -> Mapping[str, paired.Way]:
     questions = []
     for i in range(NUM_EXAMPLES[kind]):
         prompt = evaluation_models.random_ids(draw, draw.randint(190, 210), family)
-        options = tuple(evaluation_models.random_ids(draw, draw.randint(6, 10), family) for _ in range(4))
+        options = tuple(
+            evaluation_models.random_ids(draw, draw.randint(6, 10), family) for _ in range(4)
+        )
         questions.append(Question(prompt, options, i))
     model, asked = evaluation_models.load(family), family.asked(questions, BATCH_TOKENS)
-    rows = [(question.prompt + option, len(option)) for question in questions for option in question.options]
+    rows = [
+        (question.prompt + option, len(option))
+        for question in questions
+        for option in question.options
+    ]
     return {
         "once": lambda: [loss for losses in family.option_losses(model, asked) for loss in losses],
         "plain": lambda: evaluation_models.all_logits(model, rows, BATCH_TOKENS),

@@ -32,7 +32,10 @@ def prepare(kind: str, share: float, folder: Path) -> Mapping[str, paired.Way]:
     for _ in range(NUM_TEXTS[kind]):
         ids = evaluation_models.random_ids(draw, draw.randint(216, 296), family)
         rows.append((ids, min(len(ids) - 1, round(share * len(ids)))))
-    sequences = [Encoded(ids, (IGNORE,) * (len(ids) - n) + ids[len(ids) - n :], i) for i, (ids, n) in enumerate(rows)]
+    sequences = [
+        Encoded(ids, (IGNORE,) * (len(ids) - n) + ids[len(ids) - n :], i)
+        for i, (ids, n) in enumerate(rows)
+    ]
     model, batches = evaluation_models.load(family), family.batches(sequences, BATCH_TOKENS)
     return {
         "scored": lambda: family.negative_log_likelihoods(model, batches),
@@ -44,8 +47,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for kind in NUM_TEXTS:
             for name, share in SHARES.items():
-                found = paired.compare(functools.partial(prepare, kind, share, Path(folder)), REPETITIONS)
-                print(json.dumps({"model": kind, "scored": name, "texts": NUM_TEXTS[kind], **found}), flush=True)
+                found = paired.compare(
+                    functools.partial(prepare, kind, share, Path(folder)), REPETITIONS
+                )
+                print(
+                    json.dumps({"model": kind, "scored": name, "texts": NUM_TEXTS[kind], **found}),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

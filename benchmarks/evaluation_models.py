@@ -28,7 +28,9 @@ def open_model(kind: str, folder: Path) -> CausalLM:
     place = folder / kind
     if not place.exists():
         torch.manual_seed(0)
-        model = gpt2() if kind == "gpt2-124M" else llama({"llama-1M": 2048, "llama-5M": 32_000}[kind])
+        model = (
+            gpt2() if kind == "gpt2-124M" else llama({"llama-1M": 2048, "llama-5M": 32_000}[kind])
+        )
         model.save_pretrained(place)
         tokenizer().save_pretrained(place)
     return CausalLM(Base(path=str(place), dtype="float32"), "cpu", LONGEST, "full")
@@ -47,18 +49,29 @@ def gpt2() -> transformers.PreTrainedModel:
 
 
 def llama(num_tokens: int) -> transformers.PreTrainedModel:
-    shape = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 344}
-    config = transformers.LlamaConfig(**shape, vocab_size=num_tokens, max_position_embeddings=LONGEST, tie_word_embeddings=True)
+    shape = {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 344,
+    }
+    config = transformers.LlamaConfig(
+        **shape, vocab_size=num_tokens, max_position_embeddings=LONGEST, tie_word_embeddings=True
+    )
     return transformers.LlamaForCausalLM(config)
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Bytes and an end token: the benchmarks make token ids themselves."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bytes_alone = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<end>", *alphabet])}, []))
+    bytes_alone = Tokenizer(
+        models.BPE({letter: i for i, letter in enumerate(["<end>", *alphabet])}, [])
+    )
     bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_alone.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token="<end>", pad_token="<end>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bytes_alone, eos_token="<end>", pad_token="<end>"
+    )
 
 
 def random_ids(draw: random.Random, length: int, family: CausalLM) -> tuple[int, ...]:
@@ -66,7 +79,9 @@ def random_ids(draw: random.Random, length: int, family: CausalLM) -> tuple[int,
     return tuple(draw.choices(range(1, family.config.vocab_size), k=length))
 
 
-def all_logits(model: torch.nn.Module, rows: list[tuple[tuple[int, ...], int]], batch_tokens: int) -> list[float]:
+def all_logits(
+    model: torch.nn.Module, rows: list[tuple[tuple[int, ...], int]], batch_tokens: int
+) -> list[float]:
     """-log p of each row's last tokens, the plain way: rows by length, padded behind, logits of every place.
 
     Args:
@@ -76,18 +91,26 @@ def all_logits(model: torch.nn.Module, rows: list[tuple[tuple[int, ...], int]], 
     found: dict[int, float] = {}
     while order:
         width = len(rows[order[0]][0])
-        group, order = order[: max(1, batch_tokens // width)], order[max(1, batch_tokens // width) :]
+        group, order = (
+            order[: max(1, batch_tokens // width)],
+            order[max(1, batch_tokens // width) :],
+        )
         ids_BT = torch.zeros(len(group), width, dtype=torch.long)
         mask_BT, labels_BT = torch.zeros_like(ids_BT), torch.full_like(ids_BT, -100)
         for b, i in enumerate(group):
             ids, num_scored = rows[i]
             ids_BT[b, : len(ids)] = torch.tensor(ids)
             mask_BT[b, : len(ids)] = 1
-            labels_BT[b, len(ids) - num_scored : len(ids)] = torch.tensor(ids[len(ids) - num_scored :])
+            labels_BT[b, len(ids) - num_scored : len(ids)] = torch.tensor(
+                ids[len(ids) - num_scored :]
+            )
         with torch.inference_mode():
             logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
             losses_BT = torch.nn.functional.cross_entropy(
-                logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=-100, reduction="none"
+                logits_BTV[:, :-1].flatten(0, 1),
+                labels_BT[:, 1:].flatten(),
+                ignore_index=-100,
+                reduction="none",
             )
         sums = losses_BT.view(len(group), width - 1).double().sum(dim=1)
         found |= dict(zip(group, sums.tolist(), strict=True))

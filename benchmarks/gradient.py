@@ -8,10 +8,10 @@ from typing import Any
 import models
 import paired
 import torch
+from mergetomix.experts.beside import Beside
 from torch.nn.functional import cross_entropy
 
 from mergetomix.experts.bank import GIB, Bank
-from mergetomix.experts.beside import Beside
 from mergetomix.experts.deltas import compare, params
 
 K, RANK, NUM_RUNS = 8, 16, 9
@@ -83,7 +83,9 @@ def gradients(size: str) -> None:
         for against, other in (("forward", forward), ("forward and backward", backward)):
             values = paired.ratios(way, lambda other=other: other(plain, ids), NUM_RUNS)  # type: ignore[misc]  # bound now
             what = f"gradient in {K} weights / {against} pass"
-            paired.show(what=what, model=size, way=name, num_tokens=ids.numel(), **paired.spread(values))
+            paired.show(
+                what=what, model=size, way=name, num_tokens=ids.numel(), **paired.spread(values)
+            )
 
 
 def switching(size: str) -> None:

@@ -77,8 +77,16 @@ def small(folder: Path) -> tuple[ImageClassifier, Any, Train]:
     demo.write_data(folder)
     family = ImageClassifier(Base(path=str(demo.BASE)), "cpu", Images(), "full")
     names = [*demo.NAMES]
-    source = Dataset(path=str(folder / "turned.npz"), image="image", label="label", classes=names, templates=[demo.TEMPLATE])
-    settings = Train(method="full", batch_size=16, max_steps=60, augment=Augment(shift=0.1, rotate=10))
+    source = Dataset(
+        path=str(folder / "turned.npz"),
+        image="image",
+        label="label",
+        classes=names,
+        templates=[demo.TEMPLATE],
+    )
+    settings = Train(
+        method="full", batch_size=16, max_steps=60, augment=Augment(shift=0.1, rotate=10)
+    )
     return family, encoded(family, source), settings
 
 
@@ -90,8 +98,15 @@ def photographs(folder: Path, num_workers: int | None) -> tuple[ImageClassifier,
         place.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(draw.integers(256, size=(30, 40, 3), dtype=np.uint8))
         coarse.resize((400, 300), Image.Resampling.BICUBIC).save(place, quality=90)
-    shape = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
-    model = ViTForImageClassification(ViTConfig(**shape, id2label={0: "one", 1: "two"}, label2id={"one": 0, "two": 1}))
+    shape = {
+        "hidden_size": 192,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 3,
+        "intermediate_size": 768,
+    }
+    model = ViTForImageClassification(
+        ViTConfig(**shape, id2label={0: "one", 1: "two"}, label2id={"one": 0, "two": 1})
+    )
     model.save_pretrained(folder / "vit")
     ViTImageProcessorPil().save_pretrained(folder / "vit")
     options = Images(memory_gib=0, num_workers=num_workers)
@@ -118,8 +133,21 @@ def main() -> None:
             for case, (family, sequences, settings) in cases.items():
                 found[case].append(share(family, sequences, settings))
     for case, shares in found.items():
-        line = {"case": case, "median": statistics.median(shares), "least": min(shares), "most": max(shares), "runs": RUNS}
-        print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in line.items()}))
+        line = {
+            "case": case,
+            "median": statistics.median(shares),
+            "least": min(shares),
+            "most": max(shares),
+            "runs": RUNS,
+        }
+        print(
+            json.dumps(
+                {
+                    key: round(value, 4) if isinstance(value, float) else value
+                    for key, value in line.items()
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

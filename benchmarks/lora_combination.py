@@ -47,12 +47,22 @@ class Case:
         """The base, its embeddings cut short."""
         if self.model == "gpt2":
             return GPT2LMHeadModel(GPT2Config(vocab_size=NUM_VOCAB, bos_token_id=0, eos_token_id=0))
-        shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 5, "num_attention_heads": 4}
+        shape = {
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+        }
         return LlamaForCausalLM(LlamaConfig(vocab_size=NUM_VOCAB, **shape))
 
     def experts(self) -> PeftModel:
         """The base with eight adapters, whose B is as small beside A as training leaves it."""
-        config = LoraConfig(r=self.rank, lora_alpha=2 * self.rank, target_modules="all-linear", use_rslora=self.rslora)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            target_modules="all-linear",
+            use_rslora=self.rslora,
+        )
         model = get_peft_model(self.build(), config, adapter_name="0")
         for i in range(1, NUM_EXPERTS):
             model.add_adapter(str(i), config)
@@ -66,7 +76,11 @@ class Case:
 
 def layers(model: PeftModel) -> dict[str, Any]:
     """PEFT's layers that hold adapters."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A") and module.lora_A}
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(module, "lora_A") and module.lora_A
+    }
 
 
 def factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor]:
@@ -76,7 +90,11 @@ def factors(layer: Any, adapter: str) -> tuple[Tensor, Tensor]:
 
 def weights() -> list[float]:
     """Uneven, and of sum one."""
-    drawn = torch.rand(NUM_EXPERTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64) ** 2 + 0.01
+    drawn = (
+        torch.rand(NUM_EXPERTS, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        ** 2
+        + 0.01
+    )
     return [float(value) for value in drawn / drawn.sum()]
 
 
@@ -92,7 +110,9 @@ def timed(function: Callable[[], Any], runs: int) -> tuple[Any, float]:
 
 def errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, float]:
     """||D' - D||_F / ||D||_F: the largest and the mean over modules."""
-    each = [float((found[name].double() - want).norm() / want.norm()) for name, want in wanted.items()]
+    each = [
+        float((found[name].double() - want).norm() / want.norm()) for name, want in wanted.items()
+    ]
     return {"largest": max(each), "mean": sum(each) / len(each)}
 
 
@@ -103,7 +123,9 @@ def least(wanted: Mapping[str, Tensor], rank: int) -> dict[str, float]:
     """
     each = []
     for want in wanted.values():
-        squares = torch.linalg.eigvalsh(want @ want.T if want.shape[0] < want.shape[1] else want.T @ want).clamp(min=0)
+        squares = torch.linalg.eigvalsh(
+            want @ want.T if want.shape[0] < want.shape[1] else want.T @ want
+        ).clamp(min=0)
         each.append(float((squares[: max(0, len(squares) - rank)].sum() / squares.sum()).sqrt()))
     return {"least largest": max(each), "least mean": sum(each) / len(each)}
 
@@ -123,7 +145,9 @@ def by_peft(model: PeftModel, kind: str, rank: int) -> tuple[dict[str, Tensor], 
 
     _, seconds = timed(combine, 1)
     found = {
-        name: factors(layer, kind)[0].double() @ factors(layer, kind)[1].double() * layer.scaling[kind]
+        name: factors(layer, kind)[0].double()
+        @ factors(layer, kind)[1].double()
+        * layer.scaling[kind]
         for name, layer in layers(model).items()
     }
     model.delete_adapter(kind)
@@ -134,36 +158,70 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
     """A line for each way."""
     model = case.experts()
     own = layers(model)
-    pairs: Pairs = {name: [factors(layer, str(i)) for i in range(NUM_EXPERTS)] for name, layer in own.items()}
+    pairs: Pairs = {
+        name: [factors(layer, str(i)) for i in range(NUM_EXPERTS)] for name, layer in own.items()
+    }
     scaling = next(iter(own.values())).scaling["0"]
     scaled = [weight * scaling for weight in weights()]
     terms = {name: list(zip(each, scaled, strict=True)) for name, each in pairs.items()}
     wanted = {
-        name: sum((c * (b.double() @ a.double()) for (b, a), c in each), torch.zeros(1, dtype=torch.float64))
+        name: sum(
+            (c * (b.double() @ a.double()) for (b, a), c in each),
+            torch.zeros(1, dtype=torch.float64),
+        )
         for name, each in terms.items()
     }
-    fold, unit = timed(lambda: {name: merge.lora_product(each, scaled) for name, each in pairs.items()}, 3)
+    fold, unit = timed(
+        lambda: {name: merge.lora_product(each, scaled) for name, each in pairs.items()}, 3
+    )
     yield {"way": "fold (merge.lora_product)", **errors(fold, wanted), "time": 1.0}
     ranks = [None, *(int(times * case.rank) for times in RANKS_KEPT)]
     for rank in ranks:
         adapter, seconds = timed(lambda rank=rank: adapter.combine(terms, rank, torch.float32), 1)
-        line = {"way": "adapter, exact" if rank is None else f"adapter, rank {rank}", "rank": adapter.rank}
+        line = {
+            "way": "adapter, exact" if rank is None else f"adapter, rank {rank}",
+            "rank": adapter.rank,
+        }
         found = errors(products(adapter.factors), wanted)
-        yield {**line, **found, **({} if rank is None else least(wanted, rank)), "time": seconds / unit}
+        yield {
+            **line,
+            **found,
+            **({} if rank is None else least(wanted, rank)),
+            "time": seconds / unit,
+        }
     for kind in ("linear", "cat", "svd"):
         result, seconds = by_peft(model, kind, 2 * case.rank)
         rank = {"linear": case.rank, "cat": NUM_EXPERTS * case.rank, "svd": 2 * case.rank}[kind]
-        yield {"way": f"PEFT {kind}", "rank": rank, **errors(result, wanted), "time": seconds / unit}
+        yield {
+            "way": f"PEFT {kind}",
+            "rank": rank,
+            **errors(result, wanted),
+            "time": seconds / unit,
+        }
 
 
-CASES = (Case("llama", 8), Case("llama", 16), Case("llama", 8, rslora=True), Case("gpt2", 8), Case("gpt2", 16))
+CASES = (
+    Case("llama", 8),
+    Case("llama", 16),
+    Case("llama", 8, rslora=True),
+    Case("gpt2", 8),
+    Case("gpt2", 16),
+)
 
 
 def main() -> None:
     for case in CASES:
-        about = {"model": case.model, "experts": NUM_EXPERTS, "expert_rank": case.rank, "rslora": case.rslora}
+        about = {
+            "model": case.model,
+            "experts": NUM_EXPERTS,
+            "expert_rank": case.rank,
+            "rslora": case.rslora,
+        }
         for line in measure(case):
-            rounded = {key: float(f"{value:.3g}") if isinstance(value, float) else value for key, value in line.items()}
+            rounded = {
+                key: float(f"{value:.3g}") if isinstance(value, float) else value
+                for key, value in line.items()
+            }
             print(json.dumps({**about, **rounded}), flush=True)
             if line["way"].startswith("fold") and line["largest"] > LIMIT:
                 raise SystemExit(f"the fold is {line['largest']:.2g} off, more than {LIMIT:g}")

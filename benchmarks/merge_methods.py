@@ -91,7 +91,11 @@ WEIGHT = {"weight": by_expert(WEIGHTS)}
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 EXACT = (
     Comparison("linear", "linear", WEIGHT, base=None),
-    Comparison("task_arithmetic", "task_arithmetic", {"weight": by_expert([effective_number(WEIGHTS) * w for w in WEIGHTS])}),
+    Comparison(
+        "task_arithmetic",
+        "task_arithmetic",
+        {"weight": by_expert([effective_number(WEIGHTS) * w for w in WEIGHTS])},
+    ),
     Comparison("ties", "ties", {**WEIGHT, "density": same(DENSITY)}, {"density": DENSITY}),
     Comparison(
         "breadcrumbs",
@@ -130,7 +134,12 @@ CHANCE = (
         Comparison(
             name,
             name,
-            {"weight": {"a": 1.0}, "density": {"a": DENSITY}, "epsilon": {"a": 0.15}, "rescale": False},
+            {
+                "weight": {"a": 1.0},
+                "density": {"a": DENSITY},
+                "epsilon": {"a": 0.15},
+                "rescale": False,
+            },
             {"density": DENSITY, "epsilon": 0.3},
             experts=("a",),
             weights=(1.0,),
@@ -156,11 +165,15 @@ def random_inputs() -> dict[str, Tensor]:
 
 def job_of(number: int, comparison: Comparison) -> dict[str, Any]:
     """What mergekit's side is asked for. Of a base that is zero the experts are the deltas."""
-    rename = (lambda name: "zero" if name == "base" else f"{name}0") if comparison.from_zero else str
+    rename = (
+        (lambda name: "zero" if name == "base" else f"{name}0") if comparison.from_zero else str
+    )
     experts = [rename(name) for name in comparison.experts]
     base = None if comparison.base is None else rename(comparison.base)
     parameters = {
-        key: {rename(name): number for name, number in value.items()} if isinstance(value, dict) else value
+        key: {rename(name): number for name, number in value.items()}
+        if isinstance(value, dict)
+        else value
         for key, value in comparison.parameters.items()
     }
     return {
@@ -177,8 +190,13 @@ def job_of(number: int, comparison: Comparison) -> dict[str, Any]:
 def theirs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """mergekit's results, as "<place of the comparison>.<param>"."""
     with tempfile.TemporaryDirectory() as folder:
-        jobs, given, results = (Path(folder) / name for name in ("jobs.json", "inputs.safetensors", "results.safetensors"))
-        jobs.write_text(json.dumps([job_of(number, each) for number, each in enumerate((*EXACT, *CHANCE))]))
+        jobs, given, results = (
+            Path(folder) / name
+            for name in ("jobs.json", "inputs.safetensors", "results.safetensors")
+        )
+        jobs.write_text(
+            json.dumps([job_of(number, each) for number, each in enumerate((*EXACT, *CHANCE))])
+        )
         save_file(dict(inputs), given)
         script = Path(__file__).with_name("peer_mergekit.py")
         subprocess.run([python_of("mergekit"), script, "merge", jobs, given, results], check=True)
@@ -192,7 +210,9 @@ def parts_of(comparison: Comparison, inputs: Mapping[str, Tensor], param: str) -
     return Parts(param, base, deltas, comparison.weights, comparison.experts)
 
 
-def compare_exact(comparison: Comparison, inputs: Mapping[str, Tensor], found: Mapping[str, Tensor], number: int) -> bool:
+def compare_exact(
+    comparison: Comparison, inputs: Mapping[str, Tensor], found: Mapping[str, Tensor], number: int
+) -> bool:
     """Prints the largest relative difference over all tensors."""
     worst = 0.0
     for param in SHAPES:
@@ -200,18 +220,31 @@ def compare_exact(comparison: Comparison, inputs: Mapping[str, Tensor], found: M
         ours = METHODS[comparison.method].combine(parts, **comparison.options)
         gap = (parts.base + ours - found[f"{number}.{param}"]).abs().max()
         worst = max(worst, float(gap / ours.abs().max()))
-    print(f"{comparison.name:44} largest relative difference {worst:.1e}{'' if comparison.judged else ' (another formula)'}")
+    print(
+        f"{comparison.name:44} largest relative difference {worst:.1e}{'' if comparison.judged else ' (another formula)'}"
+    )
     return worst < LARGEST or not comparison.judged
 
 
-def compare_chance(comparison: Comparison, inputs: Mapping[str, Tensor], found: Mapping[str, Tensor], number: int) -> bool:
+def compare_chance(
+    comparison: Comparison, inputs: Mapping[str, Tensor], found: Mapping[str, Tensor], number: int
+) -> bool:
     """Prints how far both distributions are apart, and how far they would be with another density."""
     right = distances(comparison, comparison.options, inputs, found, number)
-    wrong = distances(comparison, {**comparison.options, "density": 1.1 * DENSITY}, inputs, found, number)
+    wrong = distances(
+        comparison, {**comparison.options, "density": 1.1 * DENSITY}, inputs, found, number
+    )
     for note, (z_mean, z_variance, p) in (("", right), (", with a density of .44 for .4", wrong)):
-        print(f"{comparison.name + note:44} largest |z| of means {abs(z_mean).max():.1f}, of variances", end=" ")
+        print(
+            f"{comparison.name + note:44} largest |z| of means {abs(z_mean).max():.1f}, of variances",
+            end=" ",
+        )
         print(f"{abs(z_variance).max():.1f}, smallest p {p.min():.1g}; {len(p)} buckets")
-    return bool(abs(right[0]).max() < LARGEST_Z and abs(right[1]).max() < LARGEST_Z and right[2].min() > SMALLEST_P)
+    return bool(
+        abs(right[0]).max() < LARGEST_Z
+        and abs(right[1]).max() < LARGEST_Z
+        and right[2].min() > SMALLEST_P
+    )
 
 
 def distances(
@@ -226,12 +259,18 @@ def distances(
     for param in SHAPES:
         parts = parts_of(comparison, inputs, param)
         seeds = range(NUM_SEEDS)
-        ours = torch.stack([METHODS[comparison.method].combine(parts, seed=seed, **options) for seed in seeds])
+        ours = torch.stack(
+            [METHODS[comparison.method].combine(parts, seed=seed, **options) for seed in seeds]
+        )
         mean = METHODS["linear"].combine(parts)
         one, other = ours.mul(comparison.factor), found[f"{number}.{param}"]
         if comparison.method.startswith("della"):
             one, other = (kept * mean for kept in ((one != 0).float(), (other != 0).float()))
-        rows += buckets(one.flatten(1).double().numpy(), other.flatten(1).double().numpy(), mean.flatten().numpy())
+        rows += buckets(
+            one.flatten(1).double().numpy(),
+            other.flatten(1).double().numpy(),
+            mean.flatten().numpy(),
+        )
     z_mean, z_variance, p = np.array(rows).T
     return z_mean, z_variance, p
 
@@ -258,7 +297,10 @@ def main() -> None:
     inputs = random_inputs()
     found = theirs(inputs)
     agree = [compare_exact(each, inputs, found, number) for number, each in enumerate(EXACT)]
-    agree += [compare_chance(each, inputs, found, number) for number, each in enumerate(CHANCE, start=len(EXACT))]
+    agree += [
+        compare_chance(each, inputs, found, number)
+        for number, each in enumerate(CHANCE, start=len(EXACT))
+    ]
     if not all(agree):
         raise SystemExit("some methods differ")
 

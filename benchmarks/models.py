@@ -41,7 +41,9 @@ def perturb(model: Any, seed: int, share: float = 0.05) -> None:
     with torch.no_grad():
         for param in model.parameters():
             spread = float(param.std()) if param.numel() > 1 else 0.0
-            param.add_(torch.randn(param.shape, generator=generator), alpha=share * (spread or 0.02))
+            param.add_(
+                torch.randn(param.shape, generator=generator), alpha=share * (spread or 0.02)
+            )
 
 
 def write(folder: Path, size: str, num_experts: int) -> tuple[Path, list[Path]]:
@@ -68,7 +70,11 @@ def adapters(model: Any, num_experts: int, rank: int) -> dict[str, Any]:
     """Adapters with random factors on every linear layer but the head, as the package's deltas."""
     from mergetomix.experts.deltas import LoraDelta
 
-    names = [n for n, p in model.named_parameters() if p.ndim == 2 and any(part in n for part in ("attn", "mlp"))]
+    names = [
+        n
+        for n, p in model.named_parameters()
+        if p.ndim == 2 and any(part in n for part in ("attn", "mlp"))
+    ]
     transposed = frozenset(names) if "GPT2" in type(model).__name__ else frozenset()
     found = {}
     for seed in range(num_experts):

@@ -84,7 +84,12 @@ def ratios(one: Callable[[], Any], other: Callable[[], Any], num_runs: int) -> l
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values), "runs": len(values)}
+    return {
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "runs": len(values),
+    }
 
 
 def show(**fields: Any) -> None:
@@ -100,5 +105,9 @@ def _short(value: Any) -> Any:
 
 def anonymous_mib() -> float:
     """MiB of this process's memory that are no pages of a file (Linux)."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("RssAnon")
+    )
     return int(line.split()[1]) / 1024

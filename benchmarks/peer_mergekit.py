@@ -45,7 +45,9 @@ def configuration(method: str, base: str, experts: list[str]) -> MergeConfigurat
     """A merge of experts with equal weights; a linear one has no base, as the weights add up to one."""
     models = [{"model": expert, "parameters": {"weight": 1 / len(experts)}} for expert in experts]
     values = {"merge_method": method, "models": models}
-    return MergeConfiguration.model_validate(values if method == "linear" else {**values, "base_model": base})
+    return MergeConfiguration.model_validate(
+        values if method == "linear" else {**values, "base_model": base}
+    )
 
 
 def hold_tensors(config: MergeConfiguration) -> None:
@@ -74,11 +76,17 @@ def in_memory(config: MergeConfiguration) -> Callable[[], tuple[float, float, in
 
     def merge() -> tuple[float, float, int]:
         started = time.monotonic()
-        executor = Executor(plan_in_memory(MergePlanner(config, architecture, OPTIONS, model_config)))
+        executor = Executor(
+            plan_in_memory(MergePlanner(config, architecture, OPTIONS, model_config))
+        )
         planned = time.monotonic()
         for task, value in executor.run(quiet=True):
             live.setdefault(task.weight_info.name, torch.empty_like(value)).copy_(value)
-        return planned - started, time.monotonic() - planned, sum(tensor.numel() for tensor in live.values())
+        return (
+            planned - started,
+            time.monotonic() - planned,
+            sum(tensor.numel() for tensor in live.values()),
+        )
 
     return merge
 
@@ -88,7 +96,11 @@ def plan_in_memory(planner: MergePlanner) -> list[ReturnTensor]:
     ReturnTensor's check of its field, which is left out here, takes Task[Tensor] alone."""
     planner._plan()
     return [
-        ReturnTensor.model_construct(weight_info=weight, tensor_task=task, dtype=weight.force_dtype or planner.config.out_dtype)
+        ReturnTensor.model_construct(
+            weight_info=weight,
+            tensor_task=task,
+            dtype=weight.force_dtype or planner.config.out_dtype,
+        )
         for weight, task in planner._tensors
     ]
 
@@ -127,7 +139,7 @@ def merge_tensors(given: argparse.Namespace) -> None:
     inputs, results = load_file(given.inputs), {}
     for job in json.loads(given.jobs.read_text()):
         for param in job["params"]:
-            results[f"{job['name']}.{param}"] = merged(job, param, inputs)
+            results[f"{job['name']}.{param}"] = merged(session, param, inputs)
     save_file(results, given.results)
 
 
@@ -143,7 +155,7 @@ def merged(job: dict[str, Any], param: str, inputs: dict[str, torch.Tensor]) -> 
         group = TensorGroup.from_tensors(copies, ids=names, base_index=place, name=param)
         return method([group], parameters=job["parameters"])[0].contiguous()
 
-    if job.get("num_seeds") is None:
+    if session.get("num_seeds") is None:
         return once(0)
     return torch.stack([once(seed) for seed in range(job["num_seeds"])])
 

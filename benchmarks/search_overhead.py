@@ -18,8 +18,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from mergetomix import demo
 from mergetomix.recipe import recipe
-from mergetomix.session.job import Job, open_job
-from mergetomix.stages import pipeline
+from mergetomix.session.session import Session, open_session
+from mergetomix.stages import pipeline, search
 
 NUM_RUNS = 3
 
@@ -39,15 +39,20 @@ def timed(owner: Any, name: str) -> list[float]:
     return taken
 
 
-def measure(job: Job) -> dict[str, float]:
+def measure(session: Session) -> dict[str, float]:
     """Seconds of the search, of forward passes to the logits and to the losses, and of merging."""
-    logits = timed(job.bank().model, "forward")
-    losses = timed(job.inputs.family, "negative_log_likelihoods")
+    logits = timed(session.proxies.bank().model, "forward")
+    losses = timed(session.inputs.family, "negative_log_likelihoods")
     started = time.monotonic()
-    selection = pipeline.search_mixtures(job)
+    selection = search.search_mixtures(session)
     total = time.monotonic() - started
-    keys = [job.proxy_key(trial.mixture) for trial in selection.trials]
-    return {"search": total, "logits": sum(logits), "losses": sum(losses), "merging": job.store.seconds(keys)[0]}
+    keys = [session.addresses.proxy(trial.mixture) for trial in selection.trials]
+    return {
+        "search": total,
+        "logits": sum(logits),
+        "losses": sum(losses),
+        "merging": session.store.seconds(keys)[0],
+    }
 
 
 def main() -> None:
@@ -56,17 +61,23 @@ def main() -> None:
         path = demo.write_recipe(Path(folder))
         for run in range(NUM_RUNS):
             # another share of select examples is another target: no trial of an earlier round is reused
-            overrides = ["train.max_steps=5", f"select_fraction={0.5 + run * 1e-3}", f"targets.urllib.seed={run}"]
+            overrides = [
+                "train.max_steps=5",
+                f"select_fraction={0.5 + run * 1e-3}",
+                f"targets.urllib.seed={run}",
+            ]
             overrides.append(f"targets.concurrent.seed={run}")
             loaded = recipe.load(path, [*overrides, f"run_dir=run{run}"])
-            with open_job(loaded) as job:
-                pipeline.train_experts(job)
-                taken = measure(job)
+            with open_session(loaded) as session:
+                pipeline.train_experts(session)
+                taken = measure(session)
             overheads.append(1 - taken["losses"] / taken["search"])
             shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
             print(f"{shown}; outside the losses {overheads[-1]:.1%}, outside the logits", end=" ")
             print(f"{1 - taken['logits'] / taken['search']:.1%}", flush=True)
-    print(f"outside the losses: median {statistics.median(overheads):.1%}, {min(overheads):.1%} to {max(overheads):.1%}")
+    print(
+        f"outside the losses: median {statistics.median(overheads):.1%}, {min(overheads):.1%} to {max(overheads):.1%}"
+    )
 
 
 if __name__ == "__main__":

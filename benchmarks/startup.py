@@ -24,7 +24,9 @@ def main() -> None:
             taken[name].append(seconds(arguments))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     for name, values in taken.items():
-        print(f"{name}: median {medians[name]:.3f} s, {min(values):.3f} to {max(values):.3f}, {NUM_RUNS} runs")
+        print(
+            f"{name}: median {medians[name]:.3f} s, {min(values):.3f} to {max(values):.3f}, {NUM_RUNS} runs"
+        )
     empty, full = medians.values()
     print(f"ratio {full / empty:.1f}")
 

@@ -15,7 +15,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mergetomix.errors import DataError, Fault, MergeToMixError, ModelError, RecipeError, StoreError, TrainingError, UserError
+from mergetomix.errors import (
+    DataError,
+    Fault,
+    MergeToMixError,
+    ModelError,
+    RecipeError,
+    StoreError,
+    TrainingError,
+    UserError,
+)
 from mergetomix.export.folder import Form
 from mergetomix.records import Finetune, Mixture, Scores, Trial
 from mergetomix.results import Cost, Result, Row, Selection, Verification
@@ -79,7 +88,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
 
 
-def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(
+    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()
+) -> Recipe:
     """A checked recipe from a file, or from plain values whose relative paths start at the working directory.
 
     In values, a dataset's or target's `rows` may be a `datasets.Dataset` or a list of mappings, and a target's `function` a
@@ -96,7 +107,9 @@ def load_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequ
     return load(recipe, overrides) if isinstance(recipe, str | Path) else parse(recipe)
 
 
-def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Result:
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> Result:
     """Experts, search, final fine-tune and report, reusing whatever the store holds.
 
     Writes the resolved recipe, `result.json`, `report.md` and the final model into the recipe's `run_dir`.
@@ -115,7 +128,9 @@ def run(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | No
     return result
 
 
-def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
+def train_experts(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> tuple[Finetune, ...]:
     """Fine-tune one expert for each dataset; those in the store are reused."""
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
@@ -124,7 +139,9 @@ def train_experts(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Lis
         return pipeline.train_experts(session)
 
 
-def search_mixtures(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Selection:
+def search_mixtures(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> Selection:
     """Experts where they are missing, then proxies on the select part of the targets, best first."""
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
@@ -200,7 +217,9 @@ def write_proxy(
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
-def check(recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None) -> Plan:
+def check(
+    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+) -> Plan:
     """Read everything that a run will read and plan it: see `mergetomix.plan.Plan`. Trains nothing."""
     from mergetomix.stages import plan
 

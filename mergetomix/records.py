@@ -36,7 +36,9 @@ class Mixture:
             raise ValueError(f"datasets must be sorted and distinct: {self.datasets}")
         if len(self.weights) != len(self.datasets):
             raise ValueError(f"{len(self.datasets)} datasets but {len(self.weights)} weights")
-        if any(weight < 0 for weight in self.weights) or not math.isclose(sum(self.weights), 1, rel_tol=1e-6):
+        if any(weight < 0 for weight in self.weights) or not math.isclose(
+            sum(self.weights), 1, rel_tol=1e-6
+        ):
             raise ValueError(f"weights must be non-negative and sum to 1: {self.weights}")
 
     @classmethod
@@ -81,7 +83,9 @@ class Scores:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.weights):
-            raise ValueError(f"every value needs a weight: {len(self.values)} values, {len(self.weights)} weights")
+            raise ValueError(
+                f"every value needs a weight: {len(self.values)} values, {len(self.weights)} weights"
+            )
         if not self.values:
             raise ValueError("scores need at least one example")
 
@@ -174,15 +178,10 @@ class Trial:
     def gains(self, base: Mapping[str, Scores]) -> dict[str, float]:
         """The gain over the base on each target, estimated where it was stopped early."""
         known = self.estimates
-        return {name: gain(scores, base[name]) if known is None else known[name] for name, scores in self.scores.items()}
-
-
-
-
-
-
-
-
+        return {
+            name: gain(scores, base[name]) if known is None else known[name]
+            for name, scores in self.scores.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -192,13 +191,3 @@ class Estimate:
     value: float
     low: float
     high: float
-
-
-
-
-
-
-
-
-
-

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from mergetomix.objectives.objective import Objective
 
 
-
 @dataclass(frozen=True)
 class Selection:
     """The outcome of a search: the mixture chosen, every complete trial, and every single expert as a trial, best first each;
@@ -38,7 +37,9 @@ class Selection:
     @property
     def num_without_racing(self) -> int:
         """Example evaluations if every trial had seen every example."""
-        return (len(self.trials) + len(self.stopped)) * sum(scores.num_examples for scores in self.base.values())
+        return (len(self.trials) + len(self.stopped)) * sum(
+            scores.num_examples for scores in self.base.values()
+        )
 
     @property
     def best_expert(self) -> Trial:
@@ -157,7 +158,14 @@ class Cost:
     @property
     def total_s(self) -> float:
         """Everything up to the final model; baselines are left out."""
-        return self.experts_s + self.merge_s + self.evaluate_s + self.gradients_s + self.checks_s + self.final_s
+        return (
+            self.experts_s
+            + self.merge_s
+            + self.evaluate_s
+            + self.gradients_s
+            + self.checks_s
+            + self.final_s
+        )
 
 
 @dataclass(frozen=True)

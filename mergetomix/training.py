@@ -77,7 +77,13 @@ def finetune(
     return tokens, time.monotonic() - started
 
 
-def _trained(family: Family, sequences: Sequence[Item], settings: Train, out: Path, on_step: Callable[[int], None]) -> int:
+def _trained(
+    family: Family,
+    sequences: Sequence[Item],
+    settings: Train,
+    out: Path,
+    on_step: Callable[[int], None],
+) -> int:
     """Train, save, and say how many tokens it took. All that holds the model is local to this function."""
     import torch
     import transformers
@@ -92,7 +98,9 @@ def _trained(family: Family, sequences: Sequence[Item], settings: Train, out: Pa
             trainer.train()
         except torch.OutOfMemoryError:
             hint = "lower train.batch_size or train.max_length, or set train.gradient_checkpointing: true"
-            raise TrainingError(f"out of GPU memory at step {trainer.state.global_step + 1}", hint=hint) from None
+            raise TrainingError(
+                f"out of GPU memory at step {trainer.state.global_step + 1}", hint=hint
+            ) from None
     _check_finite(trainer.model, schedule.num_steps)
     family.save(trainer.model, out)
     return int(trainer.state.num_input_tokens_seen)
@@ -141,7 +149,9 @@ def _watch(on_step: Callable[[int], None]) -> Any:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             on_step(1)
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        def on_log(
+            self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
+        ) -> None:
             if logs and not math.isfinite(logs.get("loss", 0.0)):
                 _stop(f"the loss is {logs['loss']}", state.global_step)
 
@@ -155,7 +165,9 @@ def _check_finite(model: Any, step: int) -> None:
 
 
 def _stop(what: str, step: int) -> None:
-    raise TrainingError(f"{what} at step {step}", hint="lower train.learning_rate, or look for odd rows in the data")
+    raise TrainingError(
+        f"{what} at step {step}", hint="lower train.learning_rate, or look for odd rows in the data"
+    )
 
 
 def _drop_printer(trainer: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import mergetomix
 from mergetomix.cli.main import Lines
 from mergetomix.report import files
-from mergetomix.session import job
+from mergetomix.session.finetunes import Steps
 from mergetomix.store.store import Store
 
 moment, passed = int(sys.argv[2]), 0
@@ -40,7 +40,7 @@ def around(owner: Any, name: str) -> None:
     setattr(owner, name, wrapped)
 
 
-around(job.Steps, "__call__")
+around(Steps, "__call__")
 around(os, "rename")
 around(Store, "add_finetune")
 around(Store, "add_scores")

@@ -27,7 +27,9 @@ FACTORS = (0.6, -0.3, 0.05, 1.7)
 
 def draw(seed: int, out: int = 30, width: int = 20, rank: int = 4, size: float = 1.0) -> Pair:
     generator = torch.Generator().manual_seed(seed)
-    return size * torch.randn(out, rank, generator=generator), torch.randn(rank, width, generator=generator)
+    return size * torch.randn(out, rank, generator=generator), torch.randn(
+        rank, width, generator=generator
+    )
 
 
 def product(pair: Pair) -> Tensor:
@@ -36,7 +38,10 @@ def product(pair: Pair) -> Tensor:
 
 def dense(pairs: list[Pair]) -> Tensor:
     """sum_i c_i B_i A_i as a matrix, in float64."""
-    return sum((c * product(pair) for c, pair in zip(FACTORS, pairs, strict=True)), torch.zeros(1, dtype=torch.float64))
+    return sum(
+        (c * product(pair) for c, pair in zip(FACTORS, pairs, strict=True)),
+        torch.zeros(1, dtype=torch.float64),
+    )
 
 
 def some(**changes: int) -> list[Pair]:
@@ -55,10 +60,14 @@ def test_joined_is_the_sum_of_products() -> None:
     tall, flat = adapter.joined(pairs, FACTORS)
     assert tall.shape == (30, 10) and flat.shape == (10, 20)
     torch.testing.assert_close(tall @ flat, dense(pairs), rtol=0, atol=1e-12)
-    torch.testing.assert_close((tall @ flat).float(), merge.lora_product(pairs, FACTORS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        (tall @ flat).float(), merge.lora_product(pairs, FACTORS), rtol=1e-4, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-3), (torch.float16, 6e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "most"), [(torch.float32, 1e-7), (torch.bfloat16, 5e-3), (torch.float16, 6e-4)]
+)
 def test_an_exact_adapter_loses_one_rounding_and_says_so(dtype: torch.dtype, most: float) -> None:
     pairs = some()
     found = adapter.combine({"x": terms(pairs)}, None, dtype)
@@ -93,7 +102,9 @@ def test_a_param_that_fewer_experts_change_is_padded_with_zeros() -> None:
     tall, flat = found.factors["y"]
     assert tall.shape == (30, 10) and flat.shape == (10, 20)
     assert tall[:, 1:].count_nonzero() == flat[1:].count_nonzero() == 0
-    torch.testing.assert_close(product((tall, flat)), FACTORS[0] * product(pairs[0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        product((tall, flat)), FACTORS[0] * product(pairs[0]), rtol=0, atol=1e-6
+    )
 
 
 def test_an_expert_that_changes_nothing_has_no_error() -> None:
@@ -124,31 +135,45 @@ def test_compressed_is_as_near_as_a_full_svd(shape: tuple[int, int], rank: int) 
 
 
 def test_the_errors_are_those_of_the_factors_as_written() -> None:
-    sets = {name: [draw(10 * i + seed, rank=seed + 1) for seed in range(4)] for i, name in enumerate("xyz")}
+    sets = {
+        name: [draw(10 * i + seed, rank=seed + 1) for seed in range(4)]
+        for i, name in enumerate("xyz")
+    }
     found = adapter.combine({name: terms(pairs) for name, pairs in sets.items()}, 3, torch.float32)
     assert not found.is_exact and (found.rank, found.full_rank) == (3, 10)
     wants = {name: dense(pairs) for name, pairs in sets.items()}
-    gaps = {name: float((product(found.factors[name]) - want).norm()) for name, want in wants.items()}
+    gaps = {
+        name: float((product(found.factors[name]) - want).norm()) for name, want in wants.items()
+    }
     for name, want in wants.items():
         assert found.errors[name] == pytest.approx(gaps[name] / float(want.norm()), rel=1e-9)
-    whole = math.hypot(*gaps.values()) / math.hypot(*(float(want.norm()) for want in wants.values()))
+    whole = math.hypot(*gaps.values()) / math.hypot(
+        *(float(want.norm()) for want in wants.values())
+    )
     assert found.error == pytest.approx(whole, rel=1e-9)
     assert found.errors[found.worst] == max(found.errors.values()) and found.worst in "xyz"
 
 
 def test_a_higher_rank_loses_less_and_all_of_it_nothing() -> None:
     pairs = some()
-    errors = [adapter.combine({"x": terms(pairs)}, rank, torch.float64).error for rank in (1, 2, 4, 8, 10)]
+    errors = [
+        adapter.combine({"x": terms(pairs)}, rank, torch.float64).error for rank in (1, 2, 4, 8, 10)
+    ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1
     assert errors[-1] < 1e-12
-    assert adapter.norm(adapter.compressed(adapter.joined(pairs, FACTORS), 10)) == pytest.approx(float(dense(pairs).norm()))
+    assert adapter.norm(adapter.compressed(adapter.joined(pairs, FACTORS), 10)) == pytest.approx(
+        float(dense(pairs).norm())
+    )
 
 
 def test_a_rank_over_the_sum_is_exact_and_says_so() -> None:
     found = adapter.combine({"x": terms(some())}, 99, torch.float32)
     assert found.is_exact and found.rank == 10 and found.error < 1e-7
     assert "rank 99 was asked for, which is over that sum" in found.sentences()
-    assert not any("asked for" in line for line in adapter.combine({"x": terms(some())}, 10, torch.float32).sentences())
+    assert not any(
+        "asked for" in line
+        for line in adapter.combine({"x": terms(some())}, 10, torch.float32).sentences()
+    )
 
 
 def test_a_param_within_the_rank_stays_exact() -> None:
@@ -192,21 +217,30 @@ REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_adapters_that_are_more_than_a_product_are_refused(family: CausalLM, tmp_path: Path, case: str) -> None:
+def test_adapters_that_are_more_than_a_product_are_refused(
+    family: CausalLM, tmp_path: Path, case: str
+) -> None:
     changes, key = REFUSED[case]
     with pytest.raises(ModelError, match=f"^{WHERE}: .*{key}"):
         read(family, tiny.adapter(family.base.path, tmp_path, 1, **changes))
 
 
-def test_the_tensors_alone_tell_where_the_configuration_is_silent(family: CausalLM, tmp_path: Path) -> None:
+def test_the_tensors_alone_tell_where_the_configuration_is_silent(
+    family: CausalLM, tmp_path: Path
+) -> None:
     """A folder whose configuration was lost or edited must not be read as what it is not."""
-    for case, changes in {"dora": {"use_dora": False}, "saved modules": {"modules_to_save": None}}.items():
+    for case, changes in {
+        "dora": {"use_dora": False},
+        "saved modules": {"modules_to_save": None},
+    }.items():
         folder = tiny.adapter(family.base.path, tmp_path / case, 1, **REFUSED[case][0])
         with pytest.raises(ModelError, match=f"^{WHERE}: .*is no LoRA factor"):
             read(family, configured(folder, **changes))
 
 
-def test_a_rank_pattern_that_the_configuration_hides_is_no_silent_error(family: CausalLM, tmp_path: Path) -> None:
+def test_a_rank_pattern_that_the_configuration_hides_is_no_silent_error(
+    family: CausalLM, tmp_path: Path
+) -> None:
     """PEFT scales each module by its own rank, so a factor of another rank than `r` has another scaling."""
     folder = tiny.adapter(family.base.path, tmp_path, 1, rank_pattern={"q_proj": 2})
     with pytest.raises(ModelError, match=r"q_proj"):
@@ -215,23 +249,38 @@ def test_a_rank_pattern_that_the_configuration_hides_is_no_silent_error(family: 
 
 def test_adapted_embeddings_are_refused(family: CausalLM, tmp_path: Path) -> None:
     folder = tiny.adapter(family.base.path, tmp_path, 1, target_modules=["embed_tokens", "q_proj"])
-    with pytest.raises(ModelError, match=f"^{WHERE}: .*embed_tokens.lora_embedding_A is no LoRA factor"):
+    with pytest.raises(
+        ModelError, match=f"^{WHERE}: .*embed_tokens.lora_embedding_A is no LoRA factor"
+    ):
         read(family, folder)
 
 
 @pytest.mark.parametrize(("rslora", "scaling"), [(False, 8 / 4), (True, 8 / 2)])
-def test_the_scaling_is_alpha_by_the_rank_or_its_root(family: CausalLM, tmp_path: Path, rslora: bool, scaling: float) -> None:
-    assert read(family, tiny.adapter(family.base.path, tmp_path, 1, use_rslora=rslora)).scaling == scaling
+def test_the_scaling_is_alpha_by_the_rank_or_its_root(
+    family: CausalLM, tmp_path: Path, rslora: bool, scaling: float
+) -> None:
+    assert (
+        read(family, tiny.adapter(family.base.path, tmp_path, 1, use_rslora=rslora)).scaling
+        == scaling
+    )
 
 
-def test_modules_that_the_base_lacks_are_named(family: CausalLM, base: Callable[[str], str], tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"transformer\.h\.0\.attn\.c_attn\.weight, which the base lacks"):
+def test_modules_that_the_base_lacks_are_named(
+    family: CausalLM, base: Callable[[str], str], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ModelError, match=r"transformer\.h\.0\.attn\.c_attn\.weight, which the base lacks"
+    ):
         read(family, tiny.adapter(base("gpt2"), tmp_path, 1, target_modules=["c_attn"]))
 
 
-def test_an_adapter_of_a_wider_base_is_named_by_its_shapes(family: CausalLM, tmp_path: Path) -> None:
+def test_an_adapter_of_a_wider_base_is_named_by_its_shapes(
+    family: CausalLM, tmp_path: Path
+) -> None:
     other = tiny.save(tiny.llama(hidden_size=64), tmp_path / "base")
-    with pytest.raises(ModelError, match=rf"^{WHERE}: the adapter of .*B \(64, 4\) .*, the base needs \(32, 48\)"):
+    with pytest.raises(
+        ModelError, match=rf"^{WHERE}: the adapter of .*B \(64, 4\) .*, the base needs \(32, 48\)"
+    ):
         read(family, tiny.adapter(other, tmp_path / "a", 1))
 
 
@@ -263,7 +312,16 @@ def test_a_pickled_adapter_is_refused(family: CausalLM, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '"LORA"', '{"peft_type": "LORA", "lora_alpha": 8}', '{"peft_type": "LORA", "r": 4}', "\udcff"],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"LORA"',
+        '{"peft_type": "LORA", "lora_alpha": 8}',
+        '{"peft_type": "LORA", "r": 4}',
+        "\udcff",
+    ],
     ids=["empty", "cut", "list", "null", "text", "no r", "no alpha", "no UTF-8"],
 )
 def test_a_broken_configuration_is_one_message(family: CausalLM, tmp_path: Path, text: str) -> None:
@@ -283,7 +341,9 @@ SCALINGS: list[Any] = [
 
 
 @pytest.mark.parametrize("changes", SCALINGS)
-def test_a_scaling_that_cannot_be_is_one_message(family: CausalLM, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_scaling_that_cannot_be_is_one_message(
+    family: CausalLM, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     folder = configured(tiny.adapter(family.base.path, tmp_path, 1), **changes)
     with pytest.raises(ModelError, match=f"^{WHERE}: "):
         read(family, folder)

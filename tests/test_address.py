@@ -33,12 +33,39 @@ def set_mtime(path: Path, mtime_ns: int) -> None:
 
 
 def test_digest_does_not_depend_on_the_order_of_keys_nor_on_tuple_or_list():
-    assert digest({"a": 1, "b": [2, {"c": None, "d": 0.5}]}) == digest({"b": (2, {"d": 0.5, "c": None}), "a": 1})
+    assert digest({"a": 1, "b": [2, {"c": None, "d": 0.5}]}) == digest(
+        {"b": (2, {"d": 0.5, "c": None}), "a": 1}
+    )
 
 
 def test_digest_tells_different_things_apart():
-    things = [(1,), (1.0,), (True,), ("1",), (None,), (0,), (0.0,), (-0.0,), (False,), ("",), (), ([],), ({},), ([1],)]
-    things += [("a", "b"), ("ab",), (["a", "b"],), ("b", "a"), ({"a": "b"},), (0.1,), (0.1 + 2**-56,), ("é",), ("e",)]
+    things = [
+        (1,),
+        (1.0,),
+        (True,),
+        ("1",),
+        (None,),
+        (0,),
+        (0.0,),
+        (-0.0,),
+        (False,),
+        ("",),
+        (),
+        ([],),
+        ({},),
+        ([1],),
+    ]
+    things += [
+        ("a", "b"),
+        ("ab",),
+        (["a", "b"],),
+        ("b", "a"),
+        ({"a": "b"},),
+        (0.1,),
+        (0.1 + 2**-56,),
+        ("é",),
+        ("e",),
+    ]
     assert len({digest(*thing) for thing in things}) == len(things)
     assert all(len(digest(*thing)) == 32 and int(digest(*thing), 16) >= 0 for thing in things)
 
@@ -55,7 +82,9 @@ class Plain:
     x: int = 1
 
 
-@pytest.mark.parametrize("bad", [Plain(), Path("a"), {1: "a"}, {"a": {None: 1}}, {1, 2}, b"a", [Plain()]])
+@pytest.mark.parametrize(
+    "bad", [Plain(), Path("a"), {1: "a"}, {"a": {None: 1}}, {1, 2}, b"a", [Plain()]]
+)
 def test_digest_refuses_what_is_not_plain(bad):
     with pytest.raises(TypeError):
         digest("a", bad)
@@ -71,7 +100,13 @@ def test_digest_refuses_what_json_cannot_say(bad):
 
 
 def test_hash_files_knows_names_and_contents_but_not_order_nor_place(tmp_path):
-    for folder, name, text in [("m", "a", "1"), ("m", "b", "2"), ("n", "a", "1"), ("n", "b", "2"), ("o", "a", "2")]:
+    for folder, name, text in [
+        ("m", "a", "1"),
+        ("m", "b", "2"),
+        ("n", "a", "1"),
+        ("n", "b", "2"),
+        ("o", "a", "2"),
+    ]:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / name).write_text(text)
     (tmp_path / "o" / "b").write_text("1")

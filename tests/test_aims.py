@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_run import Heard, recipe_values, write_recipe
+from recipes import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix.cli import console
@@ -16,7 +16,7 @@ from mergetomix.errors import RecipeError
 from mergetomix.objectives.objective import gains
 from mergetomix.objectives.pareto import is_front
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.session.job import open_job
+from mergetomix.session.session import open_session
 from mergetomix.stages import aims, search
 from mergetomix.statistics.agreement import paired_difference
 
@@ -24,11 +24,17 @@ AIMS = ("gain", "standard_errors", "worst", "pareto")
 Runs = dict[str, tuple[m2m.Result, dict[str, Any], str]]
 
 
-def values_of(folder: Path, aim: str, targets: tuple[str, ...] = ("t", "u"), **search: Any) -> dict[str, Any]:
+def values_of(
+    folder: Path, aim: str, targets: tuple[str, ...] = ("t", "u"), **search: Any
+) -> dict[str, Any]:
     values = recipe_values(folder, targets=targets)
     values["train"]["max_steps"] = 2
     final = {"baselines": [], "train": aim == "pareto"}
-    return values | {"search": {"objective": aim, **search}, "run_dir": f"run-{aim}", "final": final}
+    return values | {
+        "search": {"objective": aim, **search},
+        "run_dir": f"run-{aim}",
+        "final": final,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +56,21 @@ def runs(folder: Path) -> Runs:
 def gains_of(result: m2m.Result) -> np.ndarray:
     """The gains of all trials on both targets, in the order of their mixtures."""
     trials = sorted(result.selection.trials, key=lambda trial: trial.mixture)
-    return np.array([[gains(trial.scores, result.selection.base)[name] for name in ("t", "u")] for trial in trials])
+    return np.array(
+        [
+            [gains(trial.scores, result.selection.base)[name] for name in ("t", "u")]
+            for trial in trials
+        ]
+    )
 
 
 def objectives_of(result: m2m.Result) -> np.ndarray:
-    return np.array([trial.objective for trial in sorted(result.selection.trials, key=lambda trial: trial.mixture)])
+    return np.array(
+        [
+            trial.objective
+            for trial in sorted(result.selection.trials, key=lambda trial: trial.mixture)
+        ]
+    )
 
 
 def test_every_objective_is_its_formula_over_the_same_trials(runs: Runs) -> None:
@@ -75,10 +91,15 @@ def test_the_standard_errors_are_those_of_the_experts(runs: Runs) -> None:
     selection = runs["standard_errors"][0].selection
     units = {}
     for name, base in selection.base.items():
-        each = [paired_difference(e.scores[name].values, base.values, base.weights)[1] for e in selection.singles]
+        each = [
+            paired_difference(e.scores[name].values, base.values, base.weights)[1]
+            for e in selection.singles
+        ]
         units[name] = float(np.median(each)) / base.mean
     expected = (gains_of(runs["gain"][0]) / [units["t"], units["u"]]).mean(axis=1)
-    assert objectives_of(runs["standard_errors"][0]) == pytest.approx(expected, rel=0.2)  # other draws of the examples
+    assert objectives_of(runs["standard_errors"][0]) == pytest.approx(
+        expected, rel=0.2
+    )  # other draws of the examples
     assert selection.objective is not None and set(selection.objective.units) == {"t", "u"}
 
 
@@ -92,7 +113,9 @@ def test_checks_and_the_final_table_go_by_the_objective_of_the_search(runs: Runs
         line = next(each for each in found.predictions if each.mixture == check.mixture)
         assert line.known and line.low == line.mean == line.high == pytest.approx(check.real)
     base = result.table[0].scores
-    assert [row.gain for row in result.table] == pytest.approx([objective.of(row.scores, base) for row in result.table])
+    assert [row.gain for row in result.table] == pytest.approx(
+        [objective.of(row.scores, base) for row in result.table]
+    )
     for line in found.predictions:
         assert line.known or line.low < line.mean < line.high
 
@@ -105,12 +128,21 @@ def test_the_report_shows_what_each_target_gives_up(runs: Runs, aim: str) -> Non
     picked = next(i for i, trial in enumerate(trials) if trial.mixture == result.selected)
     for column, name in enumerate(("t", "u")):
         line = written["given_up"][name]
-        assert (line["gain"], line["best"]) == pytest.approx((values[picked, column], values[:, column].max()))
+        assert (line["gain"], line["best"]) == pytest.approx(
+            (values[picked, column], values[:, column].max())
+        )
         assert line["less"] == pytest.approx(line["best"] - line["gain"]) and line["less"] >= 0
         assert f"| {name} | {line['gain']:+.4f} | {line['best']:+.4f} |" in report
     assert "## What each target gives up" in report
-    assert written["objective"]["aim"] == aim and written["objective"]["weights"] == {"t": 1, "u": 1}
-    assert ("one standard error of t is" in report) == (aim == "standard_errors") == ("standard_errors" in written["objective"])
+    assert written["objective"]["aim"] == aim and written["objective"]["weights"] == {
+        "t": 1,
+        "u": 1,
+    }
+    assert (
+        ("one standard error of t is" in report)
+        == (aim == "standard_errors")
+        == ("standard_errors" in written["objective"])
+    )
     said = {
         "gain": "mean over targets",
         "standard_errors": "in standard errors",
@@ -124,7 +156,11 @@ def test_the_front_is_a_table_with_its_knee(runs: Runs) -> None:
     result, written, report = runs["pareto"]
     front, values = written["front"], gains_of(result)
     assert len(front["members"]) == is_front(values).sum()
-    assert front["knee"]["datasets"] == list(result.selection.mixture.datasets) == front["members"][0]["datasets"]
+    assert (
+        front["knee"]["datasets"]
+        == list(result.selection.mixture.datasets)
+        == front["members"][0]["datasets"]
+    )
     assert f"Hypervolume over the base: {front['hypervolume']:.4g}" in report
     assert f"| {result.selection.mixture} | {front['members'][0]['gains']['t']:+.4f} |" in report
     assert "| knee" in report
@@ -132,7 +168,9 @@ def test_the_front_is_a_table_with_its_knee(runs: Runs) -> None:
         assert runs[aim][1]["front"] is None and "## Front" not in runs[aim][2]
 
 
-def test_the_terminal_shows_front_and_what_is_given_up(runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_terminal_shows_front_and_what_is_given_up(
+    runs: Runs, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, "pareto")))
     console.show_result(runs["pareto"][0], recipe)
     shown = capsys.readouterr().out
@@ -142,14 +180,25 @@ def test_the_terminal_shows_front_and_what_is_given_up(runs: Runs, capsys: pytes
 def test_every_new_key_is_documented(runs: Runs) -> None:
     documented = (Path(__file__).parent.parent / "docs" / "result.md").read_text()
     written = runs["pareto"][1]
-    keys = {*written, *written["objective"], *written["front"], *written["given_up"]["t"], "standard_errors"}
+    keys = {
+        *written,
+        *written["objective"],
+        *written["front"],
+        *written["given_up"]["t"],
+        "standard_errors",
+    }
     assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
 
 
-def test_one_target_shows_nothing_new_and_any_scale_of_it_picks_the_same(runs: Runs, folder: Path) -> None:
+def test_one_target_shows_nothing_new_and_any_scale_of_it_picks_the_same(
+    runs: Runs, folder: Path
+) -> None:
     picks = []
     for aim in ("gain", "standard_errors", "worst"):
-        values = values_of(folder, aim, targets=("t",)) | {"verify": {"budget": 0}, "run_dir": "one"}
+        values = values_of(folder, aim, targets=("t",)) | {
+            "verify": {"budget": 0},
+            "run_dir": "one",
+        }
         picks.append(m2m.run(write_recipe(folder, values), Heard()).selected)
         assert "gives up" not in (folder / "one" / "report.md").read_text()
         written = json.loads((folder / "one" / "result.json").read_text())
@@ -157,21 +206,29 @@ def test_one_target_shows_nothing_new_and_any_scale_of_it_picks_the_same(runs: R
     assert picks[0] == picks[1] == picks[2]
 
 
-def test_a_selection_without_an_objective_gets_the_one_that_its_trials_make(runs: Runs, tmp_path: Path) -> None:
+def test_a_selection_without_an_objective_gets_the_one_that_its_trials_make(
+    runs: Runs, tmp_path: Path
+) -> None:
     for aim in AIMS:
         selection = runs[aim][0].selection
-        bare = m2m.Selection(selection.mixture, selection.trials, "", selection.base, selection.singles)
-        with open_job(m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, aim))), Heard()) as job:
-            aims.resume(job, bare)
-            assert job.objective == selection.objective
+        bare = m2m.Selection(
+            selection.mixture, selection.trials, "", selection.base, selection.singles
+        )
+        with open_session(
+            m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, aim))), Heard()
+        ) as session:
+            aims.resume(session, bare)
+            assert session.objective == selection.objective
 
 
 def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
-    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, "pareto", strategy="greedy")))
-    with open_job(recipe, Heard()) as job:
-        aims.warn_of_strategy(job, search.strategy_of(job).name)
-        aims.warn_of_strategy(job, "exhaustive")
-        assert [text for text in job.warnings if "front" in text] == [
+    recipe = m2m.load_recipe(
+        write_recipe(tmp_path, values_of(tmp_path, "pareto", strategy="greedy"))
+    )
+    with open_session(recipe, Heard()) as session:
+        aims.warn_of_strategy(session, search.strategy_of(session).name)
+        aims.warn_of_strategy(session, "exhaustive")
+        assert [text for text in session.opened.warnings if "front" in text] == [
             "greedy search goes by the mean of the gains: the front is of the mixtures that it tries on its way"
         ]
 
@@ -185,7 +242,12 @@ def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
             {},
             "search.objective: pareto needs at least two targets; with one, the best gain is",
         ),
-        ("worst", ("t", "u"), {"t": 2}, r"search.objective: worst takes the smallest gain, whatever the weights \(t 2, u 1\)"),
+        (
+            "worst",
+            ("t", "u"),
+            {"t": 2},
+            r"search.objective: worst takes the smallest gain, whatever the weights \(t 2, u 1\)",
+        ),
         ("best", ("t", "u"), {}, "search.objective"),
     ],
 )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from worlds import setting_of
 
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.search.strategies import build, choose
-from mergetomix.search.strategy import Setting
 
 NAMES = {num: tuple(f"d{i:03}" for i in range(num)) for num in (2, 5, 6, 12, 13, 100)}
 FEW = Subsets(NAMES[100], 2, 2, groups=(frozenset(NAMES[100][2:]),))
@@ -31,10 +31,14 @@ FEW = Subsets(NAMES[100], 2, 2, groups=(frozenset(NAMES[100][2:]),))
         (Simplex(NAMES[2]), 5, True, "regression", "5 forward passes are too few"),
     ],
 )
-def test_what_it_takes_and_why(space: Space, budget: int | None, differentiable: bool, name: str, why: str) -> None:
+def test_what_it_takes_and_why(
+    space: Space, budget: int | None, differentiable: bool, name: str, why: str
+) -> None:
     import re
 
     chosen, said = choose(space, budget, differentiable)
     assert chosen == name
     assert re.search(why, said)
-    assert build("auto", Setting(space, budget=budget, differentiable=differentiable)).name == name
+    assert (
+        build("auto", setting_of(space, budget=budget, differentiable=differentiable)).name == name
+    )

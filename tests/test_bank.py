@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from mergetomix.experts.beside import Beside
 from torch import Tensor
 
 from mergetomix.errors import ModelError
 from mergetomix.experts import sums
 from mergetomix.experts.bank import GIB, Bank, Room, room
-from mergetomix.experts.beside import Beside
 from mergetomix.experts.deltas import FullDelta, LoraDelta, compare, mapped, params, read_delta
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.models.causal_lm.model import CausalLM
@@ -43,20 +43,28 @@ class Net(torch.nn.Module):
         self.small = torch.nn.Parameter(torch.randn(3, 4, generator=generator).to(dtype))
 
 
-def experts(model: torch.nn.Module, names: str | tuple[str, ...], size: float = 0.01) -> dict[str, FullDelta]:
+def experts(
+    model: torch.nn.Module, names: str | tuple[str, ...], size: float = 0.01
+) -> dict[str, FullDelta]:
     """Experts whose deltas differ by many orders of magnitude from element to element."""
     start, found = snapshot(model), {}
     for seed, name in enumerate(names):
         generator = torch.Generator().manual_seed(seed + 1)
         noise = {
-            n: size * torch.randn(p.shape, generator=generator) * 10 ** (-6 * torch.rand(p.shape, generator=generator))
+            n: size
+            * torch.randn(p.shape, generator=generator)
+            * 10 ** (-6 * torch.rand(p.shape, generator=generator))
             for n, p in start.items()
         }
-        found[name] = compare(start, {n: (p.float() + noise[n]).to(p.dtype) for n, p in start.items()}, WHERE)
+        found[name] = compare(
+            start, {n: (p.float() + noise[n]).to(p.dtype) for n, p in start.items()}, WHERE
+        )
     return found
 
 
-def exact(start: Mapping[str, Tensor], deltas: Mapping[str, FullDelta], factors: Mapping[str, float]) -> dict[str, Tensor]:
+def exact(
+    start: Mapping[str, Tensor], deltas: Mapping[str, FullDelta], factors: Mapping[str, float]
+) -> dict[str, Tensor]:
     """base + sum_i c_i (expert_i - base) in float64 in the order of the names, rounded to float32."""
     found = {}
     for name, base in start.items():
@@ -146,10 +154,17 @@ def test_sums_on_the_grid_are_exact_in_any_order() -> None:
     largest = 12 * 0.37
     rounding = sums.grid(largest)
     generator = torch.Generator().manual_seed(0)
-    deltas = 0.37 * torch.rand(12, 500, generator=generator, dtype=torch.float64) * 10.0 ** -torch.randint(0, 15, (12, 500))
+    deltas = (
+        0.37
+        * torch.rand(12, 500, generator=generator, dtype=torch.float64)
+        * 10.0 ** -torch.randint(0, 15, (12, 500))
+    )
     on_grid = (deltas + rounding) - rounding
     assert (on_grid - deltas).abs().max() <= largest * 2**-51
-    forwards, backwards = torch.zeros(500, dtype=torch.float64), torch.zeros(500, dtype=torch.float64)
+    forwards, backwards = (
+        torch.zeros(500, dtype=torch.float64),
+        torch.zeros(500, dtype=torch.float64),
+    )
     for delta in on_grid:
         forwards += delta
     for delta in reversed(on_grid):
@@ -165,7 +180,9 @@ def test_sums_on_the_grid_are_exact_in_any_order() -> None:
 @pytest.mark.parametrize("largest", [0.0, 1e-300, 1e-38, 0.37, 1.0, 3e38])
 def test_the_grid_is_finite_and_rounds_little(largest: float) -> None:
     rounding = sums.grid(largest)
-    assert math.isfinite(rounding) and (0.3 * largest + rounding) - rounding == pytest.approx(0.3 * largest, rel=1e-9)
+    assert math.isfinite(rounding) and (0.3 * largest + rounding) - rounding == pytest.approx(
+        0.3 * largest, rel=1e-9
+    )
 
 
 # --- memory
@@ -205,23 +222,41 @@ def full_bank(family: CausalLM, folders: Mapping[str, str], memory_bytes: float)
     model = family.load()
     base = params(model)
     deltas = {name: read_delta(family, base, path, WHERE) for name, path in folders.items()}
-    return Bank(model, deltas, memory_bytes, mapped(family, Path(family.base.path), base, "base.path"))
+    return Bank(
+        model, deltas, memory_bytes, mapped(family, Path(family.base.path), base, "base.path")
+    )
 
 
 def test_the_same_bits_however_little_memory(family: CausalLM, tmp_path: Path) -> None:
-    folders = {name: tiny.perturbed(family.base.path, tmp_path / name, seed) for seed, name in enumerate("abc")}
+    folders = {
+        name: tiny.perturbed(family.base.path, tmp_path / name, seed)
+        for seed, name in enumerate("abc")
+    }
     sums = 8 * sum(p.numel() for p in params(family.load()).values())
     banks = [full_bank(family, folders, memory) for memory in (3 * sums, sums, sums - 1)]
-    assert [bank.room for bank in banks] == [Room(True, True), Room(False, True), Room(False, False)]
+    assert [bank.room for bank in banks] == [
+        Room(True, True),
+        Room(False, True),
+        Room(False, False),
+    ]
     origin = mapped(family, Path(family.base.path), params(family.load()), "base.path")
     assert origin is not None
-    for factors in (dict.fromkeys("ab", 0.5), dict.fromkeys("abc", 1 / 3), {"a": 0.3, "b": 0.7}, {"b": 1.0}):
+    for factors in (
+        dict.fromkeys("ab", 0.5),
+        dict.fromkeys("abc", 1 / 3),
+        {"a": 0.3, "b": 0.7},
+        {"b": 1.0},
+    ):
         for bank in banks:
             bank.set(factors)
         first, *others = (snapshot(bank.model) for bank in banks)
-        assert not equal(first, banks[0]._base) and all(equal(first, other) for other in others), factors
+        assert not equal(first, banks[0]._base) and all(equal(first, other) for other in others), (
+            factors
+        )
     resident, *lean = banks
-    assert not any(delta.mapped for delta in resident.deltas.values() if isinstance(delta, FullDelta))
+    assert not any(
+        delta.mapped for delta in resident.deltas.values() if isinstance(delta, FullDelta)
+    )
     for bank in lean:  # what is not needed in memory is a page of a file
         assert all(isinstance(delta, FullDelta) and delta.mapped for delta in bank.deltas.values())
         bank.reset()
@@ -232,7 +267,10 @@ def test_a_budget_too_small_for_one_tensor_names_it(family: CausalLM, tmp_path: 
     folders = {"a": tiny.perturbed(family.base.path, tmp_path / "a", 1)}
     largest = 16 * 300 * 32
     assert full_bank(family, folders, largest).room == Room(False, False)
-    with pytest.raises(ModelError, match=r"^merge.memory_gib: the tensor model.embed_tokens.weight alone needs 0.000143 GiB"):
+    with pytest.raises(
+        ModelError,
+        match=r"^merge.memory_gib: the tensor model.embed_tokens.weight alone needs 0.000143 GiB",
+    ):
         full_bank(family, folders, largest - 1)
 
 
@@ -242,7 +280,9 @@ def test_adapters_need_no_room(family: CausalLM, tmp_path: Path) -> None:
     assert room([adapter], base, 1e-6 * GIB) == Room(True, True)
 
 
-def test_files_that_name_tensors_otherwise_are_written_once(base: Callable[[str], str], tmp_path: Path) -> None:
+def test_files_that_name_tensors_otherwise_are_written_once(
+    base: Callable[[str], str], tmp_path: Path
+) -> None:
     """GPT-2's files on the hub have names without the prefix that the model's params have."""
     family = tiny.open_base(base("gpt2"))
     folder = tiny.perturbed(base("gpt2"), tmp_path / "a", 1)
@@ -257,7 +297,11 @@ def test_files_that_name_tensors_otherwise_are_written_once(base: Callable[[str]
     held = read_delta(family, params(family.load()), folder, WHERE)
     spilled = read_delta(family, params(family.load()), folder, WHERE, tmp_path / "scratch" / "a")
     assert isinstance(held, FullDelta) and isinstance(spilled, FullDelta)
-    assert not held.mapped and spilled.mapped and (tmp_path / "scratch" / "a" / "expert.safetensors").exists()
+    assert (
+        not held.mapped
+        and spilled.mapped
+        and (tmp_path / "scratch" / "a" / "expert.safetensors").exists()
+    )
     assert equal(plain.tensors, held.tensors) and equal(plain.tensors, spilled.tensors)
 
 
@@ -265,9 +309,14 @@ def test_sharded_files_are_mapped(family: CausalLM, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     whole = tiny.perturbed(family.base.path, tmp_path / "whole", 1)
-    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    AutoModelForCausalLM.from_pretrained(whole).save_pretrained(
+        tmp_path / "parts", max_shard_size="20KB"
+    )
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
-    one, other = (read_delta(family, params(family.load()), str(tmp_path / name), WHERE) for name in ("whole", "parts"))
+    one, other = (
+        read_delta(family, params(family.load()), str(tmp_path / name), WHERE)
+        for name in ("whole", "parts")
+    )
     assert isinstance(one, FullDelta) and isinstance(other, FullDelta) and other.mapped
     assert equal(one.tensors, other.tensors)
 
@@ -283,10 +332,15 @@ def test_a_truncated_file_is_named(family: CausalLM, tmp_path: Path) -> None:
         read_delta(family, params(family.load()), str(folder), WHERE)
 
 
-def test_an_expert_with_fewer_digits_than_the_base_is_refused(family: CausalLM, tmp_path: Path) -> None:
+def test_an_expert_with_fewer_digits_than_the_base_is_refused(
+    family: CausalLM, tmp_path: Path
+) -> None:
     folder = tiny.perturbed(family.base.path, tmp_path / "a", 1)
     tiny.edit(folder, lambda tensors: tensors.update({k: t.bfloat16() for k, t in tensors.items()}))
-    with pytest.raises(ModelError, match=rf"^{WHERE}: the expert's tensor .* stands as bfloat16, the base's as float32"):
+    with pytest.raises(
+        ModelError,
+        match=rf"^{WHERE}: the expert's tensor .* stands as bfloat16, the base's as float32",
+    ):
         read_delta(family, params(family.load()), folder, WHERE)
 
 
@@ -309,7 +363,10 @@ def test_another_tokenizer_is_refused(family: CausalLM, tmp_path: Path) -> None:
     read_delta(family, params(family.load()), folder, WHERE)  # the base's own
     tokens.add_tokens(["<new>"])
     tokens.save_pretrained(folder)
-    with pytest.raises(ModelError, match=rf"^{WHERE}: its tokenizer is not the base's: '<new>' is 300 there and None here"):
+    with pytest.raises(
+        ModelError,
+        match=rf"^{WHERE}: its tokenizer is not the base's: '<new>' is 300 there and None here",
+    ):
         read_delta(family, params(family.load()), folder, WHERE)
 
 
@@ -323,20 +380,31 @@ def in_float64(family: CausalLM) -> Any:
 def wide_experts(model: Any) -> dict[str, FullDelta]:
     start = snapshot(model)
     noise = {
-        name: {n: 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).double() for n, p in start.items()}
+        name: {
+            n: 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(seed)).double()
+            for n, p in start.items()
+        }
         for seed, name in enumerate("ab")
     }
-    return {name: compare(start, {n: p + each[n] for n, p in start.items()}, WHERE) for name, each in noise.items()}
+    return {
+        name: compare(start, {n: p + each[n] for n, p in start.items()}, WHERE)
+        for name, each in noise.items()
+    }
 
 
 def adapters(family: CausalLM, folder: Path, names: str = "xy") -> dict[str, FullDelta | LoraDelta]:
     base = params(family.load())
-    made = {name: tiny.adapter(family.base.path, folder / name, seed, r=2 + seed) for seed, name in enumerate(names)}
+    made = {
+        name: tiny.adapter(family.base.path, folder / name, seed, r=2 + seed)
+        for seed, name in enumerate(names)
+    }
     return {name: read_delta(family, base, path, WHERE) for name, path in made.items()}
 
 
 def batches(family: CausalLM) -> list[Any]:
-    examples = tiny.pairs(("one plus two is", " three"), ("the cat sat on the", " mat and the dog sat"), ("a", " b"))
+    examples = tiny.pairs(
+        ("one plus two is", " three"), ("the cat sat on the", " mat and the dog sat"), ("a", " b")
+    )
     return family.batches(family.encode(examples, "t").sequences, 40)
 
 
@@ -344,7 +412,9 @@ def losses(family: CausalLM, model: Any) -> Iterator[Tensor]:
     """The loss of each batch in the model's own precision: scoring takes its logits in float32."""
     for batch in batches(family):
         logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1]
-        yield torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum")
+        yield torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels[:, 1:].flatten(), reduction="sum"
+        )
 
 
 def value(family: CausalLM, bank: Bank, coefficients: Mapping[str, float]) -> float:
@@ -354,7 +424,9 @@ def value(family: CausalLM, bank: Bank, coefficients: Mapping[str, float]) -> fl
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "both"])
-def test_gradients_are_those_of_finite_differences(base: Callable[[str], str], tmp_path: Path, kind: str) -> None:
+def test_gradients_are_those_of_finite_differences(
+    base: Callable[[str], str], tmp_path: Path, kind: str
+) -> None:
     family = tiny.open_base(base("gpt2"))  # no step of it goes down to float32, as Llama's norms do
     model = in_float64(family)
     deltas: dict[str, FullDelta | LoraDelta] = {}
@@ -369,19 +441,28 @@ def test_gradients_are_those_of_finite_differences(base: Callable[[str], str], t
     total, gradient = bank.gradient(losses(family, model))
     assert total == pytest.approx(value(family, bank, point), rel=1e-12)
     assert set(gradient) == set(deltas)
-    assert [p.requires_grad for p in model.parameters()] == asked and all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == asked and all(
+        p.grad is None for p in model.parameters()
+    )
     for name in deltas:
         h = 1e-4
         ends = [value(family, bank, point | {name: point[name] + sign * h}) for sign in (1, -1)]
-        assert gradient[name] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6, abs=1e-8), name
+        assert gradient[name] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6, abs=1e-8), (
+            name
+        )
 
 
 def test_gradients_in_float32_are_near_those_in_float64(family: CausalLM, tmp_path: Path) -> None:
-    folders = {name: tiny.perturbed(family.base.path, tmp_path / name, seed) for seed, name in enumerate("ab")}
+    folders = {
+        name: tiny.perturbed(family.base.path, tmp_path / name, seed)
+        for seed, name in enumerate("ab")
+    }
     found = []
     for model in (family.load(), in_float64(family)):
         base = {name: p.detach().float() for name, p in params(model).items()}
-        bank = Bank(model, {name: read_delta(family, base, path, WHERE) for name, path in folders.items()})
+        bank = Bank(
+            model, {name: read_delta(family, base, path, WHERE) for name, path in folders.items()}
+        )
         bank.set({"a": 0.3, "b": 0.4})
         found.append(bank.gradient(losses(family, model))[1])
     scored = family.load()
@@ -405,8 +486,12 @@ def test_beside_gives_the_scores_of_the_merge(base: Callable[[str], str], tmp_pa
         for point in ({"x": 0.5, "y": 0.5}, {"x": 0.2, "y": 0.3, "z": 1.5}, {}):
             bank.set(point)
             merged = family.negative_log_likelihoods(bank.model, batches(family))
-            with beside.mixed(torch.tensor([point.get(name, 0.0) for name in beside.names])) as model:
-                assert family.negative_log_likelihoods(model, batches(family)) == pytest.approx(merged, abs=1e-4)
+            with beside.mixed(
+                torch.tensor([point.get(name, 0.0) for name in beside.names])
+            ) as model:
+                assert family.negative_log_likelihoods(model, batches(family)) == pytest.approx(
+                    merged, abs=1e-4
+                )
         assert equal(before, snapshot(apart))
         plain = family.negative_log_likelihoods(family.load(), batches(family))
         assert family.negative_log_likelihoods(apart, batches(family)) == plain  # no hook is left
@@ -423,11 +508,15 @@ def test_every_sequence_of_a_batch_may_have_its_mixture(family: CausalLM, tmp_pa
             together = model(input_ids=ids.repeat(4, 1)).logits
         for row, mixture in enumerate(mixtures):
             with beside.mixed(mixture) as model:
-                torch.testing.assert_close(together[row], model(input_ids=ids).logits[0], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    together[row], model(input_ids=ids).logits[0], rtol=1e-4, atol=1e-5
+                )
     assert (together[0] - together[1]).abs().max() > 1e-2
 
 
-def test_the_loss_beside_is_differentiable_in_the_coefficients(family: CausalLM, tmp_path: Path) -> None:
+def test_the_loss_beside_is_differentiable_in_the_coefficients(
+    family: CausalLM, tmp_path: Path
+) -> None:
     deltas = adapters(family, tmp_path)
     bank = Bank(in_float64(family), deltas)
     bank.set({"x": 0.4, "y": 0.3})
@@ -441,6 +530,8 @@ def test_the_loss_beside_is_differentiable_in_the_coefficients(family: CausalLM,
 
 
 def test_only_adapters_stand_beside(family: CausalLM, tmp_path: Path) -> None:
-    full = read_delta(family, params(family.load()), tiny.perturbed(family.base.path, tmp_path / "a", 1), WHERE)
+    full = read_delta(
+        family, params(family.load()), tiny.perturbed(family.base.path, tmp_path / "a", 1), WHERE
+    )
     with pytest.raises(ModelError, match=r"^datasets.a.expert: only adapters"):
         Beside(family.load(), {"a": full})

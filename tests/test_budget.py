@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import Heard, recipe_values, write_recipe
-from worlds import SPACES, World
+from recipes import Heard, recipe_values, write_recipe
+from worlds import SPACES, World, search_through, setting_of
 
 import mergetomix as m2m
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Setting
-from mergetomix.session.job import evaluate_base, open_job
+from mergetomix.session.session import open_session
 from mergetomix.stages import budget, pipeline, search
 from mergetomix.stages.budget import Limit, limit_of
 
@@ -34,60 +33,83 @@ def recipe_of(folder: Path, wanted: Any, **search: Any) -> m2m.Recipe:
 
 
 def test_examples_are_passes_over_all_targets(folder: Path) -> None:
-    with open_job(recipe_of(folder, "100 examples")) as job:
-        each = sum(scorer.num_examples for scorer in job.inputs.targets("select").values())
-        assert each == 12 and limit_of(job) == Limit(100 // 12)
-    with open_job(recipe_of(folder, 7)) as job:
-        assert limit_of(job) == Limit(7)
-    with open_job(recipe_of(folder, None)) as job:
-        assert limit_of(job) == Limit(None, None)
+    with open_session(recipe_of(folder, "100 examples")) as session:
+        each = sum(scorer.num_examples for scorer in session.inputs.targets("select").values())
+        assert each == 12 and limit_of(session) == Limit(100 // 12)
+    with open_session(recipe_of(folder, 7)) as session:
+        assert limit_of(session) == Limit(7)
+    with open_session(recipe_of(folder, None)) as session:
+        assert limit_of(session) == Limit(None, None)
 
 
-def test_minutes_are_what_the_base_took_and_stay_what_they_were(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with open_job(recipe_of(folder, "2 minutes")) as job:
-        assert limit_of(job) == Limit(None, 120.0)  # nothing was scored yet
-        evaluate_base(job, "select")
-        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 0.8))
-        assert limit_of(job) == Limit(150, 120.0)
-        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 5.0))
-        assert limit_of(job) == Limit(150, 120.0)
-        assert limit_of(job).half() == limit_of(job).half(up=True) == Limit(75, 60.0)
-    assert (Limit(7).half(), Limit(7).half(up=True), Limit().half()) == (Limit(3), Limit(4), Limit())
+def test_minutes_are_what_the_base_took_and_stay_what_they_were(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_session(recipe_of(folder, "2 minutes")) as session:
+        assert limit_of(session) == Limit(None, 120.0)  # nothing was scored yet
+        session.evaluations.base("select")
+        monkeypatch.setattr(session.store, "seconds", lambda *rest: (0.0, 0.8))
+        assert limit_of(session) == Limit(150, 120.0)
+        monkeypatch.setattr(session.store, "seconds", lambda *rest: (0.0, 5.0))
+        assert limit_of(session) == Limit(150, 120.0)
+        assert limit_of(session).half() == limit_of(session).half(up=True) == Limit(75, 60.0)
+    assert (Limit(7).half(), Limit(7).half(up=True), Limit().half()) == (
+        Limit(3),
+        Limit(4),
+        Limit(),
+    )
 
 
 @pytest.mark.parametrize(
     ("wanted", "key", "message"),
     [
-        ("11 examples", "search.budget", "11 examples, but the targets have 12 to score for every mixture"),
-        ("3 hours", "search.budget", "must be a number of forward passes, or such as .* not '3 hours'"),
-        ("0 minutes", "search.budget", "must be a number of forward passes, or such as .* not '0 minutes'"),
+        (
+            "11 examples",
+            "search.budget",
+            "11 examples, but the targets have 12 to score for every mixture",
+        ),
+        (
+            "3 hours",
+            "search.budget",
+            "must be a number of forward passes, or such as .* not '3 hours'",
+        ),
+        (
+            "0 minutes",
+            "search.budget",
+            "must be a number of forward passes, or such as .* not '0 minutes'",
+        ),
         (0, "search.budget", "must be a number of forward passes, or such as .* not 0"),
         (True, "search.budget", "must not be true"),
     ],
 )
 def test_a_budget_that_is_none_is_named(folder: Path, wanted: Any, key: str, message: str) -> None:
-    with pytest.raises(RecipeError, match=message) as caught, open_job(recipe_of(folder, wanted)) as job:
-        search.strategy_of(job)
+    with (
+        pytest.raises(RecipeError, match=message) as caught,
+        open_session(recipe_of(folder, wanted)) as session,
+    ):
+        search.strategy_of(session)
     assert caught.value.where == key
 
 
-def test_the_time_over_the_search_ends_with_its_best(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_over_the_search_ends_with_its_best(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(0, 10_000, 25))  # seconds: every look at the clock takes 25
-    with open_job(recipe_of(folder, "2 minutes", strategy="exhaustive")) as job:
-        pipeline.train_experts(job)
-        evaluate_base(job, "select")
+    with open_session(recipe_of(folder, "2 minutes", strategy="exhaustive")) as session:
+        pipeline.train_experts(session)
+        session.evaluations.base("select")
         monkeypatch.setattr(budget.time, "monotonic", lambda: float(next(clock)))
-        monkeypatch.setattr(job.store, "seconds", lambda *rest: (0.0, 1.0))
-        found = pipeline.search_mixtures(job)
+        monkeypatch.setattr(session.store, "seconds", lambda *rest: (0.0, 1.0))
+        found = search.search_mixtures(session)
     assert 1 <= len(found.trials) < 15
     assert found.mixture == max(found.trials, key=lambda trial: trial.objective).mixture
 
 
 def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
     heard = Heard()
-    with open_job(recipe_of(folder, 12, strategy="gradient"), heard) as job:
-        pipeline.train_experts(job)
-        found = pipeline.search_mixtures(job)
+    with open_session(recipe_of(folder, 12, strategy="gradient"), heard) as session:
+        pipeline.train_experts(session)
+        found = search.search_mixtures(session)
     assert len(heard.states) == len(found.trials)
     assert all("forward passes" in text for text in heard.states)
     assert f"best {found.trials[0].objective:+.4f} ({found.mixture})" in heard.states[-1]
@@ -96,9 +118,10 @@ def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
 
 def test_chances_are_chances_and_fall_to_none() -> None:
     for name, space in SPACES.items():
-        strategy, answer = build("exhaustive", Setting(space)), World(space.names).told
+        strategy, answer = build("exhaustive", setting_of(space)), World(space.names).told
         last = 1.0
-        while (asked := strategy.ask()) is not None:
+        while asked_now := strategy.ask():
+            asked = asked_now[0]
             strategy.tell(answer(asked))
             chance = strategy.chance()
             assert chance is not None and 0 <= chance < last, name
@@ -109,11 +132,14 @@ def test_chances_are_chances_and_fall_to_none() -> None:
 def test_the_chance_that_gradients_give_is_high_before_and_low_after() -> None:
     space = Subsets(tuple("abcdefghij"))
     chances, answer = [], World(space.names, num_targets=1).told
-    strategy = build("gradient", Setting(space, budget=60))
-    while (asked := strategy.ask()) is not None:
+    strategy = build("gradient", setting_of(space, budget=60))
+    while asked_now := strategy.ask():
+        asked = asked_now[0]
         strategy.tell(answer(asked))
         chances.append(strategy.chance())
     known = [chance for chance in chances if chance is not None]
     assert all(0 <= chance <= 1 and not math.isnan(chance) for chance in known)
     assert known[-1] < 0.1 < max(known[:4])
-    assert len(search(build("gradient", Setting(space, budget=60)), answer)) == len(chances)
+    assert len(search_through(build("gradient", setting_of(space, budget=60)), answer)) == len(
+        chances
+    )

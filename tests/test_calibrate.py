@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_t
 
-from mergetomix.statistics.posterior import Array, Posterior, Prior, Unit, Views, likeliest_exponent, next_check, posterior_of
+from mergetomix.statistics.posterior import (
+    Array,
+    Posterior,
+    Prior,
+    Unit,
+    Views,
+    likeliest_exponent,
+    next_check,
+    posterior_of,
+)
 
 N = 5
 SUBSETS = [chosen for k in range(1, N + 1) for chosen in combinations(range(N), k)]
@@ -33,7 +42,9 @@ def world(seed: int) -> tuple[Array, Array]:
     prior = posterior_of(Views(WEIGHTS, proxy), {})
     real = proxy.copy()
     scale = prior.scale_MM[np.ix_(SEVERAL, SEVERAL)]
-    real[SEVERAL] = multivariate_t(prior.mean_M[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed).rvs()
+    real[SEVERAL] = multivariate_t(
+        prior.mean_M[SEVERAL], scale, prior.dof, allow_singular=True, seed=seed
+    ).rvs()
     return proxy, real
 
 
@@ -55,7 +66,9 @@ def test_checks_make_predictions_better() -> None:
     for seed in range(40):
         proxy, real = world(seed)
         for num, list_ in errors.items():
-            found = posterior_of(Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]})
+            found = posterior_of(
+                Views(WEIGHTS, proxy), {i: float(real[i]) for i in SEVERAL[: 5 * num : 5]}
+            )
             list_.append(float(np.mean((found.mean_M - real) ** 2)))
     assert np.mean(errors[5]) < 0.6 * np.mean(errors[0])
 
@@ -88,7 +101,9 @@ def test_a_common_unit_changes_nothing() -> None:
     proxy, real = world(4)
     known = {i: float(real[i]) for i in SEVERAL[::7]}
     one = posterior_of(Views(WEIGHTS, proxy), known)
-    other = posterior_of(Views(WEIGHTS, 100 * proxy - 7), {i: 100 * value - 7 for i, value in known.items()})
+    other = posterior_of(
+        Views(WEIGHTS, 100 * proxy - 7), {i: 100 * value - 7 for i, value in known.items()}
+    )
     np.testing.assert_allclose(other.mean_M, 100 * one.mean_M - 7, rtol=1e-6)
     np.testing.assert_allclose(other.sd_M, 100 * one.sd_M, rtol=1e-5, atol=1e-9)
 
@@ -107,19 +122,32 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
     mean, scale = np.array([1.0, 0.8, 0.0]), np.diag([0.0, 0.25, 0.01])
     found = Posterior(mean, scale, 1e9, frozenset({0}), 0.0)
     drawn = np.random.default_rng(0).normal(0.8, 0.5, size=400_000)
-    assert found.value_of_check()[1] == pytest.approx(float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01)
+    assert found.value_of_check()[1] == pytest.approx(
+        float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01
+    )
     assert found.value_of_check()[0] == 0
 
 
 def test_draws_follow_the_posterior() -> None:
     proxy, real = world(3)
-    found = posterior_of(Views(WEIGHTS, proxy), {SEVERAL[0]: float(real[SEVERAL[0]]), SEVERAL[9]: float(real[SEVERAL[9]])})
+    found = posterior_of(
+        Views(WEIGHTS, proxy),
+        {SEVERAL[0]: float(real[SEVERAL[0]]), SEVERAL[9]: float(real[SEVERAL[9]])},
+    )
     drawn = found.draws(seed=1, num=40_000)
-    assert np.array_equal(drawn[:, sorted(found.known)], np.tile(found.mean_M[sorted(found.known)], (40_000, 1)))
+    assert np.array_equal(
+        drawn[:, sorted(found.known)], np.tile(found.mean_M[sorted(found.known)], (40_000, 1))
+    )
     unknown = [i for i in SEVERAL if i not in found.known]
     variance = found.dof / (found.dof - 2) * found.scale_MM[np.ix_(unknown, unknown)]
-    np.testing.assert_allclose(drawn[:, unknown].mean(axis=0), found.mean_M[unknown], atol=0.03 * float(variance.max()) ** 0.5)
-    np.testing.assert_allclose(np.cov(drawn[:, unknown].T), variance, atol=0.1 * float(variance.max()))
+    np.testing.assert_allclose(
+        drawn[:, unknown].mean(axis=0),
+        found.mean_M[unknown],
+        atol=0.03 * float(variance.max()) ** 0.5,
+    )
+    np.testing.assert_allclose(
+        np.cov(drawn[:, unknown].T), variance, atol=0.1 * float(variance.max())
+    )
     low, high = found.interval(0.9)
     held = (low[unknown] <= drawn[:, unknown]) & (drawn[:, unknown] <= high[unknown])
     assert held.mean() == pytest.approx(0.9, abs=0.005)
@@ -129,7 +157,10 @@ def test_checks_end_once_the_pick_is_safe() -> None:
     mean, scale = np.array([1.0, 0.0, -0.1]), np.diag([0.0, 0.01, 0.01])
     found = Posterior(mean, scale, 50.0, frozenset({0}), 0.0)
     assert next_check(found, None, 0.95)[0] is None
-    assert next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), None, 0.95)[0] is not None
+    assert (
+        next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), None, 0.95)[0]
+        is not None
+    )
     known = Posterior(mean, 0 * scale, 50.0, frozenset({0, 1, 2}), 0.0)
     assert next_check(known, None, 1.0) == (None, "every mixture is known")
 
@@ -139,7 +170,9 @@ def test_the_exponent_that_explains_the_checks_is_found() -> None:
     rows = SEVERAL[::3]
     real = posterior_of(Views(WEIGHTS, proxy), {}).mean_M[rows]
     shifts = {0.5: 1.5, 0.75: 0.02, 1.0: -1.5}
-    views = {exponent: Views(WEIGHTS[rows], proxy[rows] + shift) for exponent, shift in shifts.items()}
+    views = {
+        exponent: Views(WEIGHTS[rows], proxy[rows] + shift) for exponent, shift in shifts.items()
+    }
     assert likeliest_exponent(views, real, Unit.of(proxy), 1.0) == 0.75
     same = dict.fromkeys((0.5, 0.75, 1.0), Views(WEIGHTS[rows], proxy[rows]))
     assert likeliest_exponent(same, proxy[rows], Unit(0.0, 1.0), 0.75) == 0.75
@@ -163,15 +196,17 @@ def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
 
 def test_pooled_experts_move_the_expectation_and_checks_say_how_far() -> None:
     proxy, _ = world(8)
-    pooled = proxy + np.where(np.isin(np.arange(len(proxy)), SEVERAL), 2.0, 0.0) * np.random.default_rng(8).normal(
-        size=len(proxy)
-    )
+    pooled = proxy + np.where(
+        np.isin(np.arange(len(proxy)), SEVERAL), 2.0, 0.0
+    ) * np.random.default_rng(8).normal(size=len(proxy))
     mixed, flat = 1 - (WEIGHTS**2).sum(axis=1), Prior(expected_slope=0)
     before = posterior_of(Views(WEIGHTS, proxy, pooled), {}, flat).mean_M
     assert np.allclose(before, proxy + flat.expected_pool * mixed * (pooled - proxy))
     for believed in (0.0, 1.0):
         real = proxy + believed * mixed * (pooled - proxy)
-        found = posterior_of(Views(WEIGHTS, proxy, pooled), {i: float(real[i]) for i in SEVERAL[::2]}, flat).mean_M
+        found = posterior_of(
+            Views(WEIGHTS, proxy, pooled), {i: float(real[i]) for i in SEVERAL[::2]}, flat
+        ).mean_M
         assert np.abs(found - real).mean() < 0.5 * np.abs(before - real).mean()
 
 
@@ -183,7 +218,11 @@ def stopped(proxy: Array, real: Array, confidence: float) -> tuple[int, int, flo
         row, reason = next_check(found, None if known else proxy, confidence)
         if row is None:
             pick = int(np.argmax(found.mean_M))
-            return (pick, len(known), float(found.best_probabilities()[pick])) if "probability" in reason else None
+            return (
+                (pick, len(known), float(found.best_probabilities()[pick]))
+                if "probability" in reason
+                else None
+            )
         known[row] = float(real[row])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_run import recipe_values, write_recipe
+from recipes import recipe_values, write_recipe
 
 import mergetomix
 from mergetomix.cli import main
@@ -72,7 +72,9 @@ def no_such_column_in_format(folder: Path, values: dict[str, Any]) -> None:
 
 
 def empty_completion(folder: Path, values: dict[str, Any]) -> None:
-    rewrite(folder / "a.jsonl", [{"question": "x", "answer": "y"}, {"question": "x", "answer": " "}])
+    rewrite(
+        folder / "a.jsonl", [{"question": "x", "answer": "y"}, {"question": "x", "answer": " "}]
+    )
 
 
 def no_chat_template(folder: Path, values: dict[str, Any]) -> None:
@@ -158,7 +160,9 @@ MISTAKES: list[tuple[Break, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("mistake", "where", "what"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("mistake", "where", "what"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES]
+)
 @pytest.mark.parametrize("command", ["check", "run"])
 def test_a_mistake_is_one_message_before_any_training(
     tmp_path: Path, call: Call, mistake: Break, where: str, what: str, command: str
@@ -197,7 +201,9 @@ def test_a_loss_that_is_not_finite_stops_that_expert_alone(tmp_path: Path, call:
         assert list((tmp_path / "store" / "artifacts").iterdir()) == []
 
 
-def test_no_disk_space_is_said_before_training(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_disk_space_is_said_before_training(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1_000_000)
     code, _, errors = call("run", write_recipe(tmp_path, recipe_values(tmp_path)))
     assert code == 2 and "GB free" in errors and "experts: expert" not in errors
@@ -213,9 +219,15 @@ def test_long_examples_are_counted(tmp_path: Path, call: Call) -> None:
 
 def test_long_answers_and_prompts_without_room_are_counted(tmp_path: Path, call: Call) -> None:
     values = recipe_values(tmp_path)
-    rewrite(tmp_path / "a.jsonl", [{"question": "why?", "answer": "so " * 300}, {"question": "how?", "answer": "so"}])
+    rewrite(
+        tmp_path / "a.jsonl",
+        [{"question": "why?", "answer": "so " * 300}, {"question": "how?", "answer": "so"}],
+    )
     values["train"]["max_length"] = 256
-    rewrite(tmp_path / "t.jsonl", [{"question": f"{i} " + "why " * 150, "answer": "so"} for i in range(4)])
+    rewrite(
+        tmp_path / "t.jsonl",
+        [{"question": f"{i} " + "why " * 150, "answer": "so"} for i in range(4)],
+    )
     values["targets"]["t"] |= {"score": "generate", "max_new_tokens": 200}
     code, _, errors = call("check", write_recipe(tmp_path, values))
     assert code == 0
@@ -225,7 +237,9 @@ def test_long_answers_and_prompts_without_room_are_counted(tmp_path: Path, call:
 
 def test_a_function_beside_the_recipe_is_found(tmp_path: Path, call: Call) -> None:
     values = recipe_values(tmp_path)
-    (tmp_path / "scoring.py").write_text("def score(model, tokenizer):\n    return [0.1, 0.2, 0.3]\n")
+    (tmp_path / "scoring.py").write_text(
+        "def score(model, tokenizer):\n    return [0.1, 0.2, 0.3]\n"
+    )
     values["targets"]["t"] = {"score": "python", "function": "scoring:score"}
     code, output, _ = call("check", write_recipe(tmp_path, values))
     assert code == 0 and "python" in output
@@ -257,7 +271,9 @@ def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> N
     code, output, _ = call("experts", path)
     assert code == 0 and all(name in output for name in "abc")
     code, output, errors = call("search", path)
-    assert code == 0 and "best by proxy: " in output and "experts: 3 of 3 were in the store" in errors
+    assert (
+        code == 0 and "best by proxy: " in output and "experts: 3 of 3 were in the store" in errors
+    )
     code, output, errors = call("final", path)
     assert code == 0 and "Final table" in output and "trials: 7 of 7 were in the store" in errors
     for place in (path, tmp_path / "run", tmp_path / "store"):
@@ -284,16 +300,26 @@ def test_merge_as_model_and_as_adapter(tmp_path: Path, call: Call) -> None:
     path = write_recipe(tmp_path, values)
     shown = ["--weights", "3,1", "--dtype", "bfloat16", "--max-shard-size", "1MB"]
     code, output, errors = call("merge", path, "a,c", "-o", tmp_path / "model", *shown)
-    assert code == 0 and f"wrote {tmp_path / 'model'}: the merged model in bfloat16" in output, errors
+    assert code == 0 and f"wrote {tmp_path / 'model'}: the merged model in bfloat16" in output, (
+        errors
+    )
     assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 1
     card = (tmp_path / "model" / "README.md").read_text()
     assert "| a | 0.75 | 0.75 |" in card and "| c | 0.25 | 0.25 |" in card
     code, output, _ = call("merge", path, "a, c", "--out", tmp_path / "exact", "--adapter")
     assert code == 0 and "an adapter in float32" in output
     assert "rank 4, exact up to rounding; the experts' ranks sum to 4" in output
-    code, output, _ = call("merge", path, "c,a", "--out", tmp_path / "low", "--adapter", "--rank", "1")
-    assert code == 0 and "rank 1, the nearest of this rank" in output and "over all params, at most" in output
-    code, output, _ = call("merge", path, "c,a", "--out", tmp_path / "high", "--adapter", "--rank", "9")
+    code, output, _ = call(
+        "merge", path, "c,a", "--out", tmp_path / "low", "--adapter", "--rank", "1"
+    )
+    assert (
+        code == 0
+        and "rank 1, the nearest of this rank" in output
+        and "over all params, at most" in output
+    )
+    code, output, _ = call(
+        "merge", path, "c,a", "--out", tmp_path / "high", "--adapter", "--rank", "9"
+    )
     assert code == 0 and "rank 9 was asked for, which is over that sum" in output
 
 
@@ -303,7 +329,10 @@ MERGES: dict[str, tuple[list[str], str]] = {
     "adapter of full experts": (["a,b", "--adapter"], "the expert of 'a' is a full model"),
     "number type": (["a", "--dtype", "int4"], "float32, bfloat16, float16, not 'int4'"),
     "size": (["a", "--max-shard-size", "big"], "such as 5GB, not 'big'"),
-    "sizes of an adapter": (["a", "--adapter", "--max-shard-size", "5GB"], "an adapter is one file"),
+    "sizes of an adapter": (
+        ["a", "--adapter", "--max-shard-size", "5GB"],
+        "an adapter is one file",
+    ),
     "names": (["a,maths"], "no dataset is called 'maths'"),
     "no names": ([","], "at least one dataset"),
     "a name twice": (["a,b,a"], "'a' stands twice"),
@@ -314,19 +343,34 @@ MERGES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize("case", MERGES)
-def test_a_mistake_in_merge_is_one_message_before_any_training(tmp_path: Path, call: Call, case: str) -> None:
+def test_a_mistake_in_merge_is_one_message_before_any_training(
+    tmp_path: Path, call: Call, case: str
+) -> None:
     given, message = MERGES[case]
-    code, output, errors = call("merge", write_recipe(tmp_path, recipe_values(tmp_path)), *given, "-o", tmp_path / "out")
+    code, output, errors = call(
+        "merge", write_recipe(tmp_path, recipe_values(tmp_path)), *given, "-o", tmp_path / "out"
+    )
     assert code == 2 and message in errors[errors.index("error: ") :] and output == ""
     assert "Traceback" not in errors and "experts: " not in errors
     assert not list(tmp_path.glob("*out*"))
 
 
-def test_init_writes_a_recipe_that_loads(tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_init_writes_a_recipe_that_loads(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe_values(tmp_path)
     (tmp_path / "notes.md").write_text("some text")
     path = tmp_path / "recipe.yaml"
-    flags = ["--base", BASE, "--dataset", "x=a.jsonl", "--dataset", "y=notes.md", "--target", "t=t.jsonl"]
+    flags = [
+        "--base",
+        BASE,
+        "--dataset",
+        "x=a.jsonl",
+        "--dataset",
+        "y=notes.md",
+        "--target",
+        "t=t.jsonl",
+    ]
     code, output, _ = call("init", path, *flags)
     assert code == 0 and "mergetomix check" in output
     loaded = mergetomix.load_recipe(path)
@@ -350,7 +394,9 @@ def test_the_shipped_schema_is_the_recipes(call: Call) -> None:
     code, output, _ = call("schema")
     assert code == 0
     schema = json.loads(output)
-    assert schema == json.loads((Path(__file__).parents[1] / "docs" / "recipe.schema.json").read_text())
+    assert schema == json.loads(
+        (Path(__file__).parents[1] / "docs" / "recipe.schema.json").read_text()
+    )
     assert set(schema["required"]) == {"base", "datasets", "targets"}
 
 
@@ -379,7 +425,9 @@ def test_help_and_import_load_nothing_heavy() -> None:
         "import sys, mergetomix, mergetomix.cli;"
         "print([m for m in ('torch', 'transformers', 'datasets', 'pydantic', 'rich.progress') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], text=True, capture_output=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -394,7 +442,9 @@ def test_the_demo_leaves_an_ordinary_recipe(tmp_path: Path) -> None:
     assert demo.write_recipe(tmp_path).read_text().endswith("# changed\n")
 
 
-def test_a_disk_too_full_for_the_final_model_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_for_the_final_model_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("config.json", "model.safetensors"):
@@ -404,6 +454,10 @@ def test_a_disk_too_full_for_the_final_model_is_one_message(tmp_path: Path, monk
         raise OSError(28, "No space left on device", one, None, other)
 
     monkeypatch.setattr(files, "_link_weights", full)
-    with pytest.raises(Fault, match=r"written to .*final: \[Errno 28\] No space left on device\nhint: ") as caught:
+    with pytest.raises(
+        Fault, match=r"written to .*final: \[Errno 28\] No space left on device\nhint: "
+    ) as caught:
         files.hand_over(source, tmp_path / "final", "")
-    assert str(source) in str(caught.value.hint) and [each.name for each in tmp_path.iterdir()] == ["source"]
+    assert str(source) in str(caught.value.hint) and [each.name for each in tmp_path.iterdir()] == [
+        "source"
+    ]

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import WORDS, recipe_values, write_recipe
+from recipes import WORDS, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix import merge
 from mergetomix.errors import RecipeError
 from mergetomix.records import Mixture, Scores, gain
-from mergetomix.session.gradients import companions, has_slopes, slopes, smooth, warn_of_companions
-from mergetomix.session.job import Job, evaluate_base, open_job, trial_of
+from mergetomix.session.evaluations import trial_of
+from mergetomix.session.gradients import warn_of_companions
+from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline, search
+from mergetomix.stages.search import objective_of
 
 DATASETS = ("a", "b", "c", "d")
 KINDS = {
@@ -28,7 +30,11 @@ KINDS = {
 def recipe_of(folder: Path, kind: str, **search: Any) -> m2m.Recipe:
     values = recipe_values(folder, DATASETS, ("t", "u"))
     values["targets"]["u"] |= KINDS[kind]
-    values |= {"search": search, "verify": {"budget": 0}, "final": {"train": False, "baselines": []}}
+    values |= {
+        "search": search,
+        "verify": {"budget": 0},
+        "final": {"train": False, "baselines": []},
+    }
     (folder / "scoring.py").write_text(
         "def lengths(model, tokenizer, rows):\n"
         "    norm = float(next(model.parameters()).norm())\n"
@@ -44,22 +50,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_learnt_is_the_loss_of_the_answers_on_the_select_examples(folder: Path, kind: str) -> None:
+def test_what_is_learnt_is_the_loss_of_the_answers_on_the_select_examples(
+    folder: Path, kind: str
+) -> None:
     mixture = Mixture(("a", "c"), (0.7, 0.3))
-    with open_job(recipe_of(folder, kind)) as job:
-        pipeline.train_experts(job)
-        base = evaluate_base(job, "select")
-        assert has_slopes(job) and list(companions(job)) == ["u"]
-        scorer = companions(job)["u"]
-        assert scorer.num_examples == job.inputs.targets("select")["u"].num_examples
-        found, by_target = smooth(job, trial_of(job, mixture, base), base), slopes(job, mixture, base)
+    with open_session(recipe_of(folder, kind)) as session:
+        pipeline.train_experts(session)
+        base = session.evaluations.base("select")
+        assert session.gradients.are_there and list(session.gradients.companions()) == ["u"]
+        scorer = session.gradients.companions()["u"]
+        assert scorer.num_examples == session.inputs.targets("select")["u"].num_examples
+        found, by_target = (
+            session.gradients.smooth(
+                trial_of(
+                    mixture,
+                    session.evaluations.proxy(mixture, "select"),
+                    base,
+                    objective_of(session),
+                ),
+                base,
+            ),
+            session.gradients.of(mixture, base),
+        )
         assert found is not None and set(found) == {"t", "u"}
-        bank, step = job.bank(), 0.02
+        bank, step = session.proxies.bank(), 0.02
         bank.reset()
         start = scorer.score(bank.model)
 
         def at(**more: float) -> float:
-            point = dict.fromkeys(DATASETS, 0.0) | merge.coefficients(mixture, job.exponent)
+            point = dict.fromkeys(DATASETS, 0.0) | merge.coefficients(
+                mixture, session.recipe.merge.scale.exponent
+            )
             bank.set({name: point[name] + more.get(name, 0.0) for name in DATASETS})
             return gain(scorer.score(bank.model), start)
 
@@ -70,73 +91,108 @@ def test_what_is_learnt_is_the_loss_of_the_answers_on_the_select_examples(folder
 
 
 def test_a_trial_that_a_race_stopped_is_learnt_from_by_its_estimates(folder: Path) -> None:
-    with open_job(recipe_of(folder, "choice")) as job:
-        pipeline.train_experts(job)
-        base, mixture = evaluate_base(job, "select"), Mixture.union(["a", "c"])
-        whole = trial_of(job, mixture, base)
-        first = {name: Scores(each.kind, each.values[:2], each.weights[:2]) for name, each in whole.scores.items()}
+    with open_session(recipe_of(folder, "choice")) as session:
+        pipeline.train_experts(session)
+        base, mixture = session.evaluations.base("select"), Mixture.union(["a", "c"])
+        whole = trial_of(
+            mixture, session.evaluations.proxy(mixture, "select"), base, objective_of(session)
+        )
+        first = {
+            name: Scores(each.kind, each.values[:2], each.weights[:2])
+            for name, each in whole.scores.items()
+        }
         stopped = replace(whole, scores=first, estimates={"t": 0.25, "u": 0.5})
-        before, after = smooth(job, whole, base), smooth(job, stopped, base)
+        before, after = (
+            session.gradients.smooth(whole, base),
+            session.gradients.smooth(stopped, base),
+        )
         assert before is not None and after is not None
         assert after["t"] == 0.25 and after["u"] == before["u"]
 
 
 def test_the_companion_of_a_choice_scores_the_right_option_behind_its_prompt(folder: Path) -> None:
-    with open_job(recipe_of(folder, "choice")) as job:
-        loss = companions(job)["u"].target
-        texts = [job.inputs.family.processor.decode(each.ids) for each in loss.sequences]
-        examples = job.inputs.select_examples("u")
+    with open_session(recipe_of(folder, "choice")) as session:
+        loss = session.gradients.companions()["u"].target
+        texts = [session.inputs.family.processor.decode(each.ids) for each in loss.sequences]
+        examples = session.inputs.select_examples("u")
         assert len(texts) == len(examples)
         for text, example in zip(texts, examples, strict=True):
-            assert example.prompt + example.completion in text and example.completion in example.options
+            assert (
+                example.prompt + example.completion in text
+                and example.completion in example.options
+            )
 
 
 @pytest.mark.parametrize("kind", ["choice", "generate"])
 def test_a_search_learns_from_companions_and_ranks_by_scores(folder: Path, kind: str) -> None:
-    with open_job(recipe_of(folder, kind, strategy="gradient", budget=10)) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
+    with open_session(recipe_of(folder, kind, strategy="gradient", budget=10)) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
         assert selection.strategy == "gradient"
         base, weights = selection.base, {"t": 1.0, "u": 1.0}
         for trial in selection.trials:
             mean = sum(gain(trial.scores[name], base[name]) for name in weights) / 2
             assert trial.scores["u"].kind == "score" and trial.objective == pytest.approx(mean)
-    with open_job(recipe_of(folder, kind, strategy="gradient", budget=10)) as job:
-        assert pipeline.search_mixtures(job) == selection
-        assert job._bank is None  # all of it was in the store
+    with open_session(recipe_of(folder, kind, strategy="gradient", budget=10)) as session:
+        assert search.search_mixtures(session) == selection
+        assert session._bank is None  # all of it was in the store
 
 
 def test_where_every_target_is_a_loss_there_is_nothing_beside(folder: Path) -> None:
-    with open_job(m2m.load_recipe(write_recipe(folder, recipe_values(folder, DATASETS, ("t", "u"))))) as job:
-        assert has_slopes(job) and not companions(job)
+    with open_session(
+        m2m.load_recipe(write_recipe(folder, recipe_values(folder, DATASETS, ("t", "u"))))
+    ) as session:
+        assert session.gradients.are_there and not session.gradients.companions()
 
 
 def test_a_target_without_answers_is_named(tmp_path: Path) -> None:
     values = recipe_values(tmp_path, DATASETS, ("t", "u"))
-    (tmp_path / "scoring.py").write_text("def twos(model, tokenizer, rows):\n    return [2.0 for _ in rows]\n")
+    (tmp_path / "scoring.py").write_text(
+        "def twos(model, tokenizer, rows):\n    return [2.0 for _ in rows]\n"
+    )
     values["targets"]["u"] = {"path": "u.jsonl", "score": "python", "function": "scoring.py:twos"}
-    with open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job:
-        assert not has_slopes(job)
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session:
+        assert not session.gradients.are_there
     values["search"] = {"strategy": "gradient"}
-    with open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job, pytest.raises(RecipeError, match="target u has no"):
-        search.strategy_of(job)
+    with (
+        open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session,
+        pytest.raises(RecipeError, match="target u has no"),
+    ):
+        search.strategy_of(session)
 
 
-def turned(job: Job, trials: list[m2m.Trial], sign: float) -> list[m2m.Trial]:
+def turned(session: Session, trials: list[m2m.Trial], sign: float) -> list[m2m.Trial]:
     """Trials whose scores rank as their companions' losses do, or the other way round."""
     found = []
     for trial in trials:
-        value = sign * (smooth(job, trial, evaluate_base(job, "select")) or {})["u"]
-        found.append(replace(trial, scores={**trial.scores, "u": Scores("score", (value, value), (1.0, 1.0))}))
+        value = (
+            sign * (session.gradients.smooth(trial, session.evaluations.base("select")) or {})["u"]
+        )
+        found.append(
+            replace(
+                trial, scores={**trial.scores, "u": Scores("score", (value, value), (1.0, 1.0))}
+            )
+        )
     return found
 
 
 def test_a_companion_that_ranks_unlike_its_score_is_warned_of(folder: Path) -> None:
-    with open_job(recipe_of(folder, "choice")) as job:
-        pipeline.train_experts(job)
-        base = evaluate_base(job, "select")
-        trials = [trial_of(job, mixture, base) for mixture in job.space().sample(7, 0)]
+    with open_session(recipe_of(folder, "choice")) as session:
+        pipeline.train_experts(session)
+        base = session.evaluations.base("select")
+        trials = [
+            trial_of(
+                mixture, session.evaluations.proxy(mixture, "select"), base, objective_of(session)
+            )
+            for mixture in session.spaces.searched.sample(7, 0)
+        ]
         for num, sign, said in ((7, 1.0, False), (5, -1.0, False), (7, -1.0, True)):
-            job.warnings.clear()
-            warn_of_companions(job, turned(job, trials, sign)[:num])
-            assert any("ranks the 7 mixtures tried unlike its score (Spearman -1.00)" in text for text in job.warnings) == said
+            session.opened.warnings.clear()
+            warn_of_companions(session, turned(session, trials, sign)[:num])
+            assert (
+                any(
+                    "ranks the 7 mixtures tried unlike its score (Spearman -1.00)" in text
+                    for text in session.opened.warnings
+                )
+                == said
+            )

@@ -11,8 +11,8 @@ import pytest
 from sources import ANSWER, NUMBERED, PAIR, ROWS, USER, WHERE, choice, encoded, fails, get, put
 
 from mergetomix.data.examples import Example
-from mergetomix.data.reading import read, read_rows
 from mergetomix.data.leaks import shared
+from mergetomix.data.reading import read, read_rows
 from mergetomix.data.splits import split
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Dataset
@@ -58,7 +58,9 @@ def test_columns_and_format_strings(pattern: str, result: str) -> None:
 
 def test_without_a_prompt_it_is_empty_and_an_empty_prompt_is_allowed() -> None:
     assert get(rows=ROWS, completion="a").items[0] == Example(0, completion="1")
-    assert get(rows=[{"q": "", "a": "x"}], prompt="q", completion="a").items == (Example(0, completion="x"),)
+    assert get(rows=[{"q": "", "a": "x"}], prompt="q", completion="a").items == (
+        Example(0, completion="x"),
+    )
 
 
 @pytest.mark.parametrize("key", ["prompt", "completion", "text"])
@@ -100,7 +102,9 @@ def test_strings_that_name_no_column(key: str, pattern: str, named: list[str]) -
         (None, "{t[y]}", "{t[y]}"),
     ],
 )
-def test_values_that_are_no_text_name_the_row(key: str, value: Any, pattern: str, named: str) -> None:
+def test_values_that_are_no_text_name_the_row(
+    key: str, value: Any, pattern: str, named: str
+) -> None:
     good = {"x": "x", "y": "y"} if "[y]" in pattern else list("abcd") if "[3]" in pattern else 1
     fields = {"completion": "ok"} if key == "prompt" else {}
     rows = [{"t": good, "ok": "y"}, {"t": value, "ok": "y"}]
@@ -112,7 +116,9 @@ def test_values_that_are_no_text_name_the_row(key: str, value: Any, pattern: str
 @pytest.mark.parametrize("key", ["completion", "text"])
 @pytest.mark.parametrize(("value", "pattern"), [("", "t"), (" \n", "t"), ("", " {t}\n")])
 def test_an_empty_answer_or_text_is_an_error(key: str, value: str, pattern: str) -> None:
-    fails(key, "row 1 (counting from 0)", "empty", rows=[{"t": "x"}, {"t": value}], **{key: pattern})
+    fails(
+        key, "row 1 (counting from 0)", "empty", rows=[{"t": "x"}, {"t": value}], **{key: pattern}
+    )
 
 
 def test_a_row_without_the_column_has_it_missing() -> None:
@@ -122,7 +128,9 @@ def test_a_row_without_the_column_has_it_missing() -> None:
 def test_messages_in_every_format_that_has_lists(tmp_path: Path) -> None:
     rows = [{"m": [USER, ANSWER]}, {"m": [{"role": "system", "content": ""}, ANSWER]}]
     for kind in ("jsonl", "json", "parquet"):
-        examples = get(path=put(tmp_path / f"x.{kind}", encoded(kind, rows, tmp_path)), messages="m")
+        examples = get(
+            path=put(tmp_path / f"x.{kind}", encoded(kind, rows, tmp_path)), messages="m"
+        )
         assert examples.items[0] == Example(0, messages=(("user", "hi"), ("assistant", "hello")))
         assert examples.items[1].messages[0] == ("system", "")
 
@@ -142,11 +150,23 @@ def test_messages_in_every_format_that_has_lists(tmp_path: Path) -> None:
     ],
 )
 def test_messages_that_teach_nothing(value: Any, named: str) -> None:
-    fails("messages", "row 1 (counting from 0)", named, rows=[{"m": [ANSWER]}, {"m": value}], messages="m")
+    fails(
+        "messages",
+        "row 1 (counting from 0)",
+        named,
+        rows=[{"m": [ANSWER]}, {"m": value}],
+        messages="m",
+    )
 
 
 def test_messages_name_a_column() -> None:
-    fails("messages", "'mesages'", "did you mean 'messages'", rows=[{"messages": [ANSWER]}], messages="mesages")
+    fails(
+        "messages",
+        "'mesages'",
+        "did you mean 'messages'",
+        rows=[{"messages": [ANSWER]}],
+        messages="mesages",
+    )
 
 
 # --- options
@@ -158,7 +178,9 @@ def test_shared_options_and_a_row_s_own() -> None:
         {"q": "!", "a": "3", "o": {"text": [3, "4"], "label": ["A", "B"]}},
     ]
     shared_options = get(TargetSection, **choice(rows[:1], options=["no", "yes"]))
-    assert shared_options.items[0] == Example(0, prompt="?", completion=" yes", options=(" no", " yes"))
+    assert shared_options.items[0] == Example(
+        0, prompt="?", completion=" yes", options=(" no", " yes")
+    )
     own = get(TargetSection, **choice(rows, options="o"))
     assert [item.options for item in own.items] == [(" yes", " no"), (" 3", " 4")]
 
@@ -166,7 +188,9 @@ def test_shared_options_and_a_row_s_own() -> None:
 def test_options_of_a_dataset_formatted_as_arrays() -> None:
     import datasets
 
-    rows = datasets.Dataset.from_list([{"q": "?", "a": "yes", "o": ["yes", "no"]}]).with_format("numpy")
+    rows = datasets.Dataset.from_list([{"q": "?", "a": "yes", "o": ["yes", "no"]}]).with_format(
+        "numpy"
+    )
     assert get(TargetSection, **choice(rows, options="o")).items[0].options == (" yes", " no")
 
 
@@ -189,7 +213,11 @@ def test_options_must_be_several_and_distinct(options: list[str], named: str, co
     ("key", "fields", "named"),
     [
         ("completion", {"options": ["no", "maybe"]}, ["row 0", "' yes'", "' maybe'"]),
-        ("completion", {"options": ["yes", "no"], "option_format": "{option}"}, ["row 0", "' yes'"]),
+        (
+            "completion",
+            {"options": ["yes", "no"], "option_format": "{option}"},
+            ["row 0", "' yes'"],
+        ),
         ("options", {"options": "choices"}, ["no column 'choices'"]),
         ("options", {"options": "q"}, ["row 0", "str"]),
         ("options", {"options": "m"}, ["row 0", "NoneType"]),
@@ -199,7 +227,12 @@ def test_options_must_be_several_and_distinct(options: list[str], named: str, co
     ],
 )
 def test_options_that_do_not_fit(key: str, fields: dict[str, Any], named: list[str]) -> None:
-    fails(key, *named, target=True, **choice([{"q": "?", "a": "yes", "m": {"label": ["A"]}}], **fields))
+    fails(
+        key,
+        *named,
+        target=True,
+        **choice([{"q": "?", "a": "yes", "m": {"label": ["A"]}}], **fields),
+    )
 
 
 def test_a_python_target_may_have_prompts_alone_but_not_nothing() -> None:
@@ -226,7 +259,11 @@ def test_a_draw_is_seeded_without_replacement_and_in_order() -> None:
 def test_rows_that_are_not_drawn_are_not_mapped_and_errors_name_the_row_of_the_source() -> None:
     drawn = [item.row for item in get(rows=NUMBERED, text="t", max_examples=5).items]
     left = next(row for row in range(50) if row not in drawn)
-    get(rows=[{"t": ""} if row == left else NUMBERED[row] for row in range(50)], text="t", max_examples=5)
+    get(
+        rows=[{"t": ""} if row == left else NUMBERED[row] for row in range(50)],
+        text="t",
+        max_examples=5,
+    )
     broken = [{"t": ""} if row == drawn[-1] else NUMBERED[row] for row in range(50)]
     fails("text", f"row {drawn[-1]} (", rows=broken, text="t", max_examples=5)
 
@@ -234,14 +271,21 @@ def test_rows_that_are_not_drawn_are_not_mapped_and_errors_name_the_row_of_the_s
 def test_a_draw_from_plain_text_takes_no_blank_line(tmp_path: Path) -> None:
     file = put(tmp_path / "x.txt", "a\n\nb\n\nc\n\nd\n")
     for seed in range(5):
-        assert [item.row % 2 for item in get(path=file, text="text", max_examples=3, seed=seed).items] == [0, 0, 0]
+        assert [
+            item.row % 2 for item in get(path=file, text="text", max_examples=3, seed=seed).items
+        ] == [0, 0, 0]
 
 
 def test_rows_are_drawn_as_examples_are_but_not_mapped(tmp_path: Path) -> None:
     drawn = get(rows=NUMBERED, text="t", max_examples=5, seed=3)
-    rows = read_rows(TargetSection(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3), "targets.x")
+    rows = read_rows(
+        TargetSection(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3),
+        "targets.x",
+    )
     assert rows == [{"t": item.text} for item in drawn.items]
-    assert read_rows(Dataset(path=str(put(tmp_path / "x.csv", "t\ny\n")), text="no column"), WHERE) == [{"t": "y"}]
+    assert read_rows(
+        Dataset(path=str(put(tmp_path / "x.csv", "t\ny\n")), text="no column"), WHERE
+    ) == [{"t": "y"}]
     with pytest.raises(DataError, match="no rows") as caught:
         read_rows(Dataset(rows=[], text="t"), WHERE)
     assert caught.value.where == f"{WHERE}.rows"
@@ -265,7 +309,10 @@ def test_the_fingerprint_is_of_the_contents_in_order() -> None:
     assert get(rows=NUMBERED[1:], text="t").fingerprint() != mark
     assert get(rows=NUMBERED, completion="t").fingerprint() != mark
     # where one string ends and the next begins counts
-    pairs = [get(rows=[row], prompt="p", completion="c") for row in ({"p": "ab", "c": "c"}, {"p": "a", "c": "bc"})]
+    pairs = [
+        get(rows=[row], prompt="p", completion="c")
+        for row in ({"p": "ab", "c": "c"}, {"p": "a", "c": "bc"})
+    ]
     assert pairs[0].fingerprint() != pairs[1].fingerprint()
 
 
@@ -277,7 +324,9 @@ def test_half_a_surrogate_pair_can_be_fingerprinted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 0.5, 0.99])
 @pytest.mark.parametrize("seed", [0, 7])
-def test_a_split_is_disjoint_complete_in_order_and_of_the_size_asked_for(fraction: float, seed: int) -> None:
+def test_a_split_is_disjoint_complete_in_order_and_of_the_size_asked_for(
+    fraction: float, seed: int
+) -> None:
     examples = get(rows=NUMBERED, text="t")
     select, report = split(examples, fraction, seed)
     assert sorted(select + report, key=lambda item: item.row) == list(examples.items)
@@ -328,8 +377,17 @@ def test_one_distinct_example_cannot_be_split(rows: list[dict[str, str]]) -> Non
 
 
 def test_shared_finds_what_is_equal_but_for_whitespace_around_it() -> None:
-    dataset = get(rows=[{"q": "a", "a": "b"}, {"q": "c", "a": "d"}, {"q": "c ", "a": "d"}], prompt="q", completion="a")
-    target = get(TargetSection, rows=[{"q": "x", "a": "d"}, {"q": " c", "a": "d\n"}], prompt="q", completion=" {a}")
+    dataset = get(
+        rows=[{"q": "a", "a": "b"}, {"q": "c", "a": "d"}, {"q": "c ", "a": "d"}],
+        prompt="q",
+        completion="a",
+    )
+    target = get(
+        TargetSection,
+        rows=[{"q": "x", "a": "d"}, {"q": " c", "a": "d\n"}],
+        prompt="q",
+        completion=" {a}",
+    )
     assert shared(dataset, target) == [(1, 1), (2, 1)]
     assert shared(target, dataset) == [(1, 1), (1, 2)]
 
@@ -356,7 +414,11 @@ def test_shared_does_not_look_at_options() -> None:
 def test_importing_is_cheap() -> None:
     code = "import sys, mergetomix.data.reading; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
     assert done.stdout.strip() == "[]"
 
@@ -367,7 +429,9 @@ def test_real_data() -> None:
     train = get(path=REAL / "gsm8k.train.jsonl.gz", **fields)
     test = read(TargetSection(path=str(REAL / "gsm8k.test.jsonl.gz"), **fields), "targets.gsm8k")
     assert (len(train.items), len(test.items)) == (7473, 1319)
-    assert all(item.prompt.endswith("\nAnswer:") and "####" in item.completion for item in train.items)
+    assert all(
+        item.prompt.endswith("\nAnswer:") and "####" in item.completion for item in train.items
+    )
     # the folder's README says that exact duplicates of train and test are removed
     assert shared(train, test) == []
     assert len(shared(test, test)) >= 1319

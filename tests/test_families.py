@@ -27,7 +27,23 @@ from mergetomix.store.store import Store
 from mergetomix.training import finetune
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mergetomix"
-WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "then", "some", "dog", "came", "by", "to", "see", "it"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "then",
+    "some",
+    "dog",
+    "came",
+    "by",
+    "to",
+    "see",
+    "it",
+]
 
 
 @dataclass(frozen=True)
@@ -43,14 +59,24 @@ class World:
 
 
 def words(folder: Path, method: str) -> dict[str, Any]:
-    rows = [{"q": " ".join(WORDS[: 1 + i % 9]), "a": " " + WORDS[i % len(WORDS)]} for i in range(14)]
+    rows = [
+        {"q": " ".join(WORDS[: 1 + i % 9]), "a": " " + WORDS[i % len(WORDS)]} for i in range(14)
+    ]
     source = {"rows": rows, "prompt": "q", "completion": "a"}
-    return {"base": tiny.BASES["llama"](folder), "datasets": {"a": source, "b": source}, "targets": {"t": source}}
+    return {
+        "base": tiny.BASES["llama"](folder),
+        "datasets": {"a": source, "b": source},
+        "targets": {"t": source},
+    }
 
 
 def images(kind: str) -> Callable[[Path, str], dict[str, Any]]:
     def values(folder: Path, method: str) -> dict[str, Any]:
-        source = {"rows": tiny_images.rows(14), "classes": list(tiny_images.CLASSES), "templates": list(tiny_images.TEMPLATES)}
+        source = {
+            "rows": tiny_images.rows(14),
+            "classes": list(tiny_images.CLASSES),
+            "templates": list(tiny_images.TEMPLATES),
+        }
         base = tiny_images.BASES[kind](folder)
         found = {"base": base, "datasets": {"a": source, "b": source}, "targets": {"t": source}}
         return {"family": "image-classifier", **found}
@@ -65,11 +91,24 @@ KINDS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(params=[(kind, method) for kind in KINDS for method in ("full", "lora")], ids="-".join)
+@pytest.fixture(
+    params=[(kind, method) for kind in KINDS for method in ("full", "lora")], ids="-".join
+)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     kind, method = request.param
-    train = {"method": method, "learning_rate": 1e-2, "batch_size": 4, "max_steps": 4, "max_length": 64}
-    raw = {**KINDS[kind](tmp_path / "base", method), "train": train, "device": "cpu", "store": str(tmp_path / "store")}
+    train = {
+        "method": method,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+        "max_steps": 4,
+        "max_length": 64,
+    }
+    raw = {
+        **KINDS[kind](tmp_path / "base", method),
+        "train": train,
+        "device": "cpu",
+        "store": str(tmp_path / "store"),
+    }
     recipe = parse(raw)
     family = open_family(recipe)
     read = {name: family.read(spec, f"datasets.{name}") for name, spec in recipe.datasets.items()}
@@ -78,7 +117,9 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
     return World(family, read["a"].items, recipe)
 
 
-def losses(world: World, model: Any, batch_tokens: int = 10**6, places: Sequence[int] | None = None) -> list[float]:
+def losses(
+    world: World, model: Any, batch_tokens: int = 10**6, places: Sequence[int] | None = None
+) -> list[float]:
     sequences = world.encoded()
     chosen = sequences if places is None else [sequences[i] for i in places]
     return world.family.negative_log_likelihoods(model, world.family.batches(chosen, batch_tokens))
@@ -101,7 +142,9 @@ def test_an_encoded_example_says_what_it_is_of(world: World) -> None:
         shown = "".join(text for text, _ in world.family.shown(example, "datasets.a"))
         if example.picture is None:
             kept = [i for i in sequence.ids if i not in world.family.processor.all_special_ids]
-            assert world.family.processor.decode(kept) == shown == example.prompt + example.completion
+            assert (
+                world.family.processor.decode(kept) == shown == example.prompt + example.completion
+            )
         else:
             classes = list(tiny_images.CLASSES)
             assert classes[sequence.label] == example.label and example.label in shown
@@ -114,7 +157,12 @@ def test_fine_tuning_is_deterministic_and_its_seed_counts(world: World, tmp_path
     found = []
     for number, seed in enumerate((0, 0, 1)):
         torch.rand(number)  # what ran before must not matter
-        finetune(world.family, world.encoded(), settings.model_copy(update={"seed": seed}), tmp_path / str(number))
+        finetune(
+            world.family,
+            world.encoded(),
+            settings.model_copy(update={"seed": seed}),
+            tmp_path / str(number),
+        )
         (file,) = (tmp_path / str(number)).glob("*model.safetensors")
         found.append(file.read_bytes())
     assert found[0] == found[1] != found[2]
@@ -124,10 +172,19 @@ def test_a_merge_of_one_is_that_one(world: World, tmp_path: Path) -> None:
     finetune(world.family, world.encoded(), world.recipe.train, tmp_path / "expert")
     base = world.family.load()
     before = losses(world, base)
-    bank = Bank(base, {"a": read_delta(world.family, params(base), str(tmp_path / "expert"), "datasets.a.expert")})
+    bank = Bank(
+        base,
+        {
+            "a": read_delta(
+                world.family, params(base), str(tmp_path / "expert"), "datasets.a.expert"
+            )
+        },
+    )
     bank.set(coefficients(Mixture(("a",), (1.0,)), 1.0))
     merged = losses(world, bank.model)
-    assert merged == pytest.approx(losses(world, world.family.load_finetune(str(tmp_path / "expert"))), abs=2e-5)
+    assert merged == pytest.approx(
+        losses(world, world.family.load_finetune(str(tmp_path / "expert"))), abs=2e-5
+    )
     assert merged != pytest.approx(before, abs=1e-3)
     bank.reset()
     assert losses(world, bank.model) == before
@@ -154,7 +211,9 @@ def test_addresses_are_of_content(world: World, tmp_path: Path) -> None:
 
 def open_settled(world: World) -> Family:
     family = open_family(world.recipe)
-    read = {name: family.read(spec, f"datasets.{name}") for name, spec in world.recipe.datasets.items()}
+    read = {
+        name: family.read(spec, f"datasets.{name}") for name, spec in world.recipe.datasets.items()
+    }
     target = family.read(world.recipe.targets["t"], "targets.t")
     family.settle({each.where: each for each in (*read.values(), target)})
     return family
@@ -163,7 +222,9 @@ def open_settled(world: World) -> Family:
 def test_the_training_loss_is_the_mean_of_the_losses(world: World) -> None:
     model = world.family.load()
     some = world.encoded()[:5]
-    wanted = sum(losses(world, model, places=range(5))) / sum(sequence.num_scored for sequence in some)
+    wanted = sum(losses(world, model, places=range(5))) / sum(
+        sequence.num_scored for sequence in some
+    )
     assert world.family.training_loss(model, some).item() == pytest.approx(wanted, abs=1e-5)
 
 
@@ -188,5 +249,9 @@ def test_no_module_outside_asks_which_family_it_serves() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
-                assert not any(isinstance(each, ast.Constant) and each.value in names for each in sides), (file, node.lineno)
-                assert not any(isinstance(each, ast.Attribute) and each.attr == "family" for each in sides), (file, node.lineno)
+                assert not any(
+                    isinstance(each, ast.Constant) and each.value in names for each in sides
+                ), (file, node.lineno)
+                assert not any(
+                    isinstance(each, ast.Attribute) and each.attr == "family" for each in sides
+                ), (file, node.lineno)

@@ -38,7 +38,10 @@ def examples(count: int, seed: int = 0) -> list[Example]:
     draw, words = random.Random(seed), " ".join(tiny.TEXTS).split()
     return tiny.pairs(
         *(
-            (" ".join(draw.choices(words, k=draw.randint(0, 12))), " " + " ".join(draw.choices(words, k=draw.randint(1, 9))))
+            (
+                " ".join(draw.choices(words, k=draw.randint(0, 12))),
+                " " + " ".join(draw.choices(words, k=draw.randint(1, 9))),
+            )
             for _ in range(count)
         )
     )
@@ -68,11 +71,15 @@ def test_an_empty_prompt_still_scores_the_whole_completion(base: BaseOf, kind: s
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("max_length", [8, 9, 64])
-def test_a_text_scores_every_token_but_the_first_once_and_in_order(base: BaseOf, kind: str, max_length: int) -> None:
+def test_a_text_scores_every_token_but_the_first_once_and_in_order(
+    base: BaseOf, kind: str, max_length: int
+) -> None:
     family = tiny.open_base(base(kind), max_length)
     texts = [LONG, "cat", "the cat sat on the mat"]
     encoding = family.encode([Example(i, text=text) for i, text in enumerate(texts)], WHERE)
-    assert encoding.num_split == sum(len(family.tokens(text)) + len(family.start) + 1 > max_length for text in texts)
+    assert encoding.num_split == sum(
+        len(family.tokens(text)) + len(family.start) + 1 > max_length for text in texts
+    )
     assert encoding.num_examples == 3 and encoding.num_cut == 0
     for i, text in enumerate(texts):
         whole = family.start + family.tokens(text) + [family.tokenizer.eos_token_id]
@@ -87,7 +94,9 @@ def test_a_text_of_exactly_the_limit_is_one_sequence(base: BaseOf) -> None:
     ids = tiny.open_base(base("gpt2")).tokens("the cat sat on the mat and the dog")
     for room, count in ((len(ids) + 2, 1), (len(ids) + 1, 1), (len(ids), 2)):
         family = tiny.open_base(base("gpt2"), room)
-        sequences = family.encode([Example(0, text="the cat sat on the mat and the dog")], WHERE).sequences
+        sequences = family.encode(
+            [Example(0, text="the cat sat on the mat and the dog")], WHERE
+        ).sequences
         assert len(sequences) == count
         assert sum(s.num_scored for s in sequences) == len(ids)
 
@@ -115,9 +124,13 @@ def test_a_completion_that_fills_the_window_is_kept_whole(base: BaseOf, kind: st
 
 
 def test_a_completion_too_long_loses_its_end(family: CausalLM) -> None:
-    (sequence,) = tiny.open_base(family.base.path, 12).encode(tiny.pairs(("a", LONG)), WHERE).sequences
+    (sequence,) = (
+        tiny.open_base(family.base.path, 12).encode(tiny.pairs(("a", LONG)), WHERE).sequences
+    )
     assert len(sequence.ids) == 12 and sequence.ids[0] == 1
-    assert scored(sequence) == family.tokens(LONG)[: sequence.num_scored] and sequence.num_scored >= 10
+    assert (
+        scored(sequence) == family.tokens(LONG)[: sequence.num_scored] and sequence.num_scored >= 10
+    )
 
 
 def test_the_models_limit_holds(family: CausalLM) -> None:
@@ -130,14 +143,22 @@ def test_completions_do_not_depend_on_their_prompts(family: CausalLM) -> None:
     assert scored(one) == scored(other)
 
 
-TURNS = (("system", "be kind"), ("user", "one plus two"), ("assistant", "three"), ("user", "why"), ("assistant", "it is so"))
+TURNS = (
+    ("system", "be kind"),
+    ("user", "one plus two"),
+    ("assistant", "three"),
+    ("user", "why"),
+    ("assistant", "it is so"),
+)
 
 
 def test_every_reply_of_a_chat_is_scored_and_nothing_else(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
     example = Example(0, messages=TURNS)
     pieces = family.segments(example, WHERE)
-    whole = family.tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in TURNS], tokenize=False)
+    whole = family.tokenizer.apply_chat_template(
+        [{"role": r, "content": c} for r, c in TURNS], tokenize=False
+    )
     assert "".join(text for text, _ in pieces) == whole
     assert [text for text, trained in pieces if trained] == ["three</s>\n", "it is so</s>\n"]
     (sequence,) = family.encode([example], WHERE).sequences
@@ -154,7 +175,9 @@ def test_a_chat_ends_with_its_last_reply(base: BaseOf) -> None:
 
 def test_a_long_chat_keeps_its_start_and_its_reply(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"), 40)
-    (sequence,) = family.encode([Example(0, messages=(("user", LONG), ("assistant", "three")))], WHERE).sequences
+    (sequence,) = family.encode(
+        [Example(0, messages=(("user", LONG), ("assistant", "three")))], WHERE
+    ).sequences
     assert len(sequence.ids) == 40 and sequence.ids[0] == 1
     assert family.tokenizer.decode(scored(sequence)) == "three</s>\n"
 
@@ -168,10 +191,15 @@ def test_a_chat_without_template_names_the_key(family: CausalLM) -> None:
     ("template", "message"),
     [
         ("{{ raise_exception('no system turn') }}", "refused a row: no system turn"),
-        ("{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}", "rewrites earlier turns.*row 7"),
+        (
+            "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
+            "rewrites earlier turns.*row 7",
+        ),
     ],
 )
-def test_a_chat_template_that_does_not_fit_names_the_key(base: BaseOf, template: str, message: str) -> None:
+def test_a_chat_template_that_does_not_fit_names_the_key(
+    base: BaseOf, template: str, message: str
+) -> None:
     family = tiny.open_base(base("chat"))
     family.tokenizer.chat_template = template
     with pytest.raises(DataError, match=rf"^datasets\.x\.messages: .*{message}"):
@@ -181,22 +209,35 @@ def test_a_chat_template_that_does_not_fit_names_the_key(base: BaseOf, template:
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_prompt_leaves_room_for_its_answer(base: BaseOf, kind: str) -> None:
     family = tiny.open_base(base(kind), 40)
-    for num_new, most in ((0, 40), (tiny.CONTEXT - 60, 40), (tiny.CONTEXT - 30, 30), (tiny.CONTEXT - 4, 4)):
+    for num_new, most in (
+        (0, 40),
+        (tiny.CONTEXT - 60, 40),
+        (tiny.CONTEXT - 30, 30),
+        (tiny.CONTEXT - 4, 4),
+    ):
         ids = family.prompt_ids(Example(0, prompt=LONG, completion="x"), WHERE, num_new)
         assert len(ids) == most
         assert ids == family.start + family.tokens(LONG)[len(family.start) - most :]
-    assert family.prompt_ids(Example(0, completion="x"), WHERE) == (family.start or [family.tokenizer.eos_token_id])
+    assert family.prompt_ids(Example(0, completion="x"), WHERE) == (
+        family.start or [family.tokenizer.eos_token_id]
+    )
 
 
 def test_a_chats_prompt_ends_where_the_last_reply_begins(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
-    text = str(family.tokenizer.decode(family.prompt_ids(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)))
+    text = str(
+        family.tokenizer.decode(
+            family.prompt_ids(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)
+        )
+    )
     assert text.endswith("<s>user\nwhy</s>\n<s>assistant\n")
 
 
 def test_take_tokens_stays_within_bounds_and_is_seeded(family: CausalLM) -> None:
     encoding = family.encode(examples(40), WHERE)
-    assert take_tokens(encoding, None, 0) is encoding and take_tokens(encoding, 10**6, 0) is encoding
+    assert (
+        take_tokens(encoding, None, 0) is encoding and take_tokens(encoding, 10**6, 0) is encoding
+    )
     drawn = [take_tokens(encoding, 200, seed) for seed in range(5)]
     assert all(150 < taken.num_tokens <= 200 for taken in drawn)
     assert len({content(taken.sequences) for taken in drawn}) == 5
@@ -211,7 +252,9 @@ def test_take_tokens_stays_within_bounds_and_is_seeded(family: CausalLM) -> None
 def test_content_knows_ids_labels_and_order() -> None:
     one, other = Encoded((1, 2), (IGNORE, 2), 0), Encoded((1, 2), (IGNORE, IGNORE), 0)
     assert content([one]) == content([Encoded((1, 2), (IGNORE, 2), 0)])
-    assert len({content([one]), content([other]), content([one, other]), content([other, one])}) == 4
+    assert (
+        len({content([one]), content([other]), content([one, other]), content([other, one])}) == 4
+    )
 
 
 # --- losses
@@ -239,12 +282,14 @@ def test_losses_equal_the_reference_whatever_the_batch(base: BaseOf, kind: str) 
     want = [tiny.reference_nll(model, s.ids, s.labels) for s in sequences]
     assert max(want) - min(want) > 1
     for limit in (1, 150, 10**6):
-        assert family.negative_log_likelihoods(model, family.batches(sequences, limit)) == pytest.approx(
-            want, abs=1e-4, rel=1e-5
-        )
+        assert family.negative_log_likelihoods(
+            model, family.batches(sequences, limit)
+        ) == pytest.approx(want, abs=1e-4, rel=1e-5)
     mixed = list(range(12))
     random.Random(1).shuffle(mixed)
-    losses = family.negative_log_likelihoods(model, family.batches([sequences[i] for i in mixed], 200))
+    losses = family.negative_log_likelihoods(
+        model, family.batches([sequences[i] for i in mixed], 200)
+    )
     assert losses == pytest.approx([want[i] for i in mixed], abs=1e-4, rel=1e-5)
     assert all(p.grad is None for p in model.parameters())
 
@@ -254,7 +299,9 @@ def test_windows_of_a_text_add_up_to_its_windowed_loss(family: CausalLM) -> None
     sequences = family.encode([Example(0, text=LONG)], WHERE).sequences
     assert len(sequences) > 2
     losses = family.negative_log_likelihoods(model, family.batches(sequences, 200))
-    assert math.fsum(losses) == pytest.approx(sum(tiny.reference_nll(model, s.ids, s.ids) for s in sequences), rel=1e-5)
+    assert math.fsum(losses) == pytest.approx(
+        sum(tiny.reference_nll(model, s.ids, s.ids) for s in sequences), rel=1e-5
+    )
 
 
 # --- generation
@@ -263,7 +310,13 @@ def test_windows_of_a_text_add_up_to_its_windowed_loss(family: CausalLM) -> None
 def greedy(family: CausalLM, model: Any, prompt: Sequence[int], num_new: int) -> str:
     """Transformers' own, one prompt at a time."""
     ids = torch.tensor([list(prompt)])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_new, pad_token_id=0)
+    out = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=num_new,
+        pad_token_id=0,
+    )
     return str(family.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True))
 
 
@@ -282,7 +335,9 @@ def test_generation_stops_before_the_first_stop_string(family: CausalLM) -> None
     model = family.load()
     prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
     free = family.generate(model, prompts, Generation(16, (), 10**6))
-    letters = sorted({letter for text in free for letter in text[3:] if letter.isascii() and letter.isalnum()})
+    letters = sorted(
+        {letter for text in free for letter in text[3:] if letter.isascii() and letter.isalnum()}
+    )
     stops = (letters[0], letters[-1])
     want = [min((text.split(stop)[0] for stop in stops), key=len) for text in free]
     assert sum(map(len, want)) < sum(map(len, free)) and any(want)
@@ -295,7 +350,11 @@ def test_generation_ends_at_any_of_the_models_end_tokens(family: CausalLM) -> No
     prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
     free = family.generate(model, prompts, Generation(12, (), 10**6))
     end = (
-        cast("Any", model).generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[0, -1].item()
+        cast("Any", model)
+        .generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[
+            0, -1
+        ]
+        .item()
     )
     model.generation_config.eos_token_id = [2, end]
     ended = family.generate(model, prompts, Generation(12, (), 10**6))
@@ -307,7 +366,9 @@ def test_generation_ends_at_any_of_the_models_end_tokens(family: CausalLM) -> No
 
 
 def test_a_base_that_is_not_there_names_the_key(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^base\.path: nobody/nothing is neither a folder nor a hub model"):
+    with pytest.raises(
+        ModelError, match=r"^base\.path: nobody/nothing is neither a folder nor a hub model"
+    ):
         tiny.open_base("nobody/nothing")
     (tmp_path / "notes.txt").write_text("no model")
     with pytest.raises(ModelError, match=rf"^base\.path: {tmp_path} does not load"):
@@ -325,9 +386,14 @@ def truncate(folder: Path) -> None:
         (truncate, "does not load"),
         (lambda folder: (folder / "model.safetensors").unlink(), "does not load"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"junk"), "does not load"),
-        (lambda folder: tiny.edit(folder, lambda t: t.pop("model.norm.weight")), r"lacks the tensor model\.norm\.weight"),
         (
-            lambda folder: tiny.edit(folder, lambda t: t.update({"model.norm.weight": torch.ones(3)})),
+            lambda folder: tiny.edit(folder, lambda t: t.pop("model.norm.weight")),
+            r"lacks the tensor model\.norm\.weight",
+        ),
+        (
+            lambda folder: tiny.edit(
+                folder, lambda t: t.update({"model.norm.weight": torch.ones(3)})
+            ),
             r"model\.norm\.weight has the shape \(3,\)",
         ),
     ],
@@ -361,7 +427,11 @@ def test_a_fine_tune_must_be_safetensors(family: CausalLM, tmp_path: Path) -> No
 def test_a_fine_tunes_own_code_does_not_run(family: CausalLM, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
     (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
-    config = (folder / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "mine"')
+    config = (
+        (folder / "config.json")
+        .read_text()
+        .replace('"model_type": "llama"', '"model_type": "mine"')
+    )
     mark = '{"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},'
     (folder / "config.json").write_text(mark + config.lstrip()[1:])
     with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*custom code"):
@@ -374,7 +444,10 @@ def test_the_key_is_the_content_and_not_the_place(family: CausalLM, tmp_path: Pa
         key = family.key(store)
         moved = str(shutil.copytree(family.base.path, tmp_path / "moved"))
         assert tiny.open_base(moved).key(store) == key
-        changed = tiny.edit(shutil.copytree(moved, tmp_path / "changed"), lambda t: t["model.norm.weight"][:1].add_(1e-6))
+        changed = tiny.edit(
+            shutil.copytree(moved, tmp_path / "changed"),
+            lambda t: t["model.norm.weight"][:1].add_(1e-6),
+        )
         assert tiny.open_base(changed).key(store) != key
         assert tiny.open_base(moved, dtype="bfloat16").key(store) != key
         chat = Path(shutil.copytree(moved, tmp_path / "chat"))
@@ -390,7 +463,11 @@ def test_trained_params_are_counted_without_weights(family: CausalLM) -> None:
 
 def test_a_tokenizer_without_an_end_token_is_refused(family: CausalLM, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(family.base.path, tmp_path / "base"))
-    config = (folder / "tokenizer_config.json").read_text().replace('"eos_token": "</s>"', '"eos_token": null')
+    config = (
+        (folder / "tokenizer_config.json")
+        .read_text()
+        .replace('"eos_token": "</s>"', '"eos_token": null')
+    )
     (folder / "tokenizer_config.json").write_text(config)
     with pytest.raises(ModelError, match="no end-of-text token"):
         _ = tiny.open_base(str(folder)).tokenizer

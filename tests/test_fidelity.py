@@ -33,7 +33,9 @@ def plain_pearson(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def plain_ranks(x: Sequence[float]) -> list[float]:
-    return [sum(other < one for other in x) + (sum(other == one for other in x) + 1) / 2 for one in x]
+    return [
+        sum(other < one for other in x) + (sum(other == one for other in x) + 1) / 2 for one in x
+    ]
 
 
 def plain_spearman(x: Sequence[float], y: Sequence[float]) -> float:
@@ -81,7 +83,9 @@ def intervals(found: Fidelity) -> dict[str, Estimate | None]:
 
 
 def is_undefined(interval: Estimate | None) -> bool:
-    return interval is not None and all(math.isnan(value) for value in dataclasses.astuple(interval))
+    return interval is not None and all(
+        math.isnan(value) for value in dataclasses.astuple(interval)
+    )
 
 
 # --- correlations and regrets -----------------------------------------------------------------------------------------
@@ -94,9 +98,13 @@ def test_estimates_follow_their_definitions(num: int, seed: int, tied: bool) -> 
     found = measured(proxy, real)
     assert found.num_checks == num
     for name, plain in PLAIN.items():
-        assert getattr(found, name).value == pytest.approx(plain(proxy.tolist(), real.tolist()), abs=1e-12), name
+        assert getattr(found, name).value == pytest.approx(
+            plain(proxy.tolist(), real.tolist()), abs=1e-12
+        ), name
     for k, regret in found.regrets.items():
-        assert regret.value == pytest.approx(plain_regret(proxy.tolist(), real.tolist(), k), abs=1e-12), k
+        assert regret.value == pytest.approx(
+            plain_regret(proxy.tolist(), real.tolist(), k), abs=1e-12
+        ), k
     if num >= 12:
         assert found.top_quarter is not None
         expected = plain_top_quarter(proxy.tolist(), real.tolist())
@@ -113,7 +121,9 @@ def test_estimates_are_those_of_scipy(tied: bool) -> None:
             "spearman": scipy.stats.spearmanr(proxy, real).statistic,
             "kendall": scipy.stats.kendalltau(proxy, real).statistic,
         }
-        assert {name: getattr(found, name).value for name in NAMES} == pytest.approx(expected, abs=1e-12)
+        assert {name: getattr(found, name).value for name in NAMES} == pytest.approx(
+            expected, abs=1e-12
+        )
 
 
 def test_a_perfect_proxy_loses_nothing_and_one_the_wrong_way_round_everything() -> None:
@@ -134,7 +144,11 @@ def test_a_perfect_proxy_loses_nothing_and_one_the_wrong_way_round_everything() 
 
 def test_regret_is_about_the_best_of_the_picked_ones() -> None:
     proxy, real = [9, 8, 7, 6, 5, 4, 3], [2, 1, 6, 0, 9, 10, 3]
-    assert {k: regret.value for k, regret in measured(proxy, real).regrets.items()} == {1: 8, 3: 4, 5: 1}
+    assert {k: regret.value for k, regret in measured(proxy, real).regrets.items()} == {
+        1: 8,
+        3: 4,
+        5: 1,
+    }
 
 
 def test_a_proxy_that_cannot_tell_mixtures_apart_picks_the_worst_of_them() -> None:
@@ -144,7 +158,9 @@ def test_a_proxy_that_cannot_tell_mixtures_apart_picks_the_worst_of_them() -> No
 
 def test_the_top_quarter_is_by_real_objective() -> None:
     real = np.arange(12.0)
-    proxy = np.concatenate([np.full(9, 50.0), [3.0, 2.0, 1.0]])  # the worst nine have the best proxies
+    proxy = np.concatenate(
+        [np.full(9, 50.0), [3.0, 2.0, 1.0]]
+    )  # the worst nine have the best proxies
     found = measured(proxy, real)
     assert found.top_quarter is not None
     assert found.top_quarter.value == -1
@@ -192,13 +208,18 @@ def test_a_correlation_with_a_constant_is_undefined(constant: float, num: int) -
 
 
 def test_resamples_in_which_a_correlation_is_undefined_are_left_out() -> None:
-    found = measured([0, 0, 0, 0, 0.3], [0.1, 0.1, 0.1, 0.1, 0.2], num_resamples=999)  # a third of them lack the last
+    found = measured(
+        [0, 0, 0, 0, 0.3], [0.1, 0.1, 0.1, 0.1, 0.2], num_resamples=999
+    )  # a third of them lack the last
     for name in NAMES:
         assert dataclasses.astuple(getattr(found, name)) == pytest.approx((1, 1, 1))
 
 
 def test_where_no_resample_is_defined_there_is_an_estimate_without_an_interval() -> None:
-    found = [measured([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], num_resamples=1, seed=seed).kendall for seed in range(40)]
+    found = [
+        measured([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], num_resamples=1, seed=seed).kendall
+        for seed in range(40)
+    ]
     alone = [interval for interval in found if math.isnan(interval.low)]
     assert 0 < len(alone) < len(found)
     assert all(interval.value == 1 and math.isnan(interval.high) for interval in alone)
@@ -217,7 +238,9 @@ def test_where_no_resample_is_defined_there_is_an_estimate_without_an_interval()
         ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5], {"num_resamples": 0}, "num_resamples"),
     ],
 )
-def test_what_has_no_fidelity(proxy: list[float], real: list[float], settings: dict[str, float], named: str) -> None:
+def test_what_has_no_fidelity(
+    proxy: list[float], real: list[float], settings: dict[str, float], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         fidelity(proxy, real, **settings)  # type: ignore[arg-type]
 
@@ -243,7 +266,9 @@ def test_ranks_do_not_see_monotone_transforms() -> None:
     scaled = measured(1e-3 * proxy + 5, 1e6 * real - 2)
     assert dataclasses.astuple(scaled.pearson) == pytest.approx(dataclasses.astuple(one.pearson))
     for k, regret in scaled.regrets.items():
-        assert dataclasses.astuple(regret) == pytest.approx(1e6 * np.array(dataclasses.astuple(one.regrets[k])))
+        assert dataclasses.astuple(regret) == pytest.approx(
+            1e6 * np.array(dataclasses.astuple(one.regrets[k]))
+        )
 
 
 def test_the_same_seed_gives_the_same_and_another_gives_other_intervals() -> None:
@@ -274,14 +299,19 @@ def test_intervals_are_percentiles_over_resampled_pairs(tied: bool) -> None:
     for name, interval in intervals(found).items():
         assert interval is not None
         low, high = np.nanquantile([values[name] for values in expected], [0.1, 0.9])
-        assert (interval.low, interval.high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12)), name
+        assert (interval.low, interval.high) == (
+            pytest.approx(low, abs=1e-12),
+            pytest.approx(high, abs=1e-12),
+        ), name
 
 
 def one_by_one(proxy: Array, real: Array, count: Array) -> dict[str, float]:
     """Every statistic of one resample by its definition."""
     drawn = np.repeat(proxy, count).tolist(), np.repeat(real, count).tolist()
     distinct = proxy[count > 0].tolist(), real[count > 0].tolist()
-    correlations = {name: plain(*drawn) for name, plain in {**PLAIN, "top_quarter": plain_top_quarter}.items()}
+    correlations = {
+        name: plain(*drawn) for name, plain in {**PLAIN, "top_quarter": plain_top_quarter}.items()
+    }
     return correlations | {f"regret at {k}": plain_regret(*distinct, k) for k in (1, 3, 5)}
 
 
@@ -296,7 +326,11 @@ def test_a_wider_confidence_gives_wider_intervals_and_more_checks_narrower_ones(
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     rho, num, num_worlds = 0.7, 40, 200
-    truth = {"pearson": rho, "spearman": 6 / math.pi * math.asin(rho / 2), "kendall": 2 / math.pi * math.asin(rho)}
+    truth = {
+        "pearson": rho,
+        "spearman": 6 / math.pi * math.asin(rho / 2),
+        "kendall": 2 / math.pi * math.asin(rho),
+    }
     held = dict.fromkeys(truth, 0)
     for seed in range(num_worlds):
         x, y = related(num, seed, noise=math.sqrt(1 / rho**2 - 1))
@@ -309,7 +343,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
 # --- noise over seeds -------------------------------------------------------------------------------------------------
 
 
-def world(num_seeds: int, num_mixtures: int, seed: int, *, noise: float, offset: float = 0.0) -> Array:
+def world(
+    num_seeds: int, num_mixtures: int, seed: int, *, noise: float, offset: float = 0.0
+) -> Array:
     """real[s, m] = f[m] + o[s] + e[s, m]."""
     rng = np.random.default_rng(seed)
     true, offsets = rng.normal(0, 10, num_mixtures), offset * rng.normal(size=(num_seeds, 1))
@@ -323,8 +359,13 @@ def mean_variance(estimates: Sequence[float | None]) -> float:
 
 @pytest.mark.parametrize("offset", [0.0, 5.0])
 @pytest.mark.parametrize(("num_seeds", "num_mixtures"), [(2, 2), (2, 9), (3, 4), (5, 3)])
-def test_noise_is_recovered_whatever_seeds_do_to_all_mixtures(num_seeds: int, num_mixtures: int, offset: float) -> None:
-    found = [noise_sd(world(num_seeds, num_mixtures, seed, noise=0.5, offset=offset)) for seed in range(400)]
+def test_noise_is_recovered_whatever_seeds_do_to_all_mixtures(
+    num_seeds: int, num_mixtures: int, offset: float
+) -> None:
+    found = [
+        noise_sd(world(num_seeds, num_mixtures, seed, noise=0.5, offset=offset))
+        for seed in range(400)
+    ]
     degrees = 400 * (num_seeds - 1) * (num_mixtures - 1)
     assert mean_variance(found) == pytest.approx(0.25, rel=4 * math.sqrt(2 / degrees))
 
@@ -368,7 +409,11 @@ def test_mixtures_and_seeds_without_repeats_change_nothing() -> None:
     [
         [[1.0, 4.0, 4.0, math.nan]],
         [[1.0, 3.0, math.nan, math.nan], [math.nan, math.nan, 5.0, 9.0]],
-        [[1.0, 3.0, math.nan, math.nan], [math.nan, 2.0, 5.0, math.nan], [math.nan, math.nan, 5.0, 9.0]],
+        [
+            [1.0, 3.0, math.nan, math.nan],
+            [math.nan, 2.0, 5.0, math.nan],
+            [math.nan, math.nan, 5.0, 9.0],
+        ],
     ],
     ids=["one mixture", "no seed in common", "a chain"],
 )
@@ -414,9 +459,16 @@ def test_a_perfect_proxy_reaches_the_ceiling(noise: float) -> None:
     rng = np.random.default_rng(0)
     reached, ceilings = [], []
     for seed in range(100):
-        true = rng.normal(size=120)  # with 30 and the larger noise the ceiling, an estimate itself, is .02 low on average
+        true = rng.normal(
+            size=120
+        )  # with 30 and the larger noise the ceiling, an estimate itself, is .02 low on average
         real = true + rng.normal(0, noise, size=120)
-        reached.append((plain_pearson(true.tolist(), real.tolist()), plain_spearman(true.tolist(), real.tolist())))
+        reached.append(
+            (
+                plain_pearson(true.tolist(), real.tolist()),
+                plain_spearman(true.tolist(), real.tolist()),
+            )
+        )
         found = ceiling(real, noise, num_draws=50, seed=seed)
         ceilings.append((found.pearson, found.spearman))
     np.testing.assert_allclose(np.mean(reached, axis=0), np.mean(ceilings, axis=0), atol=0.02)
@@ -426,7 +478,9 @@ def test_the_ceiling_falls_with_the_noise() -> None:
     real = np.random.default_rng(1).normal(size=25)
     spread = float(real.std(ddof=1))
     found = [ceiling(real, share * spread, num_draws=200) for share in (0.0, 0.3, 0.6, 0.9)]
-    assert [one.pearson for one in found] == pytest.approx([math.sqrt(1 - share**2) for share in (0, 0.3, 0.6, 0.9)])
+    assert [one.pearson for one in found] == pytest.approx(
+        [math.sqrt(1 - share**2) for share in (0, 0.3, 0.6, 0.9)]
+    )
     assert all(one.spearman > other.spearman for one, other in itertools.pairwise(found))
     assert found[0] == Ceiling(1, pytest.approx(1), 0)
 
@@ -489,13 +543,18 @@ def test_a_difference_has_its_weighted_mean_and_its_analytic_standard_error() ->
     expected = np.average(a - b, weights=weights)
     assert mean == pytest.approx(expected)
     # a ratio of sums, linearised: Cochran 1977, equation 2.39
-    assert sd == pytest.approx(math.sqrt((weights**2 * (a - b - expected) ** 2).sum()) / weights.sum(), rel=0.08)
+    assert sd == pytest.approx(
+        math.sqrt((weights**2 * (a - b - expected) ** 2).sum()) / weights.sum(), rel=0.08
+    )
 
 
 def test_with_equal_weights_the_standard_error_is_the_known_one() -> None:
     values = np.random.default_rng(4).normal(size=300)
     mean, sd = paired_difference(values, np.zeros(300), np.full(300, 7.0), num_resamples=1500)
-    assert (mean, sd) == (pytest.approx(values.mean()), pytest.approx(values.std() / math.sqrt(300), rel=0.08))
+    assert (mean, sd) == (
+        pytest.approx(values.mean()),
+        pytest.approx(values.std() / math.sqrt(300), rel=0.08),
+    )
 
 
 def test_differences_turn_round_and_do_not_see_the_scale_of_the_weights() -> None:
@@ -510,7 +569,10 @@ def test_differences_turn_round_and_do_not_see_the_scale_of_the_weights() -> Non
 
 
 def test_the_same_difference_everywhere_is_certain_and_one_example_is_not() -> None:
-    assert paired_difference([3.0, 5.0, 9.0], [1.0, 3.0, 7.0], [1, 2, 3]) == (2, pytest.approx(0, abs=1e-12))
+    assert paired_difference([3.0, 5.0, 9.0], [1.0, 3.0, 7.0], [1, 2, 3]) == (
+        2,
+        pytest.approx(0, abs=1e-12),
+    )
     mean, sd = paired_difference([3.0], [1.0], [4.0])
     assert mean == 2 and math.isnan(sd)
 
@@ -533,7 +595,9 @@ def test_resamples_without_weight_are_left_out() -> None:
         ([1, 2], [1, 2], [1, 1], 1, "num_resamples >= 2"),
     ],
 )
-def test_what_has_no_difference(a: list[float], b: list[float], weights: list[float], num_resamples: int, named: str) -> None:
+def test_what_has_no_difference(
+    a: list[float], b: list[float], weights: list[float], num_resamples: int, named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         paired_difference(a, b, weights, num_resamples=num_resamples)
 
@@ -550,12 +614,22 @@ def test_with_the_examples_needed_the_gap_is_wide_enough() -> None:
     values = np.random.default_rng(6).normal(0.1, 1, 200)
     _, sd = paired_difference(values, np.zeros(200), np.ones(200))
     needed = examples_needed(sd, 200, 0.1)
-    assert 0.1 / (sd * math.sqrt(200 / needed)) >= 1.645 > 0.1 / (sd * math.sqrt(200 / (needed - 1)))
+    assert (
+        0.1 / (sd * math.sqrt(200 / needed)) >= 1.645 > 0.1 / (sd * math.sqrt(200 / (needed - 1)))
+    )
 
 
 @pytest.mark.parametrize(
     ("sd", "num_examples", "gap"),
-    [(-1.0, 5, 0.1), (math.nan, 5, 0.1), (math.inf, 5, 0.1), (1.0, 0, 0.1), (1.0, 5, 0.0), (1.0, 5, -0.1), (1.0, 5, math.nan)],
+    [
+        (-1.0, 5, 0.1),
+        (math.nan, 5, 0.1),
+        (math.inf, 5, 0.1),
+        (1.0, 0, 0.1),
+        (1.0, 5, 0.0),
+        (1.0, 5, -0.1),
+        (1.0, 5, math.nan),
+    ],
 )
 def test_what_needs_no_number_of_examples(sd: float, num_examples: int, gap: float) -> None:
     with pytest.raises(ValueError, match="gap > 0 must hold"):

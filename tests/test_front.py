@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import pytest
-from worlds import ALL_SPACES, World, search
+from worlds import ALL_SPACES, World, search_through, setting_of
 
 from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex, Subsets
@@ -15,7 +15,7 @@ from mergetomix.objectives.pareto import hypervolume, is_front
 from mergetomix.records import Mixture
 from mergetomix.search.gradient.directions import Direction, Outlook
 from mergetomix.search.strategies import build, restore
-from mergetomix.search.strategy import Ask, Setting, Told
+from mergetomix.search.strategy import Ask, Told
 
 SIZES = [(1, 1), (1, 3), (7, 1), (12, 2), (12, 3), (9, 4), (7, 5)]
 
@@ -26,12 +26,18 @@ def dominates(one: np.ndarray, other: np.ndarray) -> bool:
 
 def drawn(num: int, targets: int, seed: int) -> np.ndarray:
     """Points on a coarse grid, so that many are equal on a target, and some everywhere."""
-    return np.random.default_rng([seed, num, targets]).integers(0, 6, size=(num, targets)).astype(float)
+    return (
+        np.random.default_rng([seed, num, targets])
+        .integers(0, 6, size=(num, targets))
+        .astype(float)
+    )
 
 
 @pytest.mark.parametrize(("num", "targets"), SIZES)
 @pytest.mark.parametrize("seed", range(3))
-def test_members_of_a_front_are_those_that_nobody_dominates(num: int, targets: int, seed: int) -> None:
+def test_members_of_a_front_are_those_that_nobody_dominates(
+    num: int, targets: int, seed: int
+) -> None:
     points = drawn(num, targets, seed)
     expected = [not any(dominates(other, point) for other in points) for point in points]
     assert is_front(points).tolist() == expected
@@ -41,7 +47,10 @@ def test_members_of_a_front_are_those_that_nobody_dominates(num: int, targets: i
 
 def of_cells(points: np.ndarray, reference: np.ndarray) -> float:
     """The volume by cutting space at every coordinate: a cell counts where some point is above its upper corner."""
-    edges = [np.unique([reference[t], *points[:, t][points[:, t] > reference[t]]]) for t in range(points.shape[1])]
+    edges = [
+        np.unique([reference[t], *points[:, t][points[:, t] > reference[t]]])
+        for t in range(points.shape[1])
+    ]
     total = 0.0
     for corner in itertools.product(*(range(1, len(edge)) for edge in edges)):
         upper = np.array([edge[i] for edge, i in zip(edges, corner, strict=True)])
@@ -53,7 +62,9 @@ def of_cells(points: np.ndarray, reference: np.ndarray) -> float:
 @pytest.mark.parametrize(("num", "targets"), SIZES)
 @pytest.mark.parametrize("seed", range(3))
 def test_the_hypervolume_is_that_of_all_cells_below(num: int, targets: int, seed: int) -> None:
-    points = drawn(num, targets, seed) + 0.01 * np.random.default_rng(seed).normal(size=(num, targets))
+    points = drawn(num, targets, seed) + 0.01 * np.random.default_rng(seed).normal(
+        size=(num, targets)
+    )
     reference = np.full(targets, 1.5)  # some points lie below it
     assert hypervolume(points, reference) == pytest.approx(of_cells(points, reference), abs=1e-9)
 
@@ -89,39 +100,52 @@ def values(told: list[Told]) -> np.ndarray:
     return np.array([[each.values[name] for name in sorted(each.values)] for each in told])
 
 
-@pytest.mark.parametrize(("targets", "budget", "share", "seed"), [(2, 40, 0.95, 0), (2, 40, 0.95, 1), (3, 60, 0.93, 0)])
-def test_gradients_find_most_of_the_front_of_1023(targets: int, budget: int, share: float, seed: int) -> None:
+@pytest.mark.parametrize(
+    ("targets", "budget", "share", "seed"), [(2, 40, 0.95, 0), (2, 40, 0.95, 1), (3, 60, 0.93, 0)]
+)
+def test_gradients_find_most_of_the_front_of_1023(
+    targets: int, budget: int, share: float, seed: int
+) -> None:
     space = Subsets(tuple("abcdefghij"))
     world = World(space.names, targets, seed, coefficients=scaled)
     every = values([world.told(Ask(mixture)) for mixture in space])
     front = every[is_front(every)]
     reference = front.min(axis=0) - 0.1 * np.ptp(front, axis=0)
-    setting = Setting(space, seed, budget=budget, coefficients=scaled, front=True)
-    state = search(build("gradient", setting), world.told)
+    setting = setting_of(space, seed, budget=budget, coefficients=scaled, front=True)
+    state = search_through(build("gradient", setting), world.told)
     assert sum(told.cost for told in state) <= budget
     reached = hypervolume(values(state), reference) / hypervolume(front, reference)
     chance = [values([world.told(Ask(m)) for m in space.sample(budget, draw)]) for draw in range(5)]
     assert reached > share
-    assert reached > max(hypervolume(points, reference) for points in chance) / hypervolume(front, reference)
+    assert reached > max(hypervolume(points, reference) for points in chance) / hypervolume(
+        front, reference
+    )
 
 
-@pytest.mark.parametrize("space", ["nine", "with c and three more", "in groups", "capped weights", "one dataset"])
+@pytest.mark.parametrize(
+    "space", ["nine", "with c and three more", "in groups", "capped weights", "one dataset"]
+)
 def test_a_search_for_a_front_stays_in_its_space_and_is_resumed(space: str) -> None:
-    world, setting = World(ALL_SPACES[space].names), Setting(ALL_SPACES[space], 3, budget=12, front=True)
-    whole = search(build("gradient", setting), world.told)
+    world, setting = (
+        World(ALL_SPACES[space].names),
+        setting_of(ALL_SPACES[space], 3, budget=12, front=True),
+    )
+    whole = search_through(build("gradient", setting), world.told)
     assert 0 < sum(told.cost for told in whole) <= 12
     assert len({told.mixture for told in whole}) == len(whole)
     for mixture in (told.mixture for told in whole):
         is_simplex = isinstance(setting.space, Simplex)
-        assert mixture in setting.space if is_simplex else frozenset(mixture.datasets) in setting.space  # type: ignore[operator]
+        assert (
+            mixture in setting.space if is_simplex else frozenset(mixture.datasets) in setting.space
+        )  # type: ignore[operator]
     cut = len(whole) // 2
-    assert search(restore(build("gradient", setting), whole[:cut]), world.told) == whole
+    assert search_through(restore(build("gradient", setting), whole[:cut]), world.told) == whole
 
 
 def test_many_datasets_are_searched_for_a_front_by_climbs() -> None:
     space = Subsets(tuple(f"d{i:02}" for i in range(22)))
     world = World(space.names, 2, 1)
-    state = search(build("gradient", Setting(space, budget=20, front=True)), world.told)
+    state = search_through(build("gradient", setting_of(space, budget=20, front=True)), world.told)
     drawn = values([world.told(Ask(mixture)) for mixture in space.sample(200, 0)])
     reference = np.minimum(drawn.min(axis=0), values(state).min(axis=0))
     assert hypervolume(values(state), reference) > hypervolume(drawn, reference)
@@ -133,19 +157,35 @@ def test_what_is_no_number_hides_nothing_else() -> None:
     def holed(asked: Ask) -> Told:
         told = world.told(asked)
         bad = len(asked.mixture) == 3
-        return Told(told.mixture, 0.0, dict.fromkeys(told.values, float("nan")), told.gradients) if bad else told
+        return (
+            Told(told.mixture, 0.0, dict.fromkeys(told.values, float("nan")), told.gradients)
+            if bad
+            else told
+        )
 
-    state = search(build("gradient", Setting(ALL_SPACES["nine"], budget=30, front=True)), holed)
+    state = search_through(
+        build("gradient", setting_of(ALL_SPACES["nine"], budget=30, front=True)), holed
+    )
     assert len(state) > 10
 
 
 def test_what_a_mixture_adds_is_the_volume_that_it_brings() -> None:
     rng = np.random.default_rng(0)
-    told = [Told(Mixture.union([f"d{i}"]), 0.0, dict(zip("abc", row, strict=True))) for i, row in enumerate(rng.random((9, 3)))]
+    told = [
+        Told(Mixture.union([f"d{i}"]), 0.0, dict(zip("abc", row, strict=True)))
+        for i, row in enumerate(rng.random((9, 3)))
+    ]
     candidates = np.hstack([rng.random((3, 6)) * 1.3, values(told[:1]).T])
     outlook = Outlook(told, candidates)
-    front, reference, width = outlook._front_KT, outlook._reference_T, float(np.prod(outlook._range_T))
-    brought = [hypervolume([*front, point], reference) - hypervolume(front, reference) for point in candidates.T]
+    front, reference, width = (
+        outlook._front_KT,
+        outlook._reference_T,
+        float(np.prod(outlook._range_T)),
+    )
+    brought = [
+        hypervolume([*front, point], reference) - hypervolume(front, reference)
+        for point in candidates.T
+    ]
     assert outlook.added(candidates) * width == pytest.approx(brought)
     assert brought[-1] == 0 < max(brought)
 
@@ -156,7 +196,9 @@ def test_the_slope_of_a_direction_is_that_of_its_height(weights: tuple[float, ..
     points = np.random.default_rng(0).normal(size=(3, 6))
     for target, step in enumerate(np.eye(3) * 1e-6):
         ends = [direction(points + sign * step[:, None]) for sign in (1, -1)]
-        assert direction.slopes(points)[target] == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-6)
+        assert direction.slopes(points)[target] == pytest.approx(
+            (ends[0] - ends[1]) / 2e-6, abs=1e-6
+        )
 
 
 def test_the_highest_point_of_a_direction_is_of_the_front_and_hollows_are_reached() -> None:

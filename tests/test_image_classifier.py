@@ -38,13 +38,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseOf:
 
 
 def settings(**changes: Any) -> Train:
-    return Train(**{"method": "full", "learning_rate": 1e-3, "batch_size": 4, "max_steps": 3, **changes})
+    return Train(
+        **{"method": "full", "learning_rate": 1e-3, "batch_size": 4, "max_steps": 3, **changes}
+    )
 
 
-def scored(family: ImageClassifier, given: Any, score: str, model: Any = None, batch_tokens: int = 40) -> Any:
+def scored(
+    family: ImageClassifier, given: Any, score: str, model: Any = None, batch_tokens: int = 40
+) -> Any:
     examples = family.read(given, "targets.t")
     family.settle({"targets.t": examples})
-    target = build(given.model_copy(update={"score": score}), examples.items, TargetSetting(family, "targets.t", batch_tokens))
+    target = build(
+        given.model_copy(update={"score": score}),
+        examples.items,
+        TargetSetting(family, "targets.t", batch_tokens),
+    )
     return target.score(model or family.load())
 
 
@@ -57,16 +65,27 @@ def test_clip_agrees_with_transformers_alone(base: BaseOf) -> None:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     rows = tiny.rows(15)
-    model, tokenizer = AutoModel.from_pretrained(base("clip")).eval(), AutoTokenizer.from_pretrained(base("clip"))
+    model, tokenizer = (
+        AutoModel.from_pretrained(base("clip")).eval(),
+        AutoTokenizer.from_pretrained(base("clip")),
+    )
     images = [Image.fromarray(row["image"]) for row in rows]
-    pixels = CLIPImageProcessorPil.from_pretrained(base("clip"))(images, return_tensors="pt")["pixel_values"]
+    pixels = CLIPImageProcessorPil.from_pretrained(base("clip"))(images, return_tensors="pt")[
+        "pixel_values"
+    ]
     with torch.no_grad():
         rows_of = []
         for name in tiny.CLASSES:
-            texts = tokenizer([t.replace("{}", name) for t in tiny.TEMPLATES], padding=True, return_tensors="pt")
-            vectors = torch.nn.functional.normalize(model.get_text_features(**texts).pooler_output, dim=-1).mean(0)
+            texts = tokenizer(
+                [t.replace("{}", name) for t in tiny.TEMPLATES], padding=True, return_tensors="pt"
+            )
+            vectors = torch.nn.functional.normalize(
+                model.get_text_features(**texts).pooler_output, dim=-1
+            ).mean(0)
             rows_of.append(torch.nn.functional.normalize(vectors, dim=-1))
-        features = torch.nn.functional.normalize(model.get_image_features(pixels).pooler_output, dim=-1)
+        features = torch.nn.functional.normalize(
+            model.get_image_features(pixels).pooler_output, dim=-1
+        )
         logits = model.logit_scale.exp() * features @ torch.stack(rows_of).T
     labels = torch.tensor([tiny.CLASSES.index(row["label"]) for row in rows])
     losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
@@ -86,7 +105,10 @@ def test_one_template_is_the_models_own_logits(base: BaseOf, kind: str) -> None:
     loss = scored(family, given, "loss")
     padding: Any = "max_length" if kind == "siglip" else True
     texts = family.tokenizer(
-        [f"a photo of a {name}." for name in tiny.CLASSES], padding=padding, max_length=16, return_tensors="pt"
+        [f"a photo of a {name}." for name in tiny.CLASSES],
+        padding=padding,
+        max_length=16,
+        return_tensors="pt",
     )
     pixels = family.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
@@ -112,7 +134,10 @@ def test_a_shared_head_is_the_models_own(base: BaseOf, kind: str) -> None:
 
 
 def test_classes_in_another_order_are_the_heads_by_name(base: BaseOf) -> None:
-    given = [tiny.source(tiny.rows(9), classes, target=True) for classes in (tiny.CLASSES, tiny.CLASSES[::-1])]
+    given = [
+        tiny.source(tiny.rows(9), classes, target=True)
+        for classes in (tiny.CLASSES, tiny.CLASSES[::-1])
+    ]
     one, other = (scored(tiny.open_base(base("vit")), each, "loss") for each in given)
     assert one.values == pytest.approx(other.values, abs=1e-6)
 
@@ -136,7 +161,11 @@ def test_a_probe_is_a_logistic_regression() -> None:
         states, labels = draw.normal(size=(60, 5)) * 7, draw.integers(num_classes, size=60)
         head = probe(states, labels.tolist(), num_classes, "cpu")
         scale = float(np.sqrt(np.mean(states**2)))
-        want = LogisticRegression(max_iter=1000).fit(states / scale, labels).predict_log_proba(states / scale)
+        want = (
+            LogisticRegression(max_iter=1000)
+            .fit(states / scale, labels)
+            .predict_log_proba(states / scale)
+        )
         found = head.logits(torch.tensor(states, dtype=torch.float32)).log_softmax(1)
         assert np.allclose(found.numpy(), want, atol=1e-4)
 
@@ -155,7 +184,11 @@ def test_own_heads_are_learnt_from_the_base_and_stay(base: BaseOf, tmp_path: Pat
     finetune(family, images, settings(), tmp_path)
     after = family.load_finetune(str(tmp_path))
     assert head.weight.equal(before)
-    same = {name for name, p in after.named_parameters() if p.equal(dict(family.load().named_parameters())[name])}
+    same = {
+        name
+        for name, p in after.named_parameters()
+        if p.equal(dict(family.load().named_parameters())[name])
+    }
     assert {"classifier.weight", "classifier.bias"} <= same < set(dict(after.named_parameters()))
     kept = load_file(tmp_path / "heads.safetensors")
     assert kept[f"{key}.weight"].equal(head.weight)
@@ -165,14 +198,20 @@ def test_a_target_takes_the_head_of_the_dataset_with_its_classes(base: BaseOf) -
     family = tiny.open_base(base("vit-other"), head="own")
     one, two = tiny.source(tiny.rows(12)), tiny.source(tiny.rows(12, 1, ("p", "q")), ("p", "q"))
     datasets = {"one": family.read(one, "datasets.one"), "two": family.read(two, "datasets.two")}
-    target = family.read(tiny.source(tiny.rows(4, 2, ("p", "q")), ("p", "q"), target=True), "targets.t")
+    target = family.read(
+        tiny.source(tiny.rows(4, 2, ("p", "q")), ("p", "q"), target=True), "targets.t"
+    )
     family.settle({**{each.where: each for each in datasets.values()}, "targets.t": target})
     (head,) = {image.head for image in family.encode(target.items, "targets.t").sequences}
     assert head == family.encode(datasets["two"].items, "datasets.two").sequences[0].head
 
 
-@pytest.mark.parametrize(("changes", "message"), [({}, "whose head it takes"), ({"head": "two"}, "other classes")])
-def test_a_target_whose_head_is_not_known_is_refused(base: BaseOf, changes: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("changes", "message"), [({}, "whose head it takes"), ({"head": "two"}, "other classes")]
+)
+def test_a_target_whose_head_is_not_known_is_refused(
+    base: BaseOf, changes: dict[str, Any], message: str
+) -> None:
     family = tiny.open_base(base("vit-other"), head="own")
     datasets = {
         name: family.read(tiny.source(tiny.rows(6, 0, classes), classes), f"datasets.{name}")
@@ -195,7 +234,9 @@ def test_a_new_shared_head_is_zero_and_is_trained(base: BaseOf, tmp_path: Path) 
     finetune(family, images, settings(max_steps=6), tmp_path)
     after = family.load_finetune(str(tmp_path))
     assert params(after)["classifier.weight"].any()
-    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == dict(zip("012", sorted(tiny.CLASSES), strict=True))
+    assert json.loads((tmp_path / "config.json").read_text())["id2label"] == dict(
+        zip("012", sorted(tiny.CLASSES), strict=True)
+    )
 
 
 def test_a_new_head_is_part_of_the_bases_address(base: BaseOf, tmp_path: Path) -> None:
@@ -206,7 +247,13 @@ def test_a_new_head_is_part_of_the_bases_address(base: BaseOf, tmp_path: Path) -
     for classes in (tiny.CLASSES, ("p", "q"), None):
         family = tiny.open_base(base("vit-other"))
         if classes is not None:
-            family.settle({tiny.WHERE: family.read(tiny.source(tiny.rows(4, 0, classes), classes), tiny.WHERE)})
+            family.settle(
+                {
+                    tiny.WHERE: family.read(
+                        tiny.source(tiny.rows(4, 0, classes), classes), tiny.WHERE
+                    )
+                }
+            )
         keys.append(family.key(store))
     store.close()
     assert len(set(keys)) == 3
@@ -217,7 +264,9 @@ def test_a_new_head_is_part_of_the_bases_address(base: BaseOf, tmp_path: Path) -
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_loss_falls_and_frozen_params_stay(base: BaseOf, tmp_path: Path, kind: str, method: str) -> None:
+def test_the_loss_falls_and_frozen_params_stay(
+    base: BaseOf, tmp_path: Path, kind: str, method: str
+) -> None:
     family = tiny.open_base(base(kind), method)
     images = tiny.encoded(family, 12)
     if (kind, method) == ("resnet", "lora"):
@@ -236,14 +285,22 @@ def test_the_loss_falls_and_frozen_params_stay(base: BaseOf, tmp_path: Path, kin
     changed = {name for name, p in params(core).items() if not p.equal(params(model)[name])}
     assert changed and all(family.is_trained(name) for name in changed)
     buffers = dict(model.named_buffers())
-    assert all(each.equal(buffers[name]) for name, each in core.named_buffers() if name.endswith(("mean", "var")))
+    assert all(
+        each.equal(buffers[name])
+        for name, each in core.named_buffers()
+        if name.endswith(("mean", "var"))
+    )
 
 
 def test_only_the_image_side_of_clip_is_trained(base: BaseOf) -> None:
     family = tiny.open_base(base("clip"))
     tiny.encoded(family, 3)
     whole = sum(p.numel() for p in family.load().parameters())
-    text = sum(p.numel() for name, p in family.load().named_parameters() if "text" in name or name == "logit_scale")
+    text = sum(
+        p.numel()
+        for name, p in family.load().named_parameters()
+        if "text" in name or name == "logit_scale"
+    )
     assert family.num_trained(None) == whole - text
     targets = family.lora_config(Lora(rank=2)).target_modules
     assert "visual_projection" in targets and not any("text" in name for name in targets)
@@ -258,10 +315,14 @@ def test_only_the_image_side_of_clip_is_trained(base: BaseOf) -> None:
     ],
     ids=["augment", "accumulate", "dropout"],
 )
-def test_training_does_not_depend_on_workers(base: BaseOf, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_training_does_not_depend_on_workers(
+    base: BaseOf, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     found = []
     for num_workers in (0, 1):
-        family = tiny.open_base(base("clip"), changes.get("method", "full"), num_workers=num_workers)
+        family = tiny.open_base(
+            base("clip"), changes.get("method", "full"), num_workers=num_workers
+        )
         finetune(family, tiny.encoded(family, 10), settings(**changes), tmp_path / str(num_workers))
         (file,) = (tmp_path / str(num_workers)).glob("*model.safetensors")
         found.append(load_file(file))
@@ -272,13 +333,24 @@ def test_accumulated_batches_are_one_batch(base: BaseOf, tmp_path: Path) -> None
     family = tiny.open_base(base("clip"))
     images = tiny.encoded(family, 8)
     finetune(family, images, settings(batch_size=8, max_steps=2), tmp_path / "one")
-    finetune(family, images, settings(batch_size=4, gradient_accumulation=2, max_steps=2), tmp_path / "two")
+    finetune(
+        family,
+        images,
+        settings(batch_size=4, gradient_accumulation=2, max_steps=2),
+        tmp_path / "two",
+    )
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     # a key's bias moves all logits of attention alike, so its gradient is rounding alone, which AdamW makes a step of
-    assert all(torch.allclose(one[name], two[name], atol=2e-5) for name in one if not name.endswith("k_proj.bias"))
+    assert all(
+        torch.allclose(one[name], two[name], atol=2e-5)
+        for name in one
+        if not name.endswith("k_proj.bias")
+    )
 
 
-def test_datasets_of_different_classes_train_together_each_with_its_head(base: BaseOf, tmp_path: Path) -> None:
+def test_datasets_of_different_classes_train_together_each_with_its_head(
+    base: BaseOf, tmp_path: Path
+) -> None:
     """The loss of a mixed batch is the mean of what each image's own head says."""
     family = tiny.open_base(base("clip"))
     some = {
@@ -286,7 +358,11 @@ def test_datasets_of_different_classes_train_together_each_with_its_head(base: B
         for i, (name, classes) in enumerate({"a": tiny.CLASSES, "b": ("one", "two")}.items())
     }
     family.settle({each.where: each for each in some.values()})
-    images = [image for name, each in some.items() for image in family.encode(each.items, f"datasets.{name}").sequences]
+    images = [
+        image
+        for name, each in some.items()
+        for image in family.encode(each.items, f"datasets.{name}").sequences
+    ]
     model = family.load()
     apart = family.negative_log_likelihoods(model, family.batches(images, 10**6))
     assert family.training_loss(model, images).item() == pytest.approx(np.mean(apart), abs=1e-5)
@@ -297,7 +373,12 @@ def test_datasets_of_different_classes_train_together_each_with_its_head(base: B
 def test_a_loss_that_is_not_finite_names_the_step(base: BaseOf, tmp_path: Path) -> None:
     family = tiny.open_base(base("vit"))
     with pytest.raises(TrainingError, match="step"):
-        finetune(family, tiny.encoded(family, 8), settings(learning_rate=1e30, max_steps=5, max_grad_norm=0), tmp_path)
+        finetune(
+            family,
+            tiny.encoded(family, 8),
+            settings(learning_rate=1e30, max_steps=5, max_grad_norm=0),
+            tmp_path,
+        )
 
 
 # --- augmentation
@@ -310,7 +391,9 @@ def test_augmentation_off_changes_nothing() -> None:
 
 def test_a_sure_flip_is_the_mirror_image() -> None:
     x = torch.rand(3, 3, 6, 8)
-    assert torch.allclose(augmented(x, Augment(flip=1), torch.Generator().manual_seed(0)), x.flip(3), atol=1e-5)
+    assert torch.allclose(
+        augmented(x, Augment(flip=1), torch.Generator().manual_seed(0)), x.flip(3), atol=1e-5
+    )
 
 
 def test_a_turn_keeps_what_is_round_and_moves_the_rest() -> None:
@@ -319,30 +402,48 @@ def test_a_turn_keeps_what_is_round_and_moves_the_rest() -> None:
     disc = torch.tensor((x**2 + y**2 < 25).astype(np.float32))[None, None]
     bar = torch.tensor(((abs(y) < 2) & (abs(x) < 7)).astype(np.float32))[None, None]
     for seed in range(4):
-        turned = [augmented(each, Augment(rotate=90), torch.Generator().manual_seed(seed)) for each in (disc, bar)]
+        turned = [
+            augmented(each, Augment(rotate=90), torch.Generator().manual_seed(seed))
+            for each in (disc, bar)
+        ]
         assert float((turned[0] - disc).abs().mean()) < 0.05
         assert float(turned[1].sum()) == pytest.approx(float(bar.sum()), rel=0.1)
     assert any(
-        float((augmented(bar, Augment(rotate=90), torch.Generator().manual_seed(s)) - bar).abs().mean()) > 0.1 for s in range(4)
+        float(
+            (augmented(bar, Augment(rotate=90), torch.Generator().manual_seed(s)) - bar)
+            .abs()
+            .mean()
+        )
+        > 0.1
+        for s in range(4)
     )
 
 
 def test_draws_differ_between_images_and_are_seeded() -> None:
     x = torch.rand(1, 3, 9, 9).repeat(6, 1, 1, 1)
-    one, again, other = (augmented(x, Augment(shift=0.3), torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    one, again, other = (
+        augmented(x, Augment(shift=0.3), torch.Generator().manual_seed(s)) for s in (0, 0, 1)
+    )
     assert one.equal(again) and not one.equal(other) and not one[0].equal(one[1])
 
 
 # --- merging
 
 
-@pytest.mark.parametrize(("kind", "method"), [("clip", "full"), ("clip", "lora"), ("vit", "full"), ("vit", "lora")])
+@pytest.mark.parametrize(
+    ("kind", "method"), [("clip", "full"), ("clip", "lora"), ("vit", "full"), ("vit", "lora")]
+)
 def test_a_merge_of_two_is_their_mean(base: BaseOf, tmp_path: Path, kind: str, method: str) -> None:
     family = tiny.open_base(base(kind), method)
     for seed in (0, 1):
-        finetune(family, tiny.encoded(family, 8, seed), settings(method=method), tmp_path / str(seed))
+        finetune(
+            family, tiny.encoded(family, 8, seed), settings(method=method), tmp_path / str(seed)
+        )
     model = family.load()
-    deltas = {str(seed): read_delta(family, params(model), str(tmp_path / str(seed)), "datasets.x.expert") for seed in (0, 1)}
+    deltas = {
+        str(seed): read_delta(family, params(model), str(tmp_path / str(seed)), "datasets.x.expert")
+        for seed in (0, 1)
+    }
     bank = Bank(model, deltas)
     assert all(family.is_trained(name) for delta in deltas.values() for name in delta.names())
     bank.set(coefficients(Mixture.union(["0", "1"]), 1.0))
@@ -402,13 +503,16 @@ def test_a_text_head_needs_names(base: BaseOf) -> None:
     family = tiny.open_base(base("clip"))
     numbered = [{"image": image, "label": i % 3} for i, image in enumerate(tiny.pixels(6))]
     examples = family.read(tiny.source(numbered, None), tiny.WHERE)
-    with pytest.raises(DataError, match="needs the classes' names, but the labels are the numbers 0, 1, 2") as caught:
+    with pytest.raises(
+        DataError, match="needs the classes' names, but the labels are the numbers 0, 1, 2"
+    ) as caught:
         family.settle({tiny.WHERE: examples})
     assert caught.value.where == "datasets.x.classes"
 
 
 @pytest.mark.parametrize(
-    ("side", "message"), [(3, "smaller than a patch of 4x4"), (20, "20x20 pixels, but the model reads 12x12")]
+    ("side", "message"),
+    [(3, "smaller than a patch of 4x4"), (20, "20x20 pixels, but the model reads 12x12")],
 )
 def test_images_that_nothing_resizes_must_fit(tmp_path: Path, side: int, message: str) -> None:
     path = tiny.vit_base(tmp_path)
@@ -426,7 +530,9 @@ def test_a_processor_of_another_size_is_named(tmp_path: Path) -> None:
     tiny.save_processor(tmp_path, 2 * tiny.SIDE)
     family = tiny.open_base(path)
     examples = family.read(tiny.source(tiny.rows(3)), tiny.WHERE)
-    with pytest.raises(ModelError, match=r"makes \(3, 24, 24\) of row 0 .* but the model reads \(3, 12, 12\)"):
+    with pytest.raises(
+        ModelError, match=r"makes \(3, 24, 24\) of row 0 .* but the model reads \(3, 12, 12\)"
+    ):
         family.settle({tiny.WHERE: examples})
 
 
@@ -454,10 +560,15 @@ def test_images_beyond_the_memory_are_decoded_each_time(base: BaseOf) -> None:
 
 def test_datasets_of_the_same_classes_have_a_head_each(base: BaseOf) -> None:
     family = tiny.open_base(base("vit-other"), head="own")
-    read = {name: family.read(tiny.source(tiny.rows(9, seed)), f"datasets.{name}") for seed, name in enumerate("ab")}
+    read = {
+        name: family.read(tiny.source(tiny.rows(9, seed)), f"datasets.{name}")
+        for seed, name in enumerate("ab")
+    }
     target = family.read(tiny.source(tiny.rows(4, 5), target=True, head="b"), "targets.t")
     family.settle({each.where: each for each in (*read.values(), target)})
-    keys = {name: family.encode(each.items, each.where).sequences[0].head for name, each in read.items()}
+    keys = {
+        name: family.encode(each.items, each.where).sequences[0].head for name, each in read.items()
+    }
     assert keys["a"] != keys["b"] == family.encode(target.items, "targets.t").sequences[0].head
     heads = family.heads(list(keys.values()))
     assert not heads[keys["a"]].weight.equal(heads[keys["b"]].weight)
@@ -479,7 +590,9 @@ def test_the_order_of_classes_in_a_recipe_changes_no_address(base: BaseOf, tmp_p
         family = tiny.open_base(base("vit-other"))
         examples = family.read(tiny.source(tiny.rows(6), classes), tiny.WHERE)
         family.settle({tiny.WHERE: examples})
-        found.append((family.key(store), content(family.encode(examples.items, tiny.WHERE).sequences)))
+        found.append(
+            (family.key(store), content(family.encode(examples.items, tiny.WHERE).sequences))
+        )
     store.close()
     assert found[0] == found[1]
 
@@ -496,7 +609,9 @@ def test_an_expert_whose_head_is_in_another_order_is_refused(base: BaseOf, tmp_p
     family = tiny.open_base(base("vit"))
     tiny.encoded(family, 3)
     other = tiny.vit_base(tmp_path, tiny.CLASSES[::-1])
-    with pytest.raises(ModelError, match="has the class 'green cow' where the shared head has 'red cat'"):
+    with pytest.raises(
+        ModelError, match="has the class 'green cow' where the shared head has 'red cat'"
+    ):
         read_delta(family, params(family.load()), other, "datasets.x.expert")
 
 
@@ -523,7 +638,9 @@ def test_models_without_patches_count_pixels_in_sixteens(base: BaseOf, tmp_path:
     assert {image.num_tokens for image in tiny.encoded(tiny.open_base(path), 2)} == {9}
 
 
-def test_a_file_that_goes_after_it_was_read_is_a_fault_that_names_it(base: BaseOf, tmp_path: Path) -> None:
+def test_a_file_that_goes_after_it_was_read_is_a_fault_that_names_it(
+    base: BaseOf, tmp_path: Path
+) -> None:
     from mergetomix.errors import Fault
 
     for name in ("red cat", "blue dog"):

@@ -23,7 +23,9 @@ def values(folder: Path) -> dict[str, Any]:
     draw = np.random.default_rng(0)
     for name, num in {"a": 18, "b": 18, "c": 18, "t": 30}.items():
         y = draw.integers(3, size=num)
-        x = (draw.integers(56, size=(num, tiny.SIDE, tiny.SIDE, 3)) + colours[y][:, None, None]).astype(np.uint8)
+        x = (
+            draw.integers(56, size=(num, tiny.SIDE, tiny.SIDE, 3)) + colours[y][:, None, None]
+        ).astype(np.uint8)
         np.savez(folder / f"{name}.npz", x=x, y=(y + 1) % 3 if name == "c" else y)
     names = {"classes": list(tiny.CLASSES), "templates": list(tiny.TEMPLATES)}
     return {
@@ -34,7 +36,13 @@ def values(folder: Path) -> dict[str, Any]:
             "loss": {"path": "t.npz", **names},
             "right": {"path": "t.npz", "score": "accuracy", **names},
         },
-        "train": {"method": "full", "learning_rate": 2e-3, "batch_size": 6, "max_steps": 20, "augment": {"shift": 0.1}},
+        "train": {
+            "method": "full",
+            "learning_rate": 2e-3,
+            "batch_size": 6,
+            "max_steps": 20,
+            "augment": {"shift": 0.1},
+        },
         "verify": {"budget": 1, "repeats": 1, "exponents": [1.0]},
         "study": {"seeds": [0], "num_mixtures": 6, "num_draws": 2},
         "final": {"num_random": 1},
@@ -86,14 +94,26 @@ def test_a_merge_is_written_with_its_heads(recipe: Path, tmp_path: Path) -> None
         assert kept.get_tensor(f"{key}.weight").shape == (3, 32)
 
 
-def test_a_merge_of_images_has_a_card_and_may_be_in_several_files(recipe: Path, tmp_path: Path) -> None:
+def test_a_merge_of_images_has_a_card_and_may_be_in_several_files(
+    recipe: Path, tmp_path: Path
+) -> None:
     from transformers import AutoProcessor, CLIPModel
 
     m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "whole")
-    m2m.write_proxy(m2m.load_recipe(recipe), ["a", "b"], tmp_path / "parts", form=m2m.Form(max_shard_size="100KB"))
+    m2m.write_proxy(
+        m2m.load_recipe(recipe),
+        ["a", "b"],
+        tmp_path / "parts",
+        form=m2m.Form(max_shard_size="100KB"),
+    )
     assert (tmp_path / "parts" / "model.safetensors.index.json").exists()
-    assert (tmp_path / "parts" / "heads.safetensors").exists() and AutoProcessor.from_pretrained(tmp_path / "parts")
-    one, other = (dict(CLIPModel.from_pretrained(tmp_path / name).named_parameters()) for name in ("whole", "parts"))
+    assert (tmp_path / "parts" / "heads.safetensors").exists() and AutoProcessor.from_pretrained(
+        tmp_path / "parts"
+    )
+    one, other = (
+        dict(CLIPModel.from_pretrained(tmp_path / name).named_parameters())
+        for name in ("whole", "parts")
+    )
     assert set(one) == set(other) and all(one[name].equal(other[name]) for name in one)
     front = yaml.safe_load((tmp_path / "parts" / "README.md").read_text().split("---\n")[1])
     assert front["base_model"] == m2m.load_recipe(recipe).base.path
@@ -109,14 +129,24 @@ def test_an_adapter_of_images_is_the_merge(recipe: Path, tmp_path: Path) -> None
     m2m.write_proxy(lora, ["a", "b"], tmp_path / "merged")
     written = m2m.write_proxy(lora, ["a", "b"], tmp_path / "adapter", form=m2m.Form(adapter=True))
     assert written.adapter is not None and written.adapter.rank == 4
-    assert all(name.startswith(("vision_model.", "visual_projection.")) for name in written.adapter.factors)
+    assert all(
+        name.startswith(("vision_model.", "visual_projection.")) for name in written.adapter.factors
+    )
     assert (tmp_path / "adapter" / "heads.safetensors").exists()
     pixels = torch.rand(2, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(0))
     base = CLIPModel.from_pretrained(lora.base.path)
     with torch.no_grad():
         plain = base.get_image_features(pixel_values=pixels).pooler_output
-        want = CLIPModel.from_pretrained(tmp_path / "merged").get_image_features(pixel_values=pixels).pooler_output
-        found = PeftModel.from_pretrained(base, tmp_path / "adapter").get_image_features(pixel_values=pixels).pooler_output
+        want = (
+            CLIPModel.from_pretrained(tmp_path / "merged")
+            .get_image_features(pixel_values=pixels)
+            .pooler_output
+        )
+        found = (
+            PeftModel.from_pretrained(base, tmp_path / "adapter")
+            .get_image_features(pixel_values=pixels)
+            .pooler_output
+        )
     assert (want - plain).abs().max() > 1e-4
     torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
 
@@ -161,15 +191,22 @@ def test_the_demos_data_are_what_its_recipe_says(tmp_path: Path) -> None:
     assert recipe.family == "image-classifier" and set(recipe.datasets) == set(images.DATASETS)
     plan = m2m.check(recipe)
     assert {dataset.num_examples for dataset in plan.datasets} == {160}
-    assert sum(target.num_select + target.num_report for target in plan.targets) == 2 * (1797 - 1100)
+    assert sum(target.num_select + target.num_report for target in plan.targets) == 2 * (
+        1797 - 1100
+    )
     with pytest.raises(m2m.UserError, match="--family must be text or image"):
         demo.write("sound", tmp_path)
 
 
 def test_no_digit_is_both_learnt_and_asked(tmp_path: Path) -> None:
     demo.write("image", tmp_path)
-    seen = {name: np.load(tmp_path / "data" / f"{name}.npz")["x"] for name in (*images.DATASETS, *images.TARGETS)}
-    turned = {image.tobytes() for image in seen["turned"]} | {image.tobytes() for image in seen["turned_low"]}
+    seen = {
+        name: np.load(tmp_path / "data" / f"{name}.npz")["x"]
+        for name in (*images.DATASETS, *images.TARGETS)
+    }
+    turned = {image.tobytes() for image in seen["turned"]} | {
+        image.tobytes() for image in seen["turned_low"]
+    }
     assert not turned & {image.tobytes() for image in seen["turned_digits"]}
 
 
@@ -213,12 +250,17 @@ def brightness(model: Any, processor: Any, rows: Any) -> list[float]:
 
 
 def test_a_function_gets_images_and_its_address_is_their_pixels(tmp_path: Path) -> None:
-    given = [{"image": tiny.pixels(1, seed, side=40)[0], "label": i % 3} for i, seed in enumerate(range(8))]
+    given = [
+        {"image": tiny.pixels(1, seed, side=40)[0], "label": i % 3}
+        for i, seed in enumerate(range(8))
+    ]
     changed = [{**row, "image": row["image"].copy()} for row in given]
     for row in changed:
         row["image"][20, 20] = 255 - row["image"][20, 20]
     first = content_of(given, tmp_path)
-    assert first == content_of([dict(row) for row in given], tmp_path) != content_of(changed, tmp_path)
+    assert (
+        first == content_of([dict(row) for row in given], tmp_path) != content_of(changed, tmp_path)
+    )
 
 
 @pytest.mark.parametrize(
@@ -230,17 +272,31 @@ def test_what_is_for_images_is_refused_for_texts(tmp_path: Path, key: str, value
 
     source = {"rows": [{"t": "the cat"}, {"t": "the dog"}, {"t": "a cow"}], "text": "t"}
     target = {**source, "head": value} if key == "head" else source
-    raw = {"base": words.BASES["llama"](tmp_path / "llama"), "datasets": {"a": source, "b": source}, "targets": {"t": target}}
+    raw = {
+        "base": words.BASES["llama"](tmp_path / "llama"),
+        "datasets": {"a": source, "b": source},
+        "targets": {"t": target},
+    }
     raw |= {key: value} if key != "head" else {}
     with pytest.raises(RecipeError, match="is for family: image-classifier"):
-        m2m.check({**raw, "device": "cpu", "store": str(tmp_path / "store"), "run_dir": str(tmp_path / "run")})
+        m2m.check(
+            {
+                **raw,
+                "device": "cpu",
+                "store": str(tmp_path / "store"),
+                "run_dir": str(tmp_path / "run"),
+            }
+        )
 
 
 def test_general_data_must_have_the_classes_of_a_shared_head(tmp_path: Path) -> None:
     raw = values(tmp_path)
     raw["base"] = tiny.vit_base(tmp_path / "vit")
     np.savez(tmp_path / "general.npz", x=tiny.pixels(6), y=np.arange(6) % 2)
-    raw["train"]["anchor"] = {"dataset": {"path": "general.npz", "classes": ["p", "q"]}, "share": 0.5}
+    raw["train"]["anchor"] = {
+        "dataset": {"path": "general.npz", "classes": ["p", "q"]},
+        "share": 0.5,
+    }
     with pytest.raises(m2m.UserError, match="the classes are not those of") as caught:
         m2m.check(m2m.load_recipe(put(tmp_path, raw)))
     assert "general" in str(caught.value) or "train.anchor" in str(caught.value)

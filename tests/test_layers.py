@@ -42,7 +42,18 @@ LAYERS = (
     "__main__",
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer.split()}
-HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "plotly", "numba", "psutil"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "pandas",
+    "plotly",
+    "numba",
+    "psutil",
+}
 HEAVY |= {"optuna", "cmaes", "lightgbm"}  # optional
 COMPILED = "mergetomix.kernels"  # the module that others import inside functions because of what it imports at once
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -106,7 +117,9 @@ def test_imports_point_downwards(name: str) -> None:
     mine = layer_of(name)
     for found in own(MODULES[name]):
         theirs = layer_of(found.module)
-        assert LEVEL[theirs] <= LEVEL[mine], f"{name}, line {found.line}: {mine} imports {theirs}, which lies above"
+        assert LEVEL[theirs] <= LEVEL[mine], (
+            f"{name}, line {found.line}: {mine} imports {theirs}, which lies above"
+        )
 
 
 def test_every_module_has_its_layer() -> None:
@@ -115,7 +128,10 @@ def test_every_module_has_its_layer() -> None:
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
     # `import a.b` runs a first, but a package may import its parts, so only what is named counts
-    graph = {name: {found.module for found in own(file) if found.at_once} - {name} for name, file in MODULES.items()}
+    graph = {
+        name: {found.module for found in own(file) if found.at_once} - {name}
+        for name, file in MODULES.items()
+    }
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert set(order) == set(MODULES)
 
@@ -123,18 +139,35 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_heavy_packages_are_imported_inside_functions(name: str) -> None:
     for found in imports_in(MODULES[name].read_text()):
-        is_heavy = found.module == COMPILED or (found.module.partition(".")[0] in HEAVY and name != COMPILED)
-        assert not (is_heavy and found.at_once), f"{name}, line {found.line}: imports {found.module} at once"
+        is_heavy = found.module == COMPILED or (
+            found.module.partition(".")[0] in HEAVY and name != COMPILED
+        )
+        assert not (is_heavy and found.at_once), (
+            f"{name}, line {found.line}: imports {found.module} at once"
+        )
 
 
-@pytest.mark.parametrize("statement", ["import mergetomix", "import mergetomix.cli", "import mergetomix.pipeline"])
+@pytest.mark.parametrize(
+    "statement", ["import mergetomix", "import mergetomix.cli", "import mergetomix.pipeline"]
+)
 def test_importing_loads_nothing_heavy(statement: str) -> None:
     code = f"import sys; {statement}; print(sorted(set(sys.modules) & {HEAVY!r}))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=60,
+    )
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("file", [*FILES, *sorted((ROOT / "tests").glob("*.py"))], ids=lambda file: "/".join(file.parts[-2:]))
+@pytest.mark.parametrize(
+    "file",
+    [*FILES, *sorted((ROOT / "tests").glob("*.py"))],
+    ids=lambda file: "/".join(file.parts[-2:]),
+)
 def test_files_are_short(file: Path) -> None:
     assert len(file.read_text().splitlines()) < MAX_FILE_LINES
 
@@ -150,7 +183,8 @@ def test_functions_are_short() -> None:
         f"{name}.{node.name}: {body_lines(node)}"
         for name, file in MODULES.items()
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and body_lines(node) > MAX_BODY_LINES
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and body_lines(node) > MAX_BODY_LINES
     ]
     assert long == []
 

@@ -28,7 +28,8 @@ def test_a_store_is_made_with_its_parents_and_survives_reopening(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("schema", "hint"), [(SCHEMA_VERSION + 1, "upgrade mergetomix or name another store"), (-7, "name another store")]
+    ("schema", "hint"),
+    [(SCHEMA_VERSION + 1, "upgrade mergetomix or name another store"), (-7, "name another store")],
 )
 def test_a_ledger_of_another_schema_is_refused_and_left_alone(tmp_path, schema, hint):
     with Store(tmp_path) as store:
@@ -71,7 +72,9 @@ def test_a_ledger_that_is_not_sqlite_is_refused_and_left_alone(tmp_path, content
     assert (tmp_path / "ledger.sqlite").read_bytes() == content
 
 
-@pytest.mark.parametrize("sql", ["CREATE TABLE notes (x)", "CREATE TABLE meta (x)", "CREATE TABLE meta (schema)"])
+@pytest.mark.parametrize(
+    "sql", ["CREATE TABLE notes (x)", "CREATE TABLE meta (x)", "CREATE TABLE meta (schema)"]
+)
 def test_an_sqlite_file_of_another_program_is_refused_and_left_alone(tmp_path, sql):
     with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as db:
         db.execute(sql)
@@ -101,7 +104,8 @@ def test_on_a_network_file_system_the_ledger_does_without_wal(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("kind", "expected"), [("ext4", False), ("nfs4", True), ("fuse.sshfs", True), ("overlay", False), ("tmpfs", False)]
+    ("kind", "expected"),
+    [("ext4", False), ("nfs4", True), ("fuse.sshfs", True), ("overlay", False), ("tmpfs", False)],
 )
 def test_the_file_system_is_that_of_the_innermost_mount(monkeypatch, kind, expected):
     other = "ext4" if expected else "nfs"

@@ -28,7 +28,9 @@ def noise(model: nn.Module, seed: int, size: float = 0.01) -> FullDelta:
     """An expert a little off the base, float32."""
     generator = torch.Generator().manual_seed(seed)
     start = snapshot(model)
-    expert = {n: p.float() + size * torch.randn(p.shape, generator=generator) for n, p in start.items()}
+    expert = {
+        n: p.float() + size * torch.randn(p.shape, generator=generator) for n, p in start.items()
+    }
     return compare(start, expert, WHERE)
 
 
@@ -48,7 +50,9 @@ def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 def bank_of(family: CausalLM, folders: Mapping[str, str]) -> Bank:
     model = family.load()
     base = snapshot(model)
-    return Bank(model, {name: read_delta(family, base, path, WHERE) for name, path in folders.items()})
+    return Bank(
+        model, {name: read_delta(family, base, path, WHERE) for name, path in folders.items()}
+    )
 
 
 def read(family: CausalLM, path: str) -> Any:
@@ -83,12 +87,16 @@ def test_a_mixture_that_is_nearly_one_dataset_is_nearly_its_expert(exponent: flo
 @pytest.mark.parametrize("num", range(1, 40))
 def test_equal_weights_have_a_whole_effective_number(num: int) -> None:
     mixture = Mixture.union([f"d{i:02}" for i in range(num)])
-    assert set(merge.coefficients(mixture, 0.75).values()) == {num * merge.scale(num, 0.75) * mixture.weights[0]}
+    assert set(merge.coefficients(mixture, 0.75).values()) == {
+        num * merge.scale(num, 0.75) * mixture.weights[0]
+    }
 
 
 def test_equal_coefficients_are_the_papers() -> None:
     for exponent in (0.0, 0.5, 1.0):
-        assert merge.coefficients(Mixture.union("abcd"), exponent) == pytest.approx(dict.fromkeys("abcd", 4**-exponent))
+        assert merge.coefficients(Mixture.union("abcd"), exponent) == pytest.approx(
+            dict.fromkeys("abcd", 4**-exponent)
+        )
 
 
 def test_weights_of_zero_do_not_count() -> None:
@@ -119,14 +127,20 @@ def test_bf16_params_are_rounded_once(base: BaseOf) -> None:
     assert naive_same < 0.999 * count
 
 
-@pytest.mark.parametrize("factors", [{"a": 0.2, "b": 0.5, "c": -0.7}, dict.fromkeys("abc", 1 / 3)], ids=["uneven", "equal"])
+@pytest.mark.parametrize(
+    "factors",
+    [{"a": 0.2, "b": 0.5, "c": -0.7}, dict.fromkeys("abc", 1 / 3)],
+    ids=["uneven", "equal"],
+)
 def test_float32_sums_are_rounded_correctly(family: CausalLM, factors: dict[str, float]) -> None:
     model = family.load()
     start = snapshot(model)
     deltas = {name: noise(model, seed) for seed, name in enumerate("abc")}
     Bank(model, deltas).set(factors)
     for name, param in params(model).items():
-        exact = start[name].double() + sum(factors[k] * wide(d, start, name) for k, d in deltas.items())
+        exact = start[name].double() + sum(
+            factors[k] * wide(d, start, name) for k, d in deltas.items()
+        )
         assert torch.equal(param, exact.float()), name
 
 
@@ -152,7 +166,10 @@ def test_order_does_not_matter_to_the_bit(family: CausalLM) -> None:
 
 
 def test_a_vertex_is_that_expert(family: CausalLM, tmp_path: Path) -> None:
-    folders = {name: tiny.perturbed(family.base.path, tmp_path / name, seed) for seed, name in enumerate("ab")}
+    folders = {
+        name: tiny.perturbed(family.base.path, tmp_path / name, seed)
+        for seed, name in enumerate("ab")
+    }
     bank = bank_of(family, folders)
     expert = snapshot(family.load(folders["b"]))
     for exponent in (0, 0.5, 1):
@@ -161,7 +178,10 @@ def test_a_vertex_is_that_expert(family: CausalLM, tmp_path: Path) -> None:
 
 
 def test_reset_restores_the_base_to_the_bit(family: CausalLM, tmp_path: Path) -> None:
-    folders = {"a": tiny.perturbed(family.base.path, tmp_path / "a", 1), "b": tiny.adapter(family.base.path, tmp_path / "b", 2)}
+    folders = {
+        "a": tiny.perturbed(family.base.path, tmp_path / "a", 1),
+        "b": tiny.adapter(family.base.path, tmp_path / "b", 2),
+    }
     bank = bank_of(family, folders)
     start = snapshot(bank.model)
     bank.set({"a": 0.5, "b": 0.25})
@@ -196,7 +216,9 @@ def test_tied_params_are_one(family: CausalLM) -> None:
     Bank(model, {"a": delta}).set({"a": 1.0})
     name = "model.embed_tokens.weight"
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
-    assert torch.equal(model.lm_head.weight, delta.tensors[name]) and not torch.equal(model.lm_head.weight, start[name])
+    assert torch.equal(model.lm_head.weight, delta.tensors[name]) and not torch.equal(
+        model.lm_head.weight, start[name]
+    )
 
 
 def test_buffers_and_integer_tensors_stay_the_bases() -> None:
@@ -224,7 +246,12 @@ def test_missing_extra_misshapen_and_nonfinite_tensors_are_named(family: CausalL
     lacking = {n: t for n, t in base.items() if n != name}
     bad = base[name].clone()
     bad[0, 0] = math.nan
-    broken = [lacking, base | {name + "2": base[name]}, base | {name: base[name][:-1]}, base | {name: bad}]
+    broken = [
+        lacking,
+        base | {name + "2": base[name]},
+        base | {name: base[name][:-1]},
+        base | {name: bad},
+    ]
     for expert, word in zip(broken, ("lacks", "has", "shape", "not finite"), strict=True):
         with pytest.raises(ModelError, match=f"{WHERE}.*{word}") as caught:
             compare(base, expert, WHERE)
@@ -252,7 +279,9 @@ def test_a_broken_expert_folder_names_dataset_and_tensor(
 
 def test_another_vocabulary_names_the_embedding(family: CausalLM, tmp_path: Path) -> None:
     tiny.llama(vocab_size=tiny.VOCAB + 8).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"model\.embed_tokens\.weight has the shape \(308, 32\).*\(300, 32\)"):
+    with pytest.raises(
+        ModelError, match=r"model\.embed_tokens\.weight has the shape \(308, 32\).*\(300, 32\)"
+    ):
         read(family, str(tmp_path))
 
 
@@ -298,7 +327,11 @@ def merged_by_peft(base: str, folder: str) -> dict[str, Tensor]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    return snapshot(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).merge_and_unload())
+    return snapshot(
+        PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(base), folder
+        ).merge_and_unload()
+    )
 
 
 def test_adapters_are_summed_as_products(family: CausalLM, tmp_path: Path) -> None:
@@ -306,7 +339,9 @@ def test_adapters_are_summed_as_products(family: CausalLM, tmp_path: Path) -> No
     folders = {
         "a": tiny.adapter(path, tmp_path / "a", 1),
         "b": tiny.adapter(path, tmp_path / "b", 2, r=2, lora_alpha=3),
-        "c": tiny.adapter(path, tmp_path / "c", 3, target_modules=["q_proj", "up_proj"], use_rslora=True),
+        "c": tiny.adapter(
+            path, tmp_path / "c", 3, target_modules=["q_proj", "up_proj"], use_rslora=True
+        ),
     }
     bank = bank_of(family, folders)
     start = snapshot(bank.model)
@@ -314,14 +349,19 @@ def test_adapters_are_summed_as_products(family: CausalLM, tmp_path: Path) -> No
     bank.set(factors)
     changed = 0
     for name, param in params(bank.model).items():
-        want = start[name].double() + sum(c * exact_lora(folders[k], start, name, False) for k, c in factors.items())
+        want = start[name].double() + sum(
+            c * exact_lora(folders[k], start, name, False) for k, c in factors.items()
+        )
         torch.testing.assert_close(param.double(), want, rtol=0, atol=1e-6)
         changed += not torch.equal(param, start[name])
     assert changed == 14
 
 
 def test_averaging_factors_apart_is_another_model(family: CausalLM, tmp_path: Path) -> None:
-    folders = {name: tiny.adapter(family.base.path, tmp_path / name, seed) for seed, name in enumerate("ab")}
+    folders = {
+        name: tiny.adapter(family.base.path, tmp_path / name, seed)
+        for seed, name in enumerate("ab")
+    }
     bank = bank_of(family, folders)
     bank.set({"a": 0.5, "b": 0.5})
     name = "model.layers.0.mlp.up_proj.weight"
@@ -332,7 +372,9 @@ def test_averaging_factors_apart_is_another_model(family: CausalLM, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["llama", "untied", "gpt2", "gpt2-untied"])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_one_adapter_is_pefts_own_merge(base: BaseOf, tmp_path: Path, kind: str, rslora: bool) -> None:
+def test_one_adapter_is_pefts_own_merge(
+    base: BaseOf, tmp_path: Path, kind: str, rslora: bool
+) -> None:
     folder = tiny.adapter(base(kind), tmp_path / "a", 5, use_rslora=rslora)
     bank = bank_of(tiny.open_base(base(kind)), {"a": folder})
     bank.set({"a": 1.0})
@@ -346,14 +388,23 @@ def test_transposed_and_plain_layers_in_one_adapter(base: BaseOf, tmp_path: Path
     """GPT-2's layers stand as (in, out), its head as (out, in); attn.c_proj is square, so its shape says nothing."""
     path = base("gpt2-untied")
     modules = ["attn.c_proj", "c_attn", "lm_head"]
-    folders = {name: tiny.adapter(path, tmp_path / name, seed, target_modules=modules) for seed, name in enumerate("ab")}
+    folders = {
+        name: tiny.adapter(path, tmp_path / name, seed, target_modules=modules)
+        for seed, name in enumerate("ab")
+    }
     family = tiny.open_base(path)
     bank = bank_of(family, folders)
     start = snapshot(bank.model)
     bank.set({"a": 0.4, "b": 0.6})
-    assert "transformer.h.3.attn.c_proj.weight" in family.transposed and "lm_head.weight" not in family.transposed
+    assert (
+        "transformer.h.3.attn.c_proj.weight" in family.transposed
+        and "lm_head.weight" not in family.transposed
+    )
     for name, param in params(bank.model).items():
-        lora = sum(c * exact_lora(folders[k], start, name, name != "lm_head.weight") for k, c in (("a", 0.4), ("b", 0.6)))
+        lora = sum(
+            c * exact_lora(folders[k], start, name, name != "lm_head.weight")
+            for k, c in (("a", 0.4), ("b", 0.6))
+        )
         torch.testing.assert_close(param.double(), start[name].double() + lora, rtol=0, atol=1e-6)
     merged = merged_by_peft(path, folders["a"])
     bank.set({"a": 1.0})
@@ -373,7 +424,10 @@ def test_a_square_adapter_alone_is_transposed(base: BaseOf, tmp_path: Path) -> N
 
 def test_full_and_adapter_experts_mix(family: CausalLM, tmp_path: Path) -> None:
     path = family.base.path
-    folders = {"a": tiny.perturbed(path, tmp_path / "a", 1), "b": tiny.adapter(path, tmp_path / "b", 2)}
+    folders = {
+        "a": tiny.perturbed(path, tmp_path / "a", 1),
+        "b": tiny.adapter(path, tmp_path / "b", 2),
+    }
     bank = bank_of(family, folders)
     assert isinstance(bank.deltas["a"], FullDelta) and isinstance(bank.deltas["b"], LoraDelta)
     expert = snapshot(family.load(folders["a"]))
@@ -402,7 +456,9 @@ def test_full_and_adapter_experts_mix(family: CausalLM, tmp_path: Path) -> None:
         ("init_lora_weights: olora", {"init_lora_weights": "olora"}),
     ],
 )
-def test_inexact_adapters_are_refused_by_name(family: CausalLM, tmp_path: Path, key: str, changes: dict[str, Any]) -> None:
+def test_inexact_adapters_are_refused_by_name(
+    family: CausalLM, tmp_path: Path, key: str, changes: dict[str, Any]
+) -> None:
     folder = tiny.adapter(family.base.path, tmp_path, 1, **changes)
     with pytest.raises(ModelError, match=f"^{WHERE}: an adapter with {key} "):
         read(family, folder)
@@ -432,10 +488,22 @@ STEM = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.pop(f"{STEM}.lora_A.weight"), f"lacks the tensor {STEM}.lora_A.weight"),
         (lambda t: t.pop(f"{STEM}.lora_B.weight"), f"lacks the tensor {STEM}.lora_B.weight"),
         (lambda t: t.update({f"{STEM}.gate": torch.ones(1)}), f"{STEM}.gate is no LoRA factor"),
-        (lambda t: t.update({f"{STEM}.lora_A.weight": torch.ones(4, 33)}), "q_proj.weight has the factors .*33"),
-        (lambda t: t.update({f"{STEM}.lora_A.weight": torch.ones(5, 32)}), "q_proj.weight has the factors"),
-        (lambda t: t[f"{STEM}.lora_B.weight"].fill_(math.nan), "q_proj.weight of the expert holds .* not finite"),
-        (lambda t: t.update({k.replace("s.0", "s.9"): t.pop(k) for k in list(t)}), "layers.9.*which the base lacks"),
+        (
+            lambda t: t.update({f"{STEM}.lora_A.weight": torch.ones(4, 33)}),
+            "q_proj.weight has the factors .*33",
+        ),
+        (
+            lambda t: t.update({f"{STEM}.lora_A.weight": torch.ones(5, 32)}),
+            "q_proj.weight has the factors",
+        ),
+        (
+            lambda t: t[f"{STEM}.lora_B.weight"].fill_(math.nan),
+            "q_proj.weight of the expert holds .* not finite",
+        ),
+        (
+            lambda t: t.update({k.replace("s.0", "s.9"): t.pop(k) for k in list(t)}),
+            "layers.9.*which the base lacks",
+        ),
         (lambda t: t.clear(), "holds no tensors"),
     ],
     ids=["no A", "no B", "extra", "width", "rank", "nan", "layer", "empty"],
@@ -443,7 +511,9 @@ STEM = "base_model.model.model.layers.0.self_attn.q_proj"
 def test_a_broken_adapter_names_the_tensor(
     family: CausalLM, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str
 ) -> None:
-    folder = tiny.edit(tiny.adapter(family.base.path, tmp_path, 1, target_modules=["q_proj"]), change)
+    folder = tiny.edit(
+        tiny.adapter(family.base.path, tmp_path, 1, target_modules=["q_proj"]), change
+    )
     with pytest.raises(ModelError, match=f"^{WHERE}: .*{message}"):
         read(family, folder)
 

@@ -34,7 +34,9 @@ def gram_of(inputs: Tensor) -> Tensor:
     return inputs.T @ inputs / len(inputs)
 
 
-def made(name: str, shape: Sequence[int] = (6, 8), dtype: torch.dtype = torch.float32, num: int = 3) -> Parts:
+def made(
+    name: str, shape: Sequence[int] = (6, 8), dtype: torch.dtype = torch.float32, num: int = 3
+) -> Parts:
     """Random parts for a method, with uneven weights."""
     num = min(num, METHODS[name].max_experts or num)
     weights = [i + 1.0 for i in range(num)]
@@ -83,16 +85,23 @@ def close(found: Tensor, wanted: Tensor, size: float = 1e-6) -> None:
 @every
 def test_a_method_heeds_the_options_that_it_says(name: str) -> None:
     method = METHODS[name]
-    keywords = [p for p in inspect.signature(method.combine).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    keywords = [
+        p for p in inspect.signature(method.combine).parameters.values() if p.kind is p.KEYWORD_ONLY
+    ]
     assert tuple(p.name for p in keywords) == method.options
     for option, value in merge.defaults(name).items():
         assert OPTIONS[option].low <= value <= OPTIONS[option].high
         assert OPTIONS[option].default in (None, value)
     assert method.source and method.formula
-    parts, changed = made(name, (30, 8)), {"density": 0.31, "epsilon": 0.55, "gamma": 0.2, "strength": 0.7, "offdiagonal": 0.2}
+    parts, changed = (
+        made(name, (30, 8)),
+        {"density": 0.31, "epsilon": 0.55, "gamma": 0.2, "strength": 0.7, "offdiagonal": 0.2},
+    )
     first = combine(name, parts)
     for option in method.options:
-        assert not torch.equal(first, combine(name, parts, **{option: changed.get(option, 5)})), option
+        assert not torch.equal(first, combine(name, parts, **{option: changed.get(option, 5)})), (
+            option
+        )
 
 
 def test_every_option_is_heeded_by_a_method() -> None:
@@ -100,11 +109,17 @@ def test_every_option_is_heeded_by_a_method() -> None:
 
 
 @pytest.mark.parametrize("exponent", [0, 0.5, 0.75, 1])
-@pytest.mark.parametrize("weights", [(0.2, 0.3, 0.5), (1 / 3, 1 / 3, 1 / 3), (0.999, 0.001, 0.0), (1.0, 0.0, 0.0)])
-def test_coefficients_are_gain_times_weights_to_the_bit(weights: tuple[float, ...], exponent: float) -> None:
+@pytest.mark.parametrize(
+    "weights", [(0.2, 0.3, 0.5), (1 / 3, 1 / 3, 1 / 3), (0.999, 0.001, 0.0), (1.0, 0.0, 0.0)]
+)
+def test_coefficients_are_gain_times_weights_to_the_bit(
+    weights: tuple[float, ...], exponent: float
+) -> None:
     factors = merge.coefficients(Mixture(("a", "b", "c"), weights), exponent)
     gain = merge.gain(weights, exponent)
-    assert factors == {name: gain * weight for name, weight in zip("abc", weights, strict=True) if weight > 0}
+    assert factors == {
+        name: gain * weight for name, weight in zip("abc", weights, strict=True) if weight > 0
+    }
     num = 1 / sum(weight**2 for weight in weights)
     assert gain == pytest.approx(num ** (1 - exponent))
     assert merge.effective_number(weights) == pytest.approx(num)
@@ -116,13 +131,19 @@ def test_coefficients_are_gain_times_weights_to_the_bit(weights: tuple[float, ..
 @every
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_merge_is_float32_of_the_bases_shape_and_leaves_its_arguments(name: str, shape: tuple[int, ...], dtype: Any) -> None:
+def test_a_merge_is_float32_of_the_bases_shape_and_leaves_its_arguments(
+    name: str, shape: tuple[int, ...], dtype: Any
+) -> None:
     parts = made(name, shape, dtype)
     tensors = [parts.base, *parts.deltas, *parts.statistics]
     before = [tensor.clone() for tensor in tensors]
     for options in ({}, WHOLE):
         merged = combine(name, parts, **options)
-        assert merged.dtype == torch.float32 and merged.shape == parts.base.shape and merged.isfinite().all()
+        assert (
+            merged.dtype == torch.float32
+            and merged.shape == parts.base.shape
+            and merged.isfinite().all()
+        )
         assert not merged.requires_grad and all(merged is not tensor for tensor in tensors)
     assert all(torch.equal(old, tensor) for old, tensor in zip(before, tensors, strict=True))
 
@@ -141,7 +162,9 @@ def test_identical_experts_merge_to_themselves(name: str, shape: tuple[int, ...]
 def test_a_vertex_is_that_expert(name: str, shape: tuple[int, ...]) -> None:
     parts = made(name, shape)
     for place, delta in enumerate(parts.deltas):
-        corner = picked(parts, range(len(parts.deltas)), [float(i == place) for i in range(len(parts.deltas))])
+        corner = picked(
+            parts, range(len(parts.deltas)), [float(i == place) for i in range(len(parts.deltas))]
+        )
         alone = picked(parts, [place], [1.0])
         close(combine(name, corner, **WHOLE), delta)
         close(combine(name, alone, **WHOLE), delta)
@@ -161,10 +184,14 @@ def test_an_expert_without_weight_does_not_count(name: str) -> None:
 def test_the_order_of_experts_does_not_matter(name: str) -> None:
     parts = made(name)
     merged = combine(name, parts, density=0.5)
-    close(merged, combine(name, picked(parts, list(reversed(range(len(parts.deltas))))), density=0.5))
+    close(
+        merged, combine(name, picked(parts, list(reversed(range(len(parts.deltas))))), density=0.5)
+    )
     swapped = [1, 0, *range(2, len(parts.deltas))]
     other = picked(parts, swapped, parts.weights)
-    assert not torch.allclose(merged, combine(name, other, density=0.5), atol=1e-4)  # whose weight it is does
+    assert not torch.allclose(
+        merged, combine(name, other, density=0.5), atol=1e-4
+    )  # whose weight it is does
 
 
 @every
@@ -173,7 +200,11 @@ def test_experts_that_learnt_nothing_merge_to_the_base(name: str, shape: tuple[i
     parts = made(name, shape)
     parts = replace(parts, deltas=[torch.zeros(shape) for _ in parts.deltas])
     assert combine(name, parts).abs().max() < 1e-7
-    blank = replace(parts, base=torch.zeros(shape), statistics=[torch.zeros_like(known) for known in parts.statistics])
+    blank = replace(
+        parts,
+        base=torch.zeros(shape),
+        statistics=[torch.zeros_like(known) for known in parts.statistics],
+    )
     assert not combine(name, blank).any()
 
 
@@ -198,7 +229,12 @@ def test_the_base_counts_on_the_sphere_alone(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in RANDOM])
 def test_a_transposed_param_merges_to_the_transposed(name: str) -> None:
     parts = made(name)
-    turned = replace(parts, base=parts.base.T, deltas=[delta.T.contiguous() for delta in parts.deltas], transposed=True)
+    turned = replace(
+        parts,
+        base=parts.base.T,
+        deltas=[delta.T.contiguous() for delta in parts.deltas],
+        transposed=True,
+    )
     if METHODS[name].needs == "fisher":
         turned = replace(turned, statistics=[known.T for known in parts.statistics])
     close(combine(name, turned), combine(name, parts).T)
@@ -207,7 +243,9 @@ def test_a_transposed_param_merges_to_the_transposed(name: str) -> None:
 @every
 def test_strength_is_a_factor(name: str) -> None:
     if "strength" in METHODS[name].options:
-        close(combine(name, made(name), strength=0.4), 0.4 * combine(name, made(name), strength=1.0))
+        close(
+            combine(name, made(name), strength=0.4), 0.4 * combine(name, made(name), strength=1.0)
+        )
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.needs])
@@ -221,14 +259,18 @@ def test_without_statistics_the_weighted_mean_is_taken(name: str) -> None:
 def test_task_arithmetic_is_the_sum_where_weights_are_equal() -> None:
     parts = replace(made("task_arithmetic"), weights=[1 / 3] * 3)
     close(combine("task_arithmetic", parts), sum(parts.deltas, torch.zeros(())))
-    assert not METHODS["task_arithmetic"].scaled and all(m.scaled for n, m in METHODS.items() if n != "task_arithmetic")
+    assert not METHODS["task_arithmetic"].scaled and all(
+        m.scaled for n, m in METHODS.items() if n != "task_arithmetic"
+    )
 
 
 @pytest.mark.parametrize("shape", [(7,), (300, 1000)], ids=str)
 def test_sums_are_rounded_once(shape: tuple[int, ...]) -> None:
     """Over one block of values and over several."""
     parts = made("linear", shape)
-    exact = sum(weight * delta.double() for weight, delta in zip(parts.weights, parts.deltas, strict=True))
+    exact = sum(
+        weight * delta.double() for weight, delta in zip(parts.weights, parts.deltas, strict=True)
+    )
     naive = sum(weight * delta for weight, delta in zip(parts.weights, parts.deltas, strict=True))
     assert isinstance(exact, Tensor) and isinstance(naive, Tensor)
     found = combine("linear", parts)
@@ -247,7 +289,9 @@ def test_a_draw_is_of_seed_expert_and_param_alone(name: str) -> None:
     drawn = combine(name, alone, seed=7)
     assert torch.equal(drawn, combine(name, alone, seed=7))
     assert torch.equal(drawn, combine(name, picked(parts, [2, 0, 1], [0.0, 0.0, 1.0]), seed=7))
-    assert torch.equal(drawn != 0, combine(name, replace(alone, deltas=[2 * alone.deltas[0]]), seed=7) != 0)
+    assert torch.equal(
+        drawn != 0, combine(name, replace(alone, deltas=[2 * alone.deltas[0]]), seed=7) != 0
+    )
     others = [
         combine(name, alone, seed=8),
         combine(name, replace(alone, experts=["another"]), seed=7),
@@ -261,10 +305,16 @@ def test_draws_have_the_weighted_mean_for_their_mean(name: str) -> None:
     """Mean and variance over seeds, as the probabilities have them."""
     parts, num = made(name), 2000
     options = {"density": 0.4, "epsilon": 0.3}
-    draws = torch.stack([combine(name, parts, seed=seed, **options) for seed in range(num)]).double()
-    keeps = [rank_probabilities(d, 0.4, 0.3 if name == "della_linear" else 0.0, False).double() for d in parts.deltas]
+    draws = torch.stack(
+        [combine(name, parts, seed=seed, **options) for seed in range(num)]
+    ).double()
+    keeps = [
+        rank_probabilities(d, 0.4, 0.3 if name == "della_linear" else 0.0, False).double()
+        for d in parts.deltas
+    ]
     variance = sum(
-        (w * d.double()) ** 2 * (1 - keep) / keep for w, d, keep in zip(parts.weights, parts.deltas, keeps, strict=True)
+        (w * d.double()) ** 2 * (1 - keep) / keep
+        for w, d, keep in zip(parts.weights, parts.deltas, keeps, strict=True)
     )
     z = (draws.mean(0) - combine("linear", parts).double()) / (variance / num).sqrt()
     assert z.abs().max() < 4.5 and 0.6 < z.std() < 1.4
@@ -286,9 +336,16 @@ def test_probabilities_that_are_none_are_refused(density: float, epsilon: float)
 
 @pytest.mark.parametrize("shape", [(5, 9), (9,), (3, 2, 2), (), (4, 1)], ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
-def test_magprunes_probabilities_rise_with_the_rank_in_a_row(shape: tuple[int, ...], transposed: bool) -> None:
+def test_magprunes_probabilities_rise_with_the_rank_in_a_row(
+    shape: tuple[int, ...], transposed: bool
+) -> None:
     delta = draw(3, *shape)
-    found = rank_probabilities(delta.T if transposed and len(shape) == 2 else delta, 0.6, 0.2, transposed and len(shape) == 2)
+    found = rank_probabilities(
+        delta.T if transposed and len(shape) == 2 else delta,
+        0.6,
+        0.2,
+        transposed and len(shape) == 2,
+    )
     found = found.T if transposed and len(shape) == 2 else found
     rows = delta.reshape(shape[0] if len(shape) > 1 else 1, -1)
     wanted = torch.empty_like(rows)
@@ -344,7 +401,9 @@ def test_equal_magnitudes_are_kept_together() -> None:
 
 @pytest.mark.parametrize("name", ["breadcrumbs", "breadcrumbs_ties"])
 @pytest.mark.parametrize(("density", "gamma"), [(0.5, 0.125), (0.25, 0.0), (0.125, 0.25)])
-def test_breadcrumbs_leave_out_the_largest_and_the_small(name: str, density: float, gamma: float) -> None:
+def test_breadcrumbs_leave_out_the_largest_and_the_small(
+    name: str, density: float, gamma: float
+) -> None:
     parts = made(name)
     thinned = [largest_reference(delta.double().numpy(), density, gamma) for delta in parts.deltas]
     mean = sum(weight * delta for weight, delta in zip(parts.weights, thinned, strict=True))
@@ -388,7 +447,9 @@ def test_multislerp_is_the_mean_on_the_sphere() -> None:
     params = [(parts.base + delta).double().flatten() for delta in parts.deltas]
     merged = (parts.base + combine("multislerp", parts)).double().flatten()
     lengths = [float(p.norm()) for p in params]
-    assert float(merged.norm()) == pytest.approx(sum(w * n for w, n in zip(parts.weights, lengths, strict=True)))
+    assert float(merged.norm()) == pytest.approx(
+        sum(w * n for w, n in zip(parts.weights, lengths, strict=True))
+    )
     mean, pull = merged / merged.norm(), torch.zeros_like(merged)
     for weight, p, length in zip(parts.weights, params, lengths, strict=True):
         cosine = p @ mean / length
@@ -427,7 +488,9 @@ def test_small_deltas_on_a_large_base_keep_their_digits() -> None:
 
 def test_fisher_is_a_mean_weighted_by_information() -> None:
     parts = made("fisher")
-    known, deltas = ([t.double().numpy() for t in tensors] for tensors in (parts.statistics, parts.deltas))
+    known, deltas = (
+        [t.double().numpy() for t in tensors] for tensors in (parts.statistics, parts.deltas)
+    )
     wanted = np.zeros(parts.base.shape)
     for place in np.ndindex(wanted.shape):
         pulls = [weight * f[place] for weight, f in zip(parts.weights, known, strict=True)]
@@ -437,19 +500,38 @@ def test_fisher_is_a_mean_weighted_by_information() -> None:
 
 def test_fisher_takes_the_only_expert_that_knows_and_the_mean_where_none_does() -> None:
     known = [torch.tensor([1e-30, 0.0, 0.0]), torch.tensor([0.0, 1e-38, 0.0])]
-    parts = Parts("p", torch.zeros(3), [torch.tensor([1.0] * 3), torch.tensor([5.0] * 3)], [0.5, 0.5], ["a", "b"], known)
+    parts = Parts(
+        "p",
+        torch.zeros(3),
+        [torch.tensor([1.0] * 3), torch.tensor([5.0] * 3)],
+        [0.5, 0.5],
+        ["a", "b"],
+        known,
+    )
     assert combine("fisher", parts).tolist() == [1.0, 5.0, 3.0]
 
 
 def least_squares(num_inputs: int, num_rows: int, transposed: bool) -> tuple[Parts, Any, Any]:
     """Parts of linear layers with exact Grams, and inputs and wanted outputs of the problem that they state (as deltas)."""
-    weights, inputs = [0.2, 0.3, 0.5], [draw(9 + i, num_rows, num_inputs).double() for i in range(3)]
+    weights, inputs = (
+        [0.2, 0.3, 0.5],
+        [draw(9 + i, num_rows, num_inputs).double() for i in range(3)],
+    )
     deltas = [draw(1 + i, 4, num_inputs) for i in range(3)]
     rows = torch.cat([math.sqrt(w / num_rows) * x for w, x in zip(weights, inputs, strict=True)])
-    outputs = torch.cat([math.sqrt(w / num_rows) * x @ d.double().T for w, x, d in zip(weights, inputs, deltas, strict=True)])
+    outputs = torch.cat(
+        [
+            math.sqrt(w / num_rows) * x @ d.double().T
+            for w, x, d in zip(weights, inputs, deltas, strict=True)
+        ]
+    )
     shaped = [delta.T.contiguous() if transposed else delta for delta in deltas]
     grams = [gram_of(x).float() for x in inputs]
-    return Parts("p", torch.zeros_like(shaped[0]), shaped, weights, list("abc"), grams, transposed), rows, outputs
+    return (
+        Parts("p", torch.zeros_like(shaped[0]), shaped, weights, list("abc"), grams, transposed),
+        rows,
+        outputs,
+    )
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -473,7 +555,9 @@ def test_regmean_damps_what_is_off_the_diagonal() -> None:
     parts = made("regmean")
     grams = [0.9 * gram + 0.1 * gram.diag().diag() for gram in parts.statistics]
     left = sum(w * gram for w, gram in zip(parts.weights, grams, strict=True))
-    right = sum(w * gram @ d.T for w, gram, d in zip(parts.weights, grams, parts.deltas, strict=True))
+    right = sum(
+        w * gram @ d.T for w, gram, d in zip(parts.weights, grams, parts.deltas, strict=True)
+    )
     close(combine("regmean", parts).T, torch.linalg.solve(left, right), 1e-5)
 
 

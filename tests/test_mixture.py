@@ -25,22 +25,41 @@ def random_fields(seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     names = rng.sample(LETTERS, rng.randint(1, 7))
     fate = {name: rng.choice(["free", "free", "free", "require", "forbid"]) for name in names}
-    chosen = {kind: frozenset(name for name in names if fate[name] == kind) for kind in ("require", "forbid")}
+    chosen = {
+        kind: frozenset(name for name in names if fate[name] == kind)
+        for kind in ("require", "forbid")
+    }
     groups = (frozenset(names[:2]), frozenset(names[2:5])) if len(names) > 4 and seed % 2 else ()
     most = rng.choice([None, rng.randint(1, 8)])
-    return {"names": tuple(names), "least": rng.randint(1, 4), "most": most, **chosen, "groups": groups}
+    return {
+        "names": tuple(names),
+        "least": rng.randint(1, 4),
+        "most": most,
+        **chosen,
+        "groups": groups,
+    }
 
 
 def brute_force(names: tuple[str, ...], **fields: Any) -> set[frozenset[str]]:
     """Every subset that the constraints allow, by their definition."""
     most = len(names) if fields["most"] is None else fields["most"]
-    sets = (frozenset(s) for k in range(1, len(names) + 1) for s in itertools.combinations(names, k))
-    sized = (s for s in sets if fields["least"] <= len(s) <= most and fields["require"] <= s and not fields["forbid"] & s)
+    sets = (
+        frozenset(s) for k in range(1, len(names) + 1) for s in itertools.combinations(names, k)
+    )
+    sized = (
+        s
+        for s in sets
+        if fields["least"] <= len(s) <= most and fields["require"] <= s and not fields["forbid"] & s
+    )
     return {s for s in sized if all(group <= s or not group & s for group in fields["groups"])}
 
 
 def fields_of(space: Subsets) -> dict[str, Any]:
-    return {field.name: getattr(space, field.name) for field in dataclasses.fields(space) if field.name != "sizes"}
+    return {
+        field.name: getattr(space, field.name)
+        for field in dataclasses.fields(space)
+        if field.name != "sizes"
+    }
 
 
 FIELDS = [random_fields(seed) for seed in range(120)]
@@ -74,7 +93,9 @@ def sets_of(mixtures: list[Mixture]) -> list[frozenset[str]]:
         (("a",), (math.inf,), "sum to 1"),
     ],
 )
-def test_what_is_no_mixture(datasets: tuple[str, ...], weights: tuple[float, ...], named: str) -> None:
+def test_what_is_no_mixture(
+    datasets: tuple[str, ...], weights: tuple[float, ...], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         Mixture(datasets, weights)
 
@@ -101,7 +122,9 @@ def test_a_union_by_size_gives_each_dataset_its_share_of_the_data(seed: int) -> 
     assert sum(shares.values()) == pytest.approx(1)
     for one, other in itertools.combinations(names, 2):
         assert shares[one] / shares[other] == pytest.approx(sizes[one] / sizes[other])
-    assert Mixture.union(names, {name: 10 * size for name, size in sizes.items()}).as_dict() == pytest.approx(shares)
+    assert Mixture.union(
+        names, {name: 10 * size for name, size in sizes.items()}
+    ).as_dict() == pytest.approx(shares)
     assert Mixture.union(names, dict.fromkeys(names, 7)) == Mixture.union(names)
 
 
@@ -127,7 +150,10 @@ def test_a_space_holds_what_its_constraints_allow_each_once(space: Subsets) -> N
 def test_only_a_set_of_names_can_be_in_a_space() -> None:
     space = Subsets(("a", "b"))
     assert frozenset("a") in space
-    assert all(thing not in space for thing in ("a", ("a",), {"a"}, Mixture.union("a"), frozenset(), frozenset("z")))
+    assert all(
+        thing not in space
+        for thing in ("a", ("a",), {"a"}, Mixture.union("a"), frozenset(), frozenset("z"))
+    )
 
 
 @pytest.mark.parametrize("num", range(1, 9))
@@ -139,7 +165,10 @@ def test_neighbours_in_gray_order_differ_by_one_dataset(num: int) -> None:
 @pytest.mark.parametrize("space", [space for space in SPACES if not space.groups][:20], ids=str)
 def test_the_order_is_that_of_the_binary_reflected_gray_code(space: Subsets) -> None:
     codes = (code ^ (code >> 1) for code in range(1 << len(space.free)))
-    sets = [space.require | {name for bit, name in enumerate(space.free) if code >> bit & 1} for code in codes]
+    sets = [
+        space.require | {name for bit, name in enumerate(space.free) if code >> bit & 1}
+        for code in codes
+    ]
     assert sets_of(list(space)) == [s for s in sets if s in space]
 
 
@@ -157,7 +186,9 @@ def test_neighbours_differ_by_a_unit_more_less_or_another(space: Subsets) -> Non
         near = {
             "larger": {other for other in members if other > member and other - member in units},
             "smaller": {other for other in members if other < member and member - other in units},
-            "exchanged": {other for other in members if other - member in units and member - other in units},
+            "exchanged": {
+                other for other in members if other - member in units and member - other in units
+            },
         }
         for name, expected in near.items():
             found = getattr(space, name)(member)
@@ -175,7 +206,9 @@ def test_the_smallest_has_the_fewest_datasets(space: Subsets) -> None:
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=str)
-def test_a_space_is_refused_exactly_where_it_is_empty_or_splits_a_group(fields: dict[str, Any]) -> None:
+def test_a_space_is_refused_exactly_where_it_is_empty_or_splits_a_group(
+    fields: dict[str, Any],
+) -> None:
     if brute_force(**fields) and not is_split(fields):
         assert Subsets(**fields).size == len(brute_force(**fields))
         return
@@ -193,12 +226,21 @@ def test_a_space_is_refused_exactly_where_it_is_empty_or_splits_a_group(fields: 
         ({"names": ("a", "a", "b", "c")}, "distinct"),
         ({"groups": (frozenset("ab"), frozenset("bc"))}, "groups: b in two"),
         ({"groups": (frozenset("a"),)}, "at least two datasets, not 1"),
-        ({"groups": (frozenset("ab"),), "forbid": frozenset("b")}, r"a \+ b go together, but of them only b is forbidden"),
-        ({"groups": (frozenset("ab"),), "require": frozenset("a"), "forbid": frozenset("b")}, "a is required, b forbidden"),
+        (
+            {"groups": (frozenset("ab"),), "forbid": frozenset("b")},
+            r"a \+ b go together, but of them only b is forbidden",
+        ),
+        (
+            {"groups": (frozenset("ab"),), "require": frozenset("a"), "forbid": frozenset("b")},
+            "a is required, b forbidden",
+        ),
         ({"least": 3, "most": 2}, "at least 3 and at most 2"),
         ({"most": 1, "require": frozenset("ab")}, r"at most 1 datasets with all of \['a', 'b'\]"),
         ({"least": 2, "forbid": frozenset("ab")}, r"none of \['a', 'b'\]"),
-        ({"least": 2, "most": 2, "groups": (frozenset("abc"),)}, r"all or none of \['a', 'b', 'c'\]"),
+        (
+            {"least": 2, "most": 2, "groups": (frozenset("abc"),)},
+            r"all or none of \['a', 'b', 'c'\]",
+        ),
         ({"sizes": {"a": 1.0, "b": 0.0, "c": 2.0}}, "sizes.b must be positive, not 0.0"),
     ],
 )
@@ -243,7 +285,11 @@ def test_seeds_differ_and_a_longer_draw_goes_on_from_a_shorter() -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [Subsets(tuple("abcd")), Subsets(tuple("abcde"), 2, 3), Subsets(tuple("abcde"), 1, 4, frozenset("b"), frozenset("c"))],
+    [
+        Subsets(tuple("abcd")),
+        Subsets(tuple("abcde"), 2, 3),
+        Subsets(tuple("abcde"), 1, 4, frozenset("b"), frozenset("c")),
+    ],
     ids=str,
 )
 def test_each_mixture_is_equally_likely(space: Subsets) -> None:
@@ -278,7 +324,15 @@ SIMPLEXES = [
     Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.3)),
     Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.2)),
     Simplex(tuple("abcde"), 1, 2, caps={"a": 0.1, "b": 0.9, "c": 0.05}, min_share=0.1),
-    Simplex(tuple("abcdefgh"), 2, 5, frozenset("a"), frozenset("h"), 0.05, {"a": 0.1, "b": 0.4, "c": 3.0}),
+    Simplex(
+        tuple("abcdefgh"),
+        2,
+        5,
+        frozenset("a"),
+        frozenset("h"),
+        0.05,
+        {"a": 0.1, "b": 0.4, "c": 3.0},
+    ),
 ]
 
 
@@ -287,10 +341,16 @@ SIMPLEXES = [
 def test_what_a_simplex_gives_is_in_it(space: Simplex, seed: int) -> None:
     rng = np.random.default_rng(seed)
     drawn = space.sample(40, seed)
-    wild = [space.nearest(dict(zip(space.names, row, strict=True))) for row in rng.normal(0, 2, (40, len(space.names)))]
+    wild = [
+        space.nearest(dict(zip(space.names, row, strict=True)))
+        for row in rng.normal(0, 2, (40, len(space.names)))
+    ]
     for mixture in [*drawn, *wild, *space.vertices(), space.uniform()]:
         assert mixture in space
-        assert all(space.min_share - 1e-9 <= weight <= space.cap(name) + 1e-9 for name, weight in mixture.as_dict().items())
+        assert all(
+            space.min_share - 1e-9 <= weight <= space.cap(name) + 1e-9
+            for name, weight in mixture.as_dict().items()
+        )
         assert space.require <= set(mixture.datasets) <= set(space.allowed)
         assert space.bounds[0] <= len(mixture) <= space.bounds[1]
     assert drawn == space.sample(40, seed)
@@ -342,7 +402,11 @@ def test_without_constraints_weights_are_drawn_from_a_dirichlet_given_their_numb
 
 
 def test_vertices_are_datasets_alone_where_caps_let_them() -> None:
-    assert {mixture.datasets for mixture in Simplex(tuple("abc")).vertices()} == {("a",), ("b",), ("c",)}
+    assert {mixture.datasets for mixture in Simplex(tuple("abc")).vertices()} == {
+        ("a",),
+        ("b",),
+        ("c",),
+    }
     capped = Simplex(tuple("abc"), caps=dict.fromkeys("abc", 0.5)).vertices()
     assert all(max(mixture.weights) == pytest.approx(0.5) for mixture in capped)
     assert Simplex(tuple("abc")).uniform().weights == pytest.approx((1 / 3,) * 3)
@@ -358,7 +422,10 @@ def test_vertices_are_datasets_alone_where_caps_let_them() -> None:
         ({"most": 1, "caps": dict.fromkeys("abc", 0.5)}, "caps: no 1 datasets together"),
         ({"min_share": 0.5, "least": 3}, "min_share: 3 datasets of at least 0.5"),
         ({"min_share": 1.5}, "min_share must be from 0 to 1"),
-        ({"min_share": 0.4, "caps": {"a": 0.3}, "require": frozenset("a")}, "a is required, but its cap of 0.3"),
+        (
+            {"min_share": 0.4, "caps": {"a": 0.3}, "require": frozenset("a")},
+            "a is required, but its cap of 0.3",
+        ),
         ({"least": 2, "forbid": frozenset("ab")}, "at least 2 and at most 1"),
         ({"require": frozenset("a"), "forbid": frozenset("a")}, "a both required and forbidden"),
     ],
@@ -393,9 +460,15 @@ def test_small_values_are_not_lost_beside_large_ones() -> None:
 
 @pytest.mark.parametrize(
     ("values", "weights", "named"),
-    [((), (), "at least one"), ((1.0,), (), "1 values, 0 weights"), ((1.0, 0.0), (1.0,), "2 values, 1 weights")],
+    [
+        ((), (), "at least one"),
+        ((1.0,), (), "1 values, 0 weights"),
+        ((1.0, 0.0), (1.0,), "2 values, 1 weights"),
+    ],
 )
-def test_what_are_no_scores(values: tuple[float, ...], weights: tuple[float, ...], named: str) -> None:
+def test_what_are_no_scores(
+    values: tuple[float, ...], weights: tuple[float, ...], named: str
+) -> None:
     with pytest.raises(ValueError, match=named):
         Scores("score", values, weights)
 
@@ -412,13 +485,21 @@ def score(value: float) -> Scores:
 def test_a_gain_is_positive_where_the_model_is_better(make: object, sign: int) -> None:
     assert callable(make)
     for better in (0.01, 0.3):
-        assert gain(make(0.5 + sign * better), make(0.5)) > 0 > gain(make(0.5 - sign * better), make(0.5))
+        assert (
+            gain(make(0.5 + sign * better), make(0.5))
+            > 0
+            > gain(make(0.5 - sign * better), make(0.5))
+        )
     assert gain(make(0.5), make(0.5)) == 0
 
 
 def test_a_gain_is_a_fraction_of_the_loss_or_a_difference_of_scores() -> None:
     assert gain(loss(1.5), loss(2.0)) == 0.25
-    assert gain(loss(3.0), loss(4.0)) == pytest.approx(gain(loss(0.3), loss(0.4))) == pytest.approx(0.25)
+    assert (
+        gain(loss(3.0), loss(4.0))
+        == pytest.approx(gain(loss(0.3), loss(0.4)))
+        == pytest.approx(0.25)
+    )
     assert gain(score(0.75), score(0.5)) == 0.25
     assert gain(loss(0.5), loss(0.0)) == -0.5
 
@@ -431,7 +512,9 @@ def test_the_objective_weighs_the_targets() -> None:
     base, model = {"l": loss(2.0), "s": score(0.5)}, {"l": loss(1.0), "s": score(0.4)}
     assert weighted(model, base, {"l": 1, "s": 1}) == pytest.approx((0.5 - 0.1) / 2)
     assert weighted(model, base, {"l": 3, "s": 1}) == pytest.approx((3 * 0.5 - 0.1) / 4)
-    assert weighted(model, base, {"l": 30, "s": 10}) == pytest.approx(weighted(model, base, {"l": 3, "s": 1}))
+    assert weighted(model, base, {"l": 30, "s": 10}) == pytest.approx(
+        weighted(model, base, {"l": 3, "s": 1})
+    )
     assert weighted(base, base, {"l": 3, "s": 1}) == 0
     assert weighted(model, base, {"s": 2}) == pytest.approx(-0.1)
 
@@ -453,15 +536,25 @@ def test_an_expert_has_one_dataset() -> None:
 
 
 def test_the_best_expert_is_known_whether_or_not_it_was_a_trial() -> None:
-    trials = [Trial(Mixture.union(names), {}, value) for names, value in [("ab", 3.0), ("b", 2.0), ("a", 1.0)]]
+    trials = [
+        Trial(Mixture.union(names), {}, value)
+        for names, value in [("ab", 3.0), ("b", 2.0), ("a", 1.0)]
+    ]
     singles = tuple(trials[1:])
-    assert Selection(trials[0].mixture, tuple(trials), "greedy", {}, singles).best_expert is trials[1]
-    assert Selection(trials[0].mixture, tuple(trials[:1]), "greedy", {}, singles).best_expert is trials[1]
+    assert (
+        Selection(trials[0].mixture, tuple(trials), "greedy", {}, singles).best_expert is trials[1]
+    )
+    assert (
+        Selection(trials[0].mixture, tuple(trials[:1]), "greedy", {}, singles).best_expert
+        is trials[1]
+    )
 
 
 def test_a_result_finds_its_rows_and_adds_up_its_cost() -> None:
     mixture = Mixture.union("ab")
-    rows = tuple(Row(f"{kind} {i}", kind, mixture, {}, 0.0) for i in range(2) for kind in ("base", "random"))
+    rows = tuple(
+        Row(f"{kind} {i}", kind, mixture, {}, 0.0) for i in range(2) for kind in ("base", "random")
+    )
     cost = Cost(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
     result = Result(Selection(mixture, (), "greedy", {}, ()), None, (), rows, cost, {}, "run")
     assert result.selected == mixture

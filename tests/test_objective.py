@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from mergetomix.search.combined import Combined
 
 from mergetomix.errors import RecipeError
 from mergetomix.objectives.objective import Aim, Objective, gains
@@ -13,7 +14,6 @@ from mergetomix.objectives.pareto import is_front
 from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report.compromise import front_of, given_up
 from mergetomix.results import Selection
-from mergetomix.search.combined import Combined
 from mergetomix.stages import aims
 from mergetomix.statistics import drawn_posterior, posterior
 from mergetomix.statistics.posterior import Unit, Views
@@ -23,10 +23,15 @@ AIMS: tuple[Aim, ...] = ("gain", "standard_errors", "worst", "pareto")
 
 
 def rows(num: int = 30, seed: int = 0) -> list[dict[str, float]]:
-    return [dict(zip("abc", row, strict=True)) for row in np.random.default_rng(seed).normal(size=(num, 3)).tolist()]
+    return [
+        dict(zip("abc", row, strict=True))
+        for row in np.random.default_rng(seed).normal(size=(num, 3)).tolist()
+    ]
 
 
-def ready(aim: Aim, weights: dict[str, float] | None = None, seen: list[dict[str, float]] | None = None) -> Objective:
+def ready(
+    aim: Aim, weights: dict[str, float] | None = None, seen: list[dict[str, float]] | None = None
+) -> Objective:
     """An objective that knows its units, or its front."""
     units = {"a": 0.1, "b": 0.2, "c": 4.0} if aim == "standard_errors" else {}
     made = Objective(weights or WEIGHTS, aim, units)
@@ -43,7 +48,9 @@ def test_better_everywhere_is_better_and_the_order_of_targets_does_not_matter(ai
     turned = ready(aim, {name: WEIGHTS[name] for name in "cba"})
     for each in rows(10, 1):
         value = objective.combine(each)
-        assert turned.combine({name: each[name] for name in "bca"}) == pytest.approx(value, abs=1e-12)
+        assert turned.combine({name: each[name] for name in "bca"}) == pytest.approx(
+            value, abs=1e-12
+        )
         assert objective.combine({name: gain + 0.1 for name, gain in each.items()}) > value
 
 
@@ -57,20 +64,31 @@ def test_over_arrays_it_is_what_it_is_one_by_one(aim: Aim) -> None:
 def test_each_objective_is_its_formula() -> None:
     values = {"a": 0.2, "b": -0.1, "c": 0.4}
     assert ready("gain").combine(values) == pytest.approx((0.2 - 0.3 + 0.2) / 4.5)
-    assert ready("standard_errors").combine(values) == pytest.approx((0.2 / 0.1 - 3 * 0.1 / 0.2 + 0.5 * 0.4 / 4) / 4.5)
+    assert ready("standard_errors").combine(values) == pytest.approx(
+        (0.2 / 0.1 - 3 * 0.1 / 0.2 + 0.5 * 0.4 / 4) / 4.5
+    )
     assert ready("worst").combine(values) == -0.1
-    assert Objective(WEIGHTS, "pareto").combine(values) == ready("gain").combine(values)  # before there is a front
+    assert Objective(WEIGHTS, "pareto").combine(values) == ready("gain").combine(
+        values
+    )  # before there is a front
 
 
 def test_one_target_or_equal_gains_make_worst_and_gain_the_same() -> None:
     assert Objective(WEIGHTS, "worst").combine(dict.fromkeys("abc", 0.3)) == pytest.approx(
         Objective(WEIGHTS).combine(dict.fromkeys("abc", 0.3))
     )
-    assert Objective({"a": 2.0}, "worst").combine({"a": 0.7}) == Objective({"a": 2.0}).combine({"a": 0.7}) == 0.7
+    assert (
+        Objective({"a": 2.0}, "worst").combine({"a": 0.7})
+        == Objective({"a": 2.0}).combine({"a": 0.7})
+        == 0.7
+    )
 
 
 def test_with_equal_units_standard_errors_are_gains_over_the_unit() -> None:
-    plain, counted = Objective(WEIGHTS), Objective(WEIGHTS, "standard_errors", dict.fromkeys("abc", 0.05))
+    plain, counted = (
+        Objective(WEIGHTS),
+        Objective(WEIGHTS, "standard_errors", dict.fromkeys("abc", 0.05)),
+    )
     for each in rows():
         assert counted.combine(each) == pytest.approx(plain.combine(each) / 0.05)
 
@@ -84,7 +102,9 @@ def test_a_noisy_target_does_not_rule_in_standard_errors() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_knee_is_of_the_front_and_scaling_a_target_does_not_move_it(seed: int) -> None:
-    grid = np.random.default_rng(seed).integers(0, 5, size=(25, 3)).astype(float)  # many are equal on a target
+    grid = (
+        np.random.default_rng(seed).integers(0, 5, size=(25, 3)).astype(float)
+    )  # many are equal on a target
     values = [dict(zip("abc", row, strict=True)) for row in grid.tolist()]
     weights = dict(zip("abc", np.random.default_rng(seed).uniform(0.5, 2, 3).tolist(), strict=True))
     knee = best(ready("pareto", weights, values), values)
@@ -95,7 +115,10 @@ def test_the_knee_is_of_the_front_and_scaling_a_target_does_not_move_it(seed: in
 
 def test_the_knee_is_between_the_ends_and_nearer_to_the_target_that_weighs_more() -> None:
     values = [{"a": x, "b": 1 - x * x} for x in np.linspace(0, 1, 101).tolist()]
-    places = [best(Objective({"a": w, "b": 1.0}, "pareto").settled(values), values) for w in (0.2, 1.0, 5.0)]
+    places = [
+        best(Objective({"a": w, "b": 1.0}, "pareto").settled(values), values)
+        for w in (0.2, 1.0, 5.0)
+    ]
     assert 0 < places[0] < places[1] < places[2] < 100
     assert values[places[1]]["a"] == pytest.approx((5**0.5 - 1) / 2, abs=0.01)  # where x = 1 - x^2
 
@@ -103,8 +126,12 @@ def test_the_knee_is_between_the_ends_and_nearer_to_the_target_that_weighs_more(
 def test_a_front_of_one_has_its_only_member_for_a_knee() -> None:
     values = [{"a": 1.0, "b": 2.0}, {"a": 0.5, "b": 2.0}, {"a": 1.0, "b": 1.0}]
     objective = Objective({"a": 1.0, "b": 1.0}, "pareto").settled(values)
-    assert best(objective, values) == 0 and objective.combine(values[0]) == pytest.approx(1, abs=0.01)
-    assert math.isfinite(Objective({"a": 1.0, "b": 1.0}, "pareto").settled(values[:1]).combine(values[1]))
+    assert best(objective, values) == 0 and objective.combine(values[0]) == pytest.approx(
+        1, abs=0.01
+    )
+    assert math.isfinite(
+        Objective({"a": 1.0, "b": 1.0}, "pareto").settled(values[:1]).combine(values[1])
+    )
 
 
 @pytest.mark.parametrize("aim", AIMS)
@@ -122,9 +149,14 @@ def loss(values: list[float]) -> Scores:
 def test_the_standard_error_is_that_of_the_paired_difference_in_units_of_the_gain() -> None:
     rng = np.random.default_rng(0)
     start, noise = rng.uniform(3, 5, 200), rng.normal(0, 0.4, (3, 200))
-    experts = [{"t": loss((start - 0.5 + sd * row).tolist())} for sd, row in zip((1, 2, 3), noise, strict=True)]
+    experts = [
+        {"t": loss((start - 0.5 + sd * row).tolist())}
+        for sd, row in zip((1, 2, 3), noise, strict=True)
+    ]
     (unit,) = aims.standard_errors(experts, {"t": loss(start.tolist())}).values()
-    assert unit == pytest.approx(2 * 0.4 / math.sqrt(200) / start.mean(), rel=0.15)  # that of the middle expert
+    assert unit == pytest.approx(
+        2 * 0.4 / math.sqrt(200) / start.mean(), rel=0.15
+    )  # that of the middle expert
 
 
 def test_a_target_that_no_expert_moves_unevenly_has_no_standard_error() -> None:
@@ -146,15 +178,25 @@ def test_a_target_that_no_expert_moves_unevenly_has_no_standard_error() -> None:
 def views(seed: int, level: float = 0.0, num: int = 4) -> Views:
     """Proxies of all subsets of some datasets."""
     rng = np.random.default_rng(seed)
-    members = np.array([[code >> bit & 1 for bit in range(num)] for code in range(1, 2**num)], dtype=float)
+    members = np.array(
+        [[code >> bit & 1 for bit in range(num)] for code in range(1, 2**num)], dtype=float
+    )
     proxies = level + rng.normal(0, 0.1, len(members))
-    return Views(members / members.sum(axis=1, keepdims=True), proxies, proxies + rng.normal(0, 0.02, len(members)))
+    return Views(
+        members / members.sum(axis=1, keepdims=True),
+        proxies,
+        proxies + rng.normal(0, 0.02, len(members)),
+    )
 
 
-def several_of(one: Views, other: Views, known: list[dict[int, float]]) -> drawn_posterior.DrawnPosterior:
+def several_of(
+    one: Views, other: Views, known: list[dict[int, float]]
+) -> drawn_posterior.DrawnPosterior:
     units = {name: Unit.of(each.proxy_M) for name, each in (("a", one), ("b", other))}
     objective = Objective({"a": 1.0, "b": 1.0}, "worst")
-    return drawn_posterior.posterior_of(objective, {"a": one, "b": other}, {"a": known[0], "b": known[1]}, units)
+    return drawn_posterior.posterior_of(
+        objective, {"a": one, "b": other}, {"a": known[0], "b": known[1]}, units
+    )
 
 
 def test_where_one_target_is_always_the_worst_its_posterior_is_that_of_the_objective() -> None:
@@ -177,7 +219,9 @@ def test_what_is_known_is_exact_and_has_no_spread() -> None:
     singles = np.flatnonzero((one.weights_MN == 1).any(axis=1))
     assert found.known == {4, 6, *singles.tolist()}
     assert found.mean_M[[4, 6]].tolist() == [0.2, -0.3]
-    assert found.mean_M[singles].tolist() == np.minimum(one.proxy_M, other.proxy_M)[singles].tolist()
+    assert (
+        found.mean_M[singles].tolist() == np.minimum(one.proxy_M, other.proxy_M)[singles].tolist()
+    )
     rows = sorted(found.known)
     assert not found.scale_MM[rows].any() and not found.value_of_check()[rows].any()
     low_M, high_M = found.interval(0.9)
@@ -216,14 +260,18 @@ def test_the_exponent_is_chosen_by_all_targets_together() -> None:
     by_exponent = {0.5: right, 1.0: wrong}
     reals = {"a": right.proxy_M, "b": right.proxy_M}
     units = {name: Unit.of(right.proxy_M) for name in "ab"}
-    both = drawn_posterior.likeliest_exponent({"a": by_exponent, "b": by_exponent}, reals, units, 1.0)
+    both = drawn_posterior.likeliest_exponent(
+        {"a": by_exponent, "b": by_exponent}, reals, units, 1.0
+    )
     alone = posterior.likeliest_exponent(by_exponent, right.proxy_M, units["a"], 1.0)
     assert both == alone == 0.5
 
 
 def test_the_noise_of_the_examples_is_that_of_the_target_that_is_worst() -> None:
     rng = np.random.default_rng(0)
-    score = lambda mean, sd: Scores("score", tuple(rng.normal(mean, sd, 400).tolist()), (1.0,) * 400)  # noqa: E731
+    score = lambda mean, sd: Scores(
+        "score", tuple(rng.normal(mean, sd, 400).tolist()), (1.0,) * 400
+    )  # noqa: E731
     base = {"calm": score(0, 0.0), "loud": score(0, 0.0)}
     one, other = ({"calm": score(1, 0.1), "loud": score(9, 5.0)} for _ in range(2))
     objective = Objective({"calm": 1.0, "loud": 1.0}, "worst")
@@ -242,7 +290,10 @@ def selection_of(points: list[tuple[float, float]], aim: Aim) -> Selection:
     objective = Objective({"a": 1.0, "b": 1.0}, aim)
     if aim == "pareto":
         objective = objective.settled([gains(each, base) for each in scored])
-    trials = [Trial(Mixture.union(f"d{i}" for i in range(k + 1)), s, objective.of(s, base)) for k, s in enumerate(scored)]
+    trials = [
+        Trial(Mixture.union(f"d{i}" for i in range(k + 1)), s, objective.of(s, base))
+        for k, s in enumerate(scored)
+    ]
     trials.sort(key=lambda trial: -trial.objective)
     return Selection(trials[0].mixture, tuple(trials), "exhaustive", base, (), objective)
 
@@ -257,5 +308,7 @@ def test_what_is_given_up_is_the_distance_to_the_best_of_each_target() -> None:
 
 def test_the_front_has_the_knee_first_and_its_volume_over_the_base() -> None:
     found = front_of(selection_of([(0.9, 0.1), (0.6, 0.6), (0.1, 0.8), (0.2, 0.2)], "pareto"))
-    assert str(found.members[0].mixture) == "d0 + d1" and {len(trial.mixture) for trial in found.members} == {1, 2, 3}
+    assert str(found.members[0].mixture) == "d0 + d1" and {
+        len(trial.mixture) for trial in found.members
+    } == {1, 2, 3}
     assert found.hypervolume == pytest.approx(0.9 * 0.1 + 0.6 * 0.5 + 0.1 * 0.2)

@@ -18,11 +18,19 @@ from mergetomix.data.splits import split
 from mergetomix.errors import DataError
 
 
-def get(given: Any, classes: Any = None, skip: bool = False, where: str = tiny.WHERE, **changes: Any) -> Examples:
+def get(
+    given: Any, classes: Any = None, skip: bool = False, where: str = tiny.WHERE, **changes: Any
+) -> Examples:
     return read(tiny.source(given, classes, **changes), where, skip)
 
 
-def folder_of(root: Path, names: tuple[str, ...] = ("cat", "dog"), count: int = 3, suffix: str = ".png", seed: int = 0) -> Path:
+def folder_of(
+    root: Path,
+    names: tuple[str, ...] = ("cat", "dog"),
+    count: int = 3,
+    suffix: str = ".png",
+    seed: int = 0,
+) -> Path:
     """A folder for each class."""
     for i, name in enumerate(names):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -45,7 +53,10 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
     found = get(folder_of(tmp_path))
     assert labels(found) == ["cat"] * 3 + ["dog"] * 3
     assert found.items[0].space is not None and found.items[0].space.classes == ("cat", "dog")
-    assert found.items[0].picture is not None and found.items[0].picture.size == (tiny.SIDE, tiny.SIDE)
+    assert found.items[0].picture is not None and found.items[0].picture.size == (
+        tiny.SIDE,
+        tiny.SIDE,
+    )
     assert np.array_equal(np.asarray(found.items[0].picture.open()), tiny.pixels(3)[0])
 
 
@@ -54,7 +65,9 @@ def test_splits_are_folders_and_a_class_of_one_split_is_a_class_of_all(tmp_path:
     folder_of(tmp_path / "test", ("cat", "dog"), count=1, seed=9)
     train, test = get(tmp_path), get(tmp_path, split="test")
     assert len(train.items) == 9 and labels(test) == ["cat", "dog"]
-    assert {item.space.classes for item in (*train.items, *test.items) if item.space} == {("cat", "dog", "train_station")}
+    assert {item.space.classes for item in (*train.items, *test.items) if item.space} == {
+        ("cat", "dog", "train_station")
+    }
     with pytest.raises(DataError, match="no split 'valid' in"):
         get(tmp_path, split="valid")
 
@@ -84,13 +97,21 @@ def test_the_same_pixels_are_the_same_example_in_every_format(tmp_path: Path) ->
         (folder / names[i % 2]).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / names[i % 2] / f"{i}.png")
     np.savez(tmp_path / "a.npz", x=x[[0, 2, 1, 3]], y=[0, 0, 1, 1])
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
     table = datasets.Dataset.from_dict(
-        {"image": [{"bytes": png(x[i]), "path": None} for i in (0, 2, 1, 3)], "label": [0, 0, 1, 1]}, features=features
+        {
+            "image": [{"bytes": png(x[i]), "path": None} for i in (0, 2, 1, 3)],
+            "label": [0, 0, 1, 1],
+        },
+        features=features,
     )
     table.to_parquet(str(tmp_path / "a.parquet"))
     table.save_to_disk(str(tmp_path / "disk"))
-    (folder / "names.csv").write_text("image,label\ncat/0.png,cat\ncat/2.png,cat\ndog/1.png,dog\ndog/3.png,dog\n")
+    (folder / "names.csv").write_text(
+        "image,label\ncat/0.png,cat\ncat/2.png,cat\ndog/1.png,dog\ndog/3.png,dog\n"
+    )
     found = [
         get(tmp_path / "a.npz", names),
         get(tmp_path / "a.parquet"),
@@ -131,7 +152,9 @@ def test_an_image_lies_as_its_file_says(tmp_path: Path) -> None:
 # --- what cannot be read
 
 
-def fails(message: str, given: Any, classes: Any = None, key: str | None = None, **changes: Any) -> None:
+def fails(
+    message: str, given: Any, classes: Any = None, key: str | None = None, **changes: Any
+) -> None:
     with pytest.raises(DataError, match=message) as caught:
         get(given, classes, **changes)
     if key is not None:
@@ -146,7 +169,11 @@ def test_a_broken_image_is_named_or_skipped(tmp_path: Path) -> None:
     fails(r"an image does not decode \(2 in all\): .*cat/1\.png", tmp_path, key="datasets.x.path")
     found = get(tmp_path, skip=True)
     assert labels(found) == ["cat", "cat", "dog", "dog"]
-    assert [note for note in found.notes() if "passed over 2 images that do not decode" in note and "1.png" in note]
+    assert [
+        note
+        for note in found.notes()
+        if "passed over 2 images that do not decode" in note and "1.png" in note
+    ]
 
 
 def test_no_image_that_decodes(tmp_path: Path) -> None:
@@ -159,8 +186,17 @@ def test_no_image_that_decodes(tmp_path: Path) -> None:
 
 def test_labels_outside_the_classes(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=tiny.pixels(3), y=[0, 1, 5])
-    fails(r"row 2 .*label 5 is not among the 2 classes \(cat, dog\)", tmp_path / "a.npz", ["cat", "dog"])
-    fails("label 'cow' is not among", [{"image": tiny.pixels(1)[0], "label": "cow"}], ["cat", "dog"], "datasets.x.label")
+    fails(
+        r"row 2 .*label 5 is not among the 2 classes \(cat, dog\)",
+        tmp_path / "a.npz",
+        ["cat", "dog"],
+    )
+    fails(
+        "label 'cow' is not among",
+        [{"image": tiny.pixels(1)[0], "label": "cow"}],
+        ["cat", "dog"],
+        "datasets.x.label",
+    )
     fails("classes must be at least 2", [{"image": tiny.pixels(1)[0], "label": "cow"}])
 
 
@@ -230,9 +266,17 @@ def test_numbers_in_a_table_are_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [None, float("nan"), True, b"cat", ["cat"], "", 0.5])
 def test_labels_that_are_none(value: Any) -> None:
-    given = [{"image": tiny.pixels(1)[0], "label": "cat"}, {"image": tiny.pixels(1)[0], "label": value}]
+    given = [
+        {"image": tiny.pixels(1)[0], "label": "cat"},
+        {"image": tiny.pixels(1)[0], "label": value},
+    ]
     for classes in (["cat", "dog"], None):
-        fails(r"row 1 .*a label must be a class's name or its number", given, classes, "datasets.x.label")
+        fails(
+            r"row 1 .*a label must be a class's name or its number",
+            given,
+            classes,
+            "datasets.x.label",
+        )
 
 
 def test_a_stray_table_among_images_is_no_dataset(tmp_path: Path) -> None:

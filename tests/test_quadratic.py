@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-
 from mergetomix.search.combined import Combined
+
 from mergetomix.search.gradient.quadratic import (
     START,
     TERMS,
@@ -35,7 +35,9 @@ def kernel(scales: Array, left_N: Array, right_N: Array) -> float:
     return float(scales @ np.array([u, v, u * u, u * v, v * v]))
 
 
-def observed(num_points: int, num: int, seed: int, with_slopes: int | None = None) -> tuple[Observations, Array, Array]:
+def observed(
+    num_points: int, num: int, seed: int, with_slopes: int | None = None
+) -> tuple[Observations, Array, Array]:
     """Values and derivatives of a random quadratic; its b and H."""
     rng = np.random.default_rng(seed)
     b_N, h_NN = rng.normal(size=num), rng.normal(size=(num, num))
@@ -59,15 +61,21 @@ def test_covariances_of_derivatives_are_derivatives_of_the_covariance(seed: int)
             assert partials.f[k, m] == pytest.approx(kernel(SCALES, x_N, y_N))
             for j in range(3):
                 moved = [kernel(SCALES, x_N, y_N + sign * step * axes[j]) for sign in (1, -1)]
-                assert along(partials, left, right)[k, 3 * m + j] == pytest.approx((moved[0] - moved[1]) / (2 * step), abs=1e-5)
+                assert along(partials, left, right)[k, 3 * m + j] == pytest.approx(
+                    (moved[0] - moved[1]) / (2 * step), abs=1e-5
+                )
                 for i in range(3):
                     corners = [
-                        one * two * kernel(SCALES, x_N + one * step * axes[i], y_N + two * step * axes[j])
+                        one
+                        * two
+                        * kernel(SCALES, x_N + one * step * axes[i], y_N + two * step * axes[j])
                         for one in (1, -1)
                         for two in (1, -1)
                     ]
                     expected = sum(corners) / (4 * step**2)
-                    assert between(partials, left, right)[3 * k + i, 3 * m + j] == pytest.approx(expected, abs=1e-4)
+                    assert between(partials, left, right)[3 * k + i, 3 * m + j] == pytest.approx(
+                        expected, abs=1e-4
+                    )
 
 
 def test_the_terms_make_up_the_whole() -> None:
@@ -88,7 +96,9 @@ def test_the_posterior_is_that_of_gaussian_conditioning(seed: int) -> None:
     posterior = QuadraticPosterior(seen, prior)
     asked = np.random.default_rng(seed + 9).dirichlet(np.ones(4), 7)
     both = Observations(
-        np.vstack([seen.points_MN, asked]), np.zeros(12), np.vstack([seen.slopes_MN, np.full((7, 4), math.nan)])
+        np.vstack([seen.points_MN, asked]),
+        np.zeros(12),
+        np.vstack([seen.slopes_MN, np.full((7, 4), math.nan)]),
     )
     joint = covariance(mixed(SCALES, *products(both.points_MN, both.points_MN)), both)
     old = len(joint) - 7
@@ -105,7 +115,10 @@ def test_a_posterior_that_grows_is_the_one_made_anew() -> None:
     asked = np.random.default_rng(0).dirichlet(np.ones(4), 6)
     grown = QuadraticPosterior(part(3), prior)
     for num in (4, 5, 8, 9):
-        grown, fresh = QuadraticPosterior(part(num), prior, grown), QuadraticPosterior(part(num), prior)
+        grown, fresh = (
+            QuadraticPosterior(part(num), prior, grown),
+            QuadraticPosterior(part(num), prior),
+        )
         assert grown.mean(asked) == pytest.approx(fresh.mean(asked), rel=1e-7)
         assert grown.sd(asked) == pytest.approx(fresh.sd(asked), rel=1e-5)
     other = QuadraticPosterior(part(9), QuadraticPrior(tuple(2 * SCALES), 1e-3, 1e-2), grown)
@@ -117,7 +130,12 @@ def test_the_evidence_has_the_slope_that_it_says_and_is_that_of_a_normal(seed: i
     from scipy.stats import multivariate_normal
 
     seen, _, _ = observed(4, 3, seed, with_slopes=3)
-    parts = np.stack([covariance(term(i, *products(seen.points_MN, seen.points_MN)), seen) for i in range(len(TERMS))])
+    parts = np.stack(
+        [
+            covariance(term(i, *products(seen.points_MN, seen.points_MN)), seen)
+            for i in range(len(TERMS))
+        ]
+    )
     logs = START.logs + np.random.default_rng(seed).normal(0, 0.5, 7)
     value, slope = evidence(logs, parts, seen)
     for index in range(7):
@@ -132,7 +150,9 @@ def test_the_evidence_has_the_slope_that_it_says_and_is_that_of_a_normal(seed: i
 
     # away from START the prior on logs counts too: compare where it does not change
     mirrored = 2 * START.logs - logs
-    assert evidence(mirrored, parts, seen)[0] - value == pytest.approx(minus_log(mirrored) - minus_log(logs), rel=1e-6)
+    assert evidence(mirrored, parts, seen)[0] - value == pytest.approx(
+        minus_log(mirrored) - minus_log(logs), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("num", [3, 6, 12])
@@ -150,8 +170,15 @@ def test_a_quadratic_is_recovered_from_as_many_derivatives_as_determine_it(num: 
 def test_the_prior_fitted_is_likelier_than_the_start_and_tells_noise() -> None:
     seen, _, _ = observed(8, 5, 3)
     rng = np.random.default_rng(0)
-    noisy = Observations(seen.points_MN, seen.values_M, seen.slopes_MN + rng.normal(0, 0.3, seen.slopes_MN.shape))
-    parts = np.stack([covariance(term(i, *products(seen.points_MN, seen.points_MN)), seen) for i in range(len(TERMS))])
+    noisy = Observations(
+        seen.points_MN, seen.values_M, seen.slopes_MN + rng.normal(0, 0.3, seen.slopes_MN.shape)
+    )
+    parts = np.stack(
+        [
+            covariance(term(i, *products(seen.points_MN, seen.points_MN)), seen)
+            for i in range(len(TERMS))
+        ]
+    )
     clean, dirty = fit_prior(seen), fit_prior(noisy)
     assert evidence(dirty.logs, parts, noisy)[0] < evidence(START.logs, parts, noisy)[0]
     assert dirty.noise_slope > 100 * clean.noise_slope
@@ -171,10 +198,16 @@ def test_the_prior_fitted_is_likelier_than_the_start_and_tells_noise() -> None:
         (lambda v: math.tanh(v["a"]) + v["b"] * v["c"], False, False),
     ],
 )
-def test_an_objective_of_many_is_that_of_each(combine: object, is_linear: bool, is_worst: bool) -> None:
+def test_an_objective_of_many_is_that_of_each(
+    combine: object, is_linear: bool, is_worst: bool
+) -> None:
     assert callable(combine)
     combined = Combined(combine, "abc")
-    assert (combined.is_linear, combined.is_worst, combined.is_slow) == (is_linear, is_worst, not (is_linear or is_worst))
+    assert (combined.is_linear, combined.is_worst, combined.is_slow) == (
+        is_linear,
+        is_worst,
+        not (is_linear or is_worst),
+    )
     values_TK = np.random.default_rng(1).normal(size=(3, 20))
     each = lambda rows: [combine(dict(zip("abc", row, strict=True))) for row in rows.T]  # noqa: E731
     assert combined(values_TK) == pytest.approx(each(values_TK))

@@ -9,7 +9,15 @@ import pytest
 from scipy import stats
 
 from mergetomix.statistics import race
-from mergetomix.statistics.race import Paired, combination, difference, is_beaten, nearest, num_looks, stages
+from mergetomix.statistics.race import (
+    Paired,
+    combination,
+    difference,
+    is_beaten,
+    nearest,
+    num_looks,
+    stages,
+)
 
 ALPHA = 0.05
 
@@ -20,7 +28,10 @@ def test_stages_reach_every_example_in_blocks_that_are_not_small(num: int) -> No
     sizes = [size for size in np.diff((0, *ends)) if size]
     assert len(ends) == len(race.FRACTIONS) and ends[-1] == num
     assert min(sizes) >= race.LEAST and len(sizes) >= 3
-    assert all(abs(end - fraction * num) <= race.LEAST for end, fraction in zip(ends, race.FRACTIONS, strict=True))
+    assert all(
+        abs(end - fraction * num) <= race.LEAST
+        for end, fraction in zip(ends, race.FRACTIONS, strict=True)
+    )
 
 
 def test_a_look_is_a_stage_at_which_some_target_has_more() -> None:
@@ -30,7 +41,9 @@ def test_a_look_is_a_stage_at_which_some_target_has_more() -> None:
 
 
 def test_too_few_examples_are_refused() -> None:
-    with pytest.raises(ValueError, match=f"racing needs at least {race.MIN_EXAMPLES} examples, not 23"):
+    with pytest.raises(
+        ValueError, match=f"racing needs at least {race.MIN_EXAMPLES} examples, not 23"
+    ):
         stages(race.MIN_EXAMPLES - 1)
 
 
@@ -38,7 +51,11 @@ def drawn(seed: int, num: int = 64) -> tuple[race.Array, race.Array, race.Array]
     """Changes, what was foreseen of them, and tokens."""
     rng = np.random.default_rng(seed)
     foreseen = rng.normal(size=num)
-    return 0.3 + 0.8 * foreseen + 0.4 * rng.normal(size=num), foreseen, rng.integers(1, 40, num).astype(float)
+    return (
+        0.3 + 0.8 * foreseen + 0.4 * rng.normal(size=num),
+        foreseen,
+        rng.integers(1, 40, num).astype(float),
+    )
 
 
 def test_the_estimate_is_the_regression_estimator() -> None:
@@ -57,20 +74,28 @@ def test_the_estimate_is_the_regression_estimator() -> None:
     variance = (1 - num / 64) / num * ((w * rest) ** 2).sum() / (num - 2)
     variance += w @ rest**2 / (num - 2) * (mean_all - mean_z) ** 2 / spread
     assert found.mean == pytest.approx(level + slope * (mean_all - mean_z), rel=1e-10)
-    assert found.sd == pytest.approx(np.sqrt(variance), rel=1e-10) and found.dof == pytest.approx(num - 2)
+    assert found.sd == pytest.approx(np.sqrt(variance), rel=1e-10) and found.dof == pytest.approx(
+        num - 2
+    )
 
 
 def test_with_every_example_seen_nothing_is_estimated() -> None:
     change, foreseen, weights = drawn(1)
     found = difference([Paired(change, foreseen, weights)])
-    assert found.mean == pytest.approx(np.average(change, weights=weights), abs=1e-12) and found.sd < 1e-12
+    assert (
+        found.mean == pytest.approx(np.average(change, weights=weights), abs=1e-12)
+        and found.sd < 1e-12
+    )
 
 
 def test_targets_add_up_by_their_shares() -> None:
     (a, za, wa), (b, zb, wb) = drawn(2), drawn(3, 100)
     one, other = (difference([Paired(*each)]) for each in ((a[:12], za, wa), (b[:50], zb, wb)))
     both = difference([Paired(a[:12], za, wa, 0.25), Paired(b[:50], zb, wb, 0.75)])
-    assert both.mean == pytest.approx(0.25 * one.mean + 0.75 * other.mean) and both.means == (*one.means, *other.means)
+    assert both.mean == pytest.approx(0.25 * one.mean + 0.75 * other.mean) and both.means == (
+        *one.means,
+        *other.means,
+    )
     assert both.sd**2 == pytest.approx((0.25 * one.sd) ** 2 + (0.75 * other.sd) ** 2)
     assert min(one.dof, other.dof) < both.dof < one.dof + other.dof
 
@@ -93,18 +118,28 @@ def test_the_same_mixture_is_never_beaten() -> None:
 def test_a_mixture_far_worse_is_beaten_at_the_first_look() -> None:
     rng = np.random.default_rng(6)
     change = rng.normal(-1, 0.2, 200)
-    assert is_beaten(difference([Paired(change[: stages(200)[0]], np.zeros(200), np.ones(200))]), 0.01 / num_looks([200]))
+    assert is_beaten(
+        difference([Paired(change[: stages(200)[0]], np.zeros(200), np.ones(200))]),
+        0.01 / num_looks([200]),
+    )
     assert is_beaten(difference([Paired(np.full(6, -0.5), np.zeros(200), np.ones(200))]), 1e-9)
 
 
-def populations(rng: np.random.Generator, num: int) -> Iterator[tuple[str, race.Array, race.Array, race.Array]]:
+def populations(
+    rng: np.random.Generator, num: int
+) -> Iterator[tuple[str, race.Array, race.Array, race.Array]]:
     """Changes that are nothing on average, what is foreseen of them, and weights."""
     foreseen, one = rng.normal(size=num), np.ones(num)
     tokens = rng.lognormal(3, 0.7, num)
     yield "foreseen", foreseen + 0.5 * rng.normal(size=num), foreseen, one
     yield "not foreseen", rng.normal(size=num), np.zeros(num), one
     yield "foreseen wrongly", rng.normal(size=num), foreseen, one
-    yield "by tokens", (foreseen + 0.5 * rng.normal(size=num)) / np.sqrt(tokens), foreseen / np.sqrt(tokens), tokens
+    yield (
+        "by tokens",
+        (foreseen + 0.5 * rng.normal(size=num)) / np.sqrt(tokens),
+        foreseen / np.sqrt(tokens),
+        tokens,
+    )
     skewed = rng.lognormal(0, 0.7, num)
     yield "skewed, foreseen", skewed + 0.3 * rng.normal(size=num), skewed, one
 
@@ -116,16 +151,22 @@ def test_the_best_is_stopped_no_more_often_than_stated(num: int) -> None:
     rng, num_races = np.random.default_rng(num), 250
     for name, change, foreseen, weights in populations(rng, num):
         tied = change - np.average(change, weights=weights)
-        stopped = sum(is_stopped(tied, foreseen, weights, rng.permutation(num)) for _ in range(num_races))
+        stopped = sum(
+            is_stopped(tied, foreseen, weights, rng.permutation(num)) for _ in range(num_races)
+        )
         most = stats.binom.isf(0.00135, num_races, ALPHA)
         assert stopped <= most, f"{name}: {stopped} of {num_races}"
 
 
-def is_stopped(change: race.Array, foreseen: race.Array, weights: race.Array, order: race.Array) -> bool:
+def is_stopped(
+    change: race.Array, foreseen: race.Array, weights: race.Array, order: race.Array
+) -> bool:
     """Whether a race in some order ends before its last stage."""
     num, level = len(change), ALPHA / num_looks([len(change)])
     for end in sorted({*stages(num)})[:-1]:
-        if is_beaten(difference([Paired(change[order][:end], foreseen[order], weights[order])]), level):
+        if is_beaten(
+            difference([Paired(change[order][:end], foreseen[order], weights[order])]), level
+        ):
             return True
     return False
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_run import WORDS, Heard, recipe_values, write_recipe
+from recipes import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix.errors import DataError, RecipeError
@@ -16,10 +16,12 @@ from mergetomix.report import markdown
 from mergetomix.report.document import stopped
 from mergetomix.results import Selection
 from mergetomix.search.strategy import Ask
+from mergetomix.session.evaluations import trial_of
 from mergetomix.session.inputs import Inputs
-from mergetomix.session.job import evaluate_base, open_job, trial_of
+from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline, search
 from mergetomix.stages import race as races
+from mergetomix.stages.search import objective_of
 from mergetomix.statistics import race as race_test
 
 NUM_ROWS = 160
@@ -32,27 +34,34 @@ def target_rows(folder: Path, num: int = NUM_ROWS) -> str:
     kinds = [f"what about a and {first} {second}?" for first in WORDS for second in WORDS] + [
         f"and then a and {first} {second}?" for first in WORDS for second in WORDS
     ]
-    rows = [{"question": text, "answer": f" {WORDS[i % len(WORDS)]}"} for i, text in enumerate(kinds[:num])]
+    rows = [
+        {"question": text, "answer": f" {WORDS[i % len(WORDS)]}"}
+        for i, text in enumerate(kinds[:num])
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path.name
 
 
-def recipe_of(folder: Path, race: float | None, num_rows: int = NUM_ROWS, **changes: Any) -> m2m.Recipe:
+def recipe_of(
+    folder: Path, race: float | None, num_rows: int = NUM_ROWS, **changes: Any
+) -> m2m.Recipe:
     values = recipe_values(folder, datasets=tuple("abcd"))
-    values["targets"] = {"t": {"path": target_rows(folder, num_rows), "prompt": "question", "completion": "answer"}}
+    values["targets"] = {
+        "t": {"path": target_rows(folder, num_rows), "prompt": "question", "completion": "answer"}
+    }
     values["search"] = {"racing": race, **changes.pop("search", {})}
     return m2m.load_recipe(write_recipe(folder, values | changes))
 
 
 def searched(recipe: m2m.Recipe) -> Selection:
-    with open_job(recipe, Heard()) as job:
-        pipeline.train_experts(job)
-        return pipeline.search_mixtures(job)
+    with open_session(recipe, Heard()) as session:
+        pipeline.train_experts(session)
+        return search.search_mixtures(session)
 
 
 def num_scores(recipe: m2m.Recipe) -> int:
-    with open_job(recipe, Heard()) as job:
-        return job.store.counts()["example_scores"]
+    with open_session(recipe, Heard()) as session:
+        return session.store.counts()["example_scores"]
 
 
 @pytest.fixture(scope="module")
@@ -73,22 +82,30 @@ def whole(folder: Path, raced: tuple[m2m.Recipe, Selection, int]) -> Selection:
     return searched(recipe_of(folder, None))
 
 
-def test_a_race_picks_the_same_for_fewer_evaluations(raced: tuple[m2m.Recipe, Selection, int], whole: Selection) -> None:
+def test_a_race_picks_the_same_for_fewer_evaluations(
+    raced: tuple[m2m.Recipe, Selection, int], whole: Selection
+) -> None:
     _, found, _ = raced
     assert found.mixture == whole.mixture and not whole.stopped
-    assert {trial.mixture for trial in (*found.trials, *found.stopped)} == {trial.mixture for trial in whole.trials}
+    assert {trial.mixture for trial in (*found.trials, *found.stopped)} == {
+        trial.mixture for trial in whole.trials
+    }
     assert len(found.stopped) >= 5 and found.num_evaluated < found.num_without_racing / 2
     assert whole.num_evaluated == whole.num_without_racing == found.num_without_racing
 
 
-def test_only_trials_that_saw_everything_are_candidates(raced: tuple[m2m.Recipe, Selection, int], whole: Selection) -> None:
+def test_only_trials_that_saw_everything_are_candidates(
+    raced: tuple[m2m.Recipe, Selection, int], whole: Selection
+) -> None:
     """Blocks put together are the scores in one go; what was stopped says how much it saw, and is estimated, not ranked."""
     _, found, _ = raced
     exact = {trial.mixture: trial for trial in whole.trials}
     num = found.base["t"].num_examples
     for trial in (*found.trials, *found.singles):
         assert trial.complete and trial.num_examples == num
-        assert trial.scores["t"].values == pytest.approx(exact[trial.mixture].scores["t"].values, abs=1e-5)
+        assert trial.scores["t"].values == pytest.approx(
+            exact[trial.mixture].scores["t"].values, abs=1e-5
+        )
         assert trial.scores["t"].weights == exact[trial.mixture].scores["t"].weights
         assert trial.gains(found.base)["t"] == pytest.approx(trial.objective)
     spread = whole.trials[0].objective - whole.trials[-1].objective
@@ -113,14 +130,18 @@ def test_the_store_holds_every_score_once_and_a_second_race_adds_none(
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> tuple[m2m.Recipe, tuple[Trial, ...], Selection, int]:
+def resumed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[m2m.Recipe, tuple[Trial, ...], Selection, int]:
     """A race over three datasets whose first four trials another process made: these, the outcome, and what the store held."""
     folder = tmp_path_factory.mktemp("resumed")
     recipe = recipe_of(folder, 0.05, datasets=recipe_values(folder)["datasets"])
-    with open_job(recipe, Heard()) as job:
-        pipeline.train_experts(job)
-        try_out = races.begin(job, search.strategy_of(job), evaluate_base(job, "select"))
-        first = tuple(try_out(Ask(mixture)) for mixture in list(job.space())[:4])
+    with open_session(recipe, Heard()) as session:
+        pipeline.train_experts(session)
+        try_out = races.begin(
+            session, search.strategy_of(session), session.evaluations.base("select")
+        )
+        first = tuple(try_out(Ask(mixture)) for mixture in list(session.spaces.searched)[:4])
     return recipe, first, searched(recipe), num_scores(recipe)
 
 
@@ -138,17 +159,19 @@ def test_a_race_that_was_interrupted_goes_on_as_if_it_had_not_been(resumed: Resu
 
 def test_a_trial_with_a_gradient_is_not_raced(resumed: Resumed) -> None:
     recipe, _, found, _ = resumed
-    with open_job(recipe, Heard()) as job:
-        try_out = races.begin(job, search.strategy_of(job), found.base)
+    with open_session(recipe, Heard()) as session:
+        try_out = races.begin(session, search.strategy_of(session), found.base)
         assert not try_out(Ask(found.stopped[-1].mixture)).complete
         assert try_out(Ask(found.stopped[-1].mixture, gradient=True)).complete
 
 
-def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(resumed: Resumed) -> None:
+def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(
+    resumed: Resumed,
+) -> None:
     """A mixture that the search has not asked for cannot be picked, so none is stopped for it."""
     recipe, _, found, _ = resumed
-    with open_job(recipe, Heard()) as job:
-        race = races.Race(job, found.base, 0.05)
+    with open_session(recipe, Heard()) as session:
+        race = races.Race(session, found.base, 0.05)
         race.start(all_asked=False)
         assert race.incumbent is None
         assert race.trial(Ask(found.stopped[0].mixture)).complete
@@ -157,42 +180,67 @@ def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(res
 def test_what_checks_ask_for_is_completed_and_only_what_lacks_is_scored(resumed: Resumed) -> None:
     recipe, _, found, _ = resumed
     whole = found.base["t"].num_examples
-    with open_job(recipe, Heard()) as job:
+    with open_session(recipe, Heard()) as session:
         for trial in found.stopped:
-            assert trial_of(job, trial.mixture, found.base).num_examples == whole
-        assert job.store.counts()["example_scores"] == found.num_without_racing + whole
+            assert (
+                trial_of(
+                    trial.mixture,
+                    session.evaluations.proxy(trial.mixture, "select"),
+                    found.base,
+                    objective_of(session),
+                ).num_examples
+                == whole
+            )
+        assert session.store.counts()["example_scores"] == found.num_without_racing + whole
     again = searched(recipe)  # what is known since does not change a race
     assert (again.trials, again.stopped) == (found.trials, found.stopped)
 
 
 def opened(recipe: m2m.Recipe) -> Inputs:
-    with open_job(recipe, Heard()) as job:
-        return job.inputs
+    with open_session(recipe, Heard()) as session:
+        return session.inputs
 
 
-def test_a_race_leaves_addresses_as_they_are_and_examples_in_an_order_of_their_own(folder: Path) -> None:
+def test_a_race_leaves_addresses_as_they_are_and_examples_in_an_order_of_their_own(
+    folder: Path,
+) -> None:
     plain, cut = (opened(recipe_of(folder, race)).targets("select")["t"] for race in (None, 0.05))
     assert plain.address == cut.address and not plain.blocks
     places = [place for block in cut.blocks for place in block.places]
     assert sorted(places) == list(range(cut.num_examples)) and places != sorted(places)
-    assert [block.num_examples for block in cut.blocks] == [len(block.places) for block in cut.blocks]
+    assert [block.num_examples for block in cut.blocks] == [
+        len(block.places) for block in cut.blocks
+    ]
     assert len({*cut.addresses}) == 1 + len(cut.blocks)
     assert not opened(recipe_of(folder, 0.05)).targets("report")["t"].blocks
 
 
-def test_what_was_stopped_is_told_apart(raced: tuple[m2m.Recipe, Selection, int], whole: Selection) -> None:
+def test_what_was_stopped_is_told_apart(
+    raced: tuple[m2m.Recipe, Selection, int], whole: Selection
+) -> None:
     _, found, _ = raced
     text, tried = markdown.racing_text(found), len(found.trials) + len(found.stopped)
     assert f"{len(found.stopped)} of {tried} proxies were stopped early" in text
-    assert f"{found.num_evaluated:,} example evaluations instead of {found.num_without_racing:,}" in text
-    assert markdown.num_proxies(found) == f"the {len(found.trials)} proxies of {tried} that saw every example"
+    assert (
+        f"{found.num_evaluated:,} example evaluations instead of {found.num_without_racing:,}"
+        in text
+    )
+    assert (
+        markdown.num_proxies(found)
+        == f"the {len(found.trials)} proxies of {tried} that saw every example"
+    )
     assert not markdown.racing_text(whole) and markdown.num_proxies(whole) == "15 proxies"
     written = stopped(found.stopped[0])
-    assert "objective" not in written and written["num_examples"] == {"t": found.stopped[0].num_examples}
+    assert "objective" not in written and written["num_examples"] == {
+        "t": found.stopped[0].num_examples
+    }
 
 
 def test_a_target_with_too_few_examples_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"targets\.t: search\.racing needs at least 24 select examples, and there are 10"):
+    with pytest.raises(
+        DataError,
+        match=r"targets\.t: search\.racing needs at least 24 select examples, and there are 10",
+    ):
         opened(recipe_of(tmp_path, 0.05, num_rows=20))
     assert opened(recipe_of(tmp_path, None, num_rows=20)).targets("select")["t"].num_examples == 10
 
@@ -210,5 +258,8 @@ def test_the_error_probability_is_one(tmp_path: Path, racing: Any) -> None:
 def test_a_function_without_data_cannot_be_raced(tmp_path: Path) -> None:
     function = {"f": {"score": "python", "function": "test_racing:scores_of_nothing"}}
     values = recipe_values(tmp_path) | {"targets": function, "search": {"racing": 0.05}}
-    with pytest.raises(RecipeError, match=r"targets\.f is a function without data, which scores all its examples in every"):
+    with pytest.raises(
+        RecipeError,
+        match=r"targets\.f is a function without data, which scores all its examples in every",
+    ):
         m2m.load_recipe(write_recipe(tmp_path, values))

@@ -66,7 +66,11 @@ def file(tmp_path: Path) -> Path:
 
 def small(**changes: Any) -> dict[str, Any]:
     """The least that a recipe must say, with keys such as `train__seed` changed."""
-    raw: dict[str, Any] = {"base": "b", "datasets": {"a": dict(TINY), "b": dict(TINY)}, "targets": {"t": dict(TINY)}}
+    raw: dict[str, Any] = {
+        "base": "b",
+        "datasets": {"a": dict(TINY), "b": dict(TINY)},
+        "targets": {"t": dict(TINY)},
+    }
     for key, value in changes.items():
         *parents, last = key.split("__")
         place = raw
@@ -91,8 +95,15 @@ def refused(where: str, *named: str, **changes: Any) -> RecipeError:
 def given(raw: Any, loaded: Any, where: str = "") -> list[str]:
     """The paths of the keys whose loaded value is not the given one."""
     if isinstance(raw, dict):
-        pairs = [(value, loaded[key] if isinstance(loaded, dict) else getattr(loaded, key), key) for key, value in raw.items()]
-        return [path for value, mine, key in pairs for path in given(value, mine, f"{where}.{key}".strip("."))]
+        pairs = [
+            (value, loaded[key] if isinstance(loaded, dict) else getattr(loaded, key), key)
+            for key, value in raw.items()
+        ]
+        return [
+            path
+            for value, mine, key in pairs
+            for path in given(value, mine, f"{where}.{key}".strip("."))
+        ]
     return [] if raw == loaded and type(raw) is type(loaded) else [where]
 
 
@@ -104,7 +115,11 @@ def test_every_value_is_loaded_as_it_is_said(file: Path) -> None:
         # whole numbers where any number will do
         "targets.svamp.weight", "train.epochs", "train.lora.alpha",
     }  # fmt: skip
-    assert (recipe.targets["svamp"].weight, recipe.train.epochs, recipe.train.lora.alpha) == (2, 1, 32)
+    assert (recipe.targets["svamp"].weight, recipe.train.epochs, recipe.train.lora.alpha) == (
+        2,
+        1,
+        32,
+    )
     assert recipe.targets["svamp"].prompt == "Q: {input}\nA:"
     assert (recipe.datasets["notes"].files, recipe.datasets["chats"].files) == (True, False)
 
@@ -139,14 +154,19 @@ def test_parsing_leaves_the_given_values_alone() -> None:
 # --- paths ------------------------------------------------------------------------------------------------------------
 
 
-def test_paths_start_at_the_recipe_and_hub_ids_stay(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_start_at_the_recipe_and_hub_ids_stay(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir("/")
     recipe, folder = load(file), file.parent
     assert (recipe.base.path, recipe.datasets["math"].path) == ("Qwen/Qwen2.5-0.5B", "openai/gsm8k")
     assert recipe.datasets["chats"].path == str(folder / "data/chats.jsonl")
     assert recipe.datasets["notes"].path == str(folder / "docs/**/*.md")
     assert recipe.targets["held"].path == str(folder / "data/held.jsonl")
-    assert (recipe.store, recipe.run_dir) == (str(folder / ".mergetomix"), str(folder / "runs/first"))
+    assert (recipe.store, recipe.run_dir) == (
+        str(folder / ".mergetomix"),
+        str(folder / "runs/first"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -165,28 +185,51 @@ def test_paths_start_at_the_recipe_and_hub_ids_stay(file: Path, monkeypatch: pyt
         ("~nobody-of-that-name/x", True),
     ],
 )
-def test_a_data_path_is_local_where_it_is_written_so_or_is_there(path: str, local: bool, tmp_path: Path) -> None:
+def test_a_data_path_is_local_where_it_is_written_so_or_is_there(
+    path: str, local: bool, tmp_path: Path
+) -> None:
     (tmp_path / "there").mkdir()
     recipe = parse(small(datasets__a={"path": path, "text": "t"}), tmp_path)
     assert recipe.datasets["a"].path == (str(tmp_path / path) if local else path)
 
 
-@pytest.mark.parametrize(("path", "local"), [("owner/name", False), ("./m", True), ("a/b/c", True), ("there", True)])
-def test_a_base_is_local_where_it_is_written_so_or_is_there(path: str, local: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "local"), [("owner/name", False), ("./m", True), ("a/b/c", True), ("there", True)]
+)
+def test_a_base_is_local_where_it_is_written_so_or_is_there(
+    path: str, local: bool, tmp_path: Path
+) -> None:
     (tmp_path / "there").mkdir()
-    assert parse(small(base=path), tmp_path).base.path == (str((tmp_path / path).resolve()) if local else path)
+    assert parse(small(base=path), tmp_path).base.path == (
+        str((tmp_path / path).resolve()) if local else path
+    )
 
 
-def test_home_experts_and_files_of_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_experts_and_files_of_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     python = {"score": "python", "function": "a/scoring.py:f"}
-    raw = small(store="~/s", datasets__a__expert="experts/a", targets__u=python, targets__v={**python, "function": "mod:f"})
+    raw = small(
+        store="~/s",
+        datasets__a__expert="experts/a",
+        targets__u=python,
+        targets__v={**python, "function": "mod:f"},
+    )
     recipe = parse(raw, tmp_path)
-    assert (recipe.store, recipe.datasets["a"].expert) == ("/home/me/s", str(tmp_path / "experts/a"))
-    assert (recipe.targets["u"].function, recipe.targets["v"].function) == (f"{tmp_path}/a/scoring.py:f", "mod:f")
+    assert (recipe.store, recipe.datasets["a"].expert) == (
+        "/home/me/s",
+        str(tmp_path / "experts/a"),
+    )
+    assert (recipe.targets["u"].function, recipe.targets["v"].function) == (
+        f"{tmp_path}/a/scoring.py:f",
+        "mod:f",
+    )
 
 
-@pytest.mark.parametrize("key", ["base", "datasets__a__path", "store", "run_dir", "datasets__a__expert"])
+@pytest.mark.parametrize(
+    "key", ["base", "datasets__a__path", "store", "run_dir", "datasets__a__expert"]
+)
 def test_an_empty_path_does_not_mean_the_folder_of_the_recipe(key: str) -> None:
     where = "base.path" if key == "base" else key.replace("__", ".")
     refused(where, "at least 1 character", **{key: ""})
@@ -203,7 +246,9 @@ def test_resolving_again_changes_nothing(file: Path) -> None:
 @pytest.mark.parametrize(("where", "key", "nearest"), SECTIONS)
 def test_an_unknown_key_is_named_with_the_nearest(where: str, key: str, nearest: str) -> None:
     raw = copy.deepcopy(RAW)
-    place = functools.reduce(lambda section, part: section[part], where.split(".") if where else [], raw)
+    place = functools.reduce(
+        lambda section, part: section[part], where.split(".") if where else [], raw
+    )
     place[key] = 1
     with pytest.raises(RecipeError) as caught:
         parse(raw)
@@ -214,15 +259,22 @@ def test_an_unknown_key_is_named_with_the_nearest(where: str, key: str, nearest:
 
 
 def test_every_section_is_among_those_tested() -> None:
-    sections = {type(functools.reduce(at, where.split(".") if where else [], parse(RAW))) for where, *_ in SECTIONS}
+    sections = {
+        type(functools.reduce(at, where.split(".") if where else [], parse(RAW)))
+        for where, *_ in SECTIONS
+    }
     assert sections == set(descendants(Section)) - {Source, Anchor, Augment}
 
 
 def test_a_section_that_may_be_null_knows_its_keys_too() -> None:
-    with pytest.raises(RecipeError, match=r"train\.augment\.flp: unknown key; did you mean 'flip'\?"):
+    with pytest.raises(
+        RecipeError, match=r"train\.augment\.flp: unknown key; did you mean 'flip'\?"
+    ):
         parse(small(train__augment={"flp": 0.5}))
     anchor = {"dataset": dict(TINY), "shar": 0.5}
-    with pytest.raises(RecipeError, match=r"train\.anchor\.shar: unknown key; did you mean 'share'\?"):
+    with pytest.raises(
+        RecipeError, match=r"train\.anchor\.shar: unknown key; did you mean 'share'\?"
+    ):
         parse(small(train__anchor=anchor))
 
 
@@ -235,7 +287,10 @@ def descendants(section: type[Section]) -> list[type[Section]]:
 
 
 def test_a_key_like_no_other_comes_with_the_known_ones() -> None:
-    assert "known here: rank, alpha, dropout, target_modules" in refused("train.lora.zzz", train__lora__zzz=1).message
+    assert (
+        "known here: rank, alpha, dropout, target_modules"
+        in refused("train.lora.zzz", train__lora__zzz=1).message
+    )
 
 
 def test_a_dataset_called_as_a_key_has_the_keys_of_a_dataset() -> None:
@@ -314,13 +369,21 @@ def test_what_must_be_there(key: str) -> None:
 
 
 def test_all_problems_are_told_at_once() -> None:
-    lines = refused("train.seed", train__seed="x", search__min_datasets=0, merge__method="mean").message.split("\n")
-    assert [line.partition(":")[0] for line in lines] == ["train.seed", "merge.method", "search.min_datasets"]
+    lines = refused(
+        "train.seed", train__seed="x", search__min_datasets=0, merge__method="mean"
+    ).message.split("\n")
+    assert [line.partition(":")[0] for line in lines] == [
+        "train.seed",
+        "merge.method",
+        "search.min_datasets",
+    ]
 
 
 @pytest.mark.parametrize("num", [0, 1])
 def test_a_choice_needs_two_datasets(num: int) -> None:
-    refused("datasets", f"at least two datasets, not {num}", datasets=dict.fromkeys("ab"[:num], TINY))
+    refused(
+        "datasets", f"at least two datasets, not {num}", datasets=dict.fromkeys("ab"[:num], TINY)
+    )
 
 
 def test_a_target_is_needed() -> None:
@@ -344,7 +407,11 @@ def test_a_search_without_any_mixture(where: str, named: str, search: dict[str, 
 
 
 def test_a_search_with_one_mixture() -> None:
-    for search in ({"min_datasets": 2}, {"require": ["a", "a"], "max_datasets": 1}, {"forbid": ["b", "b"]}):
+    for search in (
+        {"min_datasets": 2},
+        {"require": ["a", "a"], "max_datasets": 1},
+        {"forbid": ["b", "b"]},
+    ):
         parse(small(search=search))
 
 
@@ -374,7 +441,10 @@ def test_a_source_that_does_not_say_what_its_rows_are(fields: dict[str, Any], na
         ({"score": "generate", "completion": "c"}, "prompt and completion"),
         ({"score": "generate", "text": "t"}, "prompt and completion"),
         ({"score": "generate", "prompt": "p", "completion": "c", "metric": "regex"}, "pattern"),
-        ({"score": "generate", "prompt": "p", "completion": "c", "metric": "function"}, "name a function"),
+        (
+            {"score": "generate", "prompt": "p", "completion": "c", "metric": "function"},
+            "name a function",
+        ),
         ({"score": "python"}, "name a function"),
     ],
 )
@@ -387,7 +457,13 @@ def test_scores_that_have_what_they_need() -> None:
     for fields in (
         {**pair, "score": "choice", "options": "o"},
         {**pair, "score": "generate"},
-        {"path": "x.csv", "messages": "m", "score": "generate", "metric": "regex", "pattern": r"\d+"},
+        {
+            "path": "x.csv",
+            "messages": "m",
+            "score": "generate",
+            "metric": "regex",
+            "pattern": r"\d+",
+        },
         {"score": "python", "function": print},
         {"score": "python", "function": "scoring.py:f", "path": "x.csv", "prompt": "p"},
     ):
@@ -436,7 +512,11 @@ def test_anchors_and_merged_keys_may_be_overridden(file: Path) -> None:
     shared = "  one: &one {path: x.csv, text: t, seed: 1}\n  two: &two {<<: *one, seed: 2}\n  three: {<<: *two, seed: 3}\n"
     file.write_text(f"base: b\ndatasets:\n{shared}targets:\n  t: {{<<: *two, split: dev}}\n")
     recipe = load(file)
-    assert [(source.text, source.seed) for source in recipe.datasets.values()] == [("t", 1), ("t", 2), ("t", 3)]
+    assert [(source.text, source.seed) for source in recipe.datasets.values()] == [
+        ("t", 1),
+        ("t", 2),
+        ("t", 3),
+    ]
     assert (recipe.targets["t"].seed, recipe.targets["t"].split) == (2, "dev")
 
 
@@ -458,7 +538,9 @@ def test_anchors_and_merged_keys_may_be_overridden(file: Path) -> None:
         (" select_fraction = 0.25", "select_fraction", 0.25),
     ],
 )
-def test_an_override_changes_its_key_alone(override: str, where: str, value: Any, file: Path) -> None:
+def test_an_override_changes_its_key_alone(
+    override: str, where: str, value: Any, file: Path
+) -> None:
     before, after = load(file), load(file, [override])
     assert functools.reduce(at, where.split("."), after) == value
     changed = {key for key in Recipe.model_fields if getattr(before, key) != getattr(after, key)}
@@ -468,8 +550,20 @@ def test_an_override_changes_its_key_alone(override: str, where: str, value: Any
 def test_an_override_makes_the_sections_it_needs(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(small()) + "merge:\n")
-    recipe = load(path, ["merge.scale.exponent=0.5", "train.lora.rank=3", "datasets.c.path=x.csv", "datasets.c.text=t"])
-    assert (recipe.merge.scale.exponent, recipe.train.lora.rank, recipe.datasets["c"].text) == (0.5, 3, "t")
+    recipe = load(
+        path,
+        [
+            "merge.scale.exponent=0.5",
+            "train.lora.rank=3",
+            "datasets.c.path=x.csv",
+            "datasets.c.text=t",
+        ],
+    )
+    assert (recipe.merge.scale.exponent, recipe.train.lora.rank, recipe.datasets["c"].text) == (
+        0.5,
+        3,
+        "t",
+    )
 
 
 def test_a_base_given_as_a_string_can_be_refined(tmp_path: Path) -> None:
@@ -481,7 +575,9 @@ def test_a_base_given_as_a_string_can_be_refined(tmp_path: Path) -> None:
 
 def test_a_name_with_dots_can_be_reached(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small(**{"datasets__v1.2": dict(TINY), "datasets__v1": dict(TINY)})))
+    path.write_text(
+        yaml.safe_dump(small(**{"datasets__v1.2": dict(TINY), "datasets__v1": dict(TINY)}))
+    )
     recipe = load(path, ["datasets.v1.2.seed=7", "datasets.v1.seed=8"])
     assert (recipe.datasets["v1.2"].seed, recipe.datasets["v1"].seed) == (7, 8)
 
@@ -518,12 +614,27 @@ def test_a_broken_override_is_the_user_s_to_mend(override: str, named: str, file
     "overrides",
     [
         [],
-        ["train.learning_rate=1e-5", "targets.svamp.stop=[]", "search.forbid=[math]", "final.train=false"],
-        ["datasets.math={rows: [{q: é, a: 2024-01-01}, {q: 'no', a: null}], text: '{q}'}", "targets.svamp.stop=['\\n', ' ']"],
-        ["targets.svamp.function=scoring.py:f", "targets.held.rows=[]", "targets.held.path=", "base.path=~/m"],
+        [
+            "train.learning_rate=1e-5",
+            "targets.svamp.stop=[]",
+            "search.forbid=[math]",
+            "final.train=false",
+        ],
+        [
+            "datasets.math={rows: [{q: é, a: 2024-01-01}, {q: 'no', a: null}], text: '{q}'}",
+            "targets.svamp.stop=['\\n', ' ']",
+        ],
+        [
+            "targets.svamp.function=scoring.py:f",
+            "targets.held.rows=[]",
+            "targets.held.path=",
+            "base.path=~/m",
+        ],
     ],
 )
-def test_a_recipe_that_is_written_and_read_is_the_same(overrides: list[str], file: Path, tmp_path: Path) -> None:
+def test_a_recipe_that_is_written_and_read_is_the_same(
+    overrides: list[str], file: Path, tmp_path: Path
+) -> None:
     recipe = load(file, overrides)
     again = tmp_path / "elsewhere" / "again.yaml"
     again.parent.mkdir()
@@ -559,4 +670,6 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
         for field, about in model["properties"].items():
             # pydantic leaves a text out that is the section's own
             section = models.get(about.get("$ref", "").rpartition("/")[2], {})
-            assert (about.get("description") or section.get("description", "")).strip(), f"{name}.{field}"
+            assert (about.get("description") or section.get("description", "")).strip(), (
+                f"{name}.{field}"
+            )

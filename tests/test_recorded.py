@@ -13,7 +13,12 @@ from mergetomix.study import compare, document, rivals
 from mergetomix.study.study import CONFIDENCE
 
 FILES = sorted((Path(__file__).resolve().parents[1] / "docs" / "studies").glob("*/study*.json"))
-SEEDS = {"code/study": {1, 2, 3, 4, 5}, "images/study": {1, 2, 3}, "text/study": {4, 5, 6}, "text/study-36000": {1, 2, 3}}
+SEEDS = {
+    "code/study": {1, 2, 3, 4, 5},
+    "images/study": {1, 2, 3},
+    "text/study": {4, 5, 6},
+    "text/study-36000": {1, 2, 3},
+}
 """Those that no choice of a setting or of the calibration was made on."""
 
 
@@ -33,13 +38,20 @@ def test_recorded_figures_follow_from_recorded_scores(file: Path) -> None:
     regrets = []
     for world in worlds:
         pick = rivals.checked(world, compare.NUM_CHECKS)[-1].pick
-        regrets.append(float(world.real_report_M.max() - world.real_report_M[pick]) / compare.mean_regret(world))
+        regrets.append(
+            float(world.real_report_M.max() - world.real_report_M[pick])
+            / compare.mean_regret(world)
+        )
     (ours,) = (each for each in written["standings"] if each["name"] == "Merge to Mix with checks")
     assert fmean(regrets) == pytest.approx(ours["normalised"]["value"], abs=1e-4)
     # scores are recorded to six digits, so that near ones may change places
     for found, recorded in zip(compare.faith(worlds), written["fidelity"], strict=True):
         assert found.target == recorded["target"]
-        assert found.spearman == pytest.approx({float(key): value for key, value in recorded["spearman"].items()}, abs=1e-3)
+        assert found.spearman == pytest.approx(
+            {float(key): value for key, value in recorded["spearman"].items()}, abs=1e-3
+        )
         assert found.pooled == pytest.approx(recorded["pooled"], abs=1e-3)
-    for covered, recorded in zip(compare.coverage(worlds, CONFIDENCE), written["coverage"], strict=True):
+    for covered, recorded in zip(
+        compare.coverage(worlds, CONFIDENCE), written["coverage"], strict=True
+    ):
         assert covered.share == pytest.approx(recorded["share"], abs=1e-3)

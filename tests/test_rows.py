@@ -21,7 +21,9 @@ from mergetomix.sections.target import TargetSection
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_gives_the_same_examples(kind: str, gz: str, tmp_path: Path) -> None:
     given = get(rows=ROWS, **PAIR)
-    examples = get(path=put(tmp_path / "x" / f"data.{kind}{gz}", encoded(kind, ROWS, tmp_path)), **PAIR)
+    examples = get(
+        path=put(tmp_path / "x" / f"data.{kind}{gz}", encoded(kind, ROWS, tmp_path)), **PAIR
+    )
     assert examples.items == given.items
     assert examples.fingerprint() == given.fingerprint()
     assert examples.columns == ("q", "a", "n")
@@ -59,7 +61,11 @@ def test_line_ends_within_a_csv_field_stay_as_they_are(tmp_path: Path) -> None:
 def test_plain_text_gives_a_row_per_line_and_counts_the_blank_ones(tmp_path: Path) -> None:
     file = put(tmp_path / "a.txt.gz", "one\n \ntwo\u2028still two\r\n\nthree")
     examples = get(path=file, text="text")
-    assert [(item.row, item.text) for item in examples.items] == [(0, "one"), (2, "two\u2028still two"), (4, "three")]
+    assert [(item.row, item.text) for item in examples.items] == [
+        (0, "one"),
+        (2, "two\u2028still two"),
+        (4, "three"),
+    ]
     assert (examples.num_rows, examples.num_empty_files, examples.columns) == (5, 2, ("text",))
     assert examples.notes() == (f"{WHERE}: passed over 2 empty rows",)
     assert get(path=file, text="<{text}>").items[0].text == "<one>"
@@ -104,7 +110,9 @@ def test_a_folder_with_several_splits_gives_the_one_asked_for(tmp_path: Path) ->
     assert texts("train") == ["train-0.jsonl", "train-1.jsonl"]
     assert texts("test") == ["test.jsonl"]
     assert texts("validation") == texts("dev") == ["valid/x.jsonl"]
-    fails("split", "'held_out'", "test, train, validation", path=tmp_path, text="t", split="held_out")
+    fails(
+        "split", "'held_out'", "test, train, validation", path=tmp_path, text="t", split="held_out"
+    )
 
 
 def test_a_folder_whose_names_say_no_split_is_read_whole(tmp_path: Path) -> None:
@@ -177,9 +185,14 @@ def test_every_file_is_a_document(tmp_path: Path) -> None:
     assert (examples.num_rows, examples.num_empty_files, examples.num_binary_files) == (4, 2, 1)
     assert examples.columns == ()
     assert examples.raw[0] == {"file": str(tmp_path / "a/c.gz"), "text": "packed é"}
-    assert examples.notes() == (f"{WHERE}: passed over 2 empty files", f"{WHERE}: passed over 1 binary files")
+    assert examples.notes() == (
+        f"{WHERE}: passed over 2 empty files",
+        f"{WHERE}: passed over 1 binary files",
+    )
     with_text = sorted(tmp_path / name for name in ("b.py", "a/c.gz", "LICENSE", "empty"))
-    assert [item.row for item in examples.items] == [with_text.index(tmp_path / name) for name in ("a/c.gz", "b.py")]
+    assert [item.row for item in examples.items] == [
+        with_text.index(tmp_path / name) for name in ("a/c.gz", "b.py")
+    ]
 
 
 def test_one_file_and_a_glob_are_documents_too(tmp_path: Path) -> None:
@@ -280,7 +293,9 @@ def test_a_dataset_dict_is_several_splits() -> None:
         ("x", "t", "known suffixes"),
     ],
 )
-def test_a_malformed_file_is_named(name: str, content: str | bytes, named: str, tmp_path: Path) -> None:
+def test_a_malformed_file_is_named(
+    name: str, content: str | bytes, named: str, tmp_path: Path
+) -> None:
     file = put(tmp_path / name, content)
     fails("path", str(file), named, path=file, text="t")
 
@@ -297,7 +312,9 @@ def test_a_file_that_is_not_compressed_or_cut_short(kind: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.csv", "x.tsv", "x.txt", "x.json"])
 def test_an_empty_source(name: str, tmp_path: Path) -> None:
-    for content in {"x.csv": ("", "t,u\n"), "x.json": ("[]", ""), "x.txt": ("", " \n\n")}.get(name, ("",)):
+    for content in {"x.csv": ("", "t,u\n"), "x.json": ("[]", ""), "x.txt": ("", " \n\n")}.get(
+        name, ("",)
+    ):
         file = put(tmp_path / name, content)
         fails("path", str(file), "no rows", path=file, text="t")
 
@@ -370,7 +387,9 @@ def test_a_hub_dataset_by_configuration_split_and_revision(hub: list[tuple[Any, 
         ("name", {}, ["owner/name", "main", "other"]),
     ],
 )
-def test_an_unknown_configuration_or_split(key: str, fields: dict[str, Any], named: list[str]) -> None:
+def test_an_unknown_configuration_or_split(
+    key: str, fields: dict[str, Any], named: list[str]
+) -> None:
     fails(key, *named, path="owner/name", **fields, **PAIR)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_run import recipe_values, write_recipe
+from recipes import recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix import merge
@@ -18,7 +18,7 @@ from mergetomix.experts.deltas import params, read_delta
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
 from mergetomix.sections.merge import Merge
-from mergetomix.session.job import evaluate_proxy, evaluate_real, fit, open_job
+from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline
 
 WHERE = "datasets.x.expert"
@@ -33,7 +33,9 @@ def recipe_of(folder: Path, **sections: Any) -> m2m.Recipe:
 def test_the_recipe_has_every_method() -> None:
     choices = Merge.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
     assert set(choices) == set(merge.METHODS)
-    assert set(merge.OPTIONS) == {name for method in merge.METHODS.values() for name in method.options}
+    assert set(merge.OPTIONS) == {
+        name for method in merge.METHODS.values() for name in method.options
+    }
     for name in merge.METHODS:
         assert Merge(method=name).options == merge.defaults(name)  # type: ignore[arg-type]
 
@@ -42,12 +44,23 @@ def test_the_recipe_has_every_method() -> None:
     ("changes", "message"),
     [
         ({"density": 0.5}, "density is not for method: linear, which has no options"),
-        ({"method": "ties", "gamma": 0.1}, "gamma is not for method: ties, which has density, strength"),
-        ({"method": "della", "density": 0.05}, "density 0.05 -\\+ epsilon / 2 \\(0.1\\) must lie between 0 and 1"),
-        ({"method": "slerp"}, "slerp merges at most 2 experts, and mixtures may have 3; set search.max_datasets: 2"),
+        (
+            {"method": "ties", "gamma": 0.1},
+            "gamma is not for method: ties, which has density, strength",
+        ),
+        (
+            {"method": "della", "density": 0.05},
+            "density 0.05 -\\+ epsilon / 2 \\(0.1\\) must lie between 0 and 1",
+        ),
+        (
+            {"method": "slerp"},
+            "slerp merges at most 2 experts, and mixtures may have 3; set search.max_datasets: 2",
+        ),
     ],
 )
-def test_options_that_do_not_fit_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_options_that_do_not_fit_are_named(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(RecipeError, match=message):
         recipe_of(tmp_path, merge=changes)
 
@@ -57,22 +70,42 @@ def test_the_bank_combines_as_the_method_does(family: CausalLM, tmp_path: Path, 
     """Full experts beside an adapter, whose delta is missing for some params and a product for others."""
     model = family.load()
     start = {n: p.detach().clone() for n, p in params(model).items()}
-    folders = {"a": tiny.perturbed(family.base.path, tmp_path / "a", 1), "b": tiny.adapter(family.base.path, tmp_path / "b", 2)}
+    folders = {
+        "a": tiny.perturbed(family.base.path, tmp_path / "a", 1),
+        "b": tiny.adapter(family.base.path, tmp_path / "b", 2),
+    }
     folders["c"] = tiny.perturbed(family.base.path, tmp_path / "c", 3)
     weights = WEIGHTS if name != "slerp" else {"a": 0.6, "b": 0.4}
     deltas = {key: read_delta(family, start, path, WHERE) for key, path in folders.items()}
     generator = torch.Generator().manual_seed(0)
-    fishers = {key: {n: torch.rand(p.shape, generator=generator) for n, p in start.items()} for key in folders}
+    fishers = {
+        key: {n: torch.rand(p.shape, generator=generator) for n, p in start.items()}
+        for key in folders
+    }
     statistics = fishers if name == "fisher" else {}
-    rule = Rule(name, merge.defaults(name), {key: f"address of {key}" for key in folders}, statistics)
+    rule = Rule(
+        name, merge.defaults(name), {key: f"address of {key}" for key in folders}, statistics
+    )
     bank = Bank(model, deltas)
     bank.set({"a": 1.0})
     bank.combine(rule, weights, 1.5)
     changed = 0
     for param, base in start.items():
-        dense = [deltas[key].dense(param, base) if param in deltas[key].names() else torch.zeros(base.shape) for key in weights]
+        dense = [
+            deltas[key].dense(param, base)
+            if param in deltas[key].names()
+            else torch.zeros(base.shape)
+            for key in weights
+        ]
         known = tuple(statistics[key][param] for key in weights) if statistics else ()
-        parts = merge.Parts(param, base, dense, list(weights.values()), [f"address of {key}" for key in weights], known)
+        parts = merge.Parts(
+            param,
+            base,
+            dense,
+            list(weights.values()),
+            [f"address of {key}" for key in weights],
+            known,
+        )
         want = base + 1.5 * merge.METHODS[name].combine(parts, **merge.defaults(name))
         torch.testing.assert_close(params(model)[param], want, rtol=0, atol=1e-6)
         changed += not torch.equal(params(model)[param], base)
@@ -90,27 +123,38 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", merge.METHODS)
 def test_every_method_searches(shared: Path, name: str) -> None:
     search = {"max_datasets": 2}
-    with open_job(recipe_of(shared, merge={"method": name}, search=search)) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
+    with open_session(recipe_of(shared, merge={"method": name}, search=search)) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
         assert len(selection.trials) == 6
         pair, single = Mixture.union(["a", "b"]), Mixture.union(["a"])
-        assert (job.proxy_key(pair) != job.proxy_key(pair, 0.5)) == merge.METHODS[name].scaled
+        assert (
+            session.addresses.proxy(pair) != session.addresses.proxy(pair, 0.5)
+        ) == merge.METHODS[name].scaled
         if not name.startswith(THINNED):
-            real = evaluate_real(job, fit(job, Mixture.union("a"), "t"), "select")["t"].values
-            assert evaluate_proxy(job, single, "select")["t"].values == pytest.approx(real, abs=1e-4)
-        key, found = job.proxy_key(pair), evaluate_proxy(job, pair, "select")["t"].values
-    with open_job(recipe_of(shared, search=search)) as job:
-        plain = evaluate_proxy(job, pair, "select")["t"].values
-        assert (job.proxy_key(pair) == key) == (name == "linear") == (found == plain)
+            real = session.evaluations.real(
+                session.finetunes.fit(Mixture.union("a"), "t"), "select"
+            )["t"].values
+            assert session.evaluations.proxy(single, "select")["t"].values == pytest.approx(
+                real, abs=1e-4
+            )
+        key, found = (
+            session.addresses.proxy(pair),
+            session.evaluations.proxy(pair, "select")["t"].values,
+        )
+    with open_session(recipe_of(shared, search=search)) as session:
+        plain = session.evaluations.proxy(pair, "select")["t"].values
+        assert (session.addresses.proxy(pair) == key) == (name == "linear") == (found == plain)
 
 
 def test_statistics_are_made_once(tmp_path: Path) -> None:
     stamps = []
     for exponent in (1.0, 0.5):
-        with open_job(recipe_of(tmp_path, merge={"method": "regmean", "scale": {"exponent": exponent}})) as job:
-            pipeline.train_experts(job)
-            evaluate_proxy(job, Mixture.union(["a", "b"]), "select")
-            files = sorted(job.store.path.glob("artifacts/*/statistic.safetensors"))
+        with open_session(
+            recipe_of(tmp_path, merge={"method": "regmean", "scale": {"exponent": exponent}})
+        ) as session:
+            pipeline.train_experts(session)
+            session.evaluations.proxy(Mixture.union(["a", "b"]), "select")
+            files = sorted(session.store.path.glob("artifacts/*/statistic.safetensors"))
             stamps.append([(file, file.stat().st_mtime_ns) for file in files])
     assert len(stamps[0]) == 2 and stamps[0] == stamps[1]

@@ -8,95 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from recipes import (
+    WORDS,
+    Heard,
+    recipe_values,
+    result_of,
+    without_times,
+    write_recipe,
+)
 
 import mergetomix as m2m
 from mergetomix.demo import BASE
-from mergetomix.session.job import open_job
+from mergetomix.session.session import open_session
 from mergetomix.store.store import Store
 
 HERE = Path(__file__).parent
-TIMES = {"cost", "environment"}
-WORDS = ["red", "green", "blue", "sun", "moon", "star", "cat", "dog", "cow", "one", "two", "six"]
-
-
-def write_rows(path: Path, question: str, shift: int) -> None:
-    """Rows whose answer is the word `shift` places on."""
-    rows = [
-        {"question": f"{question} {word}?", "answer": f" {WORDS[(i + shift) % len(WORDS)]}"} for i, word in enumerate(WORDS)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def recipe_values(
-    folder: Path, datasets: tuple[str, ...] = ("a", "b", "c"), targets: tuple[str, ...] = ("t",)
-) -> dict[str, Any]:
-    """A recipe whose every stage takes a moment."""
-    for shift, name in enumerate((*datasets, *targets)):
-        write_rows(folder / f"{name}.jsonl", f"what about {name} and", shift)
-    source = {"prompt": "question", "completion": "answer"}
-    return {
-        "base": str(BASE),
-        "datasets": {name: {"path": f"{name}.jsonl", **source} for name in datasets},
-        "targets": {name: {"path": f"{name}.jsonl", **source} for name in targets},
-        "train": {"method": "full", "learning_rate": 1e-3, "batch_size": 4, "max_length": 32},
-        "verify": {"budget": 1, "repeats": 0, "exponents": []},
-        "final": {"num_random": 2},
-        "device": "cpu",
-        "store": "store",
-        "run_dir": "run",
-    }
-
-
-def write_recipe(folder: Path, values: dict[str, Any], name: str = "recipe.yaml") -> Path:
-    path = folder / name
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / "run" / "result.json").read_text())
-    assert isinstance(found, dict)
-    return found
-
-
-def without_times(result: dict[str, Any], folder: Path) -> Any:
-    """A result without what may differ between two runs: times, and the folder they ran in."""
-    kept = {key: value for key, value in result.items() if key not in TIMES}
-    for expert in kept["experts"]:
-        del expert["train_s"]
-    return json.loads(json.dumps(kept).replace(str(folder), "FOLDER"))
-
-
-class Heard:
-    """A listener that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.tasks: list[str] = []
-        self.states: list[str] = []
-        self.warnings: list[str] = []
-
-    @contextmanager
-    def task(self, stage: str, text: str, total: int) -> Iterator[Any]:
-        self.tasks.append(f"{stage}: {text}")
-        yield lambda _: None
-
-    def state(self, text: str) -> None:
-        self.states.append(text)
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    def trained(self) -> list[str]:
-        return [text for text in self.tasks if "expert " in text or "fine-tuning" in text]
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +54,13 @@ def test_result_has_every_documented_key(finished: tuple[Path, m2m.Result, Heard
     assert times <= set(result["cost"])
     assert {"versions", "device", "seeds"} <= set(result["environment"])
     documented = (HERE.parent / "docs" / "result.md").read_text()
-    lines = [result["verification"], *(result["verification"][key][0] for key in ("checks", "predictions"))]
-    keys = {key for line in (result, *lines) for key in line} | set(result["verification"]["fidelity"]["objective"])
+    lines = [
+        result["verification"],
+        *(result["verification"][key][0] for key in ("checks", "predictions")),
+    ]
+    keys = {key for line in (result, *lines) for key in line} | set(
+        result["verification"]["fidelity"]["objective"]
+    )
     assert [key for key in sorted(keys) if f"`{key}`" not in documented] == []
 
 
@@ -135,38 +70,42 @@ def test_every_mixture_is_tried_once(finished: tuple[Path, m2m.Result, Heard]) -
 
 
 def test_the_search_never_sees_the_report_part(finished: tuple[Path, m2m.Result, Heard]) -> None:
-    with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
-        parts = [job.inputs.targets(part)["t"] for part in ("select", "report")]
+    with open_session(m2m.load_recipe(finished[0] / "recipe.yaml")) as session:
+        parts = [session.inputs.targets(part)["t"] for part in ("select", "report")]
         sequences = [{s.ids for s in part.target.sequences} for part in parts]
     assert sequences[0] and sequences[1] and not sequences[0] & sequences[1]
     assert parts[0].num_examples + parts[1].num_examples == len(WORDS)
 
 
-def test_the_final_model_loads_and_scores_as_reported(finished: tuple[Path, m2m.Result, Heard]) -> None:
+def test_the_final_model_loads_and_scores_as_reported(
+    finished: tuple[Path, m2m.Result, Heard],
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, result, _ = finished
     model = AutoModelForCausalLM.from_pretrained(folder / "run" / "final").eval()
     AutoTokenizer.from_pretrained(folder / "run" / "final")
-    with open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
-        scores = job.inputs.targets("report")["t"].score(model)
+    with open_session(m2m.load_recipe(folder / "recipe.yaml")) as session:
+        scores = session.inputs.targets("report")["t"].score(model)
     final = result.row("final")
     assert final is not None
     assert scores.mean == pytest.approx(final.scores["t"].mean, abs=1e-6)
 
 
-def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(finished: tuple[Path, m2m.Result, Heard]) -> None:
+def test_brute_force_is_every_mixture_fine_tuned_and_evaluated(
+    finished: tuple[Path, m2m.Result, Heard],
+) -> None:
     from itertools import combinations
 
     from mergetomix.stages import costs
 
-    with open_job(m2m.load_recipe(finished[0] / "recipe.yaml")) as job:
-        estimate = costs.brute_force_s(job, experts_s=3 * 7.0, evaluate_s=0.5, num_trials=7)
+    with open_session(m2m.load_recipe(finished[0] / "recipe.yaml")) as session:
+        estimate = costs.brute_force_s(session, experts_s=3 * 7.0, evaluate_s=0.5, num_trials=7)
         fixed = m2m.load_recipe(finished[0] / "recipe.yaml", ["train.max_steps=2"])
     mixtures = [chosen for k in (1, 2, 3) for chosen in combinations("abc", k)]
     assert estimate == pytest.approx(sum(len(chosen) * 7.0 + 0.5 for chosen in mixtures))
-    with open_job(fixed) as job:
-        assert costs.brute_force_s(job, 3 * 7.0, 0.5, 7) == pytest.approx(len(mixtures) * 7.5)
+    with open_session(fixed) as session:
+        assert costs.brute_force_s(session, 3 * 7.0, 0.5, 7) == pytest.approx(len(mixtures) * 7.5)
 
 
 def test_the_same_recipe_again_does_nothing_twice(finished: tuple[Path, m2m.Result, Heard]) -> None:
@@ -211,11 +150,15 @@ def test_a_new_target_only_evaluates(tmp_path: Path) -> None:
     assert after["example_scores"] == 2 * before["example_scores"]
 
 
-def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_baseline_that_fails_leaves_the_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mergetomix import training
 
     values = recipe_values(tmp_path)
-    values["search"] = {"max_datasets": 2}  # so that the union of all, which is made to fail, is never the selection
+    values["search"] = {
+        "max_datasets": 2
+    }  # so that the union of all, which is made to fail, is never the selection
     path = write_recipe(tmp_path, values)
     original = training.finetune
 
@@ -232,7 +175,11 @@ def test_a_baseline_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: py
 
 def test_the_best_expert_is_known_where_no_single_dataset_may_be_chosen(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
-    values |= {"search": {"min_datasets": 2}, "verify": {"budget": 0}, "final": {"train": False, "baselines": []}}
+    values |= {
+        "search": {"min_datasets": 2},
+        "verify": {"budget": 0},
+        "final": {"train": False, "baselines": []},
+    }
     result = m2m.run(write_recipe(tmp_path, values))
     assert len(result.selection.trials) == 4 and len(result.selection.singles) == 3
     assert len(result_of(tmp_path)["baselines"]["best_expert"]["datasets"]) == 1
@@ -241,7 +188,9 @@ def test_the_best_expert_is_known_where_no_single_dataset_may_be_chosen(tmp_path
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
     command = [sys.executable, *map(str, arguments)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    return subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -277,7 +226,10 @@ def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
         stages.append(next(stage for stage in ("final", "search", "experts") if stage in begun))
     assert {"experts", "search", "final"} <= set(stages), stages
     _, errors = finish(start(HERE / "killed_run.py", recipes[0], "0"))
-    assert "experts: 3 of 3 were in the store" in errors and "trials: 7 of 7 were in the store" in errors
+    assert (
+        "experts: 3 of 3 were in the store" in errors
+        and "trials: 7 of 7 were in the store" in errors
+    )
     killed_result, whole_result = (without_times(result_of(folder), folder) for folder in folders)
     assert killed_result == whole_result
 
@@ -290,7 +242,9 @@ def test_two_runs_at_once_share_a_store(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "other")]
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text()) for name in ("run", "other")
+    ]
     for result in results:
         del result["final"]["path"]
     assert without_times(results[0], tmp_path) == without_times(results[1], tmp_path)
@@ -325,10 +279,19 @@ def test_stages_with_objects_instead_of_files(tmp_path: Path) -> None:
         "base": str(BASE),
         "datasets": {
             "x": {"rows": Dataset.from_list(rows), "prompt": "q", "completion": "a"},
-            "y": {"rows": [{"q": row["q"], "a": row["a"][::-1]} for row in rows], "prompt": "q", "completion": "a"},
+            "y": {
+                "rows": [{"q": row["q"], "a": row["a"][::-1]} for row in rows],
+                "prompt": "q",
+                "completion": "a",
+            },
         },
         "targets": {"norm": {"score": "python", "function": small_norm}},
-        "train": {"method": "lora", "max_steps": 2, "max_length": 32, "lora": {"rank": 2, "alpha": 4}},
+        "train": {
+            "method": "lora",
+            "max_steps": 2,
+            "max_length": 32,
+            "lora": {"rank": 2, "alpha": 4},
+        },
         "verify": {"budget": 0},
         "final": {"baselines": []},
         "device": "cpu",
@@ -370,11 +333,18 @@ def test_weights_are_equal_or_by_sequences_or_by_tokens_of_the_answers(tmp_path:
     (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
     found = {}
     for weighting in ("equal", "size", "tokens"):
-        recipe = m2m.load_recipe(write_recipe(tmp_path, values | {"merge": {"weighting": weighting}}))
-        with open_job(recipe, Heard()) as job:
-            found[weighting] = job.space().mixture(["a", "b"]).weights
-            own = {name: job.inputs.sequences(name) for name in "ab"}
-    scored = {name: sum(label != -100 for each in rows for label in each.labels[1:]) for name, rows in own.items()}
+        recipe = m2m.load_recipe(
+            write_recipe(tmp_path, values | {"merge": {"weighting": weighting}})
+        )
+        with open_session(recipe, Heard()) as session:
+            found[weighting] = session.spaces.searched.mixture(["a", "b"]).weights
+            own = {name: session.inputs.sequences(name) for name in "ab"}
+    scored = {
+        name: sum(label != -100 for each in rows for label in each.labels[1:])
+        for name, rows in own.items()
+    }
     assert found["equal"] == (0.5, 0.5) and found["size"] == pytest.approx((12 / 15, 3 / 15))
-    assert found["tokens"] == pytest.approx((scored["a"] / sum(scored.values()), scored["b"] / sum(scored.values())))
+    assert found["tokens"] == pytest.approx(
+        (scored["a"] / sum(scored.values()), scored["b"] / sum(scored.values()))
+    )
     assert abs(found["tokens"][0] - found["size"][0]) > 0.05

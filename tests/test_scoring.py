@@ -34,7 +34,13 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-OPT = {"vocab_size": tiny.VOCAB, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48, "num_hidden_layers": 2}
+OPT = {
+    "vocab_size": tiny.VOCAB,
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+}
 GEMMA = {**SMALL, "head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}
 
 
@@ -43,12 +49,24 @@ def gemma2(window: int) -> Any:
 
 
 def bloom() -> Any:
-    shape = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": tiny.VOCAB, "initializer_range": 0.2}
+    shape = {
+        "hidden_size": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "vocab_size": tiny.VOCAB,
+        "initializer_range": 0.2,
+    }
     return transformers.BloomForCausalLM(transformers.BloomConfig(**shape))
 
 
 def mpt() -> Any:
-    shape = {"d_model": 32, "n_layers": 2, "n_heads": 4, "vocab_size": tiny.VOCAB, "max_seq_len": tiny.CONTEXT}
+    shape = {
+        "d_model": 32,
+        "n_layers": 2,
+        "n_heads": 4,
+        "vocab_size": tiny.VOCAB,
+        "max_seq_len": tiny.CONTEXT,
+    }
     return transformers.MptForCausalLM(transformers.MptConfig(**shape, initializer_range=0.2))
 
 
@@ -71,7 +89,9 @@ def lora(*targets: str, **changes: Any) -> Any:
     """An adapter with random factors on a llama."""
     from peft import LoraConfig, get_peft_model
 
-    config = LoraConfig(r=4, target_modules=list(targets), task_type="CAUSAL_LM", init_lora_weights=False, **changes)
+    config = LoraConfig(
+        r=4, target_modules=list(targets), task_type="CAUSAL_LM", init_lora_weights=False, **changes
+    )
     return get_peft_model(tiny.llama(tie_word_embeddings=False), config)
 
 
@@ -119,7 +139,10 @@ def questions(seed: int = 0) -> list[Question]:
     """Prompts of many lengths, down to one token; options of one token and of several, not the same number everywhere."""
     draw = random.Random(seed)
     lengths = ((20, (3, 1, 5, 2)), (13, (4, 4)), (1, (1, 6, 2)), (7, (1, 1, 1)), (2, (9,)))
-    return [Question(ids(draw, n), tuple(ids(draw, m) for m in options), i) for i, (n, options) in enumerate(lengths)]
+    return [
+        Question(ids(draw, n), tuple(ids(draw, m) for m in options), i)
+        for i, (n, options) in enumerate(lengths)
+    ]
 
 
 def reference(model: Any, sequence: Encoded) -> float:
@@ -132,7 +155,9 @@ def wanted_of(model: Any, asked: Sequence[Question]) -> list[list[float]]:
 
 def close(found: list[list[float]], wanted: list[list[float]], bound: float = 1e-5) -> bool:
     flat, right = ([value for values in nested for value in values] for nested in (found, wanted))
-    return list(map(len, found)) == list(map(len, wanted)) and flat == pytest.approx(right, abs=bound, rel=1e-5)
+    return list(map(len, found)) == list(map(len, wanted)) and flat == pytest.approx(
+        right, abs=bound, rel=1e-5
+    )
 
 
 # --- losses
@@ -153,11 +178,15 @@ def head_of(model: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", SHARING)
-def test_the_head_sees_the_scored_places_alone_and_keeps_no_hook(family: CausalLM, kind: str) -> None:
+def test_the_head_sees_the_scored_places_alone_and_keeps_no_hook(
+    family: CausalLM, kind: str
+) -> None:
     model, some = made(kind), sequences()
     (batch,) = family.batches(some, 10**6)
     seen: list[int] = []
-    watch = head_of(model).register_forward_hook(lambda _, args, out: seen.append(out.shape[:-1].numel()))
+    watch = head_of(model).register_forward_hook(
+        lambda _, args, out: seen.append(out.shape[:-1].numel())
+    )
     hooks = dict(head_of(model)._forward_pre_hooks)
     family.losses(model, batch)
     watch.remove()
@@ -165,7 +194,9 @@ def test_the_head_sees_the_scored_places_alone_and_keeps_no_hook(family: CausalL
     assert head_of(model)._forward_pre_hooks == hooks
 
 
-def test_a_model_that_fails_keeps_no_hook(family: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_fails_keeps_no_hook(
+    family: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = made("llama")
     (batch,) = family.batches(sequences(), 10**6)
     monkeypatch.setattr(model.model, "forward", lambda **_: 1 / 0)
@@ -180,9 +211,13 @@ def test_a_model_whose_head_is_not_found_computes_all_logits(
 ) -> None:
     model, some = made("llama"), sequences()
     wanted = family.negative_log_likelihoods(model, family.batches(some, 10**6))
-    named = {"no head named": None, "head of keywords": torch.nn.Linear(1, 1)}[hidden]  # which is never called
+    named = {"no head named": None, "head of keywords": torch.nn.Linear(1, 1)}[
+        hidden
+    ]  # which is never called
     monkeypatch.setattr(model, "get_output_embeddings", lambda: named)
-    assert family.negative_log_likelihoods(model, family.batches(some, 10**6)) == pytest.approx(wanted, abs=1e-5)
+    assert family.negative_log_likelihoods(model, family.batches(some, 10**6)) == pytest.approx(
+        wanted, abs=1e-5
+    )
 
 
 def test_a_batch_where_every_place_or_none_is_scored(family: CausalLM) -> None:
@@ -211,7 +246,9 @@ def test_the_gradient_of_losses_is_that_of_all_logits(family: CausalLM, kind: st
         assert torch.allclose(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_pieces_of_any_size_give_the_same(family: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_of_any_size_give_the_same(
+    family: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, asked = made("llama"), family.asked(questions(), 10**6)
     batches = [*family.batches(sequences(), 10**6), *asked.together]
     with torch.inference_mode():
@@ -226,7 +263,9 @@ def test_pieces_of_any_size_give_the_same(family: CausalLM, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("kind", [*SHARING, *APART])
-def test_options_behind_one_prompt_have_the_losses_that_they_have_alone(family: CausalLM, kind: str) -> None:
+def test_options_behind_one_prompt_have_the_losses_that_they_have_alone(
+    family: CausalLM, kind: str
+) -> None:
     model, some = made(kind), questions()
     wanted = wanted_of(model, some)
     for limit in (1, 60, 10**6):
@@ -261,13 +300,22 @@ def test_a_prompt_is_read_once_and_the_last_tokens_of_options_never(family: Caus
     some = questions()
     asked = family.asked(some, 10**6)
     read = [int(batch.mask.sum()) for batch in asked.together]
-    assert sum(read) == sum(question.num_tokens for question in some) == 20 + 7 + 13 + 6 + 1 + 6 + 7 + 2 + 8
-    assert sum(len(batch.scored.picks) for batch in asked.together) == sum(question.num_scored for question in some)
+    assert (
+        sum(read)
+        == sum(question.num_tokens for question in some)
+        == 20 + 7 + 13 + 6 + 1 + 6 + 7 + 2 + 8
+    )
+    assert sum(len(batch.scored.picks) for batch in asked.together) == sum(
+        question.num_scored for question in some
+    )
 
 
 def test_batches_of_questions_stay_within_the_limit(family: CausalLM) -> None:
     draw = random.Random(0)
-    some = [Question(ids(draw, draw.randint(1, 40)), tuple(ids(draw, 5) for _ in range(4)), i) for i in range(30)]
+    some = [
+        Question(ids(draw, draw.randint(1, 40)), tuple(ids(draw, 5) for _ in range(4)), i)
+        for i in range(30)
+    ]
     for limit in (1, 100, 400):
         for batch in family.asked(some, limit).together:
             assert len(batch.ids) == 1 or batch.ids.numel() <= limit
@@ -290,7 +338,11 @@ def test_many_options_are_spread_over_rows(family: CausalLM) -> None:
 
 def test_an_option_longer_than_all_room_is_a_row_of_its_own() -> None:
     long = (7,) * (MIN_ROOM + 9)
-    assert [row.options for row in strips([Question((5,), ((8, 9), long, (8, 9)), 0)])] == [((8, 9),), (long,), ((8, 9),)]
+    assert [row.options for row in strips([Question((5,), ((8, 9), long, (8, 9)), 0)])] == [
+        ((8, 9),),
+        (long,),
+        ((8, 9),),
+    ]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -327,10 +379,14 @@ def test_generation_is_the_likeliest_token_again_and_again(family: CausalLM, kin
         assert family.generate(model, prompts, Generation(8, (), batch_tokens)) == wanted
 
 
-def calls(family: CausalLM, model: Any, prompts: Sequence[Sequence[int]], stop: tuple[str, ...]) -> list[int]:
+def calls(
+    family: CausalLM, model: Any, prompts: Sequence[Sequence[int]], stop: tuple[str, ...]
+) -> list[int]:
     """Tokens of a row that each forward pass of one batch reads."""
     read: list[int] = []
-    watch = model.register_forward_pre_hook(lambda _, args, named: read.append(named["input_ids"].shape[1]), with_kwargs=True)
+    watch = model.register_forward_pre_hook(
+        lambda _, args, named: read.append(named["input_ids"].shape[1]), with_kwargs=True
+    )
     family.generate(model, prompts, Generation(20, stop, 10**6))
     watch.remove()
     return read
@@ -344,8 +400,13 @@ def test_a_batch_reads_one_token_a_step_and_ends_when_all_rows_have_ended(family
     stop = tuple(string.ascii_letters)
     alone = [len(calls(family, model, [prompt], stop)) for prompt in prompts]
     assert len(calls(family, model, prompts, stop)) == max(alone) < 20 and len(set(alone)) > 1
-    free = [model.generate(torch.tensor([p]), do_sample=False, max_new_tokens=9, pad_token_id=0)[0] for p in prompts]
-    model.generation_config.eos_token_id = [int(row[-place]) for row, place in zip(free, (1, 4, 7), strict=True)]
+    free = [
+        model.generate(torch.tensor([p]), do_sample=False, max_new_tokens=9, pad_token_id=0)[0]
+        for p in prompts
+    ]
+    model.generation_config.eos_token_id = [
+        int(row[-place]) for row, place in zip(free, (1, 4, 7), strict=True)
+    ]
     alone = [len(calls(family, model, [prompt], ())) for prompt in prompts]
     assert len(calls(family, model, prompts, ())) == max(alone) < 20 and len(set(alone)) > 1
 
@@ -362,4 +423,6 @@ def test_a_saved_base_is_scored_as_before(base: BaseOf, tmp_path: Path) -> None:
     family = tiny.open_base(base("untied"))
     model, some = family.load_finetune(folder), questions()
     assert close(family.option_losses(model, family.asked(some, 60)), wanted_of(model, some))
-    assert not close(family.option_losses(family.load(), family.asked(some, 60)), wanted_of(model, some), 1e-2)
+    assert not close(
+        family.option_losses(family.load(), family.asked(some, 60)), wanted_of(model, some), 1e-2
+    )

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 
 import pytest
 from worlds import SPACES as COMMON
-from worlds import Told, Worth, plain, search
+from worlds import Told, Worth, plain, search_through, setting_of
 from worlds import best as best_mixture
 
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.search.strategies import build as build_strategy
-from mergetomix.search.strategy import Setting, Strategy
+from mergetomix.search.strategy import Strategy
 
 SPACES = {**COMMON, "many": Subsets(tuple(f"d{i:02}" for i in range(13)))}
 TRIED_WHOLE = {name: space for name, space in SPACES.items() if len(space) < 1000}
@@ -21,11 +21,11 @@ CASES = [("exhaustive", name) for name in TRIED_WHOLE] + [("greedy", name) for n
 
 
 def build(name: str, space: Subsets) -> Strategy:
-    return build_strategy(name, Setting(space))
+    return build_strategy(name, setting_of(space))
 
 
 def run(strategy: Strategy, worth: Worth) -> list[Told]:
-    return search(strategy, plain(worth))
+    return search_through(strategy, plain(worth))
 
 
 def best(state: list[Told]) -> frozenset[str]:
@@ -79,12 +79,18 @@ def test_it_ends_where_no_neighbour_is_better(name: str, space: Subsets, worth: 
         assert all(values[neighbour] <= values[found] for neighbour in neighbours)
 
 
-def test_what_is_found_does_not_depend_on_the_scale_of_the_objective(name: str, space: Subsets, worth: Worth) -> None:
+def test_what_is_found_does_not_depend_on_the_scale_of_the_objective(
+    name: str, space: Subsets, worth: Worth
+) -> None:
     asked = [told.mixture for told in run(build(name, space), worth)]
-    assert [told.mixture for told in run(build(name, space), lambda s: 1e-6 * worth(s) - 3)] == asked
+    assert [
+        told.mixture for told in run(build(name, space), lambda s: 1e-6 * worth(s) - 3)
+    ] == asked
 
 
-def test_an_objective_that_is_no_number_is_never_gone_to(name: str, space: Subsets, worth: Worth) -> None:
+def test_an_objective_that_is_no_number_is_never_gone_to(
+    name: str, space: Subsets, worth: Worth
+) -> None:
     holed = lambda datasets: math.nan if "b" in datasets else worth(datasets)  # noqa: E731
     low = lambda datasets: -1e9 if "b" in datasets else worth(datasets)  # noqa: E731
     asked = [told.mixture for told in run(build(name, space), holed)]
@@ -110,11 +116,15 @@ def reference(names: str, worth: Worth) -> frozenset[str]:
     """Floating forward selection over all subsets, in ten lines: where it ends."""
     current = max((frozenset(name) for name in names), key=worth)
     while True:
-        more = max((current | {name} for name in names if name not in current), key=worth, default=current)
+        more = max(
+            (current | {name} for name in names if name not in current), key=worth, default=current
+        )
         if worth(more) <= worth(current):
             return current
         current = more
-        while len(current) > 1 and worth(less := max((current - {name} for name in current), key=worth)) > worth(current):
+        while len(current) > 1 and worth(
+            less := max((current - {name} for name in current), key=worth)
+        ) > worth(current):
             current = less
 
 
@@ -122,8 +132,13 @@ def reference(names: str, worth: Worth) -> frozenset[str]:
 def test_greedy_ends_where_the_reference_does(seed: int) -> None:
     # a mean of values with noise: where adding helps at first and hurts later, as with real mixtures
     values = {name: random.Random(f"{seed}{name}").gauss(0, 1) for name in "abcdefg"}
-    for worth in (rugged(seed), lambda s: math.fsum(values[x] for x in s) / len(s) ** 0.7 + 0.3 * rugged(seed)(s)):
-        assert best(run(build("greedy", Subsets(tuple("abcdefg"))), worth)) == reference("abcdefg", worth)
+    for worth in (
+        rugged(seed),
+        lambda s: math.fsum(values[x] for x in s) / len(s) ** 0.7 + 0.3 * rugged(seed)(s),
+    ):
+        assert best(run(build("greedy", Subsets(tuple("abcdefg"))), worth)) == reference(
+            "abcdefg", worth
+        )
 
 
 @pytest.mark.parametrize("space_name", [name for name, space in SPACES.items() if len(space)])
@@ -163,12 +178,26 @@ def test_greedy_never_drops_below_the_fewest_allowed() -> None:
 
 def test_greedy_prefers_fewer_datasets_and_then_the_first_by_name() -> None:
     state = run(build("greedy", Subsets(tuple("cab"))), lambda datasets: 1.0)
-    assert [told.mixture.datasets for told in state] == [("a",), ("b",), ("c",), ("a", "b"), ("a", "c")]
+    assert [told.mixture.datasets for told in state] == [
+        ("a",),
+        ("b",),
+        ("c",),
+        ("a", "b"),
+        ("a", "c"),
+    ]
 
 
 def test_greedy_takes_the_first_by_name_of_the_best() -> None:
-    state = run(build("greedy", Subsets(tuple("abcd"))), table({"a": 1, "b": 2, "c": 2, "d": 1, "bd": 3, "ab": 3}))
-    assert [told.mixture.datasets for told in state[4:8]] == [("a", "b"), ("b", "c"), ("b", "d"), ("a", "b", "c")]
+    state = run(
+        build("greedy", Subsets(tuple("abcd"))),
+        table({"a": 1, "b": 2, "c": 2, "d": 1, "bd": 3, "ab": 3}),
+    )
+    assert [told.mixture.datasets for told in state[4:8]] == [
+        ("a", "b"),
+        ("b", "c"),
+        ("b", "d"),
+        ("a", "b", "c"),
+    ]
 
 
 def test_greedy_tries_a_small_part_of_a_large_space() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import World, search
+from worlds import World, search_through, setting_of
 
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.records import Mixture
@@ -15,7 +15,7 @@ from mergetomix.search.candidates import NEAR, fresh, open_pool, rows, same
 from mergetomix.search.regression.regressors import fit, log_linear, process
 from mergetomix.search.regression.strategy import Regression, default_budget, rounds
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Options, Setting, SettingError, Told
+from mergetomix.search.strategy import Options, SettingError, Told
 from mergetomix.statistics.regression import boosted
 
 NAMES = tuple("abcdef")
@@ -35,7 +35,9 @@ def law(weights_KN: Any, k: float = 0.4) -> Any:
 def test_a_law_is_recovered_also_at_vertices_beyond_all_that_was_seen(k: float) -> None:
     there_KN = np.vstack([drawn(40, seed=1), np.eye(4)])
     found = log_linear(drawn(30), law(drawn(30), k))
-    assert found.predict(there_KN) == pytest.approx(law(there_KN, k), abs=0.08 * np.ptp(law(there_KN, k)))
+    assert found.predict(there_KN) == pytest.approx(
+        law(there_KN, k), abs=0.08 * np.ptp(law(there_KN, k))
+    )
 
 
 def test_auto_takes_the_law_where_there_is_one_and_else_the_process() -> None:
@@ -63,8 +65,13 @@ def test_what_a_process_misses_is_what_the_others_say_of_each_trial() -> None:
 
 def test_what_a_law_misses_is_near_to_what_the_others_say_of_each_trial() -> None:
     points_MN, value_M = drawn(25), law(drawn(25)) + 0.05 * np.random.default_rng(3).normal(size=25)
-    others = [log_linear(np.delete(points_MN, i, 0), np.delete(value_M, i)).predict(points_MN[[i]])[0] for i in range(25)]
-    assert np.corrcoef(log_linear(points_MN, value_M).missed_M, np.array(others) - value_M)[0, 1] > 0.9
+    others = [
+        log_linear(np.delete(points_MN, i, 0), np.delete(value_M, i)).predict(points_MN[[i]])[0]
+        for i in range(25)
+    ]
+    assert (
+        np.corrcoef(log_linear(points_MN, value_M).missed_M, np.array(others) - value_M)[0, 1] > 0.9
+    )
 
 
 def test_values_that_are_all_the_same_are_predicted() -> None:
@@ -78,7 +85,9 @@ def test_lightgbm_is_the_one_that_studies_use() -> None:
     assert np.array_equal(fit("lightgbm", points_MN, law(points_MN), 7)(there_KN), wanted_K)
 
 
-@pytest.mark.parametrize("space", [Simplex(NAMES), CAPPED, Subsets(tuple(f"d{i:02}" for i in range(14)), 2, 9)])
+@pytest.mark.parametrize(
+    "space", [Simplex(NAMES), CAPPED, Subsets(tuple(f"d{i:02}" for i in range(14)), 2, 9)]
+)
 def test_a_pool_is_in_its_space_and_every_row_stands_for_itself(space: Space) -> None:
     pool, rng = open_pool(space), np.random.default_rng(0)
     some_KN = pool.some(rng)
@@ -86,7 +95,9 @@ def test_a_pool_is_in_its_space_and_every_row_stands_for_itself(space: Space) ->
     assert len(some_KN) >= 100 and len(around_KN) >= 3
     for weights_N in [*some_KN[:100], *around_KN]:
         mixture = pool.mixture(weights_N)
-        assert mixture in space if isinstance(space, Simplex) else frozenset(mixture.datasets) in space
+        assert (
+            mixture in space if isinstance(space, Simplex) else frozenset(mixture.datasets) in space
+        )
         assert rows([mixture], space.allowed)[0] == pytest.approx(weights_N, abs=1e-9)
 
 
@@ -94,13 +105,18 @@ def test_fresh_mixtures_were_not_tried_and_end_with_the_space() -> None:
     space, rng = Subsets(tuple("abc")), np.random.default_rng(0)
     tried = list(space)[:5]
     assert set(fresh(space, tried, 4, rng)) == set(space) - set(tried)
-    halves = Simplex(tuple("abc"), 2, 2, min_share=0.5)  # three mixtures, though its weights look continuous
+    halves = Simplex(
+        tuple("abc"), 2, 2, min_share=0.5
+    )  # three mixtures, though its weights look continuous
     found = fresh(halves, [], 10, rng)
     assert 1 <= len(found) <= 3 and len(fresh(halves, found, 10, rng)) <= 3 - len(found)
 
 
 def test_weights_next_to_each_other_are_the_same() -> None:
-    space, tried = Simplex(("a", "b")), [Mixture(("a", "b"), (0.3, 0.7)), Mixture(("a", "b"), (0.5, 0.5))]
+    space, tried = (
+        Simplex(("a", "b")),
+        [Mixture(("a", "b"), (0.3, 0.7)), Mixture(("a", "b"), (0.5, 0.5))],
+    )
     assert same(space, Mixture(("a", "b"), (0.5 + NEAR / 4, 0.5 - NEAR / 4)), tried) == 1
     assert same(space, Mixture(("a", "b"), (0.51, 0.49)), tried) is None
 
@@ -109,7 +125,7 @@ def test_it_finds_the_best_subset_of_a_quadratic_world_in_most_seeds() -> None:
     space, hits = Subsets(tuple("abcdefghi")), 0
     for seed in range(4):
         world = World(space.names, 1, seed, curved=False)
-        state = search(build("regression", Setting(space, seed)), world.told)
+        state = search_through(build("regression", setting_of(space, seed)), world.told)
         assert len(state) == default_budget(9) < 50
         hits += max(told.objective for told in state) == max(map(world.worth, space))
     assert hits >= 3
@@ -118,17 +134,24 @@ def test_it_finds_the_best_subset_of_a_quadratic_world_in_most_seeds() -> None:
 def test_the_last_weights_are_the_mean_of_the_best_predicted_and_in_the_space() -> None:
     def told(asked: Any) -> Told:
         weights = asked.mixture.as_dict()
-        value = -sum((weights.get(name, 0.0) - best) ** 2 for name, best in {"a": 0.25, "b": 0.3, "c": 0.45}.items())
+        value = -sum(
+            (weights.get(name, 0.0) - best) ** 2
+            for name, best in {"a": 0.25, "b": 0.3, "c": 0.45}.items()
+        )
         return Told(asked.mixture, value, {"t0": value})
 
     for seed in range(3):
-        last = search(build("regression", Setting(CAPPED, seed, 30)), told)[-1]
+        last = search_through(build("regression", setting_of(CAPPED, seed, 30)), told)[-1]
         assert last.mixture in CAPPED and last.objective > -5e-3
 
 
 def test_it_asks_for_values_alone() -> None:
-    strategy, world = build("regression", Setting(Simplex(NAMES), 0, 12, differentiable=True)), World(NAMES)
-    while (asked := strategy.ask()) is not None:
+    strategy, world = (
+        build("regression", setting_of(Simplex(NAMES), 0, 12, differentiable=True)),
+        World(NAMES),
+    )
+    while asked_now := strategy.ask():
+        asked = asked_now[0]
         assert not asked.gradient
         strategy.tell(world.told(asked))
 
@@ -136,14 +159,16 @@ def test_it_asks_for_values_alone() -> None:
 @pytest.mark.parametrize("budget", [1, 2, 3])
 def test_too_small_a_budget_is_refused_with_both_numbers(budget: int) -> None:
     with pytest.raises(SettingError, match=f"at least 4 forward passes, not {budget}") as caught:
-        build("regression", Setting(Simplex(NAMES), budget=budget))
+        build("regression", setting_of(Simplex(NAMES), budget=budget))
     assert caught.value.key == "budget"
     assert list(rounds(0)) == [] and list(rounds(2)) == [1, 1] and sum(rounds(10)) == 10
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightgbm", None)
-    with pytest.raises(SettingError, match=r'lightgbm: pip install "mergetomix\[search\]"') as caught:
-        Regression(Setting(Simplex(NAMES), options=Options(regressor="lightgbm")))
+    with pytest.raises(
+        SettingError, match=r'lightgbm: pip install "mergetomix\[search\]"'
+    ) as caught:
+        Regression(setting_of(Simplex(NAMES), options=Options(regressor="lightgbm")))
     assert caught.value.key == "regressor"
-    Regression(Setting(Simplex(NAMES)))
+    Regression(setting_of(Simplex(NAMES)))

@@ -9,25 +9,27 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-from test_run import recipe_values, write_recipe
-from worlds import World, best, search
+from recipes import recipe_values, write_recipe
+from worlds import World, best, search_through, setting_of
 
 import mergetomix as m2m
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.search.regression.regressors import log_linear
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Options, Setting, SettingError
-from mergetomix.session.job import open_job
-from mergetomix.stages import pipeline
+from mergetomix.search.strategy import Options, SettingError
+from mergetomix.session.session import open_session
+from mergetomix.stages import pipeline, search
 
 SPACE = Subsets(tuple("abcdefgh"))
 
 
-def found(name: str, seed: int, space: Space = SPACE, budget: int = 30, options: Options | None = None) -> float:
+def found(
+    name: str, seed: int, space: Space = SPACE, budget: int = 30, options: Options | None = None
+) -> float:
     world = World(space.names, seed=seed, num_targets=1)
-    setting = Setting(space, seed, budget, options=options or Options())
-    return world.worth(best(search(build(name, setting), world.told)))
+    setting = setting_of(space, seed, budget, options=options or Options())
+    return world.worth(best(search_through(build(name, setting), world.told)))
 
 
 @pytest.mark.parametrize("name", ["regression", "optuna"])
@@ -55,23 +57,26 @@ def test_log_linear_recovers_a_log_linear_law() -> None:
     points_MN, slope_N = rng.dirichlet(np.ones(4), 40), np.array([-1.5, 0.5, 1.0, -0.3])
     value_M = 0.7 - 0.4 * np.exp(points_MN @ slope_N)
     fresh_KN = rng.dirichlet(np.ones(4), 20)
-    predicted_K, wanted_K = log_linear(points_MN, value_M).predict(fresh_KN), 0.7 - 0.4 * np.exp(fresh_KN @ slope_N)
+    predicted_K, wanted_K = (
+        log_linear(points_MN, value_M).predict(fresh_KN),
+        0.7 - 0.4 * np.exp(fresh_KN @ slope_N),
+    )
     assert np.abs(predicted_K - wanted_K).max() < 0.05 * np.ptp(wanted_K)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2"])
 def test_every_sampler_searches_subsets_and_resumes(sampler: Any) -> None:
-    setting = Setting(SPACE, 3, 12, options=Options(sampler=sampler))
-    told = search(build("optuna", setting), World(SPACE.names).told)
+    setting = setting_of(SPACE, 3, 12, options=Options(sampler=sampler))
+    told = search_through(build("optuna", setting), World(SPACE.names).told)
     assert len({each.mixture for each in told}) == len(told) == 12
-    assert search(build("optuna", setting), World(SPACE.names).told) == told
+    assert search_through(build("optuna", setting), World(SPACE.names).told) == told
 
 
 def test_the_storage_holds_every_trial_once_also_when_told_again(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'optuna.db'}"
     for _ in range(2):
-        setting = Setting(SPACE, 3, 9, options=Options(storage=url))
-        told = search(build("optuna", setting), World(SPACE.names).told)
+        setting = setting_of(SPACE, 3, 9, options=Options(storage=url))
+        told = search_through(build("optuna", setting), World(SPACE.names).told)
         (name,) = optuna.study.get_all_study_names(url)
         study = optuna.load_study(study_name=name, storage=url)
         values = [trial.value for trial in study.trials if trial.value is not None]
@@ -80,17 +85,21 @@ def test_the_storage_holds_every_trial_once_also_when_told_again(tmp_path: Path)
 
 def test_what_a_sampler_cannot_do_is_named() -> None:
     with pytest.raises(SettingError, match="cmaes searches for one objective"):
-        build("optuna", Setting(SPACE, 0, 12, front=True, options=Options(sampler="cmaes")))
+        build("optuna", setting_of(SPACE, 0, 12, front=True, options=Options(sampler="cmaes")))
     with pytest.raises(SettingError, match="budget"):
-        build("regression", Setting(SPACE, 0, 2))
+        build("regression", setting_of(SPACE, 0, 2))
 
 
-@pytest.mark.parametrize(("strategy", "more"), [("regression", {"regressor": "gp"}), ("optuna", {"sampler": "tpe"})])
+@pytest.mark.parametrize(
+    ("strategy", "more"), [("regression", {"regressor": "gp"}), ("optuna", {"sampler": "tpe"})]
+)
 def test_a_recipe_searches_so(tmp_path: Path, strategy: str, more: dict[str, str]) -> None:
-    values = recipe_values(tmp_path, ("a", "b", "c", "d")) | {"search": {"strategy": strategy, "budget": 6, **more}}
-    with open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
+    values = recipe_values(tmp_path, ("a", "b", "c", "d")) | {
+        "search": {"strategy": strategy, "budget": 6, **more}
+    }
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
     assert selection.strategy == strategy and len(selection.trials) == 6
     assert (tmp_path / "run" / "optuna.db").exists() == (strategy == "optuna")
 

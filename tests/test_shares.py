@@ -10,22 +10,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_run import Heard, recipe_values, write_recipe
+from recipes import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.rows import Length, counts, largest_remainder, rows
 from mergetomix.mixtures.spaces import Simplex
 from mergetomix.records import Mixture
-from mergetomix.session.job import open_job
-from mergetomix.stages import pipeline
+from mergetomix.session.session import open_session
+from mergetomix.stages import pipeline, search
 
-QUOTAS = [[1.0], [0.5, 0.5], [0.2, 0.3, 0.5], [3.0, 1.0, 1.0, 1.0], [0.0, 0.7, 0.3], list(np.random.default_rng(0).random(9))]
+QUOTAS = [
+    [1.0],
+    [0.5, 0.5],
+    [0.2, 0.3, 0.5],
+    [3.0, 1.0, 1.0, 1.0],
+    [0.0, 0.7, 0.3],
+    list(np.random.default_rng(0).random(9)),
+]
 
 
 @pytest.mark.parametrize("quotas", QUOTAS)
 @pytest.mark.parametrize("total", [0, 1, 2, 7, 100, 1001])
-def test_largest_remainder_is_exact_and_within_one_of_the_quota(quotas: list[float], total: int) -> None:
+def test_largest_remainder_is_exact_and_within_one_of_the_quota(
+    quotas: list[float], total: int
+) -> None:
     found = largest_remainder(quotas, total)
     assert sum(found) == total
     for num, quota in zip(found, quotas, strict=True):
@@ -33,14 +42,21 @@ def test_largest_remainder_is_exact_and_within_one_of_the_quota(quotas: list[flo
 
 
 def test_largest_remainder_gives_to_the_largest() -> None:
-    assert largest_remainder([0.46, 0.44, 0.1], 3) == [2, 1, 0]  # 1.38, 1.32 and 0.3: the one that is left goes to 1.38
+    assert largest_remainder([0.46, 0.44, 0.1], 3) == [
+        2,
+        1,
+        0,
+    ]  # 1.38, 1.32 and 0.3: the one that is left goes to 1.38
     assert largest_remainder([0.1, 0.2, 0.7], 10) == [1, 2, 7]
     with pytest.raises(ValueError, match="not all zero"):
         largest_remainder([0.0, 0.0], 3)
 
 
 def test_counts_make_the_weights_the_shares() -> None:
-    weights, mean_tokens = {"a": 0.5, "b": 0.3, "c": 0.2, "d": 0.0}, {"a": 10.0, "b": 40.0, "c": 5.0, "d": 1.0}
+    weights, mean_tokens = (
+        {"a": 0.5, "b": 0.3, "c": 0.2, "d": 0.0},
+        {"a": 10.0, "b": 40.0, "c": 5.0, "d": 1.0},
+    )
     of_tokens = counts(weights, mean_tokens, Length(100_000, "tokens"))
     assert of_tokens == {"a": 5000, "b": 750, "c": 4000}
     assert counts(weights, mean_tokens, Length(1000, "examples")) == {"a": 500, "b": 300, "c": 200}
@@ -81,42 +97,68 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, m2m.Result
     return folder, m2m.run(write_recipe(folder, values_of(folder)), listener=Heard())
 
 
-def test_trials_are_weights_and_the_final_model_is_drawn_by_them(finished: tuple[Path, m2m.Result]) -> None:
+def test_trials_are_weights_and_the_final_model_is_drawn_by_them(
+    finished: tuple[Path, m2m.Result],
+) -> None:
     folder, result = finished
     assert result.selection.strategy == "gradient"
-    assert any(max(trial.mixture.weights) - min(trial.mixture.weights) > 0.01 for trial in result.selection.trials)
+    assert any(
+        max(trial.mixture.weights) - min(trial.mixture.weights) > 0.01
+        for trial in result.selection.trials
+    )
     final = result.row("final")
     assert final is not None and final.mixture == result.selected
-    with open_job(m2m.load_recipe(folder / "recipe.yaml")) as job:
-        space = job.space()
-        assert isinstance(space, Simplex) and all(trial.mixture in space for trial in result.selection.trials)
+    with open_session(m2m.load_recipe(folder / "recipe.yaml")) as session:
+        space = session.spaces.searched
+        assert isinstance(space, Simplex) and all(
+            trial.mixture in space for trial in result.selection.trials
+        )
         weights = Mixture(("a", "b", "c"), (0.5, 0.3, 0.2))
-        drawn = job.sequences(weights)
-        tokens = {name: set(map(id, job.inputs.sequences(name))) for name in "abc"}
-        of_each = {name: sum(each.num_tokens for each in drawn if id(each) in tokens[name]) for name in "abc"}
+        drawn = session.finetunes.sequences(weights)
+        tokens = {name: set(map(id, session.inputs.sequences(name))) for name in "abc"}
+        of_each = {
+            name: sum(each.num_tokens for each in drawn if id(each) in tokens[name])
+            for name in "abc"
+        }
         assert sum(of_each.values()) == pytest.approx(600, rel=0.05)
         for name, weight in weights.as_dict().items():
             assert of_each[name] / sum(of_each.values()) == pytest.approx(weight, abs=0.03)
-        portions = job.portions(weights)
+        portions = session.finetunes.portions(weights)
         assert {each.dataset: each.num_tokens for each in portions} == of_each
-        assert [each.num_passes for each in portions] == [each.num_examples / 12 for each in portions]
+        assert [each.num_passes for each in portions] == [
+            each.num_examples / 12 for each in portions
+        ]
 
 
-def test_the_address_of_a_fine_tune_knows_weights_seed_and_length(finished: tuple[Path, m2m.Result]) -> None:
+def test_the_address_of_a_fine_tune_knows_weights_seed_and_length(
+    finished: tuple[Path, m2m.Result],
+) -> None:
     folder, _ = finished
     one, other = Mixture(("a", "b"), (0.5, 0.5)), Mixture(("a", "b"), (0.25, 0.75))
     recipe = folder / "recipe.yaml"
-    with open_job(m2m.load_recipe(recipe)) as job:
-        keys = [job.real_key(one), job.real_key(other), job.real_key(one, 7)]
-        keys.append(job.finetune_key(("a", "b")))
+    with open_session(m2m.load_recipe(recipe)) as session:
+        keys = [
+            session.addresses.finetune(one),
+            session.addresses.finetune(other),
+            session.addresses.finetune(one, 7),
+        ]
+        keys.append(session.addresses.union(("a", "b")))
         assert (
-            job.real_key(Mixture(("a",), (1.0,))) == job.finetune_key(("a",)) == job.real_key(Mixture(("a", "b"), (1.0, 0.0)))
+            session.addresses.finetune(Mixture(("a",), (1.0,)))
+            == session.addresses.union(("a",))
+            == session.addresses.finetune(Mixture(("a", "b"), (1.0, 0.0)))
         )
-        assert job.sequences(one) == job.sequences(one) != job.sequences(one, 7)
-    with open_job(m2m.load_recipe(recipe, ["train.max_tokens=601"])) as job:
-        keys.append(job.real_key(one))
-    with open_job(m2m.load_recipe(recipe, ["search.space=subsets", "search.budget=null"])) as job:
-        assert job.real_key(one) == job.real_key(other) == keys[3]
+        assert (
+            session.finetunes.sequences(one)
+            == session.finetunes.sequences(one)
+            != session.finetunes.sequences(one, 7)
+        )
+    with open_session(m2m.load_recipe(recipe, ["train.max_tokens=601"])) as session:
+        keys.append(session.addresses.finetune(one))
+    with open_session(
+        m2m.load_recipe(recipe, ["search.space=subsets", "search.budget=null"])
+    ) as session:
+        assert session.addresses.finetune(one) == session.addresses.finetune(other) == keys[3]
     assert len(set(keys)) == 5
 
 
@@ -137,35 +179,51 @@ def test_the_same_recipe_again_trains_and_tries_nothing(finished: tuple[Path, m2
     assert again.selected == result.selected and again.table == result.table
     assert again.cost.reused["trials"] == len(result.selection.trials) + 3  # the experts too
     assert again.verification is not None and result.verification is not None
-    assert [check.origin for check in again.verification.checks] == [check.origin for check in result.verification.checks]
+    assert [check.origin for check in again.verification.checks] == [
+        check.origin for check in result.verification.checks
+    ]
 
 
 def test_both_chooses_a_subset_and_then_its_weights(tmp_path: Path) -> None:
     path = write_recipe(
-        tmp_path, values_of(tmp_path, space="both", budget=20, groups=[["a", "b"]], min_datasets=2, min_share=0.1)
+        tmp_path,
+        values_of(
+            tmp_path, space="both", budget=20, groups=[["a", "b"]], min_datasets=2, min_share=0.1
+        ),
     )
-    with open_job(m2m.load_recipe(path)) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
+    with open_session(m2m.load_recipe(path)) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
         assert selection.strategy == "exhaustive, then gradient"
         supports = {trial.mixture.datasets for trial in selection.trials}
         assert supports == {("a", "b"), ("a", "b", "c")}
-        uneven = {t.mixture.datasets for t in selection.trials if max(t.mixture.weights) - min(t.mixture.weights) > 1e-6}
+        uneven = {
+            t.mixture.datasets
+            for t in selection.trials
+            if max(t.mixture.weights) - min(t.mixture.weights) > 1e-6
+        }
         assert len(uneven) == 1  # of the best subset alone
-        equal = [t for t in selection.trials if max(t.mixture.weights) - min(t.mixture.weights) <= 1e-6]
+        equal = [
+            t for t in selection.trials if max(t.mixture.weights) - min(t.mixture.weights) <= 1e-6
+        ]
         best = max(equal, key=lambda trial: trial.objective)
         assert uneven == {best.mixture.datasets} and selection.trials[0].objective >= best.objective
         assert min(min(trial.mixture.weights) for trial in selection.trials) >= 0.1 - 1e-9
 
 
 def test_caps_follow_from_repeats_and_hold(tmp_path: Path) -> None:
-    with open_job(m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, max_repeats=1.5)))) as job:
-        space = job.space()
+    with open_session(
+        m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, max_repeats=1.5)))
+    ) as session:
+        space = session.spaces.searched
         assert isinstance(space, Simplex)
-        size = sum(each.num_tokens for each in job.inputs.sequences("a"))
+        size = sum(each.num_tokens for each in session.inputs.sequences("a"))
         assert space.cap("a") == pytest.approx(1.5 * size / 600) and space.cap("a") < 1
         for mixture in space.sample(20, 0):
-            assert all(each.num_passes <= 1.5 + 1.5 / each.num_examples for each in job.portions(mixture))
+            assert all(
+                each.num_passes <= 1.5 + 1.5 / each.num_examples
+                for each in session.finetunes.portions(mixture)
+            )
 
 
 BAD = [
@@ -176,13 +234,33 @@ BAD = [
         "0 datasets that may be in one; the caps of a, b, c are below min_share, 0.01",
     ),
     ({"max_repeats": 0.1}, {}, "search", "caps: no 3 datasets together may have a weight of one"),
-    ({"min_share": 0.4, "min_datasets": 3}, {}, "search", "min_share: 3 datasets of at least 0.4 each"),
-    ({"require": ["a"], "max_repeats": 0.5, "min_share": 0.9}, {}, "search", "a is required, but its cap"),
+    (
+        {"min_share": 0.4, "min_datasets": 3},
+        {},
+        "search",
+        "min_share: 3 datasets of at least 0.4 each",
+    ),
+    (
+        {"require": ["a"], "max_repeats": 0.5, "min_share": 0.9},
+        {},
+        "search",
+        "a is required, but its cap",
+    ),
     ({"groups": [["a", "b"]]}, {}, "search", "groups are of subsets"),
     ({"strategy": "greedy"}, {}, "search", "tries subsets, not weights"),
     ({"space": "subsets", "max_repeats": 2}, {}, "search", "max_repeats is of weights"),
-    ({"space": "both", "groups": [["a", "zebra"]]}, {}, "search.groups", "no dataset is called 'zebra'"),
-    ({"space": "both", "groups": [["a", "b"], ["b", "c"]]}, {}, "search", "groups: b in two of them"),
+    (
+        {"space": "both", "groups": [["a", "zebra"]]},
+        {},
+        "search.groups",
+        "no dataset is called 'zebra'",
+    ),
+    (
+        {"space": "both", "groups": [["a", "b"], ["b", "c"]]},
+        {},
+        "search",
+        "groups: b in two of them",
+    ),
     ({"budget": 2, "strategy": "gradient"}, {}, "search.budget", "at least 7 forward passes"),
     ({}, {"train": {"max_tokens": None}}, "search.space", "say how much a mixture is trained on"),
     ({}, {"merge": {"weighting": "size"}}, "merge.weighting", "is for search.space: subsets"),
@@ -191,14 +269,21 @@ BAD = [
 
 
 @pytest.mark.parametrize(("search", "changes", "key", "message"), BAD)
-def test_what_cannot_be_is_named(tmp_path: Path, search: Any, changes: Any, key: str, message: str) -> None:
+def test_what_cannot_be_is_named(
+    tmp_path: Path, search: Any, changes: Any, key: str, message: str
+) -> None:
     values = values_of(tmp_path, **search)
     for section, some in changes.items():
         values[section] = {**values.get(section, {}), **some}
-    with pytest.raises(RecipeError, match=message) as caught, open_job(m2m.load_recipe(write_recipe(tmp_path, values))) as job:
-        pipeline.train_experts(job)
+    with (
+        pytest.raises(RecipeError, match=message) as caught,
+        open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session,
+    ):
+        pipeline.train_experts(session)
     assert str(caught.value).startswith(key) or caught.value.where == key
-    assert not list(tmp_path.glob("store/artifacts/*/*.safetensors"))  # it is said before anything is trained
+    assert not list(
+        tmp_path.glob("store/artifacts/*/*.safetensors")
+    )  # it is said before anything is trained
 
 
 def test_a_space_of_weights_has_no_end() -> None:

@@ -23,7 +23,15 @@ from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.models.causal_lm.sequences import Encoded
 from mergetomix.statistics import regression
 from mergetomix.study import similarity
-from mergetomix.study.similarity import log_importance, ngram_importance, pieces, ranking, sentence_embedding, text_of, tf_idf
+from mergetomix.study.similarity import (
+    log_importance,
+    ngram_importance,
+    pieces,
+    ranking,
+    sentence_embedding,
+    text_of,
+    tf_idf,
+)
 
 WORDS = {
     "animals": "the cat sat on the mat while a dog ran over it and saw birds fly",
@@ -70,7 +78,10 @@ def test_pieces_are_even_and_lose_nothing(num_words: int) -> None:
 
 
 def test_pieces_are_words_and_punctuation_in_lower_case_and_stay_within_a_text() -> None:
-    assert pieces(["If x_1 >= 2: Go!", " \n", "b"]) == [["if", "x_1", ">=", "2", ":", "go", "!"], ["b"]]
+    assert pieces(["If x_1 >= 2: Go!", " \n", "b"]) == [
+        ["if", "x_1", ">=", "2", ":", "go", "!"],
+        ["b"],
+    ]
 
 
 # --- measures over texts
@@ -78,7 +89,9 @@ def test_pieces_are_words_and_punctuation_in_lower_case_and_stay_within_a_text()
 
 @pytest.mark.parametrize("measure", TEXT_MEASURES)
 @pytest.mark.parametrize("name", WORDS)
-def test_a_target_of_a_datasets_words_is_nearest_to_it(texts: Texts, measure: str, name: str) -> None:
+def test_a_target_of_a_datasets_words_is_nearest_to_it(
+    texts: Texts, measure: str, name: str
+) -> None:
     found = TEXT_MEASURES[measure](texts, drawn(WORDS[name], 9, 99))
     assert ranking(found)[0] == name
     assert found[name] > 3 * max(value for other, value in found.items() if other != name)
@@ -100,7 +113,9 @@ def test_the_order_of_datasets_and_examples_does_not_matter(texts: Texts, measur
 def test_a_source_without_text_is_named(texts: Texts, measure: str, empty: str) -> None:
     nothing = [" \n", ""]
     with pytest.raises(UserError, match=rf"{empty} must hold an example with text"):
-        TEXT_MEASURES[measure](texts | {"animals": nothing} if empty == "animals" else texts, nothing)
+        TEXT_MEASURES[measure](
+            texts | {"animals": nothing} if empty == "animals" else texts, nothing
+        )
 
 
 def test_tf_idf_is_its_formula() -> None:
@@ -108,12 +123,20 @@ def test_tf_idf_is_its_formula() -> None:
     target = ["y w unknown", "w"]
     documents = [text.lower().split() for own in texts.values() for text in own]
     vocabulary = sorted({word for words in documents for word in words})
-    idf = {word: 1 + math.log(4 / (1 + sum(word in words for words in documents))) for word in vocabulary}
+    idf = {
+        word: 1 + math.log(4 / (1 + sum(word in words for words in documents)))
+        for word in vocabulary
+    }
 
     def mean(own: Sequence[str]) -> Any:
         rows = []
         for counts in (Counter(text.lower().split()) for text in own):
-            row = np.array([(1 + math.log(counts[word])) * idf[word] if word in counts else 0.0 for word in vocabulary])
+            row = np.array(
+                [
+                    (1 + math.log(counts[word])) * idf[word] if word in counts else 0.0
+                    for word in vocabulary
+                ]
+            )
             rows.append(row / np.linalg.norm(row))
         return np.mean(rows, axis=0)
 
@@ -143,7 +166,10 @@ def cosine(a: Any, b: Any) -> float:
 def test_log_weights_are_their_formula(num_buckets: int) -> None:
     from sklearn.utils import murmurhash3_32
 
-    pool, target = [["a", "b", "a"], ["c"], ["b", "c", "c", "d"]], [["a", "b"], ["b", "e", "a", "b"]]
+    pool, target = (
+        [["a", "b", "a"], ["c"], ["b", "c", "c", "d"]],
+        [["a", "b"], ["b", "e", "a", "b"]],
+    )
 
     def counted(piece: Sequence[str]) -> Counter[int]:
         grams = [*piece, *(f"{first} {second}" for first, second in pairwise(piece))]
@@ -152,7 +178,10 @@ def test_log_weights_are_their_formula(num_buckets: int) -> None:
     p, q = (sum((counted(piece) for piece in source), Counter()) for source in (pool, target))
     num, num_target, reached, mean = p.total(), q.total(), len(q), p.total() / 3
     smoothed = {b: (q[b] + reached * p[b] / num) / (num_target + reached) for b in p}
-    sums = [sum(c * math.log(smoothed[b] / (p[b] / num)) for b, c in counted(piece).items()) for piece in pool]
+    sums = [
+        sum(c * math.log(smoothed[b] / (p[b] / num)) for b, c in counted(piece).items())
+        for piece in pool
+    ]
     wanted = [total * mean / (2 * len(piece) - 1) for total, piece in zip(sums, pool, strict=True)]
     assert log_importance(pool, target, num_buckets).tolist() == pytest.approx(wanted, rel=1e-12)
     assert wanted[0] > wanted[2]
@@ -160,7 +189,10 @@ def test_log_weights_are_their_formula(num_buckets: int) -> None:
 
 def test_log_weights_of_pieces_of_one_length_are_the_papers_up_to_smoothing() -> None:
     # every n-gram of the pool is common in the target, so that smoothing matters little
-    pool, target = [["a", "b"], ["b", "a"], ["b", "b"]], [["a", "b"] * 50 + ["b", "a"] * 50 + ["b"] * 50] * 40
+    pool, target = (
+        [["a", "b"], ["b", "a"], ["b", "b"]],
+        [["a", "b"] * 50 + ["b", "a"] * 50 + ["b"] * 50] * 40,
+    )
     p = {"a": 2 / 9, "b": 4 / 9, "a b": 1 / 9, "b a": 1 / 9, "b b": 1 / 9}
     words = target[0]
     counts = Counter([*words, *(" ".join(pair) for pair in pairwise(words))])
@@ -171,7 +203,9 @@ def test_log_weights_of_pieces_of_one_length_are_the_papers_up_to_smoothing() ->
 
 
 def test_a_pieces_weight_does_not_hang_on_its_length() -> None:
-    short, long, *_ = log_importance([["a", "b"] * 5, ["a", "b"] * 50, ["c", "d"] * 20], [["a", "b"] * 20], 2**18)
+    short, long, *_ = log_importance(
+        [["a", "b"] * 5, ["a", "b"] * 50, ["c", "d"] * 20], [["a", "b"] * 20], 2**18
+    )
     assert short == pytest.approx(long, rel=0.02) and short > 1
 
 
@@ -191,7 +225,9 @@ def test_as_many_are_taken_as_the_mean_dataset_has(texts: Texts) -> None:
     assert sizes["sums"] > 1
     for seed in range(3):
         found = ngram_importance(long, texts["sums"], seed=seed)
-        assert sum(found[name] * sizes[name] for name in long) == pytest.approx(round(sum(sizes.values()) / 3))
+        assert sum(found[name] * sizes[name] for name in long) == pytest.approx(
+            round(sum(sizes.values()) / 3)
+        )
         assert found["sums"] == 1
 
 
@@ -219,17 +255,26 @@ def mean_state(model: Any, sequences: Sequence[Encoded]) -> Any:
     return np.concatenate(states).mean(axis=0)
 
 
-SOURCES = {"a": [*tiny.TEXTS, "cat"], "b": ["1 2 3", "the dog sat on the log " * 3, "x"], "c": ["plus " * 40]}
+SOURCES = {
+    "a": [*tiny.TEXTS, "cat"],
+    "b": ["1 2 3", "the dog sat on the log " * 3, "x"],
+    "c": ["plus " * 40],
+}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("batch_tokens", [1, 60, 10**6])
-def test_hidden_state_is_the_cosine_of_mean_states(base: Callable[[str], str], kind: str, batch_tokens: int) -> None:
+def test_hidden_state_is_the_cosine_of_mean_states(
+    base: Callable[[str], str], kind: str, batch_tokens: int
+) -> None:
     family = tiny.open_base(base(kind))
     model = family.load()
     sequences = {name: encoded(family, own) for name, own in SOURCES.items()}
     target = encoded(family, ["the cat and the dog", "three"])
-    wanted = {name: cosine(mean_state(model, own), mean_state(model, target)) for name, own in sequences.items()}
+    wanted = {
+        name: cosine(mean_state(model, own), mean_state(model, target))
+        for name, own in sequences.items()
+    }
     found = similarity.hidden_state(family, model, sequences, target, batch_tokens)
     assert found == pytest.approx(wanted, abs=1e-5)
     values = sorted(found.values())
@@ -255,30 +300,43 @@ class Letters:
         if name == "nowhere":
             raise OSError("no such\nmodel")
 
-    def encode(self, sentences: list[str], normalize_embeddings: bool, show_progress_bar: bool) -> Any:
+    def encode(
+        self, sentences: list[str], normalize_embeddings: bool, show_progress_bar: bool
+    ) -> Any:
         assert normalize_embeddings and not show_progress_bar
-        rows = np.array([[text.count(letter) for letter in "abc"] for text in sentences], dtype=np.float32)
+        rows = np.array(
+            [[text.count(letter) for letter in "abc"] for text in sentences], dtype=np.float32
+        )
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Letters))
+    monkeypatch.setitem(
+        sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Letters)
+    )
 
 
 @pytest.mark.usefixtures("letters")
 def test_sentence_embedding_is_the_cosine_of_mean_embeddings() -> None:
-    found = sentence_embedding({"a": ["aa", "b"], "b": ["bbb"], "c": ["c"]}, ["a", "a", "bb"], "letters")
+    found = sentence_embedding(
+        {"a": ["aa", "b"], "b": ["bbb"], "c": ["c"]}, ["a", "a", "bb"], "letters"
+    )
     assert found == pytest.approx({"a": 3 / math.sqrt(10), "b": 1 / math.sqrt(5), "c": 0}, rel=1e-6)
 
 
 @pytest.mark.usefixtures("letters")
 def test_an_embedder_that_does_not_load_is_named() -> None:
-    with pytest.raises(UserError, match=r"^nowhere does not load as a sentence-transformers model: no such model\nhint: "):
+    with pytest.raises(
+        UserError,
+        match=r"^nowhere does not load as a sentence-transformers model: no such model\nhint: ",
+    ):
         sentence_embedding({"a": ["a"]}, ["a"], "nowhere")
 
 
-def test_without_sentence_transformers_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sentence_transformers_the_error_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(UserError, match=r"need the package sentence-transformers") as caught:
         sentence_embedding({"a": ["a"]}, ["a"], "letters")
@@ -302,7 +360,9 @@ def test_linear_is_ridge_with_a_free_intercept(num_runs: int) -> None:
     weights_XN, objective_X = runs(num_runs)
     weights_MN, _ = runs(9, seed=1)
     centred = weights_XN - weights_XN.mean(axis=0)
-    slopes = np.linalg.solve(centred.T @ centred + 1e-3 * np.eye(5), centred.T @ (objective_X - objective_X.mean()))
+    slopes = np.linalg.solve(
+        centred.T @ centred + 1e-3 * np.eye(5), centred.T @ (objective_X - objective_X.mean())
+    )
     wanted = objective_X.mean() + (weights_MN - weights_XN.mean(axis=0)) @ slopes
     assert regression.linear(weights_XN, objective_X, weights_MN) == pytest.approx(wanted, rel=1e-9)
 
@@ -315,7 +375,9 @@ def test_linear_recovers_a_linear_world() -> None:
 
 def test_a_dataset_that_no_run_used_changes_nothing() -> None:
     weights_XN = np.array([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0]])
-    mean, first = regression.linear(weights_XN, np.array([4.0, 2.0, 3.0]), np.array([[0, 0, 1.0], [1, 0, 0]]))
+    mean, first = regression.linear(
+        weights_XN, np.array([4.0, 2.0, 3.0]), np.array([[0, 0, 1.0], [1, 0, 0]])
+    )
     # at the intercept, which is what is left of the other two at weight 0
     assert mean == pytest.approx(3, abs=1e-2) and first == pytest.approx(4, abs=1e-2)
 
@@ -334,7 +396,9 @@ def test_boosted_splits_an_effect_that_two_datasets_may_have_between_them() -> N
     # the first two datasets rise and fall together, so the runs cannot say which of them helps
     share = np.linspace(0, 0.5, 12)
     weights_XN = np.stack([share, share, 1 - 2 * share], axis=1)
-    alone = regression.boosted(weights_XN, share, np.array([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]), seed=0)
+    alone = regression.boosted(
+        weights_XN, share, np.array([[0.5, 0.0, 0.5], [0.0, 0.5, 0.5]]), seed=0
+    )
     assert alone == pytest.approx(np.full(2, 0.25), abs=0.1)
 
 
@@ -346,7 +410,9 @@ def test_boosted_gives_the_same_twice_and_follows_its_seed() -> None:
 
 
 @pytest.mark.parametrize("num_runs", [1, 2, 3])
-def test_too_few_runs_for_a_split_give_their_mean(num_runs: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_few_runs_for_a_split_give_their_mean(
+    num_runs: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     weights_XN, objective_X = runs(num_runs)
     predicted = regression.boosted(weights_XN, objective_X, np.eye(5), seed=0)
     assert predicted == pytest.approx(np.full(5, objective_X.mean()), rel=1e-6)
@@ -367,4 +433,6 @@ def test_a_regression_without_runs_or_with_a_missing_number_is_refused(fit: str)
     with pytest.raises(ValueError, match=r"."):
         REGRESSIONS[fit](weights_XN, np.where(np.arange(8) == 3, np.nan, objective_X), weights_XN)
     with pytest.raises(ValueError, match=r"."):
-        REGRESSIONS[fit](np.where(weights_XN == weights_XN[0, 0], np.inf, weights_XN), objective_X, weights_XN)
+        REGRESSIONS[fit](
+            np.where(weights_XN == weights_XN[0, 0], np.inf, weights_XN), objective_X, weights_XN
+        )

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from test_run import recipe_values, write_recipe
+from recipes import recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix import merge
 from mergetomix.errors import Fault, RecipeError
 from mergetomix.experts.bank import Bank
 from mergetomix.records import Mixture, gain
-from mergetomix.session.gradients import seconds, slopes
-from mergetomix.session.job import Job, evaluate_base, evaluate_proxy, open_job
+from mergetomix.session.gradients import seconds
+from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline
 from mergetomix.targets.loss import Loss
 
@@ -33,62 +33,84 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("slopes")
 
 
-def gains(job: Job, coefficients: dict[str, float], base: Any) -> dict[str, float]:
+def gains(session: Session, coefficients: dict[str, float], base: Any) -> dict[str, float]:
     """Gains of base + sum_i c_i delta_i, past the store."""
-    bank = job.bank()
+    bank = session.proxies.bank()
     bank.set(coefficients)
-    return {name: gain(each.score(bank.model), base[name]) for name, each in job.inputs.targets("select").items()}
+    return {
+        name: gain(each.score(bank.model), base[name])
+        for name, each in session.inputs.targets("select").items()
+    }
 
 
 @pytest.mark.parametrize("exponent", [1.0, 0.5])
 def test_slopes_are_those_of_finite_differences(folder: Path, exponent: float) -> None:
     mixture = Mixture(("a", "c"), (0.7, 0.3))
-    with open_job(recipe_of(folder, merge={"scale": {"exponent": exponent}})) as job:
-        pipeline.train_experts(job)
-        base = evaluate_base(job, "select")
-        found = slopes(job, mixture, base)
+    with open_session(recipe_of(folder, merge={"scale": {"exponent": exponent}})) as session:
+        pipeline.train_experts(session)
+        base = session.evaluations.base("select")
+        found = session.gradients.of(mixture, base)
         point = dict.fromkeys(DATASETS, 0.0) | merge.coefficients(mixture, exponent)
         for name in DATASETS:
-            ends = [gains(job, point | {name: point[name] + step}, base) for step in (0.02, -0.02)]
+            ends = [
+                gains(session, point | {name: point[name] + step}, base) for step in (0.02, -0.02)
+            ]
             for target in ("t", "u"):
                 wanted = (ends[0][target] - ends[1][target]) / 0.04
-                assert found[target][name] == pytest.approx(wanted, rel=0.02, abs=2e-4), (target, name)
+                assert found[target][name] == pytest.approx(wanted, rel=0.02, abs=2e-4), (
+                    target,
+                    name,
+                )
 
 
 def test_slopes_are_kept(folder: Path) -> None:
     mixture = Mixture.union(["a", "b"])
     found = []
     for _ in range(2):
-        with open_job(recipe_of(folder)) as job:
-            pipeline.train_experts(job)
-            found.append((slopes(job, mixture, evaluate_base(job, "select")), job._bank is None, seconds(job, [mixture])))
-            assert seconds(job, [Mixture.union(["c", "d"])]) == 0
+        with open_session(recipe_of(folder)) as session:
+            pipeline.train_experts(session)
+            found.append(
+                (
+                    session.gradients.of(mixture, session.evaluations.base("select")),
+                    session._bank is None,
+                    seconds(session, [mixture]),
+                )
+            )
+            assert seconds(session, [Mixture.union(["c", "d"])]) == 0
     assert found[0][0] == found[1][0] and [fresh for _, fresh, _ in found] == [False, True]
     assert found[0][2] == found[1][2] > 0
 
 
-def test_too_little_memory_says_what_to_lower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_says_what_to_lower(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def exhausted(*_: Any) -> Any:
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-    with open_job(recipe_of(folder)) as job:
-        pipeline.train_experts(job)
-        base = evaluate_base(job, "select")
+    with open_session(recipe_of(folder)) as session:
+        pipeline.train_experts(session)
+        base = session.evaluations.base("select")
         monkeypatch.setattr(Bank, "gradient", exhausted)
-        with pytest.raises(Fault, match=r"the gradient of target t needs more memory .*: tried to allocate 2 GiB") as caught:
-            slopes(job, Mixture.union(["b", "c"]), base)
+        with pytest.raises(
+            Fault, match=r"the gradient of target t needs more memory .*: tried to allocate 2 GiB"
+        ) as caught:
+            session.gradients.of(Mixture.union(["b", "c"]), base)
         assert "batch_tokens" in str(caught.value.hint)
         monkeypatch.setattr(Loss, "score", exhausted)
         with pytest.raises(Fault, match="scoring target t needs more memory"):
-            evaluate_proxy(job, Mixture.union(["a", "b", "c", "d"]), "report")
+            session.evaluations.proxy(Mixture.union(["a", "b", "c", "d"]), "report")
 
 
 def test_a_search_by_gradients_finds_the_best_of_all(folder: Path) -> None:
     selections = []
-    for search in ({"strategy": "exhaustive"}, {"strategy": "gradient", "budget": 12}, {"strategy": "gradient", "budget": 12}):
-        with open_job(recipe_of(folder, search=search)) as job:
-            pipeline.train_experts(job)
-            selections.append(pipeline.search_mixtures(job))
+    for search in (
+        {"strategy": "exhaustive"},
+        {"strategy": "gradient", "budget": 12},
+        {"strategy": "gradient", "budget": 12},
+    ):
+        with open_session(recipe_of(folder, search=search)) as session:
+            pipeline.train_experts(session)
+            selections.append(search.search_mixtures(session))
     every, some, again = selections
     assert (every.strategy, some.strategy) == ("exhaustive", "gradient")
     assert len(every.trials) == 15 and 4 <= len(some.trials) < 12
@@ -104,16 +126,22 @@ def test_a_run_searches_by_gradients(folder: Path) -> None:
     again = m2m.run(recipe)
     assert again.cost.gradients_s == result.cost.gradients_s > 0
     assert (
-        f"| gradients in the weights | {result.cost.gradients_s:.1f} |" in (folder / "by-gradients" / "report.md").read_text()
+        f"| gradients in the weights | {result.cost.gradients_s:.1f} |"
+        in (folder / "by-gradients" / "report.md").read_text()
     )
     plain = m2m.run(recipe_of(folder, search={"strategy": "greedy"}, run_dir="by-values"))
-    assert plain.cost.gradients_s == 0 and "gradients in" not in (folder / "by-values" / "report.md").read_text()
+    assert (
+        plain.cost.gradients_s == 0
+        and "gradients in" not in (folder / "by-values" / "report.md").read_text()
+    )
     assert plan.strategy == result.selection.strategy == "gradient"
     assert (folder / "by-gradients" / "report.md").exists()
 
 
 def test_a_search_without_gradients_is_refused(folder: Path) -> None:
-    with pytest.raises(RecipeError, match=r"gradient needs merge\.method: linear, not ties; use greedy"):
+    with pytest.raises(
+        RecipeError, match=r"gradient needs merge\.method: linear, not ties; use greedy"
+    ):
         recipe_of(folder, search={"strategy": "gradient"}, merge={"method": "ties"})
 
 

@@ -17,7 +17,12 @@ from mergetomix.experts.statistics import STATISTICS, Statistic, fisher, gram, s
 from mergetomix.merge import METHODS, Parts
 
 BaseOf = Callable[[str], str]
-ROWS = [("a cat", " sat on the mat"), ("one plus two", " is three"), ("x", " y"), ("the dog sat on", " a log and on a mat")]
+ROWS = [
+    ("a cat", " sat on the mat"),
+    ("one plus two", " is three"),
+    ("x", " y"),
+    ("the dog sat on", " a log and on a mat"),
+]
 BATCH = 10**6
 every = pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
 kinds = pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt2-untied"])
@@ -34,7 +39,9 @@ def opened(path: str) -> tuple[Any, Any, Sequence[Any]]:
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert set(one) == set(other)
     for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-6 * float(tensor.abs().max()), msg=name)
+        torch.testing.assert_close(
+            tensor, other[name], rtol=1e-4, atol=1e-6 * float(tensor.abs().max()), msg=name
+        )
 
 
 @kinds
@@ -52,7 +59,10 @@ def test_fisher_is_the_mean_of_squared_gradients(base: BaseOf, kind: str) -> Non
             wanted[name] = wanted.get(name, torch.zeros(())) + param.grad**2 / len(sequences)
     same(found, wanted)
     assert set(found) == set(params(model))
-    assert all(tensor.dtype == torch.float32 and tensor.shape == params(model)[n].shape for n, tensor in found.items())
+    assert all(
+        tensor.dtype == torch.float32 and tensor.shape == params(model)[n].shape
+        for n, tensor in found.items()
+    )
 
 
 @kinds
@@ -67,10 +77,15 @@ def test_gram_is_of_what_a_layer_reads(base: BaseOf, kind: str) -> None:
     attention, head = [], []
     with torch.no_grad():
         for sequence in sequences:
-            states = body(torch.tensor([list(sequence.ids)]), output_hidden_states=True).hidden_states
+            states = body(
+                torch.tensor([list(sequence.ids)]), output_hidden_states=True
+            ).hidden_states
             attention.append(body.get_submodule(norm)(states[0])[0])
             head.append(states[-1][0])
-    for name, rows in ((f"{first}.weight", torch.cat(attention)), ("lm_head.weight", torch.cat(head))):
+    for name, rows in (
+        (f"{first}.weight", torch.cat(attention)),
+        ("lm_head.weight", torch.cat(head)),
+    ):
         if name in found:
             torch.testing.assert_close(found[name], rows.T @ rows / len(rows), rtol=1e-4, atol=1e-5)
     assert f"{first}.weight" in found and ("lm_head.weight" in found) == (kind == "gpt2-untied")
@@ -87,7 +102,10 @@ def test_every_linear_layer_has_a_gram_and_nothing_else_has(base: BaseOf, kind: 
         shape = params(model)[name].shape
         num_inputs = shape[0] if name in family.transposed else shape[1]
         assert matrix.shape == (num_inputs, num_inputs) and matrix.dtype == torch.float32
-        assert torch.equal(matrix, matrix.T) and torch.linalg.eigvalsh(matrix).min() > -1e-4 * matrix.diagonal().max()
+        assert (
+            torch.equal(matrix, matrix.T)
+            and torch.linalg.eigvalsh(matrix).min() > -1e-4 * matrix.diagonal().max()
+        )
 
 
 @every
@@ -98,13 +116,20 @@ def test_batches_and_order_do_not_matter(base: BaseOf, statistic: Statistic) -> 
     same(one, statistic(family, model, sequences, 1))
     same(one, statistic(family, model, list(reversed(sequences)), 30))
     other = statistic(family, model, sequences[:1], BATCH)
-    assert not torch.allclose(one["model.layers.0.mlp.up_proj.weight"], other["model.layers.0.mlp.up_proj.weight"], rtol=0.01)
+    assert not torch.allclose(
+        one["model.layers.0.mlp.up_proj.weight"],
+        other["model.layers.0.mlp.up_proj.weight"],
+        rtol=0.01,
+    )
 
 
 @every
 def test_no_more_sequences_are_read_than_asked_for(base: BaseOf, statistic: Statistic) -> None:
     family, model, sequences = opened(base("llama"))
-    same(statistic(family, model, sequences, BATCH, max_sequences=2), statistic(family, model, [sequences[0], sequences[2]], 1))
+    same(
+        statistic(family, model, sequences, BATCH, max_sequences=2),
+        statistic(family, model, [sequences[0], sequences[2]], 1),
+    )
 
 
 def test_sequences_are_taken_evenly() -> None:
@@ -118,7 +143,10 @@ def test_a_model_is_left_as_it_was(base: BaseOf, statistic: Statistic) -> None:
     family, model, sequences = opened(base("llama"))
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     statistic(family, model, sequences, BATCH)
-    assert all(torch.equal(param, before[name]) and param.grad is None for name, param in model.named_parameters())
+    assert all(
+        torch.equal(param, before[name]) and param.grad is None
+        for name, param in model.named_parameters()
+    )
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -133,7 +161,9 @@ def test_hooks_go_where_a_batch_fails(base: BaseOf, statistic: Statistic) -> Non
 
 @every
 @pytest.mark.parametrize("kind", ["clip", "vit"])
-def test_images_have_statistics_of_what_is_trained(tmp_path: Path, kind: str, statistic: Statistic) -> None:
+def test_images_have_statistics_of_what_is_trained(
+    tmp_path: Path, kind: str, statistic: Statistic
+) -> None:
     family = tiny_images.open_base(tiny_images.BASES[kind](tmp_path))
     sequences = tiny_images.encoded(family, 5)
     model = family.load()
@@ -141,7 +171,11 @@ def test_images_have_statistics_of_what_is_trained(tmp_path: Path, kind: str, st
     same(found, statistic(family, model, sequences, 1))
     trained = {name for name in params(model) if family.is_trained(name)}
     assert set(found) <= trained and any("mlp" in name for name in found)
-    assert all(tensor.isfinite().all() and tensor.any() for name, tensor in found.items() if "k_proj.bias" not in name)
+    assert all(
+        tensor.isfinite().all() and tensor.any()
+        for name, tensor in found.items()
+        if "k_proj.bias" not in name
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -151,19 +185,34 @@ def test_regmean_and_fisher_take_their_statistics(base: BaseOf, kind: str) -> No
     for name, method in METHODS.items():
         if method.needs is None:
             continue
-        known = [STATISTICS[method.needs](family, model, part, BATCH) for part in (sequences[:2], sequences[2:])]
+        known = [
+            STATISTICS[method.needs](family, model, part, BATCH)
+            for part in (sequences[:2], sequences[2:])
+        ]
         for param, value in params(model).items():
-            deltas = [0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+            deltas = [
+                0.1 * torch.randn(value.shape, generator=torch.Generator().manual_seed(i))
+                for i in (1, 2)
+            ]
             given = [each[param] for each in known] if param in known[0] else []
             turned = param in family.transposed
-            merged = method.combine(Parts(param, value.detach(), deltas, [0.5, 0.5], ["a", "b"], given, turned))
+            merged = method.combine(
+                Parts(param, value.detach(), deltas, [0.5, 0.5], ["a", "b"], given, turned)
+            )
             mean = (deltas[0] + deltas[1]) / 2
-            assert merged.isfinite().all() and (bool(given) != torch.allclose(merged, mean)), (name, param)
+            assert merged.isfinite().all() and (bool(given) != torch.allclose(merged, mean)), (
+                name,
+                param,
+            )
             if name == "regmean" and given:
-                assert distance(merged, deltas, given, turned) < distance(mean, deltas, given, turned)
+                assert distance(merged, deltas, given, turned) < distance(
+                    mean, deltas, given, turned
+                )
 
 
-def distance(merged: Tensor, deltas: Sequence[Tensor], grams: Sequence[Tensor], transposed: bool) -> float:
+def distance(
+    merged: Tensor, deltas: Sequence[Tensor], grams: Sequence[Tensor], transposed: bool
+) -> float:
     """sum_i |X_i (d - d_i)|^2 / n_i."""
     gaps = [merged - delta if transposed else (merged - delta).T for delta in deltas]
     return float(sum((gap * (matrix @ gap)).sum() for gap, matrix in zip(gaps, grams, strict=True)))

@@ -24,7 +24,16 @@ from mergetomix.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 A, AB = Mixture.union(["a"]), Mixture(("a", "b"), (0.1, 0.9))
-ODD = (0.1, 5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, -0.0, 1 / 3, math.inf, math.nan)
+ODD = (
+    0.1,
+    5e-324,
+    2.2250738585072014e-308,
+    1.7976931348623157e308,
+    -0.0,
+    1 / 3,
+    math.inf,
+    math.nan,
+)
 PINNED = "f0d1ba73f447019d39ad78762b0f7cee"
 
 
@@ -89,8 +98,17 @@ def test_scores_come_back_to_the_bit_in_another_process_too(store):
             peeked.scores("m", "t", "select"),
         ):
             assert found is not None
-            assert (found.kind, bits(found.values), bits(found.weights)) == ("loss", bits(ODD), bits(ODD[::-1]))
-    assert store.scores("m", "t", "report") is store.scores("m", "u", "select") is store.scores("n", "t", "select") is None
+            assert (found.kind, bits(found.values), bits(found.weights)) == (
+                "loss",
+                bits(ODD),
+                bits(ODD[::-1]),
+            )
+    assert (
+        store.scores("m", "t", "report")
+        is store.scores("m", "u", "select")
+        is store.scores("n", "t", "select")
+        is None
+    )
 
 
 def test_the_first_scores_and_the_first_model_stand(store):
@@ -138,9 +156,14 @@ def test_a_finetune_needs_its_row_and_its_folder(store):
 
 
 def test_provenance_keeps_what_json_does_not_know_as_text(store):
-    store.add_finetune(finetune_of(store, "k", A), {"lr": 1e-4, "where": Path("a/b")}, {"torch": "2"})
+    store.add_finetune(
+        finetune_of(store, "k", A), {"lr": 1e-4, "where": Path("a/b")}, {"torch": "2"}
+    )
     found = store.provenance("k")
-    assert (found["settings"], found["environment"]) == ({"lr": 1e-4, "where": "a/b"}, {"torch": "2"})
+    assert (found["settings"], found["environment"]) == (
+        {"lr": 1e-4, "where": "a/b"},
+        {"torch": "2"},
+    )
     assert found["created"].endswith("+00:00")
     assert store.provenance("other") is None
 
@@ -230,7 +253,9 @@ def test_every_file_and_folder_of_an_artifact_is_flushed_before_it_appears(store
     flushed, fsync = [], os.fsync
 
     def spy(handle: int) -> None:
-        flushed.append((Path(os.readlink(f"/proc/self/fd/{handle}")).name, store.artifact_path("k").exists()))
+        flushed.append(
+            (Path(os.readlink(f"/proc/self/fd/{handle}")).name, store.artifact_path("k").exists())
+        )
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", spy)
@@ -276,7 +301,9 @@ WRITE_SLOWLY = """if True:
         time.sleep(60)"""
 
 
-def test_a_kill_while_writing_leaves_no_artifact_and_opening_cleans_up_after_the_dead_only(tmp_path):
+def test_a_kill_while_writing_leaves_no_artifact_and_opening_cleans_up_after_the_dead_only(
+    tmp_path,
+):
     path = tmp_path / "store"
     process = start(WRITE_SLOWLY, path)
     with Store(path) as store, store.artifact("mine"):
@@ -294,7 +321,11 @@ def test_a_kill_while_writing_leaves_no_artifact_and_opening_cleans_up_after_the
 def test_opening_leaves_what_may_be_alive(store):
     tag, dead = store_module._host_tag(), dead_pid()
     alive = [f"k.{os.getppid()}.{tag}-00000000", f"k.{dead}.ffffffff-00000000", "notes", "k.x.y"]
-    gone = [f"k.{dead}.{tag}-00000000", f"k.{os.getpid()}.{tag}-00000000", f"k.{dead}.ffffffff-11111111"]
+    gone = [
+        f"k.{dead}.{tag}-00000000",
+        f"k.{os.getpid()}.{tag}-00000000",
+        f"k.{dead}.ffffffff-11111111",
+    ]
     for name in alive + gone:
         (store.path / "tmp" / name).mkdir()
     set_mtime(store.path / "tmp" / gone[2], 10**18)
@@ -311,11 +342,16 @@ def out_of_space(*_: object) -> None:
 
 
 @pytest.mark.parametrize("where", ["fsync", "inside", "wrapped"])
-def test_a_full_disk_is_said_with_its_path_and_free_bytes_and_leaves_nothing(store, monkeypatch, where):
+def test_a_full_disk_is_said_with_its_path_and_free_bytes_and_leaves_nothing(
+    store, monkeypatch, where
+):
     if where == "fsync":
         monkeypatch.setattr(os, "fsync", out_of_space)
     monkeypatch.setattr(Store, "free_bytes", lambda self: 1234)
-    with pytest.raises(StoreError, match=r"disk full.*artifacts/k: 1234 bytes") as caught, store.artifact("k"):
+    with (
+        pytest.raises(StoreError, match=r"disk full.*artifacts/k: 1234 bytes") as caught,
+        store.artifact("k"),
+    ):
         if where == "inside":
             out_of_space()
         if where == "wrapped":
@@ -363,7 +399,13 @@ def add_many(path: str, mine: str, gate: object) -> None:
             with store.transaction():
                 store.add_model(f"{name}{i}", "proxy", AB, 1.0)
                 for target in "tu":
-                    store.add_scores(f"{name}{i}", target, "select", Scores("loss", (float(i), 0.1), (1.0, 2.0)), 1.0)
+                    store.add_scores(
+                        f"{name}{i}",
+                        target,
+                        "select",
+                        Scores("loss", (float(i), 0.1), (1.0, 2.0)),
+                        1.0,
+                    )
         with store.lock("shared"):
             if store.finetune("shared") is None:
                 keep(store, "shared", A, mine)
@@ -375,7 +417,10 @@ def add_many(path: str, mine: str, gate: object) -> None:
 def test_two_processes_at_once_end_with_one_sound_ledger(tmp_path):
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(2)
-    workers = [context.Process(target=add_many, args=(str(tmp_path / "store"), name, gate)) for name in ("p", "q")]
+    workers = [
+        context.Process(target=add_many, args=(str(tmp_path / "store"), name, gate))
+        for name in ("p", "q")
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -420,7 +465,10 @@ def test_a_lock_is_let_go_after_an_exception(store):
     with pytest.raises(ZeroDivisionError), store.lock("k"):
         raise ZeroDivisionError
     script = "import sys; from mergetomix.store.store import Store\nwith Store(sys.argv[1]).lock('k'): pass"
-    assert subprocess.run([sys.executable, "-c", script, store.path], cwd=ROOT, timeout=20).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", script, store.path], cwd=ROOT, timeout=20).returncode
+        == 0
+    )
 
 
 # --- peek -------------------------------------------------------------------------------------------------------------
@@ -470,7 +518,12 @@ def test_peek_sees_what_a_killed_process_has_committed(tmp_path):
     kill(process)
     with Store.peek(tmp_path) as peeked:
         (dead,) = peeked.runs()
-    assert (live["pid"], live["stage"], live["alive"], dead["alive"]) == (process.pid, "search", True, False)
+    assert (live["pid"], live["stage"], live["alive"], dead["alive"]) == (
+        process.pid,
+        "search",
+        True,
+        False,
+    )
     assert {**live, "alive": False} == dead
 
 
@@ -482,8 +535,19 @@ def test_a_run_is_noted_from_beginning_to_end(store):
     store.heartbeat(first, "experts", 1, 4)
     store.end_run(second, "failed: no space")
     one, two = store.runs()
-    assert (one["id"], one["run_dir"], one["plan"], one["outcome"]) == (first, "runs/1", {"experts": 4}, None)
-    assert (one["stage"], one["done"], one["total"], one["pid"], one["alive"]) == ("experts", 1, 4, os.getpid(), True)
+    assert (one["id"], one["run_dir"], one["plan"], one["outcome"]) == (
+        first,
+        "runs/1",
+        {"experts": 4},
+        None,
+    )
+    assert (one["stage"], one["done"], one["total"], one["pid"], one["alive"]) == (
+        "experts",
+        1,
+        4,
+        os.getpid(),
+        True,
+    )
     assert (two["id"], two["outcome"], two["alive"]) == (second, "failed: no space", False)
     assert one["started"] < one["updated"]
     assert one["started"].endswith("+00:00")
@@ -493,7 +557,9 @@ def test_a_run_of_a_dead_process_or_of_another_host_is_not_alive(store):
     for sql in ("UPDATE runs SET pid = ?", "UPDATE runs SET pid = pid, host = ?"):
         run = store.begin_run("runs/1", {})
         assert store.runs()[-1]["alive"]
-        store._ledger.execute(f"{sql} WHERE id = ?", (dead_pid() if "pid = ?" in sql else "elsewhere", run))
+        store._ledger.execute(
+            f"{sql} WHERE id = ?", (dead_pid() if "pid = ?" in sql else "elsewhere", run)
+        )
         assert not store.runs()[-1]["alive"]
 
 

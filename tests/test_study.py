@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_run import WORDS, recipe_values, write_recipe
+from recipes import WORDS, recipe_values, write_recipe
 from typer.testing import CliRunner
 
 import mergetomix as m2m
@@ -33,7 +33,23 @@ def world(noise: float = 0.0, seed: int = 0) -> World:
     single = np.array([len(m) == 1 for m in MIXTURES])
     proxy = np.where(single, real, real + noise * rng.normal(size=len(real)))
     tokens = np.array([100.0 * len(m) for m in MIXTURES])
-    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, proxy, proxy, real, real, 0.0, 0.0, tokens, 400.0, 10)
+    return World(
+        seed,
+        "t",
+        "loss",
+        MIXTURES,
+        {1.0: proxy},
+        1.0,
+        proxy,
+        proxy,
+        real,
+        real,
+        0.0,
+        0.0,
+        tokens,
+        400.0,
+        10,
+    )
 
 
 def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:
@@ -43,7 +59,9 @@ def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:
     assert found["Merge to Mix, unchecked"].normalised.value == 0
     assert found["Merge to Mix with checks"].rank.value == 1
     first = [next(rivals.random_choice(replace(perfect, seed=s), 1, 0.0))[0][1] for s in range(400)]
-    regrets = (perfect.real_report_M.max() - perfect.real_report_M[first]) / compare.mean_regret(perfect)
+    regrets = (perfect.real_report_M.max() - perfect.real_report_M[first]) / compare.mean_regret(
+        perfect
+    )
     assert np.mean(regrets) == pytest.approx(1, abs=0.1)
 
 
@@ -81,8 +99,13 @@ def test_compute_counts_three_for_a_token_trained_and_one_for_a_token_read() -> 
 def test_checks_mend_a_choice_that_proxies_get_wrong() -> None:
     regrets = []
     for num in (0, 4):
-        picks = [(w, rivals.checked(w, num)[-1].pick) for w in (world(noise=1.5, seed=s) for s in range(30))]
-        regrets.append(np.mean([w.real_select_M.max() - w.real_select_M[pick] for w, pick in picks]))
+        picks = [
+            (w, rivals.checked(w, num)[-1].pick)
+            for w in (world(noise=1.5, seed=s) for s in range(30))
+        ]
+        regrets.append(
+            np.mean([w.real_select_M.max() - w.real_select_M[pick] for w, pick in picks])
+        )
     assert regrets[1] < 0.7 * regrets[0]
 
 
@@ -100,7 +123,9 @@ def test_a_whole_study_and_again_from_the_store(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     written = json.loads((tmp_path / "run" / "study.json").read_text())
     assert written["num_finetunes"] == 14 and len(written["worlds"]) == 2
-    assert {"proxy-real.svg", "regret-compute.svg", "study.md"} <= {file.name for file in (tmp_path / "run").iterdir()}
+    assert {"proxy-real.svg", "regret-compute.svg", "study.md"} <= {
+        file.name for file in (tmp_path / "run").iterdir()
+    }
     (read, *_) = document.read_worlds(tmp_path / "run" / "study.json")
     again = study.run(m2m.load_recipe(path))
     assert read.mixtures == again.worlds[0].mixtures
@@ -110,7 +135,9 @@ def test_a_whole_study_and_again_from_the_store(tmp_path: Path) -> None:
     assert json.loads((folder / "study.json").read_text())["standings"] == written["standings"]
 
 
-def test_a_mixture_whose_training_fails_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mixture_whose_training_fails_is_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = recipe_values(tmp_path)
     values["train"]["max_steps"] = 1
     values["study"] = {"seeds": [0, 1], "exponents": [0.5], "num_draws": 2}
@@ -137,18 +164,24 @@ def test_a_study_of_mixtures_of_several_datasets_alone(tmp_path: Path) -> None:
     found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
     assert all(len(mixture) > 1 for mixture in found.worlds[0].mixtures)
     assert found.worlds[0].proxies_cost > 3 * found.worlds[0].expert_tokens > 0
-    assert found.absent["best single dataset"] == 1 and "best single dataset: no answer for 1 of 1" in document.render(found)
+    assert found.absent[
+        "best single dataset"
+    ] == 1 and "best single dataset: no answer for 1 of 1" in document.render(found)
 
 
 def test_too_small_a_sample_is_refused(tmp_path: Path) -> None:
     values = recipe_values(tmp_path, datasets=tuple("abcdef"))
     values["study"] = {"seeds": [0], "num_mixtures": 6}
-    with pytest.raises(UserError, match=r"study.num_mixtures: 6 mixtures, .* at least 7 are needed"):
+    with pytest.raises(
+        UserError, match=r"study.num_mixtures: 6 mixtures, .* at least 7 are needed"
+    ):
         study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
 
 
 def test_a_large_study_says_its_cost_first(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     values["study"] = {"max_finetunes": 20}
-    with pytest.raises(UserError, match=r"makes 21 fine-tunes, more than study.max_finetunes \(20\)"):
+    with pytest.raises(
+        UserError, match=r"makes 21 fine-tunes, more than study.max_finetunes \(20\)"
+    ):
         study.run(m2m.load_recipe(write_recipe(tmp_path, values)))

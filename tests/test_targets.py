@@ -25,14 +25,21 @@ from mergetomix.targets.target import Target, TargetSetting
 
 WHERE = "targets.x"
 BaseOf = Callable[[str], str]
-PAIRS = tiny.pairs(("the cat", " sat on the mat"), ("one plus two is", " three"), ("", "dog"), ("the dog sat", " on"))
+PAIRS = tiny.pairs(
+    ("the cat", " sat on the mat"),
+    ("one plus two is", " three"),
+    ("", "dog"),
+    ("the dog sat", " on"),
+)
 
 
 def spec(**changes: Any) -> Spec:
     return Spec(**{"path": "x.jsonl", "prompt": "p", "completion": "c", **changes})
 
 
-def build(family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any) -> Target:
+def build(
+    family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any
+) -> Target:
     return kinds.build(spec(**changes), examples, TargetSetting(family, WHERE, batch_tokens))
 
 
@@ -57,14 +64,18 @@ def test_loss_is_nats_per_scored_token(base: BaseOf, kind: str) -> None:
 
 def test_loss_of_a_text_in_windows_is_one_value(family: CausalLM) -> None:
     texts = ["the cat sat on the mat " * 30, "one plus two"]
-    scores = build(family, [Example(i, text=text) for i, text in enumerate(texts)]).score(family.load())
+    scores = build(family, [Example(i, text=text) for i, text in enumerate(texts)]).score(
+        family.load()
+    )
     assert scores.weights == tuple(len(family.tokens(text)) + 1 for text in texts)
     assert len(scores.values) == 2
 
 
 def test_an_example_without_a_token_to_score_names_its_row(base: BaseOf) -> None:
     family = tiny.open_base(base("gpt2"))
-    family.tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Replace("x", "")
+    family.tokenizer.backend_tokenizer.normalizer = __import__("tokenizers").normalizers.Replace(
+        "x", ""
+    )
     with pytest.raises(DataError, match=r"^targets\.x: row 5 has no token to score"):
         build(family, [Example(5, text="x")])
 
@@ -74,7 +85,8 @@ def test_an_example_without_a_token_to_score_names_its_row(base: BaseOf) -> None
 
 OPTIONS = (" three", " the dog sat on the log", " x")
 QUESTIONS = [
-    Example(i, prompt=p, completion=OPTIONS[i % 3], options=OPTIONS) for i, p in enumerate(("one plus two is", "the", "", "on"))
+    Example(i, prompt=p, completion=OPTIONS[i % 3], options=OPTIONS)
+    for i, p in enumerate(("one plus two is", "the", "", "on"))
 ]
 
 
@@ -91,15 +103,21 @@ def test_choice_is_the_likeliest_option(base: BaseOf, kind: str, normalize: bool
         costs = [tiny.reference_nll(model, prompt + a, [-100] * len(prompt) + a) for a in answers]
         picked.append(costs.index(min(costs)))
         if normalize:
-            per_byte = [cost / len(option.encode()) for cost, option in zip(costs, OPTIONS, strict=True)]
+            per_byte = [
+                cost / len(option.encode()) for cost, option in zip(costs, OPTIONS, strict=True)
+            ]
             picked[-1] = per_byte.index(min(per_byte))
-    for shift in range(3):  # every option is the right one once, so that right and wrong are both seen
+    for shift in range(
+        3
+    ):  # every option is the right one once, so that right and wrong are both seen
         right = [(pick + shift) % 3 for pick in picked]
         asked = [
             Example(i, prompt=q.prompt, completion=OPTIONS[r], options=OPTIONS)
             for i, (q, r) in enumerate(zip(QUESTIONS, right, strict=True))
         ]
-        scores = build(family, asked, score="choice", options=list(OPTIONS), normalize=normalize).score(model)
+        scores = build(
+            family, asked, score="choice", options=list(OPTIONS), normalize=normalize
+        ).score(model)
         assert scores.kind == "score" and scores.weights == (1.0,) * 4
         assert scores.values == (float(shift == 0),) * 4
 
@@ -107,9 +125,13 @@ def test_choice_is_the_likeliest_option(base: BaseOf, kind: str, normalize: bool
 def test_normalizing_changes_the_pick(family: CausalLM) -> None:
     model, prompts = family.load(), " ".join(tiny.TEXTS).split()
     options = ("x", " the dog")
-    asked = [Example(i, prompt=p, completion=options[1], options=options) for i, p in enumerate(prompts)]
+    asked = [
+        Example(i, prompt=p, completion=options[1], options=options) for i, p in enumerate(prompts)
+    ]
     settings: dict[str, Any] = {"score": "choice", "options": list(options)}
-    raw, normal = (build(family, asked, **settings, normalize=n).score(model) for n in (False, True))
+    raw, normal = (
+        build(family, asked, **settings, normalize=n).score(model) for n in (False, True)
+    )
     assert raw.mean < normal.mean  # the long option gains
 
 
@@ -119,7 +141,14 @@ def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kin
     family = tiny.open_base(base(kind))
     model, options = family.load(), ("a", "b", "c", "d")
     values = [
-        build(family, [Example(0, completion=o, options=options)], score="choice", options=list(options)).score(model).mean
+        build(
+            family,
+            [Example(0, completion=o, options=options)],
+            score="choice",
+            options=list(options),
+        )
+        .score(model)
+        .mean
         for o in options
     ]
     assert sorted(values) == [0, 0, 0, 1]
@@ -130,7 +159,9 @@ def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kin
 
 
 def test_a_long_prompt_of_a_choice_keeps_its_start(family: CausalLM) -> None:
-    example = Example(0, prompt="the cat sat on the mat " * 30, completion=" three", options=OPTIONS)
+    example = Example(
+        0, prompt="the cat sat on the mat " * 30, completion=" three", options=OPTIONS
+    )
     target: Any = build(family, [example], score="choice", options=list(OPTIONS))
     (question,) = target.questions
     answers = [tuple(family.tokens(option)) for option in OPTIONS]
@@ -179,7 +210,9 @@ def test_exact_trims() -> None:
 
 
 def test_regex_takes_the_first_group_or_the_whole() -> None:
-    group = pick_metric(spec(score="generate", metric="regex", pattern=r"is (\w+)|was (\w+)"), WHERE)
+    group = pick_metric(
+        spec(score="generate", metric="regex", pattern=r"is (\w+)|was (\w+)"), WHERE
+    )
     assert group("it is three, is four", " three ") == 1.0
     assert group("it is four", "three") == 0.0
     assert group("it was three", "three") == 0.0
@@ -205,7 +238,10 @@ def test_generated_answers_are_compared_with_the_right_ones(base: BaseOf, kind: 
     assert [answer for _, answer in seen] == [example.completion for example in PAIRS]
     assert scores.values == tuple(len(output) / 100 for output, _ in seen)
     assert len({output for output, _ in seen}) > 1
-    right = [Example(i, prompt=e.prompt, completion=seen[i][0] if i % 2 else "no") for i, e in enumerate(PAIRS)]
+    right = [
+        Example(i, prompt=e.prompt, completion=seen[i][0] if i % 2 else "no")
+        for i, e in enumerate(PAIRS)
+    ]
     assert build(family, right, **settings).score(model).values == (0.0, 1.0, 0.0, 1.0)
 
 
@@ -213,7 +249,9 @@ def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
     turns = (("user", "why"), ("assistant", "three"), ("user", "thanks"))
     target: Any = kinds.build(
-        Spec(path="x", messages="m", score="generate"), [Example(0, messages=turns)], TargetSetting(family, WHERE, 512)
+        Spec(path="x", messages="m", score="generate"),
+        [Example(0, messages=turns)],
+        TargetSetting(family, WHERE, 512),
     )
     assert target.answers == ["three"]
     assert str(family.tokenizer.decode(target.prompts[0])).endswith("why</s>\n<s>assistant\n")
@@ -223,8 +261,13 @@ def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
 def test_a_long_prompt_leaves_the_model_room_to_answer(base: BaseOf, kind: str) -> None:
     family = tiny.open_base(base(kind))
     long = tiny.pairs(("the cat sat on the mat " * 30, "x"))
-    assert build(family, long, score="generate", max_new_tokens=30, stop=[]).score(family.load()).values == (0.0,)
-    with pytest.raises(DataError, match=r"^targets\.x\.max_new_tokens: must be under the model's limit of 96 tokens"):
+    assert build(family, long, score="generate", max_new_tokens=30, stop=[]).score(
+        family.load()
+    ).values == (0.0,)
+    with pytest.raises(
+        DataError,
+        match=r"^targets\.x\.max_new_tokens: must be under the model's limit of 96 tokens",
+    ):
         build(family, long, score="generate", max_new_tokens=96)
 
 
@@ -234,10 +277,18 @@ def fails(output: str, answer: str) -> float:
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [(fails, "raised KeyError: 'gone'"), (lambda o, a: math.nan, "score of example 0 is nan"), (lambda o, a: "1", "not text")],
+    [
+        (fails, "raised KeyError: 'gone'"),
+        (lambda o, a: math.nan, "score of example 0 is nan"),
+        (lambda o, a: "1", "not text"),
+    ],
 )
-def test_a_metric_that_fails_names_the_function(family: CausalLM, function: Any, message: str) -> None:
-    target = build(family, PAIRS, score="generate", metric="function", function=function, max_new_tokens=2)
+def test_a_metric_that_fails_names_the_function(
+    family: CausalLM, function: Any, message: str
+) -> None:
+    target = build(
+        family, PAIRS, score="generate", metric="function", function=function, max_new_tokens=2
+    )
     with pytest.raises(DataError, match=rf"^targets\.x\.function: .*{message}"):
         target.score(family.load())
 
@@ -256,24 +307,34 @@ def lengths(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> li
 ROWS = [{"q": "the cat"}, {"q": "a"}, {"q": "one plus two is three"}]
 
 
-def function(family: CausalLM, given: Any, rows: Any = None, keep: Sequence[int] = (0, 2)) -> Function:
-    return Function(Spec(score="python", function=given), rows, keep, TargetSetting(family, WHERE, 512))
+def function(
+    family: CausalLM, given: Any, rows: Any = None, keep: Sequence[int] = (0, 2)
+) -> Function:
+    return Function(
+        Spec(score="python", function=given), rows, keep, TargetSetting(family, WHERE, 512)
+    )
 
 
 def test_a_function_with_rows_scores_each(family: CausalLM) -> None:
     scores = function(family, lengths, ROWS).score(family.load())
     assert scores.kind == "score" and scores.weights == (1.0,) * 3
-    assert scores.values == tuple(float(len(family.tokenizer(row["q"])["input_ids"])) for row in ROWS)
+    assert scores.values == tuple(
+        float(len(family.tokenizer(row["q"])["input_ids"])) for row in ROWS
+    )
 
 
 def test_a_function_without_rows_gives_all_and_a_part_is_kept(family: CausalLM) -> None:
     model = family.load()
     everything = norms(model, None)
-    assert function(family, norms, keep=[0, 2, 5]).score(model).values == tuple(everything[i] for i in (0, 2, 5))
+    assert function(family, norms, keep=[0, 2, 5]).score(model).values == tuple(
+        everything[i] for i in (0, 2, 5)
+    )
 
 
 def test_results_may_be_tensors_and_booleans(family: CausalLM) -> None:
-    assert function(family, lambda m, t, rows: torch.tensor([1.0, 0.5, 0.0]), ROWS).score(family.load()).values == (1, 0.5, 0)
+    assert function(family, lambda m, t, rows: torch.tensor([1.0, 0.5, 0.0]), ROWS).score(
+        family.load()
+    ).values == (1, 0.5, 0)
     assert checked([True, False], 2, WHERE) == (1.0, 0.0)
 
 
@@ -297,7 +358,9 @@ def explode(model: Any, tokenizer: Any, rows: Any = None) -> list[float]:
         (lambda m, t: [1.0, 2.0], "returned 2 scores, fewer"),
     ],
 )
-def test_what_a_function_does_wrong_names_the_target(family: CausalLM, given: Any, message: str) -> None:
+def test_what_a_function_does_wrong_names_the_target(
+    family: CausalLM, given: Any, message: str
+) -> None:
     with pytest.raises(DataError, match=rf"^targets\.x\.function: .*{message}"):
         function(family, given).score(family.load())
 
@@ -328,8 +391,12 @@ number = 3
 """
 
 
-def test_functions_are_loaded_from_files_and_modules(family: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "json.py").write_text(CODE)  # a file may be called like an installed module and must not hide it
+def test_functions_are_loaded_from_files_and_modules(
+    family: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text(
+        CODE
+    )  # a file may be called like an installed module and must not hide it
     loaded = load_function(f"{tmp_path / 'json.py'}:score", WHERE)
     assert loaded(None, None, ROWS) == [14.0, 2.0, 42.0]
     assert sys.modules["json"].__name__ == "json" and hasattr(sys.modules["json"], "dumps")
@@ -337,7 +404,11 @@ def test_functions_are_loaded_from_files_and_modules(family: CausalLM, tmp_path:
     monkeypatch.syspath_prepend(str(tmp_path))
     assert load_function("judge_of_mine:score", WHERE)(None, None, ROWS) == [14.0, 2.0, 42.0]
     assert load_function(norms, WHERE) is norms
-    assert function(family, f"{tmp_path / 'json.py'}:score", ROWS).score(family.load()).values == (14.0, 2.0, 42.0)
+    assert function(family, f"{tmp_path / 'json.py'}:score", ROWS).score(family.load()).values == (
+        14.0,
+        2.0,
+        42.0,
+    )
 
 
 @pytest.mark.parametrize(
@@ -352,7 +423,9 @@ def test_functions_are_loaded_from_files_and_modules(family: CausalLM, tmp_path:
         ("{0}/raises.py:score", "ZeroDivisionError"),
     ],
 )
-def test_a_function_that_cannot_be_loaded_names_the_key(tmp_path: Path, name: str, message: str) -> None:
+def test_a_function_that_cannot_be_loaded_names_the_key(
+    tmp_path: Path, name: str, message: str
+) -> None:
     (tmp_path / "code.py").write_text(CODE)
     (tmp_path / "syntax.py").write_text("def score(:")
     (tmp_path / "raises.py").write_text("1 / 0")
@@ -428,7 +501,9 @@ def uses_helper(m: Any, t: Any) -> list[float]:
     return [helper()]
 
 
-def test_the_fingerprint_follows_functions_of_the_same_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_follows_functions_of_the_same_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = source_of(uses_helper)
 
     def helper() -> float:
@@ -458,8 +533,12 @@ def chaotic(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> li
 
 KINDS: dict[str, Callable[..., Target]] = {
     "loss": lambda family, **k: build(family, PAIRS, **k),
-    "choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), **k),
-    "raw choice": lambda family, **k: build(family, QUESTIONS, score="choice", options=list(OPTIONS), normalize=False, **k),
+    "choice": lambda family, **k: build(
+        family, QUESTIONS, score="choice", options=list(OPTIONS), **k
+    ),
+    "raw choice": lambda family, **k: build(
+        family, QUESTIONS, score="choice", options=list(OPTIONS), normalize=False, **k
+    ),
     "generate": lambda family, **k: build(family, PAIRS, score="generate", max_new_tokens=5, **k),
     "python rows": lambda family, **k: function(family, chaotic, ROWS),
     "python": lambda family, **k: function(family, norms, keep=[1, 2, 3]),
@@ -467,7 +546,9 @@ KINDS: dict[str, Callable[..., Target]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_target_gives_one_finite_value_an_example_and_the_same_twice(family: CausalLM, kind: str) -> None:
+def test_a_target_gives_one_finite_value_an_example_and_the_same_twice(
+    family: CausalLM, kind: str
+) -> None:
     model, target = family.load(), KINDS[kind](family)
     first = target.score(model)
     torch.rand(7)

@@ -29,12 +29,17 @@ LORA = Lora(rank=4, alpha=8)
 
 def encode(family: CausalLM, count: int, seed: int = 0) -> Sequence[Encoded]:
     draw, words = random.Random(seed), " ".join(tiny.TEXTS).split()
-    rows = [(" ".join(draw.choices(words, k=draw.randint(1, 9))), " " + draw.choice(words)) for _ in range(count)]
+    rows = [
+        (" ".join(draw.choices(words, k=draw.randint(1, 9))), " " + draw.choice(words))
+        for _ in range(count)
+    ]
     return family.encode(tiny.pairs(*rows), "datasets.x").sequences
 
 
 def train(**changes: Any) -> Train:
-    return Train(**{"method": "full", "learning_rate": 1e-3, "lora": LORA, "max_steps": 3, **changes})
+    return Train(
+        **{"method": "full", "learning_rate": 1e-3, "lora": LORA, "max_steps": 3, **changes}
+    )
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -42,7 +47,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return dict(load_file(file))
 
 
-def trained(family: CausalLM, sequences: Sequence[Encoded], out: Path, **changes: Any) -> dict[str, Tensor]:
+def trained(
+    family: CausalLM, sequences: Sequence[Encoded], out: Path, **changes: Any
+) -> dict[str, Tensor]:
     finetune(family, sequences, train(**changes), out)
     return weights(out)
 
@@ -52,21 +59,29 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor], atol: float) -> bool:
-    return set(one) == set(other) and all(torch.allclose(one[n], other[n], rtol=0, atol=atol) for n in one)
+    return set(one) == set(other) and all(
+        torch.allclose(one[n], other[n], rtol=0, atol=atol) for n in one
+    )
 
 
 def off(one: dict[str, Tensor], other: dict[str, Tensor], atol: float) -> float:
     """The share of values that differ. AdamW moves by near the gradient's sign: where it is all but zero (as it is for the
     bias of GPT-2's keys), rounding decides, so a few may."""
     assert set(one) == set(other)
-    return sum(int(((one[n] - other[n]).abs() > atol).sum()) for n in one) / sum(t.numel() for t in one.values())
+    return sum(int(((one[n] - other[n]).abs() > atol).sum()) for n in one) / sum(
+        t.numel() for t in one.values()
+    )
 
 
 # --- the same every time
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "lora", "lora": Lora(rank=4, dropout=0.3)}], ids=["full", "lora"])
-def test_training_is_a_function_of_its_arguments(family: CausalLM, tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"method": "lora", "lora": Lora(rank=4, dropout=0.3)}], ids=["full", "lora"]
+)
+def test_training_is_a_function_of_its_arguments(
+    family: CausalLM, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     ours, theirs = encode(family, 20), encode(family, 11, seed=1)
     first = trained(family, ours, tmp_path / "a", **changes)
     assert same(first, trained(family, ours, tmp_path / "b", **changes))
@@ -81,7 +96,10 @@ def test_dropout_is_on_in_training_alone(base: BaseOf, tmp_path: Path) -> None:
     """GPT-2's own dropout: drawn anew by another seed, in one batch whose order does not matter."""
     family = tiny.open_base(base("gpt2"))
     sequences = encode(family, 6)
-    one, other = (trained(family, sequences, tmp_path / str(s), seed=s, batch_size=6, max_steps=1) for s in (0, 1))
+    one, other = (
+        trained(family, sequences, tmp_path / str(s), seed=s, batch_size=6, max_steps=1)
+        for s in (0, 1)
+    )
     assert not close(one, other, 1e-6)
     assert family.load().training is False
 
@@ -96,7 +114,10 @@ def test_a_full_fine_tune_loads_as_any_model(family: CausalLM, tmp_path: Path) -
     saved = trained(family, sequences, tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
-    assert AutoTokenizer.from_pretrained(tmp_path)("the cat")["input_ids"] == family.tokenizer("the cat")["input_ids"]
+    assert (
+        AutoTokenizer.from_pretrained(tmp_path)("the cat")["input_ids"]
+        == family.tokenizer("the cat")["input_ids"]
+    )
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert not list(tmp_path.glob("*.bin")) and not list(tmp_path.glob("checkpoint*"))
 
@@ -104,7 +125,9 @@ def test_a_full_fine_tune_loads_as_any_model(family: CausalLM, tmp_path: Path) -
 def test_a_fine_tune_keeps_the_bases_settings(family: CausalLM, tmp_path: Path) -> None:
     """The trainer turns the cache off in the configuration; saved like that, generation would be slow for ever."""
     trained(family, encode(family, 4), tmp_path)
-    old, new = (json.loads(Path(p, "config.json").read_text()) for p in (family.base.path, tmp_path))
+    old, new = (
+        json.loads(Path(p, "config.json").read_text()) for p in (family.base.path, tmp_path)
+    )
     assert new.get("use_cache", True) is old.get("use_cache", True) is True
     keys = set(old) - {"_name_or_path", "transformers_version"}
     assert {key: new.get(key) for key in keys} == {key: old[key] for key in keys}
@@ -118,11 +141,19 @@ def test_an_adapter_loads_by_peft(family: CausalLM, tmp_path: Path) -> None:
     assert {name.split(".")[-2] for name in saved} == {"lora_A", "lora_B"} and len(saved) == 28
     assert all(bool(tensor.any()) for tensor in saved.values())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (4, 8, family.base.path)
+    assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (
+        4,
+        8,
+        family.base.path,
+    )
     batches = family.batches(sequences, 10**6)
     ours = family.negative_log_likelihoods(family.load_finetune(str(tmp_path)), batches)
     loaded = PeftModel.from_pretrained(family.load(), tmp_path).eval()
-    assert ours == family.negative_log_likelihoods(loaded, batches) != family.negative_log_likelihoods(family.load(), batches)
+    assert (
+        ours
+        == family.negative_log_likelihoods(loaded, batches)
+        != family.negative_log_likelihoods(family.load(), batches)
+    )
 
 
 def test_an_adapter_on_a_bf16_base_is_trained_in_float32(base: BaseOf, tmp_path: Path) -> None:
@@ -137,14 +168,19 @@ def test_an_adapter_on_a_bf16_base_is_trained_in_float32(base: BaseOf, tmp_path:
 # --- what is trained on
 
 
-def one_step(family: CausalLM, sequences: Sequence[Encoded], settings: Train, everything: bool = False) -> dict[str, Tensor]:
+def one_step(
+    family: CausalLM, sequences: Sequence[Encoded], settings: Train, everything: bool = False
+) -> dict[str, Tensor]:
     """The reference: one step of AdamW on the mean loss of the scored tokens, one sequence at a time."""
     model = family.load()
     count = sum(len(s.ids) - 1 if everything else s.num_scored for s in sequences)
     for s in sequences:
         logits = model(torch.tensor([s.ids])).logits[0, :-1]
         labels = torch.tensor((s.ids if everything else s.labels)[1:])
-        (torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count).backward()
+        (
+            torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
+            / count
+        ).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
     groups: list[dict[str, Any]] = [
         {"params": [p for p in model.parameters() if p.ndim > 1]},
@@ -155,7 +191,9 @@ def one_step(family: CausalLM, sequences: Sequence[Encoded], settings: Train, ev
 
 
 @pytest.mark.parametrize("kind", ["llama", "untied"])
-def test_one_step_is_the_references_on_completions_alone(base: BaseOf, tmp_path: Path, kind: str) -> None:
+def test_one_step_is_the_references_on_completions_alone(
+    base: BaseOf, tmp_path: Path, kind: str
+) -> None:
     family = tiny.open_base(base(kind))
     sequences = encode(family, 8)
     settings = train(max_steps=1, warmup_ratio=0, weight_decay=0.1)
@@ -167,7 +205,9 @@ def test_one_step_is_the_references_on_completions_alone(base: BaseOf, tmp_path:
 def test_texts_are_trained_on_whole(base: BaseOf, tmp_path: Path) -> None:
     """Without a start token the first one has no prediction and must not count in the mean."""
     family = tiny.open_base(base("untied"), 16)
-    sequences = family.encode([Example(0, text="the cat sat on the mat " * 5)], "datasets.x").sequences
+    sequences = family.encode(
+        [Example(0, text="the cat sat on the mat " * 5)], "datasets.x"
+    ).sequences
     assert len(sequences) > 2
     settings = train(max_steps=1, warmup_ratio=0)
     saved = trained(family, sequences, tmp_path, max_steps=1, warmup_ratio=0)
@@ -181,7 +221,10 @@ def test_the_loss_falls(family: CausalLM, tmp_path: Path) -> None:
     for method, rate in (("full", 3e-3), ("lora", 3e-2)):
         out = tmp_path / method
         finetune(family, sequences, train(method=method, learning_rate=rate, max_steps=20), out)
-        assert sum(family.negative_log_likelihoods(family.load_finetune(str(out)), batches)) < 0.6 * before
+        assert (
+            sum(family.negative_log_likelihoods(family.load_finetune(str(out)), batches))
+            < 0.6 * before
+        )
 
 
 # --- settings that must change nothing
@@ -199,7 +242,11 @@ def test_accumulated_batches_are_one_batch(family: CausalLM, tmp_path: Path) -> 
 def test_checkpointing_changes_nothing(family: CausalLM, tmp_path: Path, method: str) -> None:
     sequences = encode(family, 16)
     plain = trained(family, sequences, tmp_path / "a", method=method)
-    assert close(plain, trained(family, sequences, tmp_path / "b", method=method, gradient_checkpointing=True), 2e-5)
+    assert close(
+        plain,
+        trained(family, sequences, tmp_path / "b", method=method, gradient_checkpointing=True),
+        2e-5,
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "untied"])
@@ -212,7 +259,10 @@ def test_packing_changes_nothing(base: BaseOf, tmp_path: Path, kind: str) -> Non
     padded = trained(family, sequences, tmp_path / "a")
     packed = trained(family, sequences, tmp_path / "b", packing=True)
     assert off(padded, packed, 5e-5) < 0.005
-    longer = [Encoded(a.ids + b.ids, a.labels + b.labels, 0) for a, b in zip(sequences[::2], sequences[1::2], strict=True)]
+    longer = [
+        Encoded(a.ids + b.ids, a.labels + b.labels, 0)
+        for a, b in zip(sequences[::2], sequences[1::2], strict=True)
+    ]
     attending = trained(family, longer, tmp_path / "c", batch_size=4)
     assert off(padded, attending, 5e-5) > 0.2  # sequences that see each other give another model
 
@@ -282,7 +332,9 @@ def test_learning_rates_follow_the_schedule(
     planned = plan(4, sum(len(s.ids) for s in sequences), settings)
     trainer = family.trainer(sequences, settings, arguments(family, settings, planned, tmp_path))
     trainer.train()
-    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    rates = [
+        entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry
+    ]
     want = [min(i / 2, 1) * shape(max(0, i - 2) / 8) * 1e-3 for i in range(10)]
     assert rates == pytest.approx(want)
 
@@ -296,16 +348,23 @@ def test_union_keeps_everything_in_order(family: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_loss_that_is_not_finite_names_the_step(family: CausalLM, tmp_path: Path, method: str) -> None:
+def test_a_loss_that_is_not_finite_names_the_step(
+    family: CausalLM, tmp_path: Path, method: str
+) -> None:
     steps: list[int] = []
     settings = train(method=method, learning_rate=1e30, warmup_ratio=0, max_steps=9)
-    with pytest.raises(TrainingError, match=r"^the loss is (nan|inf) at step [23]\nhint: lower train\.learning_rate"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^the loss is (nan|inf) at step [23]\nhint: lower train\.learning_rate",
+    ):
         finetune(family, encode(family, 16), settings, tmp_path, steps.append)
     assert 1 <= len(steps) <= 3
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_params_that_are_not_finite_after_the_last_step_are_named(family: CausalLM, tmp_path: Path) -> None:
+def test_params_that_are_not_finite_after_the_last_step_are_named(
+    family: CausalLM, tmp_path: Path
+) -> None:
     settings = train(learning_rate=1e39, warmup_ratio=0, max_steps=1)
     with pytest.raises(TrainingError, match=r"^the tensor model\.\S+ is not finite at step 1"):
         finetune(family, encode(family, 8), settings, tmp_path)
@@ -318,7 +377,9 @@ def models() -> int:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_fine_tune_leaves_no_model_in_memory(family: CausalLM, tmp_path: Path, method: str) -> None:
+def test_a_fine_tune_leaves_no_model_in_memory(
+    family: CausalLM, tmp_path: Path, method: str
+) -> None:
     sequences = encode(family, 8)
     gc.collect()
     before = models()
@@ -330,7 +391,9 @@ def test_a_fine_tune_leaves_no_model_in_memory(family: CausalLM, tmp_path: Path,
         gc.enable()
 
 
-def test_training_says_nothing(family: CausalLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_training_says_nothing(
+    family: CausalLM, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     finetune(family, encode(family, 4), train(max_steps=1), tmp_path)
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")

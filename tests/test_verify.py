@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_run import WORDS, Heard, recipe_values, write_recipe
+from recipes import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix import training
@@ -16,7 +16,8 @@ from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report import markdown
 from mergetomix.results import Verification
-from mergetomix.session.job import open_job
+from mergetomix.session.finetunes import Finetunes
+from mergetomix.session.session import open_session
 from mergetomix.stages import checks, pipeline, requirements, search
 from mergetomix.statistics import posterior
 
@@ -25,7 +26,10 @@ def values_of(folder: Path, **checks: Any) -> dict[str, Any]:
     """A recipe of checks alone: no baselines, which would count as checks."""
     values = recipe_values(folder)
     values["train"]["max_steps"] = 1
-    return values | {"verify": {"budget": 2, "repeats": 0, "exponents": [], **checks}, "final": {"baselines": []}}
+    return values | {
+        "verify": {"budget": 2, "repeats": 0, "exponents": [], **checks},
+        "final": {"baselines": []},
+    }
 
 
 def test_the_best_mixed_proxy_is_checked_first_and_no_mixture_twice(tmp_path: Path) -> None:
@@ -48,10 +52,14 @@ def test_what_is_checked_is_known_and_the_rest_has_an_interval(tmp_path: Path) -
             assert line.known == (len(line.mixture) == 1)
             assert line.known or line.low < line.mean < line.high
     means = [line.mean for line in result.verification.predictions]
-    assert result.verification.mixture == result.verification.predictions[0].mixture and means == sorted(means, reverse=True)
+    assert result.verification.mixture == result.verification.predictions[
+        0
+    ].mixture and means == sorted(means, reverse=True)
 
 
-def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_check_is_named_and_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = values_of(tmp_path, budget=4, confidence=0.9999)
     values["final"]["train"] = False
     original = training.finetune
@@ -73,55 +81,78 @@ def test_a_failed_check_is_named_and_left_out(tmp_path: Path, monkeypatch: pytes
     assert "a + b + c" in report and "the loss is nan" in report
 
 
-def test_what_failed_is_no_candidate_and_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_is_no_candidate_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The best proxy's fine-tune fails: the next best is checked first, and the failed one is nowhere an alternative."""
     failed: list[Any] = []
-    original = checks.fit
+    original = Finetunes.fit
 
-    def failing(job: Any, mixture: Any, *rest: Any) -> Any:
+    def failing(self: Any, mixture: Any, *rest: Any) -> Any:
         if not failed or mixture in failed:
             failed.append(mixture)
             raise TrainingError("the loss is nan at step 1")
-        return original(job, mixture, *rest)
+        return original(self, mixture, *rest)
 
-    monkeypatch.setattr(checks, "fit", failing)
+    monkeypatch.setattr(Finetunes, "fit", failing)
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999)))
     found = result.verification
     assert found is not None
     ranked = [trial.mixture for trial in result.selection.trials if len(trial.mixture) > 1]
-    assert [mixture for mixture, _ in found.failures] == ranked[:1] and found.checks[0].mixture == ranked[1]
+    assert [mixture for mixture, _ in found.failures] == ranked[:1] and found.checks[
+        0
+    ].mixture == ranked[1]
     assert ranked[0] not in [each.mixture for each in (*found.predictions, *found.alternatives)]
     assert sum(each.best_probability for each in found.predictions) == pytest.approx(1)
 
 
-def test_where_every_mixture_fails_there_is_no_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(job: Any, mixture: Any, *rest: Any) -> Any:
+def test_where_every_mixture_fails_there_is_no_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(self: Any, mixture: Any, *rest: Any) -> Any:
         raise TrainingError("the loss is nan at step 1")
 
-    monkeypatch.setattr(checks, "fit", failing)
+    monkeypatch.setattr(Finetunes, "fit", failing)
     values = values_of(tmp_path, budget=1) | {"search": {"min_datasets": 3}}
     with pytest.raises(TrainingError, match="no mixture is left to choose from"):
         m2m.run(write_recipe(tmp_path, values))
 
 
-@pytest.mark.parametrize(("search", "num"), [({"require": ["a"]}, 3), ({"min_datasets": 2}, 4), ({"forbid": ["a"]}, 1)])
-def test_mixtures_of_several_datasets_are_counted(tmp_path: Path, search: dict[str, Any], num: int) -> None:
-    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=None) | {"search": search}))
-    with open_job(recipe, Heard()) as job:
-        assert requirements.num_checks(job) == min(num, requirements.NUM_CHECKS)
-    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=num + 1) | {"search": search}))
-    with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match=f"may choose among {num} mixtures"):
-        requirements.num_checks(job)
+@pytest.mark.parametrize(
+    ("search", "num"), [({"require": ["a"]}, 3), ({"min_datasets": 2}, 4), ({"forbid": ["a"]}, 1)]
+)
+def test_mixtures_of_several_datasets_are_counted(
+    tmp_path: Path, search: dict[str, Any], num: int
+) -> None:
+    recipe = m2m.load_recipe(
+        write_recipe(tmp_path, values_of(tmp_path, budget=None) | {"search": search})
+    )
+    with open_session(recipe, Heard()) as session:
+        assert requirements.num_checks(session) == min(num, requirements.NUM_CHECKS)
+    recipe = m2m.load_recipe(
+        write_recipe(tmp_path, values_of(tmp_path, budget=num + 1) | {"search": search})
+    )
+    with (
+        open_session(recipe, Heard()) as session,
+        pytest.raises(RecipeError, match=f"may choose among {num} mixtures"),
+    ):
+        requirements.num_checks(session)
 
 
 def test_repeats_show_the_noise_between_seeds(tmp_path: Path) -> None:
-    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999, repeats=2)))
+    result = m2m.run(
+        write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999, repeats=2))
+    )
     found = result.verification
     assert found is not None
     best = checks.repeated(found.checks, 2)
-    assert [check.real for check in best] == sorted((check.real for check in found.checks), reverse=True)[:2]
-    with open_job(m2m.load_recipe(tmp_path / "recipe.yaml"), Heard()) as job:
-        again = [job.store.finetune(job.real_key(check.mixture, 1)) for check in best]
+    assert [check.real for check in best] == sorted(
+        (check.real for check in found.checks), reverse=True
+    )[:2]
+    with open_session(m2m.load_recipe(tmp_path / "recipe.yaml"), Heard()) as session:
+        again = [
+            session.store.finetune(session.addresses.finetune(check.mixture, 1)) for check in best
+        ]
     assert all(again) and (found.agreement["objective"].noise_sd or 0) > 0
 
 
@@ -129,27 +160,33 @@ def test_it_stops_where_the_pick_is_safe(tmp_path: Path) -> None:
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=4, confidence=0.51)))
     assert result.verification is not None
     probabilities = [line.best_probability for line in result.verification.predictions]
-    stopped = result.verification.stopped.startswith("the pick is the best mixture with a probability")
+    stopped = result.verification.stopped.startswith(
+        "the pick is the best mixture with a probability"
+    )
     assert stopped == (len(result.verification.checks) < 4)
     assert not stopped or max(probabilities) >= 0.51
 
 
-def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_exponent_scores_only_the_best_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def always(views: Any, reals: Any, unit: Any, default: float) -> float:
         return 0.5
 
     monkeypatch.setattr(posterior, "likeliest_exponent", always)
     values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
-    with open_job(recipe, Heard()) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
-        before = job.store.counts()["trials"]
-        found = pipeline.verify_mixtures(job, selection)
-        after = job.store.counts()["trials"]
+    with open_session(recipe, Heard()) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
+        before = session.store.counts()["trials"]
+        found = pipeline.verify_mixtures(session, selection)
+        after = session.store.counts()["trials"]
     assert found is not None and found.exponent == 0.5
     # two are kept, and the check besides, and what has one dataset and needs no new score
-    kept = {trial.mixture for trial in selection.trials[:2]} | {check.mixture for check in found.checks}
+    kept = {trial.mixture for trial in selection.trials[:2]} | {
+        check.mixture for check in found.checks
+    }
     kept |= {trial.mixture for trial in selection.trials if len(trial.mixture) == 1}
     assert {line.mixture for line in found.predictions} == kept
     assert after - before == sum(len(mixture) > 1 for mixture in kept)
@@ -157,8 +194,11 @@ def test_a_new_exponent_scores_only_the_best_again(tmp_path: Path, monkeypatch: 
 
 def test_more_checks_than_mixtures_is_refused(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=5)))
-    with open_job(recipe, Heard()) as job, pytest.raises(RecipeError, match="5 checks, but the search may choose among 4 mix"):
-        requirements.num_checks(job)
+    with (
+        open_session(recipe, Heard()) as session,
+        pytest.raises(RecipeError, match="5 checks, but the search may choose among 4 mix"),
+    ):
+        requirements.num_checks(session)
 
 
 def scores(values: list[float]) -> Scores:
@@ -168,19 +208,27 @@ def scores(values: list[float]) -> Scores:
 @pytest.mark.parametrize(
     ("best", "worst", "said"),
     [
-        ([1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 3.1], r"4 examples cannot tell even its best mixture .* about \d+ are needed"),
+        (
+            [1.0, 2.0, 3.0, 4.0],
+            [2.0, 1.0, 4.0, 3.1],
+            r"4 examples cannot tell even its best mixture .* about \d+ are needed",
+        ),
         ([1.0, 2.0, 3.0, 4.0], [2.0, 3.1, 4.0, 5.1], None),
         ([1.0, 1.0], [1.0, 1.0], "all 2 mixtures score the same"),
         ([1.0], [2.0], "1 examples cannot tell .* several are needed"),
     ],
 )
-def test_a_target_of_too_few_examples_is_named(tmp_path: Path, best: list[float], worst: list[float], said: str | None) -> None:
+def test_a_target_of_too_few_examples_is_named(
+    tmp_path: Path, best: list[float], worst: list[float], said: str | None
+) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path)))
-    with open_job(recipe, Heard()) as job:
-        mixtures = list(job.space())[:2]
-        trials = [Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)]
-        search.warn_of_blunt_targets(job, trials)
-        warned = [text for text in job.warnings if text.startswith("target t")]
+    with open_session(recipe, Heard()) as session:
+        mixtures = list(session.spaces.searched)[:2]
+        trials = [
+            Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)
+        ]
+        search.warn_of_blunt_targets(session, trials)
+        warned = [text for text in session.opened.warnings if text.startswith("target t")]
     assert (said is None) == (warned == [])
     assert said is None or re.search(said, warned[0])
 
@@ -194,23 +242,30 @@ def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
     mixed = m2m.load_recipe(write_recipe(tmp_path, values, "mixed.yaml"))
     keys = []
     for recipe in (plain, mixed):
-        with open_job(recipe, Heard()) as job:
-            keys.append(job.finetune_key(["a"]))
-            one, two = job.sequences(Mixture.union("a")), job.sequences(Mixture.union("ab"))
+        with open_session(recipe, Heard()) as session:
+            keys.append(session.addresses.union(["a"]))
+            one, two = (
+                session.finetunes.sequences(Mixture.union("a")),
+                session.finetunes.sequences(Mixture.union("ab")),
+            )
             anchors = 0 if recipe is plain else 1
             assert len(one) == 12 + 4 * anchors and len(two) == 24 + 8 * anchors
             if anchors:
-                own = {tuple(sequence.ids) for sequence in job.inputs.sequences("a")}
+                own = {tuple(sequence.ids) for sequence in session.inputs.sequences("a")}
                 added = [tuple(sequence.ids) for sequence in one if tuple(sequence.ids) not in own]
                 assert len(added) == 4 and added == [tuple(s.ids) for s in two[24:28]]
-                changed = recipe.train.model_copy(update={"anchor": recipe.train.anchor.model_copy(update={"share": 0.5})})
+                changed = recipe.train.model_copy(
+                    update={"anchor": recipe.train.anchor.model_copy(update={"share": 0.5})}
+                )
     assert keys[0] != keys[1]
-    with open_job(mixed.model_copy(update={"train": changed}), Heard()) as job:
-        assert job.finetune_key(["a"]) not in keys
+    with open_session(mixed.model_copy(update={"train": changed}), Heard()) as session:
+        assert session.addresses.union(["a"]) not in keys
 
 
 def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
-    few, many = (checks.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6))
+    few, many = (
+        checks.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6)
+    )
     mixture = Mixture(("a",), (1.0,))
     found = Verification(mixture, (), (), (), {"t": many, "u": few}, 1.0, 0.9, "")
     ((target, num, pearson, spearman, *_, noise, possible),) = markdown.fidelity_cells(found)
@@ -224,7 +279,7 @@ def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path:
     planned = []
     for repeats in (0, 2):
         values["verify"] = {"budget": 2, "repeats": repeats}
-        with open_job(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as job:
-            planned.append(requirements.finetunes(job))
+        with open_session(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as session:
+            planned.append(requirements.finetunes(session))
     assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
     assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 1]

@@ -10,8 +10,8 @@ import pytest
 import tiny
 import torch
 import yaml
+from recipes import recipe_values, write_recipe
 from safetensors.torch import load_file
-from test_run import recipe_values, write_recipe
 from torch import Tensor
 
 import mergetomix as m2m
@@ -23,13 +23,21 @@ from mergetomix.export.card import _fenced
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
 from mergetomix.sections.merge import Merge
-from mergetomix.session.job import open_job
+from mergetomix.session.session import open_session
 
 WEIGHTS = [5.0, 3.0, 2.0]
 IDS = torch.arange(3, 43).view(2, 20)
 EXPERTS: dict[str, list[dict[str, Any]]] = {
-    "llama": [{}, {"r": 2, "lora_alpha": 3, "use_rslora": True}, {"target_modules": ["q_proj", "down_proj"], "r": 3}],
-    "gpt2-untied": [{}, {"target_modules": ["c_proj", "lm_head"], "r": 2}, {"target_modules": ["c_attn"], "use_rslora": True}],
+    "llama": [
+        {},
+        {"r": 2, "lora_alpha": 3, "use_rslora": True},
+        {"target_modules": ["q_proj", "down_proj"], "r": 3},
+    ],
+    "gpt2-untied": [
+        {},
+        {"target_modules": ["c_proj", "lm_head"], "r": 2},
+        {"target_modules": ["c_attn"], "use_rslora": True},
+    ],
 }
 
 
@@ -43,7 +51,9 @@ def adapted(place: Path, kind: str = "llama", **changes: Any) -> m2m.Recipe:
     base = tiny.BASES[kind](place / "base")
     values = recipe_values(place) | {"base": base, **changes}
     for seed, (name, settings) in enumerate(zip("abc", EXPERTS[kind], strict=True)):
-        values["datasets"][name]["expert"] = tiny.adapter(base, place / f"expert {name}", seed, **settings)
+        values["datasets"][name]["expert"] = tiny.adapter(
+            base, place / f"expert {name}", seed, **settings
+        )
     return m2m.load_recipe(write_recipe(place, values))
 
 
@@ -70,8 +80,12 @@ def merged(recipe: m2m.Recipe) -> dict[str, Tensor]:
     family = CausalLM(recipe.base, "cpu", 32, "full")
     model = family.load()
     start = {name: p.detach().clone() for name, p in params(model).items()}
-    bank = Bank(model, {n: read_delta(family, start, str(recipe.datasets[n].expert), n) for n in "abc"})
-    bank.set(merge.coefficients(Mixture(("a", "b", "c"), (0.5, 0.3, 0.2)), recipe.merge.scale.exponent))
+    bank = Bank(
+        model, {n: read_delta(family, start, str(recipe.datasets[n].expert), n) for n in "abc"}
+    )
+    bank.set(
+        merge.coefficients(Mixture(("a", "b", "c"), (0.5, 0.3, 0.2)), recipe.merge.scale.exponent)
+    )
     return params(bank.model)
 
 
@@ -89,17 +103,21 @@ def test_the_folder_is_the_merge_with_card_and_recipe(recipe: m2m.Recipe, tmp_pa
     from transformers import AutoTokenizer
 
     written = m2m.write_proxy(recipe, ["c", "a", "b"], tmp_path / "out", [2, 5, 3])
-    assert written.path == tmp_path / "out" and written.dtype == "float32" and written.adapter is None
+    assert (
+        written.path == tmp_path / "out" and written.dtype == "float32" and written.adapter is None
+    )
     want, found = merged(recipe), params(model_of(tmp_path / "out"))
     assert set(found) == set(want) and all(torch.equal(found[name], want[name]) for name in want)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("the cat").input_ids
     front, body = card_of(tmp_path / "out")
     assert front["base_model"] == recipe.base.path and front["library_name"] == "transformers"
     assert front["tags"] == ["merge", "mergetomix"] and front["base_model_relation"] == "merge"
-    with open_job(recipe) as job:
+    with open_session(recipe) as session:
         for name, weight in {"a": 0.5, "b": 0.3, "c": 0.2}.items():
-            assert f"| {name} | {weight} |" in body and job.finetune_key([name]) in body
-    assert "method: linear, exponent of the scale: 1" in body and f"torch {torch.__version__}" in body
+            assert f"| {name} | {weight} |" in body and session.addresses.union([name]) in body
+    assert (
+        "method: linear, exponent of the scale: 1" in body and f"torch {torch.__version__}" in body
+    )
     block = body.split("```yaml\n")[1].split("```")[0]
     assert yaml.safe_load(block)["datasets"]["a"]["expert"] == recipe.datasets["a"].expert
     assert m2m.load_recipe(tmp_path / "out" / "recipe.yaml") == recipe
@@ -107,11 +125,17 @@ def test_the_folder_is_the_merge_with_card_and_recipe(recipe: m2m.Recipe, tmp_pa
 
 def test_several_files_with_an_index(tmp_path: Path) -> None:
     recipe = adapted(tmp_path)
-    m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(max_shard_size="30KB"))
-    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    m2m.write_proxy(
+        recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(max_shard_size="30KB")
+    )
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())[
+        "weight_map"
+    ]
     files = {path.name for path in (tmp_path / "out").glob("*.safetensors")}
     assert set(index.values()) == files and len(files) > 2
-    assert all(Path(tmp_path, "out", name).stat().st_size < 42_000 for name in files)  # one tensor has 38400 bytes
+    assert all(
+        Path(tmp_path, "out", name).stat().st_size < 42_000 for name in files
+    )  # one tensor has 38400 bytes
     want, found = merged(recipe), params(model_of(tmp_path / "out"))
     assert set(found) == set(want) and all(torch.equal(found[name], want[name]) for name in want)
 
@@ -119,7 +143,12 @@ def test_several_files_with_an_index(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_another_number_type_is_one_rounding_of_the_sum(tmp_path: Path, dtype: str) -> None:
     recipe = adapted(tmp_path)
-    assert m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(dtype=dtype)).dtype == dtype
+    assert (
+        m2m.write_proxy(
+            recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(dtype=dtype)
+        ).dtype
+        == dtype
+    )
     want, found = merged(recipe), params(model_of(tmp_path / "out"))
     assert {param.dtype for param in found.values()} == {getattr(torch, dtype)}
     assert all(torch.equal(found[name], want[name].to(getattr(torch, dtype))) for name in want)
@@ -130,8 +159,15 @@ def test_a_base_in_bfloat16_gives_a_merge_in_bfloat16(tmp_path: Path) -> None:
     recipe = adapted(tmp_path)
     model_of(recipe.base.path).bfloat16().save_pretrained(recipe.base.path)
     for form, dtype in ((m2m.Form(), "bfloat16"), (m2m.Form(dtype="float32"), "float32")):
-        assert m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / dtype, WEIGHTS, form=form).dtype == dtype
-    want, whole, rounded = merged(recipe), params(model_of(tmp_path / "float32")), params(model_of(tmp_path / "bfloat16"))
+        assert (
+            m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / dtype, WEIGHTS, form=form).dtype
+            == dtype
+        )
+    want, whole, rounded = (
+        merged(recipe),
+        params(model_of(tmp_path / "float32")),
+        params(model_of(tmp_path / "bfloat16")),
+    )
     assert all(torch.equal(whole[name], want[name]) for name in want)
     assert all(torch.equal(rounded[name], want[name].bfloat16()) for name in want)
     stated = adapted(tmp_path / "stated", base={"path": recipe.base.path, "dtype": "float32"})
@@ -143,17 +179,24 @@ def test_a_base_loaded_in_bfloat16_is_not_rounded_twice(tmp_path: Path) -> None:
     plain = adapted(tmp_path, train={"method": "lora", "max_length": 32, "max_steps": 1})
     model_of(plain.base.path).bfloat16().save_pretrained(plain.base.path)
     recipe = m2m.load_recipe(tmp_path / "recipe.yaml", ["base.dtype=bfloat16"])
-    m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(dtype="float32"))
+    m2m.write_proxy(
+        recipe, ["a", "b", "c"], tmp_path / "out", WEIGHTS, form=m2m.Form(dtype="float32")
+    )
     want, found = merged(plain), params(model_of(tmp_path / "out"))
     assert all(torch.equal(found[name], want[name]) for name in want)
 
 
 def test_numbers_over_float16_are_a_mistake_that_leaves_nothing(tmp_path: Path) -> None:
     recipe = adapted(tmp_path)
-    tiny.edit(str(recipe.datasets["a"].expert), lambda tensors: [t.fill_(1e4) for t in tensors.values()])
+    tiny.edit(
+        str(recipe.datasets["a"].expert), lambda tensors: [t.fill_(1e4) for t in tensors.values()]
+    )
     for form in (m2m.Form(dtype="float16"), m2m.Form(adapter=True, dtype="float16")):
         if form.adapter:
-            tiny.edit(str(recipe.datasets["a"].expert), lambda tensors: [t.fill_(1e6) for t in tensors.values()])
+            tiny.edit(
+                str(recipe.datasets["a"].expert),
+                lambda tensors: [t.fill_(1e6) for t in tensors.values()],
+            )
         with pytest.raises(m2m.UserError, match="not finite in float16"):
             m2m.write_proxy(recipe, ["a", "b"], tmp_path / "out", form=form)
         assert not list(tmp_path.glob("*out*"))
@@ -163,7 +206,9 @@ def test_numbers_over_float16_are_a_mistake_that_leaves_nothing(tmp_path: Path) 
 
 
 def test_the_adapter_on_the_base_is_the_merge(recipe: m2m.Recipe, tmp_path: Path) -> None:
-    written = m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "adapter", WEIGHTS, form=m2m.Form(adapter=True))
+    written = m2m.write_proxy(
+        recipe, ["a", "b", "c"], tmp_path / "adapter", WEIGHTS, form=m2m.Form(adapter=True)
+    )
     m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "merged", WEIGHTS)
     assert written.adapter is not None and written.adapter.is_exact and written.adapter.error < 1e-7
     want, base = logits(model_of(tmp_path / "merged")), logits(model_of(recipe.base.path))
@@ -171,19 +216,32 @@ def test_the_adapter_on_the_base_is_the_merge(recipe: m2m.Recipe, tmp_path: Path
     assert (want - base).abs().max() > 0.1
     torch.testing.assert_close(found, want, rtol=0, atol=1e-5)
     front, body = card_of(tmp_path / "adapter")
-    assert front["library_name"] == "peft" and front["base_model_relation"] == "adapter" and "lora" in front["tags"]
+    assert (
+        front["library_name"] == "peft"
+        and front["base_model_relation"] == "adapter"
+        and "lora" in front["tags"]
+    )
     worst = written.adapter.worst
-    assert "exact up to rounding" in body and f"| {worst} | {written.adapter.errors[worst]:.3g} |" in body
+    assert (
+        "exact up to rounding" in body
+        and f"| {worst} | {written.adapter.errors[worst]:.3g} |" in body
+    )
 
 
 def test_the_adapter_is_read_back_as_the_sum(recipe: m2m.Recipe, tmp_path: Path) -> None:
     """By the reader that gives experts to the bank, so that a written adapter may be another recipe's expert."""
-    m2m.write_proxy(recipe, ["a", "b", "c"], tmp_path / "adapter", WEIGHTS, form=m2m.Form(adapter=True))
+    m2m.write_proxy(
+        recipe, ["a", "b", "c"], tmp_path / "adapter", WEIGHTS, form=m2m.Form(adapter=True)
+    )
     family = CausalLM(recipe.base, "cpu", 32, "lora")
     base = params(family.load())
-    own = {name: read_delta(family, base, str(recipe.datasets[name].expert), name) for name in "abc"}
+    own = {
+        name: read_delta(family, base, str(recipe.datasets[name].expert), name) for name in "abc"
+    }
     back: Any = read_delta(family, base, str(tmp_path / "adapter"), "back")
-    assert back.scaling == 1.0 and set(back.factors) == set().union(*(delta.names() for delta in own.values()))
+    assert back.scaling == 1.0 and set(back.factors) == set().union(
+        *(delta.names() for delta in own.values())
+    )
     for name, (tall, flat) in back.factors.items():
         want = torch.zeros(1, dtype=torch.float64)
         for key, weight in zip("abc", (0.5, 0.3, 0.2), strict=True):
@@ -205,11 +263,15 @@ def test_a_lower_rank_says_what_it_loses(tmp_path: Path) -> None:
         errors.append(written.adapter.error)
         config = json.loads((tmp_path / str(rank) / "adapter_config.json").read_text())
         assert config["r"] == config["lora_alpha"] == rank and not config["rank_pattern"]
-        assert any(f"{written.adapter.error:.3g} over all params" in line for line in written.sentences())
+        assert any(
+            f"{written.adapter.error:.3g} over all params" in line for line in written.sentences()
+        )
         assert f"{written.adapter.error:.3g} over all params" in card_of(tmp_path / str(rank))[1]
     assert errors[0] > errors[1] > 1e-3 and errors[2] < 1e-7
     exact = logits(on_base(recipe, tmp_path / "9"))
-    gaps = [float((logits(on_base(recipe, tmp_path / str(rank))) - exact).norm()) for rank in (2, 6)]
+    gaps = [
+        float((logits(on_base(recipe, tmp_path / str(rank))) - exact).norm()) for rank in (2, 6)
+    ]
     assert gaps[0] > gaps[1] > 0
 
 
@@ -223,7 +285,9 @@ def test_an_adapter_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_a_rank_over_the_sum_is_exact(tmp_path: Path) -> None:
-    written = m2m.write_proxy(adapted(tmp_path), ["a", "b"], tmp_path / "out", form=m2m.Form(adapter=True, rank=64))
+    written = m2m.write_proxy(
+        adapted(tmp_path), ["a", "b"], tmp_path / "out", form=m2m.Form(adapter=True, rank=64)
+    )
     assert written.adapter is not None and written.adapter.rank == 6 and written.adapter.is_exact
     assert "rank 64 was asked for, which is over that sum" in card_of(tmp_path / "out")[1]
 
@@ -234,8 +298,10 @@ def test_no_expert_of_another_dataset_is_trained(tmp_path: Path, method: str) ->
     values["train"]["max_steps"] = 2
     recipe = m2m.load_recipe(write_recipe(tmp_path, values | {"merge": {"method": method}}))
     m2m.write_proxy(recipe, ["a", "c"], tmp_path / "some")
-    with open_job(recipe) as job:
-        assert [job.store.finetune(job.finetune_key([name])) is None for name in "abc"] == [False, True, False]
+    with open_session(recipe) as session:
+        assert [
+            session.store.finetune(session.addresses.union([name])) is None for name in "abc"
+        ] == [False, True, False]
     m2m.train_experts(recipe)
     m2m.write_proxy(recipe, ["a", "c"], tmp_path / "all")
     assert torch.equal(logits(model_of(tmp_path / "some")), logits(model_of(tmp_path / "all")))
@@ -251,7 +317,9 @@ def test_experts_are_trained_where_they_are_missing(tmp_path: Path) -> None:
     want = logits(model_of(tmp_path / "False"))
     assert (found - want).abs().max() <= 1e-5 * want.abs().max()
     config = json.loads((tmp_path / "True" / "adapter_config.json").read_text())
-    assert config["task_type"] == "CAUSAL_LM" and config["base_model_name_or_path"] == recipe.base.path
+    assert (
+        config["task_type"] == "CAUSAL_LM" and config["base_model_name_or_path"] == recipe.base.path
+    )
     assert config["r"] == 4
 
 
@@ -260,7 +328,11 @@ def test_experts_are_trained_where_they_are_missing(tmp_path: Path) -> None:
 
 Mistake = tuple[dict[str, Any], list[str], str]
 MISTAKES: dict[str, Mistake] = {
-    "unknown": ({}, ["a", "math", "chit"], "'math'; did you mean 'maths'.*'chit'; did you mean 'chat'"),
+    "unknown": (
+        {},
+        ["a", "math", "chit"],
+        "'math'; did you mean 'maths'.*'chit'; did you mean 'chat'",
+    ),
     "twice": ({}, ["a", "a"], "'a' stands twice"),
     "none": ({}, [], "at least one dataset"),
     "full": ({"adapter": True}, ["maths"], "the expert of 'maths' is a full model"),
@@ -281,7 +353,9 @@ def test_what_cannot_be_written_is_said_first(tmp_path: Path, case: str) -> None
 
 def test_no_adapter_of_a_merge_that_is_no_sum(tmp_path: Path) -> None:
     recipe = adapted(tmp_path)
-    other = recipe.model_copy(update={"merge": Merge.model_construct(**{**dict(recipe.merge), "method": "ties"})})
+    other = recipe.model_copy(
+        update={"merge": Merge.model_construct(**{**dict(recipe.merge), "method": "ties"})}
+    )
     write.check(other, ["a"], tmp_path / "out", m2m.Form())
     with pytest.raises(m2m.UserError, match="a merge by ties is no sum of the experts' deltas"):
         write.check(other, ["a"], tmp_path / "out", m2m.Form(adapter=True))
@@ -343,11 +417,20 @@ def test_a_folder_that_holds_something_stays_as_it_is(tmp_path: Path) -> None:
             pass
     with pytest.raises(m2m.UserError, match="no folder that can be written to"):
         folder.check_free(tmp_path / "file" / "below")
-    with pytest.raises(m2m.UserError, match="no empty folder"), folder.place(tmp_path / "late") as partial:
+    with (
+        pytest.raises(m2m.UserError, match="no empty folder"),
+        folder.place(tmp_path / "late") as partial,
+    ):
         (partial / "whole").write_text("x")
         (tmp_path / "late").mkdir()
         (tmp_path / "late" / "theirs").write_text("x")
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "late", "mine", "out", "theirs"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "file",
+        "late",
+        "mine",
+        "out",
+        "theirs",
+    ]
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
@@ -355,7 +438,10 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     import os
 
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(m2m.StoreError, match="disk full while writing"), folder.place(tmp_path / "out"):
+    with (
+        pytest.raises(m2m.StoreError, match="disk full while writing"),
+        folder.place(tmp_path / "out"),
+    ):
         raise full
     assert list(tmp_path.iterdir()) == []
 
@@ -374,4 +460,7 @@ def test_rows_in_the_recipe_are_counted_in_the_card_and_kept_beside_it(tmp_path:
     m2m.write_proxy(m2m.load_recipe(write_recipe(tmp_path, values)), ["a", "b"], tmp_path / "out")
     body = card_of(tmp_path / "out")[1]
     assert "<12 rows, see recipe.yaml>" in body and rows[3]["question"] not in body
-    assert yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["datasets"]["a"]["rows"] == rows
+    assert (
+        yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["datasets"]["a"]["rows"]
+        == rows
+    )

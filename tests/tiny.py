@@ -14,7 +14,10 @@ from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.sections.base import Base
 
 VOCAB, CONTEXT = 300, 96
-TEXTS = ["the cat sat on the mat and the dog sat on the log", "one plus two is three and three plus four is seven"]
+TEXTS = [
+    "the cat sat on the mat and the dog sat on the log",
+    "one plus two is three and three plus four is seven",
+]
 CHAT = (
     "{% for m in messages %}<s>{{ m['role'] }}\n{{ m['content'] }}</s>\n{% endfor %}"
     "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
@@ -33,10 +36,14 @@ def tokenizer(start: bool, chat: bool) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         TEXTS * 3,
-        trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=marks, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=VOCAB, special_tokens=marks, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     if start:
-        bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 1)]
+        )
     names = {"pad_token": "<pad>", "eos_token": "</s>", **({"bos_token": "<s>"} if start else {})}
     built = PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
     if chat:
@@ -68,7 +75,13 @@ def llama(**changes: Any) -> Any:
 def gpt2(**changes: Any) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    settings = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": VOCAB, "n_positions": CONTEXT}
+    settings = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+        "vocab_size": VOCAB,
+        "n_positions": CONTEXT,
+    }
     marks = {"bos_token_id": 2, "eos_token_id": 2, "initializer_range": 0.2, "attn_pdrop": 0.0}
     torch.manual_seed(0)
     return GPT2LMHeadModel(GPT2Config(**{**settings, **marks, **changes}))
@@ -85,11 +98,15 @@ BASES: dict[str, Callable[[Path], str]] = {
     "chat": lambda folder: save(llama(), folder, chat=True),
     "untied": lambda folder: save(llama(tie_word_embeddings=False), folder, start=False),
     "gpt2": lambda folder: save(gpt2(), folder, start=False),
-    "gpt2-untied": lambda folder: save(gpt2(n_layer=4, tie_word_embeddings=False), folder, start=False),
+    "gpt2-untied": lambda folder: save(
+        gpt2(n_layer=4, tie_word_embeddings=False), folder, start=False
+    ),
 }
 
 
-def open_base(path: str, max_length: int = CONTEXT, method: str = "full", dtype: Any = "float32") -> CausalLM:
+def open_base(
+    path: str, max_length: int = CONTEXT, method: str = "full", dtype: Any = "float32"
+) -> CausalLM:
     return CausalLM(Base(path=path, dtype=dtype), "cpu", max_length, method)
 
 
@@ -111,7 +128,12 @@ def adapter(base: str, out: Path, seed: int, config: Any = None, **changes: Any)
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
 
-    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    settings: dict[str, Any] = {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+    }
     config = config or LoraConfig(**{**settings, **changes})
     torch.manual_seed(seed)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
@@ -133,7 +155,10 @@ def edit(folder: str | Path, change: Callable[[dict[str, torch.Tensor]], object]
 
 
 def pairs(*rows: tuple[str, str]) -> list[Example]:
-    return [Example(i, prompt=prompt, completion=completion) for i, (prompt, completion) in enumerate(rows)]
+    return [
+        Example(i, prompt=prompt, completion=completion)
+        for i, (prompt, completion) in enumerate(rows)
+    ]
 
 
 def reference_nll(model: Any, ids: Sequence[int], labels: Sequence[int]) -> float:

@@ -30,10 +30,15 @@ def pixels(count: int, seed: int = 0, side: int = SIDE, colours: bool = True) ->
 
 def rows(count: int, seed: int = 0, classes: Sequence[str] = CLASSES) -> list[dict[str, Any]]:
     """Images of noise, every class in turn."""
-    return [{"image": image, "label": classes[i % len(classes)]} for i, image in enumerate(pixels(count, seed))]
+    return [
+        {"image": image, "label": classes[i % len(classes)]}
+        for i, image in enumerate(pixels(count, seed))
+    ]
 
 
-def source(given: Any, classes: Sequence[str] | None = CLASSES, target: bool = False, **changes: Any) -> Any:
+def source(
+    given: Any, classes: Sequence[str] | None = CLASSES, target: bool = False, **changes: Any
+) -> Any:
     fields = {"image": "image", "label": "label", "templates": list(TEMPLATES), **changes}
     place = {"path": str(given)} if isinstance(given, str | Path) else {"rows": given}
     names = {} if classes is None else {"classes": list(classes)}
@@ -45,7 +50,9 @@ def save_processor(folder: Path, side: int, **changes: Any) -> None:
 
     half = [0.5] * 3
     size = {"height": side, "width": side}
-    ViTImageProcessorPil(**{"size": size, "image_mean": half, "image_std": half, **changes}).save_pretrained(folder)
+    ViTImageProcessorPil(
+        **{"size": size, "image_mean": half, "image_std": half, **changes}
+    ).save_pretrained(folder)
 
 
 def clip_base(folder: Path) -> str:
@@ -60,10 +67,23 @@ def clip_base(folder: Path) -> str:
 def siglip_base(folder: Path) -> str:
     from transformers import SiglipConfig, SiglipModel
 
-    tokenizer = clip.tokenizer_of(clip.words_of([t.replace("{}", name) for t in TEMPLATES for name in CLASSES]))
-    encoder = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = clip.tokenizer_of(
+        clip.words_of([t.replace("{}", name) for t in TEMPLATES for name in CLASSES])
+    )
+    encoder = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    text = {**encoder, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "projection_size": 32}
+    text = {
+        **encoder,
+        **marks,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 16,
+        "projection_size": 32,
+    }
     torch.manual_seed(0)
     vision = {**encoder, "image_size": SIDE, "patch_size": PATCH}
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
@@ -75,10 +95,20 @@ def siglip_base(folder: Path) -> str:
 def vit_base(folder: Path, classes: Sequence[str] = CLASSES, **changes: Any) -> str:
     from transformers import ViTConfig, ViTForImageClassification
 
-    names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
-    settings = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    names = {
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
+    settings = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     torch.manual_seed(0)
-    config = ViTConfig(image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **settings, **names, **changes)
+    config = ViTConfig(
+        image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **settings, **names, **changes
+    )
     ViTForImageClassification(config).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)
@@ -89,8 +119,15 @@ def bare_base(folder: Path) -> str:
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ViTModel(ViTConfig(image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **shape)).save_pretrained(folder)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ViTModel(
+        ViTConfig(image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **shape)
+    ).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)
 
@@ -98,9 +135,14 @@ def bare_base(folder: Path) -> str:
 def resnet_base(folder: Path, classes: Sequence[str] = CLASSES) -> str:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    names = {"id2label": dict(enumerate(classes)), "label2id": {name: i for i, name in enumerate(classes)}}
+    names = {
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: i for i, name in enumerate(classes)},
+    }
     torch.manual_seed(0)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **names)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **names
+    )
     ResNetForImageClassification(config).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)

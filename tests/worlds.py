@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
+from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture
-from mergetomix.search.strategy import Ask, Strategy, Told, averaged, mean_value
+from mergetomix.search.strategy import Ask, Options, Setting, Strategy, Told
 
 Worth = Callable[[frozenset[str]], float]
+
+
+def objective_of(num_targets: int = 2, aim: Any = "gain") -> Objective:
+    """An objective of targets t0, t1, ... that weigh alike."""
+    return Objective({f"t{i}": 1.0 for i in range(num_targets)}, aim)
+
+
+def setting_of(
+    space: Space,
+    seed: int = 0,
+    budget: int | None = None,
+    *,
+    front: bool = False,
+    world: World | None = None,
+    differentiable: bool = False,
+    options: Options | None = None,
+) -> Setting:
+    """A setting of a search in a world, of two targets unless it says otherwise."""
+    objective = objective_of() if world is None else world.objective
+    if front:
+        objective = replace(objective, aim="pareto")
+    exponent = 1.0 if world is None else world.exponent
+    return Setting(space, objective, exponent, seed, budget, differentiable, options or Options())
 
 
 @dataclass(frozen=True)
@@ -26,30 +52,47 @@ class World:
     num_targets: int = 2
     seed: int = 0
     curved: bool = True
-    combine: Callable[[Mapping[str, float]], float] = mean_value
-    coefficients: Callable[[Mixture], Mapping[str, float]] = averaged
+    aim: str = "gain"
+    exponent: float = 1.0
+
+    @property
+    def objective(self) -> Objective:
+        """All targets alike."""
+        return objective_of(self.num_targets, self.aim)
 
     def told(self, asked: Ask) -> Told:
         """The answer to what a strategy asks."""
-        found = self.coefficients(asked.mixture)
+        found = merge.coefficients(asked.mixture, self.exponent)
         c_N = np.array([found.get(name, 0.0) for name in self.names])
         values, gradients = {}, {}
         for target in range(self.num_targets):
             value, slope_N = self.gain(target, c_N)
             values[f"t{target}"] = value
             gradients[f"t{target}"] = dict(zip(self.names, map(float, slope_N), strict=True))
-        return Told(asked.mixture, self.combine(values), values, gradients if asked.gradient else None)
+        return Told(
+            asked.mixture,
+            self.objective.combine(values),
+            values,
+            gradients if asked.gradient else None,
+        )
 
     def gain(self, target: int, c_N: np.ndarray) -> tuple[float, np.ndarray]:
         """The gain of a target and its derivative."""
         rng = np.random.default_rng([self.seed, target])
         num, hidden = len(self.names), 4 * len(self.names)
-        u_JN, s_J, a_J = rng.normal(size=(hidden, num)), rng.normal(size=hidden), rng.uniform(0, 1, hidden) / hidden
+        u_JN, s_J, a_J = (
+            rng.normal(size=(hidden, num)),
+            rng.normal(size=hidden),
+            rng.uniform(0, 1, hidden) / hidden,
+        )
         h_J, tanh_J = u_JN @ c_N, np.tanh(s_J)
         if self.curved:
             change_J, slope_J = np.log(np.cosh(h_J + s_J) / np.cosh(s_J)), np.tanh(h_J + s_J)
         else:
-            change_J, slope_J = tanh_J * h_J + (1 - tanh_J**2) * h_J**2 / 2, tanh_J + (1 - tanh_J**2) * h_J
+            change_J, slope_J = (
+                tanh_J * h_J + (1 - tanh_J**2) * h_J**2 / 2,
+                tanh_J + (1 - tanh_J**2) * h_J,
+            )
         return -float(a_J @ change_J), -(a_J * slope_J) @ u_JN
 
     def worth(self, mixture: Mixture) -> float:
@@ -82,10 +125,12 @@ def plain(worth: Worth) -> Callable[[Ask], Told]:
     return told
 
 
-def search(strategy: Strategy, told: Callable[[Ask], Told], num: int | None = None) -> list[Told]:
+def search_through(
+    strategy: Strategy, told: Callable[[Ask], Told], num: int | None = None
+) -> list[Told]:
     """Goes on for `num` trials, or to the end; gives everything told."""
-    while (num is None or len(strategy.state()) < num) and (asked := strategy.ask()) is not None:
-        strategy.tell(told(asked))
+    while (num is None or len(strategy.state()) < num) and (asked := strategy.ask()):
+        strategy.tell(told(asked[0]))
         assert len(strategy.state()) < 20_000, "it does not end"
     return list(strategy.state())
 
@@ -104,15 +149,21 @@ SPACES = {
     "at most two": Subsets(tuple("abcdef"), 1, 2),
     "with c": Subsets(tuple("abcde"), require=frozenset("c")),
     "with c, without d": Subsets(tuple("abcde"), require=frozenset("c"), forbid=frozenset("d")),
-    "with c and three more": Subsets(tuple("abcdef"), 4, 5, require=frozenset("c"), forbid=frozenset("d")),
+    "with c and three more": Subsets(
+        tuple("abcdef"), 4, 5, require=frozenset("c"), forbid=frozenset("d")
+    ),
     "nothing to choose": Subsets(tuple("abc"), 3),
     "all required": Subsets(tuple("abc"), require=frozenset("abc")),
     "by size": Subsets(tuple("abc"), sizes={"a": 1, "b": 2, "c": 5}),
     "nine": Subsets(tuple("abcdefghi")),
-    "in groups": Subsets(tuple("abcdefg"), 2, 6, frozenset("g"), groups=(frozenset("ab"), frozenset("def"))),
+    "in groups": Subsets(
+        tuple("abcdefg"), 2, 6, frozenset("g"), groups=(frozenset("ab"), frozenset("def"))
+    ),
 }
 WEIGHTS = {
     "weights": Simplex(tuple("abcd")),
-    "capped weights": Simplex(tuple("abcdef"), 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5}),
+    "capped weights": Simplex(
+        tuple("abcdef"), 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5}
+    ),
 }
 ALL_SPACES: dict[str, Space] = {**SPACES, **WEIGHTS}

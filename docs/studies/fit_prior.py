@@ -30,7 +30,9 @@ def main(files: Sequence[str]) -> None:
     """Read the studies, search, and print the prior."""
     worlds = [world for file in files for world in read_worlds(Path(file))]
     start = np.array([*np.log(START), *START_MEANS])
-    found = minimize(lambda x: cost(x, worlds), start, method="Powell", options={"maxiter": 8, "ftol": 1e-3})
+    found = minimize(
+        lambda x: cost(x, worlds), start, method="Powell", options={"maxiter": 8, "ftol": 1e-3}
+    )
     print(f"{len(worlds)} targets, log evidence {-cost(start, worlds):.1f} to {-found.fun:.1f}")
     print(prior_of(found.x))
 
@@ -50,7 +52,11 @@ def cost(x: NDArray[np.float64], worlds: Sequence[World]) -> float:
 
 def evidence(world: World, prior: Prior) -> float:
     """log p(reals of several datasets) of one target."""
-    known = {row: float(world.real_select_M[row]) for row, mixture in enumerate(world.mixtures) if len(mixture) > 1}
+    known = {
+        row: float(world.real_select_M[row])
+        for row, mixture in enumerate(world.mixtures)
+        if len(mixture) > 1
+    }
     return posterior_of(world.views(1.0), known, prior).log_evidence
 
 

@@ -32,8 +32,9 @@ from mergetomix.records import Mixture, Scores, gain
 from mergetomix.search.gradient.strategy import default_budget
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Setting, Told, mean_value
+from mergetomix.session.evaluations import trial_of
 from mergetomix.session.gradients import slopes
-from mergetomix.session.job import Job, evaluate_base, fit, open_job, trial_of
+from mergetomix.session.session import Session, open_session
 
 TARGETS = ("concurrent", "logging", "urllib")
 EXPONENT = 0.75
@@ -41,7 +42,10 @@ OUT = Path(__file__).parent / "search"
 STRATEGIES = ("gradient", "greedy", "regression", "optuna")
 SEARCH_SEEDS = (0, 1)
 NUM_RANDOM = 64
-OBJECTIVES: Mapping[str, tuple[str, ...]] = {**{name: (name,) for name in TARGETS}, "mean of all": TARGETS}
+OBJECTIVES: Mapping[str, tuple[str, ...]] = {
+    **{name: (name,) for name in TARGETS},
+    "mean of all": TARGETS,
+}
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "__pycache__", *TARGETS}
 
 
@@ -50,19 +54,30 @@ def files(num: int) -> dict[str, Path]:
     found = [path for path in library().rglob("*.py") if len(path.relative_to(library()).parts) > 1]
     kept = [path for path in found if not SKIPPED & set(path.relative_to(library()).parts)]
     kept.sort(key=lambda path: (-path.stat().st_size, str(path)))
-    return {".".join(path.relative_to(library()).with_suffix("").parts).lstrip("_"): path for path in kept[:num]}
+    return {
+        ".".join(path.relative_to(library()).with_suffix("").parts).lstrip("_"): path
+        for path in kept[:num]
+    }
 
 
 def recipe_text(work: Path, num: int, seed: int) -> str:
     """The recipe of a number of datasets and a seed."""
     lines = [f"base: {BASE}\n", "datasets:\n"]
     lines += [
-        f'  {name}: {{path: "{path}", text: true, max_tokens: 8000, seed: {seed}}}\n' for name, path in files(num).items()
+        f'  {name}: {{path: "{path}", text: true, max_tokens: 8000, seed: {seed}}}\n'
+        for name, path in files(num).items()
     ]
     options = f"text: true, lines_per_example: 24, score: loss, max_tokens: 4000, seed: {seed}"
-    lines += ["targets:\n", *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS)]
-    lines.append(f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n")
-    lines.append(f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n")
+    lines += [
+        "targets:\n",
+        *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS),
+    ]
+    lines.append(
+        f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n"
+    )
+    lines.append(
+        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n"
+    )
     return "".join(lines) + f"store: {work / 'store'}\nrun_dir: {work / 'run'}\n"
 
 
@@ -75,18 +90,23 @@ def peak_mib() -> float:
 class Live:
     """Experts merged and scored on demand; the store keeps what was met."""
 
-    job: Job
+    session: Session
     base: Mapping[str, Scores]
     passes_s: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     def told(self, asked: Ask, targets: tuple[str, ...]) -> Told:
         """The answer to what a strategy asks; seconds of those that the store does not hold are noted."""
-        held = self.job.store.scores(self.job.proxy_key(asked.mixture), self.addresses[0], "select") is not None
+        held = (
+            self.session.store.scores(
+                self.session.addresses.proxy(asked.mixture), self.addresses[0], "select"
+            )
+            is not None
+        )
         started = time.monotonic()
-        trial = trial_of(self.job, asked.mixture, self.base)
+        trial = trial_of(self.session, asked.mixture, self.base)
         gradients = None
         if asked.gradient:
-            found = slopes(self.job, asked.mixture, self.base)
+            found = slopes(self.session, asked.mixture, self.base)
             gradients = {name: found[name] for name in targets}
         if not held:
             self.passes_s[asked.gradient].append(time.monotonic() - started)
@@ -96,13 +116,17 @@ class Live:
     @property
     def addresses(self) -> list[str]:
         """Of the targets' select parts."""
-        return [scorer.address for scorer in self.job.inputs.targets("select").values()]
+        return [scorer.address for scorer in self.session.inputs.targets("select").values()]
 
 
-def one_search(live: Live, objective: str, name: str, search_seed: int, budget: int) -> dict[str, Any]:
+def one_search(
+    live: Live, objective: str, name: str, search_seed: int, budget: int
+) -> dict[str, Any]:
     """How one search went. `own_s` is the strategy's own time, evaluations left out."""
-    space, targets = Subsets(live.job.space().allowed), OBJECTIVES[objective]
-    setting = Setting(space, search_seed, budget, mean_value, partial(merge.coefficients, exponent=EXPONENT), True)
+    space, targets = Subsets(live.session.spaces.searched.allowed), OBJECTIVES[objective]
+    setting = Setting(
+        space, search_seed, budget, mean_value, partial(merge.coefficients, exponent=EXPONENT), True
+    )
     started = time.monotonic()
     strategy = build(name, setting)
     own_s, passes, best, best_mixture = time.monotonic() - started, 0, float("-inf"), ""
@@ -131,22 +155,41 @@ def run(work: Path, num: int, seed: int) -> None:
     work = work.resolve() / f"{num}-{seed}"
     work.mkdir(parents=True, exist_ok=True)
     (work / "recipe.yaml").write_text(recipe_text(work, num, seed))
-    with open_job(load(work / "recipe.yaml"), Silent()) as job:
-        names = job.space().allowed
-        experts_s = [fit(job, Mixture.union([name]), "experts").train_s for name in names]
+    with open_session(load(work / "recipe.yaml"), Silent()) as session:
+        names = session.spaces.searched.allowed
+        experts_s = [
+            session.finetunes.fit(Mixture.union([name]), "experts").train_s for name in names
+        ]
         started, before = time.monotonic(), peak_mib()
-        live = Live(job, evaluate_base(job, "select"))
-        job.bank()
-        about = {"num": num, "seed": seed, "budget": default_budget(num), "experts_s": round(sum(experts_s), 1)}
-        about |= {"bank_s": round(time.monotonic() - started, 2), "bank_mib": round(peak_mib() - before)}
-        tokens = {name: scorer.num_tokens for name, scorer in job.inputs.targets("select").items()}
+        live = Live(session, session.evaluations.base("select"))
+        session.proxies.bank()
+        about = {
+            "num": num,
+            "seed": seed,
+            "budget": default_budget(num),
+            "experts_s": round(sum(experts_s), 1),
+        }
+        about |= {
+            "bank_s": round(time.monotonic() - started, 2),
+            "bank_mib": round(peak_mib() - before),
+        }
+        tokens = {
+            name: scorer.num_tokens for name, scorer in session.inputs.targets("select").items()
+        }
         drawn = Subsets(names).sample(NUM_RANDOM, 0)
-        random = {name: [live.told(Ask(m), targets).objective for m in drawn] for name, targets in OBJECTIVES.items()}
+        random = {
+            name: [live.told(Ask(m), targets).objective for m in drawn]
+            for name, targets in OBJECTIVES.items()
+        }
         found = []
         for objective, name, search_seed in product(OBJECTIVES, STRATEGIES, SEARCH_SEEDS):
             found.append(one_search(live, objective, name, search_seed, default_budget(num)))
             print(*found[-1].values(), flush=True)
-        seconds = {"value_s": median(live.passes_s[False]), "gradient_s": median(live.passes_s[True]), "peak_mib": peak_mib()}
+        seconds = {
+            "value_s": median(live.passes_s[False]),
+            "gradient_s": median(live.passes_s[True]),
+            "peak_mib": peak_mib(),
+        }
         about |= {"tokens": tokens, **{key: round(value, 3) for key, value in seconds.items()}}
         means = {name: round(fmean(values), 6) for name, values in random.items()}
     lines = ",\n".join(json.dumps(line) for line in found)
@@ -170,7 +213,13 @@ def reached(run: Mapping[str, Any], objective: str, line: Mapping[str, Any]) -> 
 def show() -> None:
     """What each strategy reached by number of datasets and objective, then what the searches took."""
     runs = sorted(records(), key=lambda run: (run["num"], run["seed"]))
-    print("| datasets | budget | objective | " + " | ".join(STRATEGIES) + " |\n" + "|---" * (len(STRATEGIES) + 3) + "|")
+    print(
+        "| datasets | budget | objective | "
+        + " | ".join(STRATEGIES)
+        + " |\n"
+        + "|---" * (len(STRATEGIES) + 3)
+        + "|"
+    )
     for num, objective in product(sorted({run["num"] for run in runs}), OBJECTIVES):
         cells = []
         for name in STRATEGIES:
@@ -190,7 +239,12 @@ def show() -> None:
     for run in runs:
         own = own_s(run)
         whole = own + search_s(run)
-        cells = [f"{run['experts_s']:.0f} s", f"{run['bank_s']:.1f} s", f"{run['value_s']:.3f} s", f"{run['gradient_s']:.3f} s"]
+        cells = [
+            f"{run['experts_s']:.0f} s",
+            f"{run['bank_s']:.1f} s",
+            f"{run['value_s']:.3f} s",
+            f"{run['gradient_s']:.3f} s",
+        ]
         cells += [f"{own:.1f} s", f"{whole:.0f} s", f"{run['peak_mib']:.0f} MiB"]
         print(f"| {run['num']} (seed {run['seed']}) | {' | '.join(cells)} |")
 
@@ -227,7 +281,10 @@ def plot() -> None:
 
 def by_num(runs: list[dict[str, Any]], of: Callable[[Mapping[str, Any]], float]) -> list[float]:
     """The median of something over the runs with each number of datasets."""
-    return [median(of(run) for run in runs if run["num"] == num) for num in sorted({run["num"] for run in runs})]
+    return [
+        median(of(run) for run in runs if run["num"] == num)
+        for num in sorted({run["num"] for run in runs})
+    ]
 
 
 def own_s(run: Mapping[str, Any]) -> float:

@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 from mergetomix import load_recipe
 from mergetomix.merge import METHODS
 from mergetomix.records import Mixture
-from mergetomix.session.job import Job, evaluate_proxy, open_job
+from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline
 
 VARIANTS: Mapping[str, Sequence[str]] = {
@@ -45,17 +45,27 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=32)
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--exponents", type=float, nargs="*", default=[1.0])
-    parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT")
+    parser.add_argument(
+        "--only", nargs="*", default=list(VARIANTS), choices=VARIANTS, metavar="VARIANT"
+    )
     arguments = parser.parse_args()
     worlds = json.loads(arguments.study.read_text(encoding="utf-8"))["worlds"]
-    found: dict[str, Any] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    found: dict[str, Any] = (
+        json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    )
     for seed in arguments.seeds:
         mine = [world for world in worlds if world["seed"] == seed]
         for name, changes in ((name, VARIANTS[name]) for name in arguments.only):
             for exponent in arguments.exponents if METHODS[method_of(changes)].scaled else [1.0]:
                 key = f"{name}|{exponent:g}|{seed}"
                 if key not in found:
-                    found[key] = measured(arguments.recipe, [*changes, f"train.seed={seed}"], mine, arguments.num, exponent)
+                    found[key] = measured(
+                        arguments.recipe,
+                        [*changes, f"train.seed={seed}"],
+                        mine,
+                        arguments.num,
+                        exponent,
+                    )
                     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
                     print(key, found[key], file=sys.stderr, flush=True)
     print(table(found))
@@ -72,7 +82,9 @@ def sample(mixtures: Sequence[Any], num: int, most: int | None) -> list[int]:
     allowed = [row for row in rows if most is None or len(datasets(mixtures[row])) <= most]
     singles = [row for row in allowed if len(datasets(mixtures[row])) == 1]
     others = [row for row in allowed if row not in singles]
-    return sorted([*singles, *random.Random(0).sample(others, min(len(others), num - len(singles)))])
+    return sorted(
+        [*singles, *random.Random(0).sample(others, min(len(others), num - len(singles)))]
+    )
 
 
 def datasets(mixture: Any) -> list[str]:
@@ -81,36 +93,56 @@ def datasets(mixture: Any) -> list[str]:
 
 
 def measured(
-    recipe: str, overrides: Sequence[str], worlds: Sequence[Mapping[str, Any]], num: int, exponent: float
+    recipe: str,
+    overrides: Sequence[str],
+    worlds: Sequence[Mapping[str, Any]],
+    num: int,
+    exponent: float,
 ) -> dict[str, Any]:
     """Correlations and regrets by target, means over targets, and seconds of merging a proxy."""
     limit = METHODS[method_of(overrides)].max_experts
     changes = [*overrides, *([] if limit is None else [f"search.max_datasets={limit}"])]
     rows = sample(worlds[0]["mixtures"], num, limit)
     chosen = [datasets(worlds[0]["mixtures"][row]) for row in rows]
-    with open_job(load_recipe(recipe, changes)) as job:
-        pipeline.train_experts(job)
+    with open_session(load_recipe(recipe, changes)) as session:
+        pipeline.train_experts(session)
         started = time.monotonic()
-        scores = [scored(job, names, exponent) for names in chosen]
+        scores = [scored(session, names, exponent) for names in chosen]
         seconds = time.monotonic() - started
-        merge_s, _ = job.store.seconds([job.proxy_key(Mixture.union(names), exponent) for names in chosen])
-    targets = {world["target"]: compared(world, rows, [each[world["target"]] for each in scores]) for world in worlds}
-    means = {key: round(fmean(each[key] for each in targets.values()), 4) for key in ("spearman", "regret")}
+        merge_s, _ = session.store.seconds(
+            [session.addresses.proxy(Mixture.union(names), exponent) for names in chosen]
+        )
+    targets = {
+        world["target"]: compared(world, rows, [each[world["target"]] for each in scores])
+        for world in worlds
+    }
+    means = {
+        key: round(fmean(each[key] for each in targets.values()), 4)
+        for key in ("spearman", "regret")
+    }
     cost = {"seconds": round(seconds, 1), "merge_s": round(merge_s / len(rows), 4)}
     return {**means, "num": len(rows), "targets": targets, **cost}
 
 
-def scored(job: Job, names: Sequence[str], exponent: float) -> dict[str, float]:
+def scored(session: Session, names: Sequence[str], exponent: float) -> dict[str, float]:
     """A proxy's mean score on the select part of each target, better when higher."""
-    found = evaluate_proxy(job, Mixture.union(names), "select", exponent)
-    return {target: -scores.mean if scores.kind == "loss" else scores.mean for target, scores in found.items()}
+    found = session.evaluations.proxy(Mixture.union(names), "select", exponent)
+    return {
+        target: -scores.mean if scores.kind == "loss" else scores.mean
+        for target, scores in found.items()
+    }
 
 
-def compared(world: Mapping[str, Any], rows: Sequence[int], proxies: Sequence[float]) -> dict[str, float]:
+def compared(
+    world: Mapping[str, Any], rows: Sequence[int], proxies: Sequence[float]
+) -> dict[str, float]:
     """How proxies rank the reals of one target, and what choosing by them costs."""
     reals = [world["real_select_M"][row] for row in rows]
     pick = max(range(len(rows)), key=lambda i: proxies[i])
-    return {"spearman": round(float(spearmanr(proxies, reals).statistic), 4), "regret": round(max(reals) - reals[pick], 5)}
+    return {
+        "spearman": round(float(spearmanr(proxies, reals).statistic), 4),
+        "regret": round(max(reals) - reals[pick], 5),
+    }
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -122,9 +154,21 @@ def table(found: Mapping[str, Any]) -> str:
     for key, values in groups.items():
         name, _, exponent = key.partition("|")
         correlations = [each["spearman"] for each in values]
-        means = [fmean(correlations), fmean(each["regret"] for each in values), fmean(each["merge_s"] for each in values)]
+        means = [
+            fmean(correlations),
+            fmean(each["regret"] for each in values),
+            fmean(each["merge_s"] for each in values),
+        ]
         spread = f"{min(correlations):.3f} to {max(correlations):.3f}"
-        cells = [name, exponent, str(values[0]["num"]), f"{means[0]:.3f}", spread, f"{means[1]:.4f}", f"{means[2]:.3f}"]
+        cells = [
+            name,
+            exponent,
+            str(values[0]["num"]),
+            f"{means[0]:.3f}",
+            spread,
+            f"{means[1]:.4f}",
+            f"{means[2]:.3f}",
+        ]
         lines.append((-means[0], f"| {' | '.join(cells)} |"))
     header = "| method | exponent | mixtures | Spearman | seeds | regret | seconds a merge |\n|---|---|---|---|---|---|---|"
     return "\n".join([header, *(line for _, line in sorted(lines))])

@@ -28,10 +28,16 @@ def main(files: Sequence[str]) -> None:
     """Print a table for every study."""
     for file in files:
         worlds = read_worlds(Path(file))
-        print(f"{file}: {len(worlds)} worlds\n| nearness by | reals | left, no check | left, 3 checks |\n|---|---|---|---|")
+        print(
+            f"{file}: {len(worlds)} worlds\n| nearness by | reals | left, no check | left, 3 checks |\n|---|---|---|---|"
+        )
         for kind in KINDS:
             found = np.array([correlations(world, kind) for world in worlds])
-            print(f"| {kind} | " + " | ".join(f"{fmean(row):+.3f} (sd {stdev(row):.3f})" for row in found.T.tolist()) + " |")
+            print(
+                f"| {kind} | "
+                + " | ".join(f"{fmean(row):+.3f} (sd {stdev(row):.3f})" for row in found.T.tolist())
+                + " |"
+            )
 
 
 def correlations(world: World, kind: str) -> tuple[float, float, float]:
@@ -39,10 +45,16 @@ def correlations(world: World, kind: str) -> tuple[float, float, float]:
     similarity_N = np.array([world.similarities[kind][name] for name in world.datasets])
     nearness_M = world.weights_MN @ similarity_N
     steps = checked(world, 3)
-    rows = [row for row, mixture in enumerate(world.mixtures) if len(mixture) > 1 and row not in steps[-1].checked]
+    rows = [
+        row
+        for row, mixture in enumerate(world.mixtures)
+        if len(mixture) > 1 and row not in steps[-1].checked
+    ]
     real_M = world.real_select_M
     left = [real_M - step.posterior.mean_M for step in (steps[0], steps[-1])]
-    one, two, three = (float(spearmanr(nearness_M[rows], values[rows]).statistic) for values in (real_M, *left))
+    one, two, three = (
+        float(spearmanr(nearness_M[rows], values[rows]).statistic) for values in (real_M, *left)
+    )
     return one, two, three
 
 

@@ -38,7 +38,7 @@ from scipy import special, stats
 from mergetomix.progress import Silent
 from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores
-from mergetomix.session.job import evaluate_base, evaluate_proxy, open_job
+from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline
 from mergetomix.statistics import opinion_pool, race
 from mergetomix.statistics.race import Array, Paired
@@ -55,14 +55,16 @@ Test = Callable[[Sequence[Paired], float], bool]
 
 def record(recipe: str, out: Path, overrides: Sequence[str]) -> None:
     """Scores every mixture of a recipe, in the order of an exhaustive search; what the store holds is not done again."""
-    with open_job(load(recipe, [*overrides, "search.racing=null"]), Silent()) as job:
-        pipeline.train_experts(job)
-        base, mixtures = evaluate_base(job, "select"), list(job.space())
-        trials = [evaluate_proxy(job, mixture, "select") for mixture in mixtures]
-        names = job.space().allowed
+    with open_session(load(recipe, [*overrides, "search.racing=null"]), Silent()) as session:
+        pipeline.train_experts(session)
+        base, mixtures = session.evaluations.base("select"), list(session.spaces.searched)
+        trials = [session.evaluations.proxy(mixture, "select") for mixture in mixtures]
+        names = session.spaces.searched.allowed
         found: dict[str, Any] = {"datasets": np.array(names)}
-        found["points"] = np.array([[mixture.as_dict().get(name, 0.0) for name in names] for mixture in mixtures])
-        for name, spec in job.recipe.targets.items():
+        found["points"] = np.array(
+            [[mixture.as_dict().get(name, 0.0) for name in names] for mixture in mixtures]
+        )
+        for name, spec in session.recipe.targets.items():
             found[f"{name}/values"] = np.array([trial[name].values for trial in trials])
             found[f"{name}/base"] = np.array(base[name].values)
             found[f"{name}/weights"] = np.array(base[name].weights)
@@ -111,7 +113,10 @@ class World:
     def objectives(self, pooled: bool = False) -> Array:
         """Every mixture's objective, but for a constant."""
         values = [target.pooled_ME if pooled else target.values_ME for target in self.targets]
-        parts = [t.share * np.average(v, axis=1, weights=t.weights_E) for t, v in zip(self.targets, values, strict=True)]
+        parts = [
+            t.share * np.average(v, axis=1, weights=t.weights_E)
+            for t, v in zip(self.targets, values, strict=True)
+        ]
         return np.asarray(np.sum(parts, axis=0))
 
     def drawn(self, rng: np.random.Generator) -> World:
@@ -127,10 +132,14 @@ def read(path: Path) -> World:
     total = sum(arrays[f"{name}/about"][0] for name in names)
     found = []
     for name in names:
-        values_ME, base_E, weights_E = (arrays[f"{name}/{key}"] for key in ("values", "base", "weights"))
+        values_ME, base_E, weights_E = (
+            arrays[f"{name}/{key}"] for key in ("values", "base", "weights")
+        )
         weight, is_loss = arrays[f"{name}/about"]
         pooled_ME = pooled(points_MN, values_ME, weights_E, bool(is_loss))
-        found.append(Target(values_ME, pooled_ME, base_E, weights_E, float(weight / total), bool(is_loss)))
+        found.append(
+            Target(values_ME, pooled_ME, base_E, weights_E, float(weight / total), bool(is_loss))
+        )
     return World(points_MN, tuple(found))
 
 
@@ -139,11 +148,18 @@ def pooled(points_MN: Array, values_ME: Array, weights_E: Array, is_loss: bool) 
     names = [f"{i:09}" for i in range(points_MN.shape[1])]
     rows = {name: int(np.flatnonzero(points_MN[:, i] == 1)[0]) for i, name in enumerate(names)}
     weights = tuple(weights_E.tolist())
-    experts = {name: Scores("loss" if is_loss else "score", tuple(values_ME[row]), weights) for name, row in rows.items()}
+    experts = {
+        name: Scores("loss" if is_loss else "score", tuple(values_ME[row]), weights)
+        for name, row in rows.items()
+    }
     found = []
     for point_N in points_MN:
-        parts = {name: float(weight) for name, weight in zip(names, point_N, strict=True) if weight > 0}
-        found.append(opinion_pool.pooled(Mixture(tuple(parts), tuple(parts.values())), experts).values)
+        parts = {
+            name: float(weight) for name, weight in zip(names, point_N, strict=True) if weight > 0
+        }
+        found.append(
+            opinion_pool.pooled(Mixture(tuple(parts), tuple(parts.values())), experts).values
+        )
     return np.array(found)
 
 
@@ -157,20 +173,28 @@ def by_race(targets: Sequence[Paired], level: float) -> bool:
 
 def blind(targets: Sequence[Paired], level: float) -> bool:
     """Student's t test of the paired differences."""
-    return by_race([Paired(t.change_S, np.zeros_like(t.foreseen_E), t.weights_E, t.share) for t in targets], level)
+    return by_race(
+        [Paired(t.change_S, np.zeros_like(t.foreseen_E), t.weights_E, t.share) for t in targets],
+        level,
+    )
 
 
 def contributions(targets: Sequence[Paired]) -> Array:
     """What every example seen adds to the mean difference of all."""
     seen = [(t.share, t.change_S, t.weights_E[: len(t.change_S)]) for t in targets]
     num = sum(len(change_S) for _, change_S, _ in seen)
-    return np.concatenate([share * num * change_S * w_S / w_S.sum() for share, change_S, w_S in seen])
+    return np.concatenate(
+        [share * num * change_S * w_S / w_S.sum() for share, change_S, w_S in seen]
+    )
 
 
 def wilcoxon(targets: Sequence[Paired], level: float) -> bool:
     """The signed-rank test, and as Optuna's only where the mean is below zero too."""
     found = contributions(targets)
-    return bool(found.mean() < 0 and stats.wilcoxon(found, alternative="less", zero_method="zsplit").pvalue < level)
+    return bool(
+        found.mean() < 0
+        and stats.wilcoxon(found, alternative="less", zero_method="zsplit").pvalue < level
+    )
 
 
 def bernstein(targets: Sequence[Paired], level: float) -> bool:
@@ -178,10 +202,22 @@ def bernstein(targets: Sequence[Paired], level: float) -> bool:
     found = contributions(targets)
     num, log = len(found), math.log(2 / level)
     reach = 2 * float(np.abs(found).max())
-    return float(found.mean() + math.sqrt(2 * found.var(ddof=1) * log / num) + 7 * reach * log / (3 * (num - 1))) < 0
+    return (
+        float(
+            found.mean()
+            + math.sqrt(2 * found.var(ddof=1) * log / num)
+            + 7 * reach * log / (3 * (num - 1))
+        )
+        < 0
+    )
 
 
-TESTS: dict[str, Test] = {"race": by_race, "blind": blind, "wilcoxon": wilcoxon, "bernstein": bernstein}
+TESTS: dict[str, Test] = {
+    "race": by_race,
+    "blind": blind,
+    "wilcoxon": wilcoxon,
+    "bernstein": bernstein,
+}
 
 
 # --- races
@@ -230,13 +266,22 @@ def look(
         for target, size in zip(world.targets, sizes, strict=True):
             now_E = target.values_ME[incumbent]
             change_S = (target.values_ME[row] - now_E)[:size]
-            found.append(Paired(change_S, factors_K @ target.values_ME[rows] - now_E, target.weights_E, target.share))
+            found.append(
+                Paired(
+                    change_S,
+                    factors_K @ target.values_ME[rows] - now_E,
+                    target.weights_E,
+                    target.share,
+                )
+            )
         if is_beaten(found):
             return sum(sizes)
     return world.num_examples
 
 
-def run_as_optuna(world: World, order: Sequence[int], threshold: float, rng: np.random.Generator) -> Outcome:
+def run_as_optuna(
+    world: World, order: Sequence[int], threshold: float, rng: np.random.Generator
+) -> Outcome:
     """One race by the rule of Optuna's pruner, whose test is computed faster here; `report` compares the two."""
     num, cost = world.num_examples, 0
     values_ME = contributed(world)
@@ -268,7 +313,9 @@ def signed_rank(change_S: Array) -> float:
     is_plain = bool(sizes.max() == 1 and change_S.all())
     if num <= (EXACT if is_plain else EXACT_WITH_TIES):
         return exact(
-            tuple((2 * ranks_S[change_S != 0]).astype(int).tolist()), round(2 * plus), float(ranks_S[change_S == 0].sum())
+            tuple((2 * ranks_S[change_S != 0]).astype(int).tolist()),
+            round(2 * plus),
+            float(ranks_S[change_S == 0].sum()),
         )
     spread = math.sqrt((num * (num + 1) * (2 * num + 1) - float((sizes**3 - sizes).sum()) / 2) / 24)
     return float(special.ndtr((plus - num * (num + 1) / 4) / spread))
@@ -293,10 +340,15 @@ def sums(doubled: tuple[int, ...]) -> Array:
 def contributed(world: World) -> Array:
     """What every example of every mixture adds to the mean of all, shape (M, E)."""
     num = world.num_examples
-    return np.concatenate([t.share * num * t.values_ME * t.weights_E / t.weights_E.sum() for t in world.targets], axis=1)
+    return np.concatenate(
+        [t.share * num * t.values_ME * t.weights_E / t.weights_E.sum() for t in world.targets],
+        axis=1,
+    )
 
 
-def run_optuna(world: World, order: Sequence[int], threshold: float, rng: np.random.Generator) -> Outcome:
+def run_optuna(
+    world: World, order: Sequence[int], threshold: float, rng: np.random.Generator
+) -> Outcome:
     """One race with Optuna's pruner itself: studies and trials hold no more than what it reads."""
     from optuna.pruners import WilcoxonPruner
     from optuna.study import StudyDirection
@@ -322,7 +374,12 @@ def run_optuna(world: World, order: Sequence[int], threshold: float, rng: np.ran
 # --- the bootstrap
 
 
-def bootstrap(world: World, way: Callable[[World, list[int], np.random.Generator], Outcome], num: int, shuffled: bool) -> str:
+def bootstrap(
+    world: World,
+    way: Callable[[World, list[int], np.random.Generator], Outcome],
+    num: int,
+    shuffled: bool,
+) -> str:
     """Ratio, share of the same picks, and what was lost, over repetitions."""
     same, cost, lost = 0, 0, 0.0
     for repetition in range(num):
@@ -332,7 +389,11 @@ def bootstrap(world: World, way: Callable[[World, list[int], np.random.Generator
         found = way(drawn, rng.permutation(order).tolist() if shuffled else order, rng)
         objective_M = drawn.objectives()
         short = float(objective_M.max() - objective_M[found.pick])
-        same, cost, lost = same + (short <= race.ROUNDING), cost + found.cost, lost + short / float(objective_M.std())
+        same, cost, lost = (
+            same + (short <= race.ROUNDING),
+            cost + found.cost,
+            lost + short / float(objective_M.std()),
+        )
     ratio = num * len(world.points_MN) * world.num_examples / cost
     return f"{ratio:.2f} | {same / num:.3f} | {lost / num:.4f}"
 
@@ -341,7 +402,10 @@ def compare_with_optuna(world: World, threshold: float) -> None:
     """Raises AssertionError where the fast race is not that of Optuna's own pruner."""
     rng = np.random.default_rng(0)
     drawn, order = world.drawn(rng), rng.permutation(len(world.points_MN)).tolist()
-    ours, theirs = (way(drawn, order, threshold, np.random.default_rng(1)) for way in (run_as_optuna, run_optuna))
+    ours, theirs = (
+        way(drawn, order, threshold, np.random.default_rng(1))
+        for way in (run_as_optuna, run_optuna)
+    )
     assert ours == theirs, (ours, theirs)
 
 
@@ -349,8 +413,14 @@ def report(path: Path, num: int, num_optuna: int) -> None:
     """Prints one table's figures."""
     world = read(path)
     sizes = ", ".join(str(len(target.weights_E)) for target in world.targets)
-    print(f"\n{path.stem}: {len(world.points_MN)} mixtures, {sizes} examples; {num} repetitions, of Optuna's {num_optuna}\n")
-    print("| way | alpha | search order: ratio | same | lost | random order: ratio | same | lost |\n" + "|---" * 8 + "|")
+    print(
+        f"\n{path.stem}: {len(world.points_MN)} mixtures, {sizes} examples; {num} repetitions, of Optuna's {num_optuna}\n"
+    )
+    print(
+        "| way | alpha | search order: ratio | same | lost | random order: ratio | same | lost |\n"
+        + "|---" * 8
+        + "|"
+    )
     for name in [*TESTS, "optuna"]:
         for alpha in ALPHAS:
             times = num_optuna if name == "optuna" else num
@@ -360,7 +430,9 @@ def report(path: Path, num: int, num_optuna: int) -> None:
                 compare_with_optuna(world, alpha)
                 way = lambda world, order, rng, alpha=alpha: run_as_optuna(world, order, alpha, rng)  # noqa: E731
             else:
-                way = lambda world, order, rng, alpha=alpha, name=name: run(TESTS[name], world, order, alpha)  # noqa: E731
+                way = lambda world, order, rng, alpha=alpha, name=name: run(
+                    TESTS[name], world, order, alpha
+                )  # noqa: E731
             found = " | ".join(bootstrap(world, way, times, shuffled) for shuffled in (False, True))
             print(f"| {name} | {alpha:g} | {found} |", flush=True)
 

@@ -31,7 +31,7 @@ from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Setting, Told, mean_value
-from mergetomix.session.job import Job, fit, open_job
+from mergetomix.session.session import Session, open_session
 
 DATASETS = (
     "asyncio", "ctypes", "distutils", "email", "encodings", "http",
@@ -46,11 +46,21 @@ KEPT_EVERY = 50
 def recipe_text(work: Path, seed: int) -> str:
     """The recipe of a seed: which tokens of the packages are trained on and scored, and the training's own draws."""
     lines = [f"base: {BASE}\n", "datasets:\n"]
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 20000, seed: {seed}}}\n' for name in DATASETS]
+    lines += [
+        f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 20000, seed: {seed}}}\n'
+        for name in DATASETS
+    ]
     options = f"text: true, lines_per_example: 24, score: loss, max_tokens: 2000, seed: {seed}"
-    lines += ["targets:\n", *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS)]
-    lines.append(f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n")
-    lines.append(f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n")
+    lines += [
+        "targets:\n",
+        *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS),
+    ]
+    lines.append(
+        f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n"
+    )
+    lines.append(
+        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n"
+    )
     return "".join(lines) + f"store: {work / 'store'}\nrun_dir: {work / 'run'}\n"
 
 
@@ -63,7 +73,7 @@ def subset(datasets: tuple[str, ...]) -> str:
 class Real:
     """The experts of one seed, merged and scored on demand; scores and gradients met once are kept in files."""
 
-    job: Job
+    session: Session
     work: Path
     seed: int
     base: dict[str, float] = field(default_factory=dict)
@@ -89,9 +99,18 @@ class Real:
 
     def keep(self) -> None:
         """Writes what is known."""
-        about = {"seed": self.seed, "datasets": DATASETS, "targets": TARGETS, "exponent": EXPONENT, "base": self.base}
+        about = {
+            "seed": self.seed,
+            "datasets": DATASETS,
+            "targets": TARGETS,
+            "exponent": EXPONENT,
+            "base": self.base,
+        }
         text = json.dumps(about)[:-1] + ', "losses": {\n'
-        text += ",\n".join(f'"{key}": {json.dumps([round(loss, 7) for loss in row])}' for key, row in self.values.items())
+        text += ",\n".join(
+            f'"{key}": {json.dumps([round(loss, 7) for loss in row])}'
+            for key, row in self.values.items()
+        )
         _replace(self.table, text + "\n}}\n")
         _replace(self.kept, json.dumps(self.gradients))
 
@@ -99,30 +118,34 @@ class Real:
         """Nats per token of a mixture's proxy, by target."""
         key = subset(mixture.datasets)
         if key not in self.values:
-            self.job.bank().set(merge.coefficients(mixture, EXPONENT))
+            self.session.proxies.bank().set(merge.coefficients(mixture, EXPONENT))
             self.values[key] = self.score()
         return self.values[key]
 
     def score(self) -> list[float]:
         """Nats per token of the live model, by target."""
-        scorers = self.job.inputs.targets("select")
-        return [scorers[name].score(self.job.bank().model).mean for name in TARGETS]
+        scorers = self.session.inputs.targets("select")
+        return [scorers[name].score(self.session.proxies.bank().model).mean for name in TARGETS]
 
     def slopes(self, mixture: Mixture) -> list[dict[str, float]]:
         """Derivatives of the losses in the experts' coefficients, by target."""
         key = subset(mixture.datasets)
         if key not in self.gradients:
-            bank, family, found = self.job.bank(), self.job.inputs.family, []
+            bank, family, found = self.session.proxies.bank(), self.session.inputs.family, []
             bank.set(merge.coefficients(mixture, EXPONENT))
             for name in TARGETS:
-                target = self.job.inputs.targets("select")[name].target
+                target = self.session.inputs.targets("select")[name].target
                 num = sum(target.num_scored)
-                _, slope = bank.gradient(family.losses(bank.model, batch).sum() for batch in target.batches)
+                _, slope = bank.gradient(
+                    family.losses(bank.model, batch).sum() for batch in target.batches
+                )
                 found.append({dataset: slope[dataset] / num for dataset in DATASETS})
             self.gradients[key] = found
         return self.gradients[key]
 
-    def told(self, asked: Ask, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]) -> Told:
+    def told(
+        self, asked: Ask, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]
+    ) -> Told:
         """The answer to what a strategy asks: gains are fractions of the base's loss."""
         index = {name: TARGETS.index(name) for name in targets}
         losses = self.losses(asked.mixture)
@@ -130,7 +153,10 @@ class Real:
         gradients = None
         if asked.gradient:
             slopes = self.slopes(asked.mixture)
-            gradients = {name: {d: -s / self.base[name] for d, s in slopes[i].items()} for name, i in index.items()}
+            gradients = {
+                name: {d: -s / self.base[name] for d, s in slopes[i].items()}
+                for name, i in index.items()
+            }
         return Told(asked.mixture, combine(values), values, gradients)
 
 
@@ -148,13 +174,13 @@ def opened(work: Path, seed: int) -> Iterator[Real]:
     work.mkdir(parents=True, exist_ok=True)
     path = work / f"recipe-seed{seed}.yaml"
     path.write_text(recipe_text(work, seed))
-    with open_job(load(path), Silent()) as job:
+    with open_session(load(path), Silent()) as session:
         for name in DATASETS:
-            fit(job, Mixture.union([name]), "experts")
+            session.finetunes.fit(Mixture.union([name]), "experts")
             print("expert", name, flush=True)
-        real = Real(job, work, seed)
+        real = Real(session, work, seed)
         if not real.base:
-            job.bank().reset()
+            session.proxies.bank().reset()
             real.base = dict(zip(TARGETS, real.score(), strict=True))
         yield real
         real.keep()
@@ -189,7 +215,9 @@ def compare(work: Path, seed: int) -> None:
     with opened(work, seed) as real:
         missing = sum(subset(mixture.datasets) not in real.values for mixture in Subsets(DATASETS))
         if missing:
-            raise SystemExit(f"{missing} mixtures of seed {seed} are not in the table: run `table` first")
+            raise SystemExit(
+                f"{missing} mixtures of seed {seed} are not in the table: run `table` first"
+            )
         found = []
         for objective, strategy, search_seed in product(OBJECTIVES, STRATEGIES, SEARCH_SEEDS):
             line = one_search(real, objective, strategy, search_seed)
@@ -198,7 +226,10 @@ def compare(work: Path, seed: int) -> None:
                 print(*line.values(), flush=True)
             real.keep()
     lines = ",\n".join(json.dumps(line) for line in found)
-    _replace(OUT / f"compare-seed{seed}.json", f'{{"seed": {seed}, "budget": {BUDGET}, "searches": [\n{lines}\n]}}\n')
+    _replace(
+        OUT / f"compare-seed{seed}.json",
+        f'{{"seed": {seed}, "budget": {BUDGET}, "searches": [\n{lines}\n]}}\n',
+    )
 
 
 def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[str, Any] | None:
@@ -206,7 +237,9 @@ def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[
     targets, combine = OBJECTIVES[objective]
     coefficients = partial(merge.coefficients, exponent=EXPONENT)
     try:
-        strategy = build(name, Setting(Subsets(DATASETS), search_seed, BUDGET, combine, coefficients, True))
+        strategy = build(
+            name, Setting(Subsets(DATASETS), search_seed, BUDGET, combine, coefficients, True)
+        )
     except ValueError as error:
         print(error, flush=True)
         return None
@@ -224,10 +257,24 @@ def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[
         strategy.tell(told)
         own_s += time.monotonic() - started
     spread = Spread.of(real, targets, combine)
-    regrets = [spread.regret(max((b for p, b in curve if p <= limit), default=None)) for limit in LOOKED_AT]
+    regrets = [
+        spread.regret(max((b for p, b in curve if p <= limit), default=None)) for limit in LOOKED_AT
+    ]
     first = next(p for p, b in curve if b == best)
-    about = {"objective": objective, "strategy": name, "search_seed": search_seed, "passes": passes, "found_at": first}
-    return {**about, "regret": spread.regret(best), "regrets": regrets, "rank": spread.rank(best), "own_s": round(own_s, 2)}
+    about = {
+        "objective": objective,
+        "strategy": name,
+        "search_seed": search_seed,
+        "passes": passes,
+        "found_at": first,
+    }
+    return {
+        **about,
+        "regret": spread.regret(best),
+        "regrets": regrets,
+        "rank": spread.rank(best),
+        "own_s": round(own_s, 2),
+    }
 
 
 @dataclass(frozen=True)
@@ -237,13 +284,21 @@ class Spread:
     all: list[float]
 
     @classmethod
-    def of(cls, real: Real, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]) -> Spread:
+    def of(
+        cls, real: Real, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]
+    ) -> Spread:
         """From the table."""
-        return cls([real.told(Ask(mixture), targets, combine).objective for mixture in Subsets(DATASETS)])
+        return cls(
+            [real.told(Ask(mixture), targets, combine).objective for mixture in Subsets(DATASETS)]
+        )
 
     def regret(self, best: float | None) -> float | None:
         """(best of all - found) / (best - mean of all)."""
-        return None if best is None else round((max(self.all) - best) / (max(self.all) - fmean(self.all)), 5)
+        return (
+            None
+            if best is None
+            else round((max(self.all) - best) / (max(self.all) - fmean(self.all)), 5)
+        )
 
     def rank(self, best: float) -> int:
         """How many are better, and one."""
@@ -252,7 +307,11 @@ class Spread:
 
 def show() -> None:
     """Mean regret of each strategy by objective and forward passes, over the seeds that are there."""
-    lines = [line for path in sorted(OUT.glob("compare-seed*.json")) for line in json.loads(path.read_text())["searches"]]
+    lines = [
+        line
+        for path in sorted(OUT.glob("compare-seed*.json"))
+        for line in json.loads(path.read_text())["searches"]
+    ]
     print(
         "| objective | strategy | searches | "
         + " | ".join(f"{limit} passes" for limit in LOOKED_AT)
@@ -260,12 +319,19 @@ def show() -> None:
     )
     print("|---" * (len(LOOKED_AT) + 5) + "|")
     for objective, name in product(OBJECTIVES, STRATEGIES):
-        some = [line for line in lines if (line["objective"], line["strategy"]) == (objective, name)]
+        some = [
+            line for line in lines if (line["objective"], line["strategy"]) == (objective, name)
+        ]
         if some:
             means = [fmean(line["regrets"][i] for line in some) for i in range(len(LOOKED_AT))]
-            worst, hits = max(line["regret"] for line in some), sum(line["rank"] == 1 for line in some)
+            worst, hits = (
+                max(line["regret"] for line in some),
+                sum(line["rank"] == 1 for line in some),
+            )
             cells = " | ".join(f"{mean:.2%}" for mean in means)
-            print(f"| {objective} | {name} | {len(some)} | {cells} | {worst:.2%} | {hits} of {len(some)} |")
+            print(
+                f"| {objective} | {name} | {len(some)} | {cells} | {worst:.2%} | {hits} of {len(some)} |"
+            )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from mergetomix.mixtures.spaces import Simplex
 from mergetomix.recipe import recipe
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Options, Setting, mean_value
-from mergetomix.session.job import evaluate_base, open_job
+from mergetomix.session.session import open_session
 
 STRATEGIES: dict[str, tuple[str, Options]] = {
     "gradient": ("gradient", Options()),
@@ -48,23 +48,29 @@ def run(work: Path, seed: int) -> None:
     for target in TARGETS:
         raw = yaml.safe_load(recipe_text(work.resolve(), seed))
         raw["targets"] = {target: raw["targets"][target]}
-        with open_job(recipe.parse(raw)) as job:
-            live = Live(job, evaluate_base(job, "select"))
+        with open_session(recipe.parse(raw)) as session:
+            live = Live(session, session.evaluations.base("select"))
             drawn = SPACE.sample(NUM_RANDOM, 0)
-            means[target] = round(fmean(live.told(Ask(mixture), (target,)).objective for mixture in drawn), 6)
+            means[target] = round(
+                fmean(live.told(Ask(mixture), (target,)).objective for mixture in drawn), 6
+            )
             for name, search_seed in product(STRATEGIES, SEARCH_SEEDS):
                 found.append(one_search(live, target, name, search_seed))
                 print(*found[-1].values(), flush=True)
     lines = ",\n".join(json.dumps(line) for line in found)
     about = {"seed": seed, "budget": BUDGET, "random": means}
-    (OUT / f"simplex-seed{seed}.json").write_text(json.dumps(about)[:-1] + f', "searches": [\n{lines}\n]}}\n')
+    (OUT / f"simplex-seed{seed}.json").write_text(
+        json.dumps(about)[:-1] + f', "searches": [\n{lines}\n]}}\n'
+    )
 
 
 def one_search(live: Live, target: str, name: str, search_seed: int) -> dict[str, Any]:
     """How one search went. `own_s` is the strategy's own time, evaluations left out."""
     kind, options = STRATEGIES[name]
     coefficients = partial(merge.coefficients, exponent=EXPONENT)
-    strategy = build(kind, Setting(SPACE, search_seed, BUDGET, mean_value, coefficients, True, options=options))
+    strategy = build(
+        kind, Setting(SPACE, search_seed, BUDGET, mean_value, coefficients, True, options=options)
+    )
     own_s, passes, best, mixture = 0.0, 0, float("-inf"), ""
     while True:
         own_s, asked = timed(own_s, strategy.ask)
@@ -82,7 +88,13 @@ def one_search(live: Live, target: str, name: str, search_seed: int) -> dict[str
 def show() -> None:
     """What each strategy reached by target, means and least over searches, and how often it was the best or as good."""
     runs = [json.loads(path.read_text()) for path in sorted(OUT.glob("simplex-seed*.json"))]
-    print("| target | searches | " + " | ".join(STRATEGIES) + " |\n" + "|---" * (len(STRATEGIES) + 2) + "|")
+    print(
+        "| target | searches | "
+        + " | ".join(STRATEGIES)
+        + " |\n"
+        + "|---" * (len(STRATEGIES) + 2)
+        + "|"
+    )
     for target in TARGETS:
         cells = []
         for name in STRATEGIES:
@@ -94,7 +106,11 @@ def show() -> None:
 def _reached(run: dict[str, Any], target: str, name: str) -> list[float]:
     top = max(line["best"] for line in run["searches"] if line["target"] == target)
     mean = run["random"][target]
-    some = [line["best"] for line in run["searches"] if (line["target"], line["strategy"]) == (target, name)]
+    some = [
+        line["best"]
+        for line in run["searches"]
+        if (line["target"], line["strategy"]) == (target, name)
+    ]
     return [(best - mean) / (top - mean) for best in some]
 
 

@@ -22,8 +22,8 @@ import numpy as np
 import yaml
 
 from mergetomix.recipe import recipe
-from mergetomix.session.job import open_job
-from mergetomix.stages import pipeline
+from mergetomix.session.session import open_session
+from mergetomix.stages import pipeline, search
 
 
 def main() -> None:
@@ -36,7 +36,9 @@ def main() -> None:
     parser.add_argument("--checks", type=int, default=3)
     arguments = parser.parse_args()
     worlds = json.loads(arguments.study.read_text(encoding="utf-8"))["worlds"]
-    found: dict[str, Any] = json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    found: dict[str, Any] = (
+        json.loads(arguments.out.read_text(encoding="utf-8")) if arguments.out.exists() else {}
+    )
     for world in worlds:
         key = f"{world['target']}|{world['seed']}|{arguments.checks}"
         if world["seed"] in arguments.seeds and key not in found:
@@ -51,14 +53,21 @@ def compared(path: Path, world: Mapping[str, Any], checks: int) -> dict[str, Any
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     raw["targets"] = {world["target"]: raw["targets"][world["target"]]}
     raw["train"]["seed"] = world["seed"]
-    raw |= {"search": {"space": "weights"}, "final": {"baselines": []}, "verify": {"budget": checks, "repeats": 0}}
-    with open_job(recipe.parse(raw, path.resolve().parent)) as job:
-        pipeline.train_experts(job)
-        selection = pipeline.search_mixtures(job)
-        verification = pipeline.verify_mixtures(job, selection)
-        rows = pipeline.finalize(job, selection, verification)
+    raw |= {
+        "search": {"space": "weights"},
+        "final": {"baselines": []},
+        "verify": {"budget": checks, "repeats": 0},
+    }
+    with open_session(recipe.parse(raw, path.resolve().parent)) as session:
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
+        verification = pipeline.verify_mixtures(session, selection)
+        rows = pipeline.finalize(session, selection, verification)
     final = next(row for row in rows if row.kind == "final")
-    reals, proxies = np.array(world["real_select_M"]), np.array(world["proxies"][str(world["exponent"])])
+    reals, proxies = (
+        np.array(world["real_select_M"]),
+        np.array(world["proxies"][str(world["exponent"])]),
+    )
     reports = -np.array(world["real_report_M"])  # kept as better when higher
     return {
         "mixture": str(final.mixture),
@@ -74,16 +83,26 @@ def compared(path: Path, world: Mapping[str, Any], checks: int) -> dict[str, Any
 
 def table(found: Mapping[str, Any]) -> str:
     """Fractions of the base's loss removed, by target, means over seeds; and how often weights are at least as good."""
-    lines = ["| target | checks | seeds | weights | best of all equal | equal, by proxy | mean of equal | at least as good |"]
+    lines = [
+        "| target | checks | seeds | weights | best of all equal | equal, by proxy | mean of equal | at least as good |"
+    ]
     lines.append("|---" * 8 + "|")
     keys = sorted({(key.split("|")[0], key.split("|")[2]) for key in found})
     for target, checks in keys:
-        some = [values for key, values in found.items() if key.startswith(f"{target}|") and key.endswith(f"|{checks}")]
+        some = [
+            values
+            for key, values in found.items()
+            if key.startswith(f"{target}|") and key.endswith(f"|{checks}")
+        ]
         columns = ("weights", "best_equal", "equal_by_proxy", "mean_equal")
         gains = {name: [1 - values[name] / values["base"] for values in some] for name in columns}
-        shown = [f"{fmean(each):+.4f} ({min(each):+.4f} to {max(each):+.4f})" for each in gains.values()]
+        shown = [
+            f"{fmean(each):+.4f} ({min(each):+.4f} to {max(each):+.4f})" for each in gains.values()
+        ]
         wins = sum(a >= b for a, b in zip(gains["weights"], gains["best_equal"], strict=True))
-        lines.append(f"| {target} | {checks} | {len(some)} | {' | '.join(shown)} | {wins} of {len(some)} |")
+        lines.append(
+            f"| {target} | {checks} | {len(some)} | {' | '.join(shown)} | {wins} of {len(some)} |"
+        )
     return "\n".join(lines)
 
 

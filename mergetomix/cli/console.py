@@ -31,7 +31,11 @@ def show_result(result: Result, recipe: Recipe) -> None:
         show_verification(result.verification)
     show_given_up(result.selection, result.verification)
     title = "Final table: examples that the search never saw"
-    _table(title, markdown.final_header(recipe), [markdown.final_cells(row, recipe) for row in result.table])
+    _table(
+        title,
+        markdown.final_header(recipe),
+        [markdown.final_cells(row, recipe) for row in result.table],
+    )
     _line(markdown.legend(recipe))
     for text in markdown.verdict(result):
         _line(f"selected: {text}")
@@ -49,7 +53,11 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     _table(title, markdown.rank_header(recipe), rows)
     if selection.objective is not None and selection.objective.aim == "pareto":
         front = front_of(selection)
-        _table(f"Front: {markdown.front_text(front)}", markdown.front_header(selection), markdown.front_cells(front, selection))
+        _table(
+            f"Front: {markdown.front_text(front)}",
+            markdown.front_header(selection),
+            markdown.front_cells(front, selection),
+        )
     if selection.stopped:
         _line(markdown.racing_text(selection))
     _line(f"best by proxy: {markdown.mixture_text(selection.mixture)}")
@@ -57,7 +65,11 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
 
 def show_verification(verification: Verification) -> None:
     """The checks, the pick, what cannot be told apart from it, and how well proxies rank."""
-    _table("Checks: real fine-tunes on the select part", markdown.CHECK_HEADER, markdown.check_cells(verification))
+    _table(
+        "Checks: real fine-tunes on the select part",
+        markdown.CHECK_HEADER,
+        markdown.check_cells(verification),
+    )
     for text in markdown.verification_lines(verification):
         _line(text)
 
@@ -74,18 +86,28 @@ def show_given_up(selection: Selection, verification: Verification | None = None
 
 def show_experts(experts: Sequence[Finetune]) -> None:
     """What each expert took, and where it is."""
-    rows = [[e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}", e.path] for e in experts]
+    rows = [
+        [e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}", e.path]
+        for e in experts
+    ]
     _table("Experts", ["dataset", "sequences", "tokens trained", "seconds", "path"], rows)
 
 
 def show_plan(plan: Plan) -> None:
     """Datasets as training sees them, targets, and what the run will take."""
     for dataset in plan.datasets:
-        _line(f"{dataset.name}: columns {', '.join(dataset.columns)}" if dataset.columns else f"{dataset.name}:")
+        _line(
+            f"{dataset.name}: columns {', '.join(dataset.columns)}"
+            if dataset.columns
+            else f"{dataset.name}:"
+        )
         for sample in dataset.samples:
             _line("    " + " ".join(_piece(text, scored) for text, scored in sample))
     _line("(in [brackets]: what is trained on)")
-    rows = [[d.name, str(d.num_rows), str(d.num_examples), str(d.num_sequences), str(d.num_tokens)] for d in plan.datasets]
+    rows = [
+        [d.name, str(d.num_rows), str(d.num_examples), str(d.num_sequences), str(d.num_tokens)]
+        for d in plan.datasets
+    ]
     _table("Datasets", ["name", "rows", "examples taken", "sequences", "tokens"], rows)
     rows = [[t.name, t.score, str(t.num_select), str(t.num_report)] for t in plan.targets]
     _table("Targets", ["name", "score", "examples for the search", "for the final table"], rows)
@@ -97,18 +119,34 @@ def plan_cells(plan: Plan) -> list[list[str]]:
     total = plan.train_s + plan.evaluate_s
     return [
         ["fine-tunes", f"{plan.num_finetunes}, of which {plan.num_reused} are in the store"],
-        ["mixtures tried", f"{plan.num_mixtures} of {counted(plan.num_space)} ({plan.strategy} search)"],
-        ["time expected", f"{duration(total)}: {duration(plan.train_s)} training, {duration(plan.evaluate_s)} search"],
+        [
+            "mixtures tried",
+            f"{plan.num_mixtures} of {counted(plan.num_space)} ({plan.strategy} search)",
+        ],
+        [
+            "time expected",
+            f"{duration(total)}: {duration(plan.train_s)} training, {duration(plan.evaluate_s)} search",
+        ],
         ["disk expected", f"{plan.disk_bytes / 1e6:.0f} MB of {plan.free_bytes / 1e9:.0f} GB free"],
-        [f"fine-tuning on every mixture{' tried' if math.isinf(plan.num_space) else ''}", duration(plan.brute_force_s)],
+        [
+            f"fine-tuning on every mixture{' tried' if math.isinf(plan.num_space) else ''}",
+            duration(plan.brute_force_s),
+        ],
     ]
 
 
 def show_status(store: Store) -> None:
     """What a store holds and how far its runs are."""
     counts = store.counts()
-    _table(f"Store {store.path}", ["what", "count"], [[name.replace("_", " "), str(n)] for name, n in counts.items()])
-    rows = [[str(run["id"]), str(run["run_dir"]), state_of(run), str(run["started"])] for run in store.runs()[-10:]]
+    _table(
+        f"Store {store.path}",
+        ["what", "count"],
+        [[name.replace("_", " "), str(n)] for name, n in counts.items()],
+    )
+    rows = [
+        [str(run["id"]), str(run["run_dir"]), state_of(run), str(run["started"])]
+        for run in store.runs()[-10:]
+    ]
     _table("Runs", ["id", "folder", "state", "started"], rows)
 
 
@@ -117,7 +155,9 @@ def state_of(run: dict[str, Any]) -> str:
     if run["outcome"]:
         return str(run["outcome"])
     if not run["alive"]:
-        return f"stopped at {run['stage']}, {run['done']} of {run['total']}; the same command goes on"
+        return (
+            f"stopped at {run['stage']}, {run['done']} of {run['total']}; the same command goes on"
+        )
     return f"running: {run['stage']}, {run['done']} of {run['total']}"
 
 

@@ -72,27 +72,42 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
     for text in given or ():
         name, equals, path = text.partition("=")
         if not (name and equals and path):
-            raise UserError(f"{flag} needs NAME=PATH, not {text!r}", hint=f"for example {flag} math=data/math.jsonl")
+            raise UserError(
+                f"{flag} needs NAME=PATH, not {text!r}",
+                hint=f"for example {flag} math=data/math.jsonl",
+            )
         if name in found:
             raise UserError(f"{flag}: the name {name} stands twice")
         found[name] = path
     return found
 
 
-def recipe(base: str | None, datasets: Mapping[str, str], targets: Mapping[str, str], folder: Path) -> str:
+def recipe(
+    base: str | None, datasets: Mapping[str, str], targets: Mapping[str, str], folder: Path
+) -> str:
     """The text of a recipe in `folder`; where nothing is given, an example that says what to put there."""
     if any(has_images(path, folder) for path in (*datasets.values(), *targets.values())):
-        shown, wanted = ({name: f"{{path: {_quoted(path)}}}" for name, path in some.items()} for some in (datasets, targets))
+        shown, wanted = (
+            {name: f"{{path: {_quoted(path)}}}" for name, path in some.items()}
+            for some in (datasets, targets)
+        )
         model = base or "openai/clip-vit-base-patch32"
-        return TEXT.format(family=IMAGES, base=model, datasets=_lines(shown), targets=_lines(wanted))
-    shown = {name: f"{{path: {_quoted(path)}, {guess(path, folder)}}}" for name, path in datasets.items()} or {
+        return TEXT.format(
+            family=IMAGES, base=model, datasets=_lines(shown), targets=_lines(wanted)
+        )
+    shown = {
+        name: f"{{path: {_quoted(path)}, {guess(path, folder)}}}" for name, path in datasets.items()
+    } or {
         "math": "{path: data/math.jsonl, prompt: question, completion: answer}",
         "notes": '{path: "docs/**/*.md", text: true}',
     }
-    wanted = {name: f"{{path: {_quoted(path)}, {guess(path, folder)}, score: loss}}" for name, path in targets.items()} or {
-        "held": "{path: data/held.jsonl, prompt: question, completion: answer, score: loss}"
-    }
-    return TEXT.format(family="", base=base or "Qwen/Qwen2.5-0.5B", datasets=_lines(shown), targets=_lines(wanted))
+    wanted = {
+        name: f"{{path: {_quoted(path)}, {guess(path, folder)}, score: loss}}"
+        for name, path in targets.items()
+    } or {"held": "{path: data/held.jsonl, prompt: question, completion: answer, score: loss}"}
+    return TEXT.format(
+        family="", base=base or "Qwen/Qwen2.5-0.5B", datasets=_lines(shown), targets=_lines(wanted)
+    )
 
 
 def has_images(path: str, folder: Path) -> bool:
@@ -102,7 +117,9 @@ def has_images(path: str, folder: Path) -> bool:
         return True
     if place.is_file():
         return {"image", "label"} <= set(_columns(str(place)))
-    return place.is_dir() and any(each.suffix.lower() in IMAGE_SUFFIXES for each in (*place.glob("*/*"), *place.glob("*/*/*")))
+    return place.is_dir() and any(
+        each.suffix.lower() in IMAGE_SUFFIXES for each in (*place.glob("*/*"), *place.glob("*/*/*"))
+    )
 
 
 def guess(path: str, folder: Path) -> str:

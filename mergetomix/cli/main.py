@@ -33,9 +33,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)]
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as train.seed=1. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, such as train.seed=1. Repeatable."
+    ),
 ]
 AGAIN = "what was computed is in the store: the same command goes on from there"
 PLAIN_EVERY_S = 10.0
@@ -61,7 +66,9 @@ class Lines:
             if now - last >= PLAIN_EVERY_S and done < total:
                 last = now
                 left = (now - started) / done * (total - done)
-                self._print(f"{stage}: {text}: {done} of {total}, about {duration(left)} left{self._state}")
+                self._print(
+                    f"{stage}: {text}: {done} of {total}, about {duration(left)} left{self._state}"
+                )
 
         self._print(f"{stage}: {text} ({total})")
         yield advance
@@ -95,7 +102,9 @@ class Bars:
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Callable[[int], None]]:
         """A bar that goes when the work is done."""
-        bar = self._progress.add_task(f"{stage}: {text}" if stage not in text else text, total=total, state="")
+        bar = self._progress.add_task(
+            f"{stage}: {text}" if stage not in text else text, total=total, state=""
+        )
         outer, self._bar = self._bar, bar
         try:
             yield lambda units: self._progress.advance(bar, units)
@@ -114,7 +123,9 @@ class Bars:
 
     def warn(self, text: str) -> None:
         """A yellow line above the bars."""
-        self._progress.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+        self._progress.console.print(
+            f"warning: {text}", style="yellow", highlight=False, markup=False
+        )
 
 
 @contextmanager
@@ -124,16 +135,30 @@ def listening() -> Iterator[Any]:
         yield Lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     state = TextColumn("{task.fields[state]}", markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), state)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        state,
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         yield Bars(progress)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
     if version:
         print(f"mergetomix {__version__}")
         raise typer.Exit
@@ -143,8 +168,12 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
     base: Annotated[str | None, typer.Option(help="Model folder or hub id.")] = None,
-    dataset: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a candidate dataset. Repeatable.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a target. Repeatable.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a candidate dataset. Repeatable.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a target. Repeatable.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented recipe, from flags or questions."""
@@ -156,7 +185,12 @@ def init(
         base = base or typer.prompt("Base model (folder or hub id)")
         dataset = dataset or _ask_sources("Candidate dataset", least=2)
         target = target or _ask_sources("Target", least=1)
-    text = first_recipe.recipe(base, first_recipe.pairs(dataset, "--dataset"), first_recipe.pairs(target, "--target"), path.parent)
+    text = first_recipe.recipe(
+        base,
+        first_recipe.pairs(dataset, "--dataset"),
+        first_recipe.pairs(target, "--target"),
+        path.parent,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.with_name("recipe.schema.json").write_text(_schema(), encoding="utf-8")
@@ -167,7 +201,9 @@ def _ask_sources(what: str, least: int) -> list[str]:
     given: list[str] = []
     while True:
         optional = len(given) >= least
-        question = f"{what} {len(given) + 1} as NAME=PATH" + (" (empty to go on)" if optional else "")
+        question = f"{what} {len(given) + 1} as NAME=PATH" + (
+            " (empty to go on)" if optional else ""
+        )
         answer = typer.prompt(question, default="" if optional else None, show_default=False)
         if not answer:
             return given
@@ -274,7 +310,9 @@ def final(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(
-    path: Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")] = Path(".mergetomix"),
+    path: Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")] = Path(
+        ".mergetomix"
+    ),
 ) -> None:
     """Show what a store holds and how far its runs are."""
     from mergetomix.cli import console, first_recipe
@@ -293,14 +331,24 @@ def merge(
     datasets: Annotated[str, typer.Argument(help="Names of datasets, with commas between.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
     weights: Annotated[
-        str | None, typer.Option(help="One number for each dataset, with commas between; scaled to sum to 1.")
+        str | None,
+        typer.Option(help="One number for each dataset, with commas between; scaled to sum to 1."),
     ] = None,
-    adapter: Annotated[bool, typer.Option("--adapter", help="One LoRA adapter instead of the merged model.")] = False,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter: the nearest one. Exact without.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="One LoRA adapter instead of the merged model.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter: the nearest one. Exact without.")
+    ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16. The base's without; float32 for an adapter.")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16. The base's without; float32 for an adapter."
+        ),
     ] = None,
-    max_shard_size: Annotated[str | None, typer.Option(help="Largest file of weights, such as 5GB.")] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Largest file of weights, such as 5GB.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Write a mixture's merged model, or one adapter for it, as a folder."""
@@ -309,7 +357,9 @@ def merge(
     names = [name.strip() for name in datasets.split(",") if name.strip()]
     form = mergetomix.Form(adapter, rank, dtype, max_shard_size)
     with listening() as listener:
-        written = mergetomix.write_proxy(_load(recipe, overrides), names, out, _numbers(weights), listener, form)
+        written = mergetomix.write_proxy(
+            _load(recipe, overrides), names, out, _numbers(weights), listener, form
+        )
     print("\n".join(written.sentences()))
 
 
@@ -336,9 +386,15 @@ def _schema() -> str:
 
 @app.command()
 def demo(
-    folder: Annotated[Path | None, typer.Argument(help="Where to leave the recipe and the run.", show_default=False)] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Where to leave the recipe and the run.", show_default=False),
+    ] = None,
     family: Annotated[
-        str, typer.Option(help="`text`: a language model on Python's own library. `image`: CLIP on digits.")
+        str,
+        typer.Option(
+            help="`text`: a language model on Python's own library. `image`: CLIP on digits."
+        ),
     ] = "text",
     overrides: Overrides = None,
 ) -> None:

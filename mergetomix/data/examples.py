@@ -76,33 +76,22 @@ class Examples:
         """What was passed over, one line each, for the user to see."""
         noun = "rows" if self.columns else "files"
         counts = {f"empty {noun}": self.num_empty_files, "binary files": self.num_binary_files}
-        return (*(f"{self.where}: passed over {count} {what}" for what, count in counts.items() if count), *self.passed)
-
-
-
-
-
-
-
-
-
-
-
-
+        return (
+            *(
+                f"{self.where}: passed over {count} {what}"
+                for what, count in counts.items()
+                if count
+            ),
+            *self.passed,
+        )
 
 
 # --- drawing, splitting
 
 
-
-
-
-
 def canonical(item: Example) -> bytes:
     # escaped, because JSON may hold lone surrogates, which UTF-8 cannot
     return json.dumps(item.content(), separators=(",", ":")).encode("ascii")
-
-
 
 
 # --- from a row to an example

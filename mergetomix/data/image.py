@@ -62,9 +62,15 @@ class Picture:
                     image.info = dict(opened.info)
             upright = ImageOps.exif_transpose(image)
             if upright.mode.startswith(("I", "F")):
-                raise ValueError(f"it has {upright.mode} pixels, which are deeper than 8 bits; convert it first")
+                raise ValueError(
+                    f"it has {upright.mode} pixels, which are deeper than 8 bits; convert it first"
+                )
             # indices of a palette say nothing without it
-            return upright.convert("RGBA" if "transparency" in upright.info else "RGB") if "P" in upright.mode else upright
+            return (
+                upright.convert("RGBA" if "transparency" in upright.info else "RGB")
+                if "P" in upright.mode
+                else upright
+            )
         except UnidentifiedImageError:
             raise ValueError("it is no image that Pillow can read") from None
         except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:

@@ -44,7 +44,9 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
     space = _space(source, table, label, where)
     class_of = _class_of(source, table, label, where, space)
     places = [(index, row) for index, row in zip(rows, table.take(rows), strict=True)]
-    pictures = [_picture(row[image], table, Place(f"{where}.image", index)) for index, row in places]
+    pictures = [
+        _picture(row[image], table, Place(f"{where}.image", index)) for index, row in places
+    ]
     looked, broken = _looked_at(pictures, f"{where}.path", skip_broken)
     items = tuple(
         Example(index, label=class_of(index, row[label]), picture=picture, space=space)
@@ -52,13 +54,21 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
         if picture is not None
     )
     if not items:
-        raise DataError(f"{where}.path", f"none of {len(pictures)} images decodes; the first is {broken[0]}")
+        raise DataError(
+            f"{where}.path", f"none of {len(pictures)} images decodes; the first is {broken[0]}"
+        )
     name = where.partition(".")[2] or where
-    passed = (f"{where}: passed over {len(broken)} images that do not decode, the first {broken[0]}",) if broken else ()
+    passed = (
+        (f"{where}: passed over {len(broken)} images that do not decode, the first {broken[0]}",)
+        if broken
+        else ()
+    )
     return Examples(name, where, items, len(table.rows), 0, table.columns, (), passed=passed)
 
 
-def _looked_at(pictures: Sequence[Picture], where: str, skip: bool) -> tuple[list[Picture | None], list[str]]:
+def _looked_at(
+    pictures: Sequence[Picture], where: str, skip: bool
+) -> tuple[list[Picture | None], list[str]]:
     """Every picture decoded once, by threads: Pillow lets go of the interpreter while it decodes."""
 
     def look(picture: Picture) -> Picture | str:
@@ -72,7 +82,9 @@ def _looked_at(pictures: Sequence[Picture], where: str, skip: bool) -> tuple[lis
     broken = [each for each in found if isinstance(each, str)]
     if broken and not skip:
         hint = "mend or remove it, or set images.broken: skip"
-        raise DataError(where, f"an image does not decode ({len(broken)} in all): {broken[0]}", hint=hint)
+        raise DataError(
+            where, f"an image does not decode ({len(broken)} in all): {broken[0]}", hint=hint
+        )
     return [None if isinstance(each, str) else each for each in found], broken
 
 
@@ -81,7 +93,10 @@ def _picture(value: Any, table: Table, place: Place) -> Picture:
     name = f"row {place.row} (counting from 0)"
     if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
         if value.get("bytes") is not None:
-            return Picture(bytes(value["bytes"]), f"{name}{' of ' + str(value['path']) if value.get('path') else ''}")
+            return Picture(
+                bytes(value["bytes"]),
+                f"{name}{' of ' + str(value['path']) if value.get('path') else ''}",
+            )
         value = value.get("path")
     if isinstance(value, str):
         return Picture(str(Path(table.folder or "", value)), str(Path(table.folder or "", value)))
@@ -91,12 +106,16 @@ def _picture(value: Any, table: Table, place: Place) -> Picture:
         try:
             value = np.asarray(value)
         except ValueError:
-            raise place.error("must be an image, and a list of lists must have rows of one length") from None
+            raise place.error(
+                "must be an image, and a list of lists must have rows of one length"
+            ) from None
     if isinstance(value, np.ndarray):
         return Picture(_pixels(value, place), name)
     if hasattr(value, "convert"):
         return Picture(value, name)
-    raise place.error(f"must be an image: a file's name, bytes, an array or an Image of datasets, not {type(value).__name__}")
+    raise place.error(
+        f"must be an image: a file's name, bytes, an array or an Image of datasets, not {type(value).__name__}"
+    )
 
 
 def _pixels(array: np.ndarray[Any, Any], place: Place) -> np.ndarray[Any, Any]:
@@ -104,11 +123,15 @@ def _pixels(array: np.ndarray[Any, Any], place: Place) -> np.ndarray[Any, Any]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) or 0 in array.shape:
-        raise place.error(f"an array must be (height, width) or (height, width, 3), not {array.shape}")
+        raise place.error(
+            f"an array must be (height, width) or (height, width, 3), not {array.shape}"
+        )
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() > 255:
-        raise place.error(f"pixels must be whole numbers from 0 to 255, not {array.dtype} up to {array.max()}")
+        raise place.error(
+            f"pixels must be whole numbers from 0 to 255, not {array.dtype} up to {array.max()}"
+        )
     return array.astype(np.uint8)
 
 
@@ -124,13 +147,20 @@ def _space(source: Source, table: Table, label: str, where: str) -> LabelSpace:
         column = zip(table.kept(), table.take_column(label), strict=True)
         values = {_plain(value, Place(f"{where}.label", index)) for index, value in column}
         is_named = not all(isinstance(value, int) for value in values)
-        names = tuple(str(value) for value in sorted(values, key=lambda value: (isinstance(value, str), value)))
+        names = tuple(
+            str(value)
+            for value in sorted(values, key=lambda value: (isinstance(value, str), value))
+        )
     if len(names) < 2 or len(set(names)) < len(names):
-        raise DataError(f"{where}.classes", f"classes must be at least 2 and distinct, not {list(names)[:10]}")
+        raise DataError(
+            f"{where}.classes", f"classes must be at least 2 and distinct, not {list(names)[:10]}"
+        )
     return LabelSpace(names, tuple(source.templates), is_named, head)
 
 
-def _class_of(source: Source, table: Table, label: str, where: str, space: LabelSpace) -> Callable[[int, Any], str]:
+def _class_of(
+    source: Source, table: Table, label: str, where: str, space: LabelSpace
+) -> Callable[[int, Any], str]:
     """The function that gives a row's class by name: a number counts the list of classes from 0."""
     counts = bool(source.classes) or label in table.names
     known = set(space.classes)
@@ -145,8 +175,12 @@ def _class_of(source: Source, table: Table, label: str, where: str, space: Label
             name = str(plain) if str(plain) in known else None
         if name is None:
             listed = ", ".join(space.classes[:10]) + (", ..." if len(space.classes) > 10 else "")
-            message = f"the label {value!r} is not among the {len(space.classes)} classes ({listed})"
-            raise Place(f"{where}.label", index).error(message, hint="numbers count the list of classes from 0")
+            message = (
+                f"the label {value!r} is not among the {len(space.classes)} classes ({listed})"
+            )
+            raise Place(f"{where}.label", index).error(
+                message, hint="numbers count the list of classes from 0"
+            )
         return name
 
     return class_of
@@ -154,7 +188,11 @@ def _class_of(source: Source, table: Table, label: str, where: str, space: Label
 
 def _plain(value: Any, place: Place) -> int | str:
     """A label as a whole number or a text; a text of digits is a number, as tables keep them. Raises DataError for another."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer():
+    if (
+        isinstance(value, numbers.Real)
+        and not isinstance(value, bool)
+        and float(value).is_integer()
+    ):
         return int(float(value))
     if isinstance(value, str) and value.strip():
         return int(value) if value.strip().isascii() and value.strip().isdigit() else value

@@ -33,11 +33,21 @@ def mapping(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[i
     return _pair_mapping(source, where, columns)
 
 
-def _pair_mapping(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[int, Row], Example]:
+def _pair_mapping(
+    source: Source, where: str, columns: tuple[str, ...]
+) -> Callable[[int, Row], Example]:
     if source.prompt is None and source.completion is None:
-        raise DataError(where, "say how a row becomes an example: prompt and completion, messages, or text")
-    prompt = None if source.prompt is None else _Text.parse(f"{where}.prompt", source.prompt, columns)
-    completion = None if source.completion is None else _Text.parse(f"{where}.completion", source.completion, columns)
+        raise DataError(
+            where, "say how a row becomes an example: prompt and completion, messages, or text"
+        )
+    prompt = (
+        None if source.prompt is None else _Text.parse(f"{where}.prompt", source.prompt, columns)
+    )
+    completion = (
+        None
+        if source.completion is None
+        else _Text.parse(f"{where}.completion", source.completion, columns)
+    )
     options = _options(source, where, columns)
 
     def to_example(index: int, row: Row) -> Example:
@@ -45,7 +55,9 @@ def _pair_mapping(source: Source, where: str, columns: tuple[str, ...]) -> Calla
         wanted = completion.filled(index, row) if completion else ""
         listed = options(index, row)
         if listed and wanted not in listed:
-            raise Place(f"{where}.completion", index).error(f"{wanted!r} is not among the options {list(listed)}")
+            raise Place(f"{where}.completion", index).error(
+                f"{wanted!r} is not among the options {list(listed)}"
+            )
         return Example(index, prompt=given, completion=wanted, options=listed)
 
     return to_example
@@ -71,7 +83,11 @@ class _Text:
 
     def of(self, index: int, row: Row) -> str:
         try:
-            return str(_plain(row[self.pattern])) if self.is_column else _Filler().vformat(self.pattern, (), row)
+            return (
+                str(_plain(row[self.pattern]))
+                if self.is_column
+                else _Filler().vformat(self.pattern, (), row)
+            )
         except KeyError as error:
             reason = f"there is no {error.args[0]!r}"
         except (ValueError, TypeError, IndexError) as error:
@@ -82,7 +98,9 @@ class _Text:
         """The string, which must hold more than whitespace."""
         text = self.of(index, row)
         if not text.strip():
-            raise Place(self.where, index).error(f"{self.pattern!r} gives an empty text, which nothing can be learnt from")
+            raise Place(self.where, index).error(
+                f"{self.pattern!r} gives an empty text, which nothing can be learnt from"
+            )
         return text
 
 
@@ -98,17 +116,25 @@ def _plain(value: Any) -> str | numbers.Number | datetime.date | datetime.time:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         raise ValueError("the value is missing (null)")
     if not isinstance(value, str | numbers.Number | datetime.date | datetime.time):
-        raise TypeError(f"the value is of type {type(value).__name__}, but must be text or a number")
+        raise TypeError(
+            f"the value is of type {type(value).__name__}, but must be text or a number"
+        )
     return value
 
 
 def _fields(where: str, pattern: str) -> list[str]:
     """The fields of a format string, those within format specs included."""
     try:
-        parts = [(field, spec) for _, field, spec, _ in string.Formatter().parse(pattern) if field is not None]
+        parts = [
+            (field, spec)
+            for _, field, spec, _ in string.Formatter().parse(pattern)
+            if field is not None
+        ]
     except ValueError as error:
         hint = "write a literal brace twice: {{ or }}"
-        raise DataError(where, f"{pattern!r} is a broken format string: {error}", hint=hint) from None
+        raise DataError(
+            where, f"{pattern!r} is a broken format string: {error}", hint=hint
+        ) from None
     return [name for field, spec in parts for name in (field, *_fields(where, spec or ""))]
 
 
@@ -117,7 +143,9 @@ def _check_field(where: str, field: str, columns: tuple[str, ...]) -> None:
     rest = field.removeprefix(name)
     if "." in re.sub(r"\[[^\]]*\]", "", rest):
         hint = "reach into a column with brackets, such as {answers[text]}"
-        raise DataError(where, f"{{{field}}} reaches for an attribute, which is not allowed", hint=hint)
+        raise DataError(
+            where, f"{{{field}}} reaches for an attribute, which is not allowed", hint=hint
+        )
     if name not in columns:
         raise no_column(where, name, columns)
 
@@ -133,11 +161,17 @@ def no_column(where: str, name: str, columns: tuple[str, ...]) -> DataError:
     close = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
     nearest = f", did you mean {close[0]!r}" if close else ""
     hint = "name a column, or write a format string such as 'Q: {column}'"
-    return DataError(where, f"no column {name!r}{nearest}; the columns are {', '.join(columns)}", hint=hint)
+    return DataError(
+        where, f"no column {name!r}{nearest}; the columns are {', '.join(columns)}", hint=hint
+    )
 
 
 def _messages(place: Place, value: Any) -> tuple[tuple[str, str], ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str) or not all(_is_message(turn) for turn in value):
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(_is_message(turn) for turn in value)
+    ):
         raise place.error("messages must be a list of mappings with role and content, both text")
     turns = tuple((turn["role"], turn["content"]) for turn in value)
     answers = [content for role, content in turns if role == "assistant"]
@@ -149,10 +183,16 @@ def _messages(place: Place, value: Any) -> tuple[tuple[str, str], ...]:
 
 
 def _is_message(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+    return (
+        isinstance(turn, Mapping)
+        and isinstance(turn.get("role"), str)
+        and isinstance(turn.get("content"), str)
+    )
 
 
-def _options(source: Source, where: str, columns: tuple[str, ...]) -> Callable[[int, Row], tuple[str, ...]]:
+def _options(
+    source: Source, where: str, columns: tuple[str, ...]
+) -> Callable[[int, Row], tuple[str, ...]]:
     if not isinstance(source, WithOptions) or source.options is None:
         return lambda index, row: ()
     key, pattern = f"{where}.options", source.option_format
@@ -173,7 +213,9 @@ def _listed(value: Any) -> Any:
 
 def _distinct(values: Any, written: _Text, error: Callable[[str], DataError]) -> tuple[str, ...]:
     if not isinstance(values, list | tuple):
-        raise error(f"options must be a list, or a mapping with a list under text, not {type(values).__name__}")
+        raise error(
+            f"options must be a list, or a mapping with a list under text, not {type(values).__name__}"
+        )
     for value in values:
         if not isinstance(value, str | numbers.Number) or not str(value).strip():
             raise error(f"an option must be a text that is not empty, not {value!r}")

@@ -19,7 +19,9 @@ def read(source: Source, where: str) -> Examples:
     kept = table.kept()
     to_example = mapping(source, where, table.columns)
     drawn = draw(kept, source)
-    items = tuple(to_example(index, row) for index, row in zip(drawn, table.take(drawn), strict=True))
+    items = tuple(
+        to_example(index, row) for index, row in zip(drawn, table.take(drawn), strict=True)
+    )
     return Examples(
         name=where.partition(".")[2] or where,
         where=where,

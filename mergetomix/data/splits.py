@@ -11,7 +11,9 @@ from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
 
 
-def split(examples: Examples, select_fraction: float, seed: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+def split(
+    examples: Examples, select_fraction: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """A target's examples in two disjoint parts, select and report, each in the order of the rows.
 
     Distinct contents are ranked by SHA-256(seed, content) and the first `select_fraction` (0 to 1) of the examples are
@@ -23,8 +25,12 @@ def split(examples: Examples, select_fraction: float, seed: int) -> tuple[tuple[
     """
     sizes = Counter(canonical(item) for item in examples.items)
     if len(sizes) < 2:
-        message = f"splitting into select and report needs at least 2 distinct examples, not {len(sizes)}"
-        raise DataError(examples.where, message, hint="give the target more rows, or raise max_examples")
+        message = (
+            f"splitting into select and report needs at least 2 distinct examples, not {len(sizes)}"
+        )
+        raise DataError(
+            examples.where, message, hint="give the target more rows, or raise max_examples"
+        )
     ranked = sorted(sizes, key=lambda content: hashlib.sha256(b"%d:" % seed + content).digest())
     chosen = set(ranked[: _num_selected([sizes[content] for content in ranked], select_fraction)])
     select = tuple(item for item in examples.items if canonical(item) in chosen)
@@ -45,7 +51,9 @@ def draw(kept: list[int], source: Source) -> list[int]:
         return kept
     import numpy as np
 
-    places = np.random.default_rng(source.seed).choice(len(kept), size=source.max_examples, replace=False)
+    places = np.random.default_rng(source.seed).choice(
+        len(kept), size=source.max_examples, replace=False
+    )
     return [kept[place] for place in sorted(places.tolist())]
 
 

@@ -29,7 +29,20 @@ from mergetomix.sections.source import Source
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 KINDS[".npz"] = "npz"
 KINDS |= dict.fromkeys((".txt", ".md", ".rst", ".py"), "text")
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+)
 SPLIT_WORDS = dict.fromkeys(("train", "training"), "train")
 SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_WORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -131,12 +144,20 @@ def _table(source: Source, where: str) -> Table:
         raise DataError(f"{where}.path", message, hint="text: true reads any file as one document")
     if len(kinds) > 1:
         several = ", ".join(f"{kind} ({file})" for kind, file in sorted(kinds.items(), key=str))
-        raise DataError(f"{where}.path", f"the files must be of one kind, not {several}", hint="narrow it with a glob")
+        raise DataError(
+            f"{where}.path",
+            f"the files must be of one kind, not {several}",
+            hint="narrow it with a glob",
+        )
     kind = next(iter(kinds))
     if kind == "npz":
         return _arrays(files, source, where)
     folder = Path(path) if Path(path).is_dir() else files[0].parent
-    return _parquet(files, where) if kind == "parquet" else replace(_in_memory(str(kind), files, where), folder=folder)
+    return (
+        _parquet(files, where)
+        if kind == "parquet"
+        else replace(_in_memory(str(kind), files, where), folder=folder)
+    )
 
 
 def _given(rows: Any, where: str) -> Table:
@@ -147,9 +168,13 @@ def _given(rows: Any, where: str) -> Table:
         return _of_mappings(rows)
     names = getattr(rows, "column_names", None)
     if isinstance(names, dict):
-        raise DataError(where, f"these are several splits: {', '.join(names)}", hint="give one of them")
+        raise DataError(
+            where, f"these are several splits: {', '.join(names)}", hint="give one of them"
+        )
     if names is None or not hasattr(rows, "__getitem__") or not hasattr(rows, "__len__"):
-        raise DataError(where, f"must be a list of mappings or a datasets.Dataset, not {type(rows).__name__}")
+        raise DataError(
+            where, f"must be a list of mappings or a datasets.Dataset, not {type(rows).__name__}"
+        )
     return _of_dataset(rows)
 
 
@@ -165,7 +190,11 @@ def _of_dataset(rows: Any) -> Table:
     for column, feature in features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(column, datasets.Image(decode=False))
-    names = {column: tuple(each.names) for column, each in features.items() if isinstance(each, datasets.ClassLabel)}
+    names = {
+        column: tuple(each.names)
+        for column, each in features.items()
+        if isinstance(each, datasets.ClassLabel)
+    }
     return Table(tuple(rows.column_names), rows, names=names)
 
 
@@ -175,7 +204,9 @@ def _from_hub(source: Source, where: str) -> Any:
 
     try:
         with _quiet():
-            return datasets.load_dataset(str(source.path), source.name, split=source.split, revision=source.revision)
+            return datasets.load_dataset(
+                str(source.path), source.name, split=source.split, revision=source.revision
+            )
     except (OSError, HFValidationError) as error:
         message = f"{source.path}: neither a local file nor a hub dataset that can be reached ({_one_line(error)})"
         hint = "write a local path with a suffix or a leading ./; for the hub check the id, the network and your login"
@@ -199,7 +230,9 @@ def _from_disk(source: Source, where: str) -> Any:
         with _quiet():
             loaded = datasets.load_from_disk(str(source.path))
     except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
-        message = f"{source.path} was written by save_to_disk but cannot be read: {_one_line(error)}"
+        message = (
+            f"{source.path} was written by save_to_disk but cannot be read: {_one_line(error)}"
+        )
         raise DataError(f"{where}.path", message) from None
     if not isinstance(loaded.column_names, dict):
         return loaded
@@ -211,7 +244,9 @@ def _from_disk(source: Source, where: str) -> Any:
 def _no_split(source: Source, where: str, known: Iterable[str]) -> DataError:
     listed = ", ".join(sorted(known))
     message = f"no split {source.split!r} in {source.path}; there: {listed}"
-    return DataError(f"{where}.split", message, hint=f"set split to one of {listed}, or name the files in path")
+    return DataError(
+        f"{where}.split", message, hint=f"set split to one of {listed}, or name the files in path"
+    )
 
 
 @contextmanager
@@ -254,7 +289,9 @@ def _files(source: Source, where: str) -> list[Path]:
 
 def _walk(folder: str) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__pycache__"]
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and name != "__pycache__"
+        ]
         yield from (str(Path(place, name)) for name in files if not name.startswith("."))
 
 
@@ -280,7 +317,9 @@ def _data_files(source: Source, where: str) -> list[Path]:
     # a README or a script lies beside the data of many folders
     data = [file for file in data if _kind(file) != "text" or _suffix(file) == ".txt"] or data
     if not data:
-        raise DataError(f"{where}.path", f"no data file in {folder}; known suffixes are {', '.join(KINDS)}")
+        raise DataError(
+            f"{where}.path", f"no data file in {folder}; known suffixes are {', '.join(KINDS)}"
+        )
     return _of_split(data, source, where)
 
 
@@ -305,7 +344,9 @@ def _reading(file: Path, where: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}.path", f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from None
+        raise DataError(
+            f"{where}.path", f"{file} is not text in UTF-8: {error.reason} at byte {error.start}"
+        ) from None
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{where}.path", f"{file} cannot be read: {_one_line(error)}") from None
 
@@ -324,7 +365,10 @@ def _open_text(file: Path, newline: str | None = None) -> TextIO:
 def _documents(source: Source, where: str) -> Table:
     """Every file as one row."""
     if source.path is None or not Path(source.path).is_absolute():
-        raise DataError(f"{where}.text", "text: true reads local files, so path must be a file, a folder or a glob")
+        raise DataError(
+            f"{where}.text",
+            "text: true reads local files, so path must be a file, a folder or a glob",
+        )
     files = _files(source, where)
     alone = _is_file(source.path)
     rows, num_binary = [], 0
@@ -347,7 +391,9 @@ def _pieces(text: str, num_lines: int | None) -> list[str]:
     if num_lines is None:
         return [text]
     lines = text.splitlines(keepends=True)
-    pieces = ["".join(lines[start : start + num_lines]) for start in range(0, len(lines), num_lines)]
+    pieces = [
+        "".join(lines[start : start + num_lines]) for start in range(0, len(lines), num_lines)
+    ]
     return [piece for piece in pieces if piece.strip()] or [text]
 
 
@@ -362,11 +408,15 @@ def _parquet(files: list[Path], where: str) -> Table:
             with _reading(file, where):
                 tables.append(pq.ParquetFile(io.BytesIO(_bytes(file))).read())
         except pa.ArrowException as error:
-            raise DataError(f"{where}.path", f"{file} is not valid parquet: {_one_line(error)}") from None
+            raise DataError(
+                f"{where}.path", f"{file} is not valid parquet: {_one_line(error)}"
+            ) from None
     try:
         together = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
-        raise DataError(f"{where}.path", f"the files' columns do not fit together: {_one_line(error)}") from None
+        raise DataError(
+            f"{where}.path", f"the files' columns do not fit together: {_one_line(error)}"
+        ) from None
     # as a Dataset, so that columns come out as the library that wrote them means them
     return _of_dataset(datasets.Dataset(datasets.table.InMemoryTable(together)))
 
@@ -386,13 +436,21 @@ def _image_folder(source: Source, where: str) -> Table:
     root = Path(str(source.path))
     files = [file for file in _files(source, where) if _suffix(file) in IMAGE_SUFFIXES]
     if not files:
-        raise DataError(f"{where}.path", f"no image in {root}; known suffixes are {', '.join(IMAGE_SUFFIXES)}")
+        raise DataError(
+            f"{where}.path", f"no image in {root}; known suffixes are {', '.join(IMAGE_SUFFIXES)}"
+        )
     for file in files:
         if file.parent == root:
             message = f"{file} lies in no class's folder"
-            raise DataError(f"{where}.path", message, hint="make one folder for each class, or a table of names and labels")
+            raise DataError(
+                f"{where}.path",
+                message,
+                hint="make one folder for each class, or a table of names and labels",
+            )
     split_of = {file: SPLIT_WORDS.get(file.relative_to(root).parts[0].lower()) for file in files}
-    splits = {split for file, split in split_of.items() if split and len(file.relative_to(root).parts) > 2}
+    splits = {
+        split for file, split in split_of.items() if split and len(file.relative_to(root).parts) > 2
+    }
     wanted = SPLIT_WORDS.get(source.split.lower(), source.split.lower())
     if splits and wanted not in splits:
         raise _no_split(source, where, splits)
@@ -415,7 +473,9 @@ def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
                 archive = np.load(file, allow_pickle=False)
                 known = dict(archive.items())
             except (ValueError, KeyError, zipfile.BadZipFile) as error:
-                raise DataError(f"{where}.path", f"{file} is no archive of plain arrays: {_one_line(error)}") from None
+                raise DataError(
+                    f"{where}.path", f"{file} is no archive of plain arrays: {_one_line(error)}"
+                ) from None
         pair = ("x", "y") if {"x", "y"} <= set(known) else (f"x_{wanted}", f"y_{wanted}")
         if not set(pair) <= set(known):
             message = f"{file} holds {', '.join(sorted(known)) or 'nothing'}, but neither x and y nor {' and '.join(pair)}"
@@ -427,7 +487,9 @@ def _arrays(files: Sequence[Path], source: Source, where: str) -> Table:
         if y.ndim != 1 or len(x) != len(y):
             message = f"{file}: {pair[0]} {x.shape} and {pair[1]} {y.shape} must have one label for each image"
             raise DataError(f"{where}.path", message)
-        rows += [{"image": pixels, "label": value} for pixels, value in zip(x, y.tolist(), strict=True)]
+        rows += [
+            {"image": pixels, "label": value} for pixels, value in zip(x, y.tolist(), strict=True)
+        ]
     return Table(("image", "label"), rows)
 
 
@@ -439,7 +501,11 @@ def _in_memory(kind: str, files: list[Path], where: str) -> Table:
             rows.extend(readers[kind](file, where))
     if kind != "text":
         return _of_mappings(rows)
-    return Table(("text",), rows, frozenset(index for index, row in enumerate(rows) if not row["text"].strip()))
+    return Table(
+        ("text",),
+        rows,
+        frozenset(index for index, row in enumerate(rows) if not row["text"].strip()),
+    )
 
 
 def _line_rows(file: Path, where: str) -> Iterator[Row]:
@@ -459,7 +525,9 @@ def _json_rows(file: Path, where: str) -> Iterator[Row]:
         whole = json.loads(text)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
-            raise DataError(f"{where}.path", f"{file}, line {error.lineno}: not valid JSON: {error.msg}") from None
+            raise DataError(
+                f"{where}.path", f"{file}, line {error.lineno}: not valid JSON: {error.msg}"
+            ) from None
         # many files named .json hold JSON Lines
         yield from _json_lines(io.StringIO(text), file, where)
         return
@@ -474,13 +542,17 @@ def _json_lines(lines: Iterable[str], file: Path, where: str) -> Iterator[Row]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"{where}.path", f"{file}, line {number}: not valid JSON: {error.msg}") from None
+            raise DataError(
+                f"{where}.path", f"{file}, line {number}: not valid JSON: {error.msg}"
+            ) from None
         yield _object(row, f"{file}, line {number}", where)
 
 
 def _object(row: Any, place: str, where: str) -> Row:
     if not isinstance(row, dict):
-        raise DataError(f"{where}.path", f"{place}: a row must be a JSON object, not {type(row).__name__}")
+        raise DataError(
+            f"{where}.path", f"{place}: a row must be a JSON object, not {type(row).__name__}"
+        )
     return row
 
 
@@ -490,7 +562,9 @@ def _csv_rows(file: Path, where: str) -> Iterator[Row]:
     try:
         with _open_text(file, newline="") as stream:
             delimiter = "\t" if _kind(file) == "tsv" else ","
-            yield from _csv_records(csv.reader(stream, delimiter=delimiter, strict=True), file, where)
+            yield from _csv_records(
+                csv.reader(stream, delimiter=delimiter, strict=True), file, where
+            )
     finally:
         csv.field_size_limit(limit)
 
@@ -499,7 +573,9 @@ def _csv_records(reader: Any, file: Path, where: str) -> Iterator[Row]:
     try:
         header: list[str] = next(reader, [])
         if len(set(header)) < len(header):
-            raise DataError(f"{where}.path", f"{file}: the header names a column twice: {', '.join(header)}")
+            raise DataError(
+                f"{where}.path", f"{file}: the header names a column twice: {', '.join(header)}"
+            )
         for record in reader:
             if record and len(record) != len(header):
                 message = f"{file}, line {reader.line_num}: {len(record)} fields, but the header has {len(header)}"
@@ -507,4 +583,6 @@ def _csv_records(reader: Any, file: Path, where: str) -> Iterator[Row]:
             if record:
                 yield dict(zip(header, record, strict=True))
     except csv.Error as error:
-        raise DataError(f"{where}.path", f"{file}, line {reader.line_num}: not valid: {error}") from None
+        raise DataError(
+            f"{where}.path", f"{file}, line {reader.line_num}: not valid: {error}"
+        ) from None

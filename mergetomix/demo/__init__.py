@@ -59,7 +59,10 @@ def sources(package: str) -> str:
     """The glob of a package's own modules."""
     folder = library() / package
     if not folder.is_dir():
-        raise UserError(f"this Python has no source of {package} at {folder}", hint="use a CPython with its library unzipped")
+        raise UserError(
+            f"this Python has no source of {package} at {folder}",
+            hint="use a CPython with its library unzipped",
+        )
     return str(folder / "**" / "*.py")
 
 
@@ -69,7 +72,10 @@ def write_recipe(folder: Path, max_tokens: int = 24_000) -> Path:
     if path.exists():
         return path
     lines = [HEAD.format(targets=" and ".join(TARGETS), name=path, base=BASE)]
-    lines += [f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n' for name in DATASETS]
+    lines += [
+        f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: {max_tokens}}}\n'
+        for name in DATASETS
+    ]
     lines.append("\ntargets:       # packages that are no candidate\n")
     lines += [
         f'  {name}: {{path: "{sources(name)}", text: true, lines_per_example: 24, score: loss, max_tokens: 10000}}\n'

@@ -31,7 +31,9 @@ class Shape:
 
 def words_of(captions: Sequence[str]) -> list[str]:
     """All words of some captions, in lower case."""
-    return sorted({word for caption in captions for word in caption.lower().replace(".", " .").split()})
+    return sorted(
+        {word for caption in captions for word in caption.lower().replace(".", " .").split()}
+    )
 
 
 def tokenizer_of(words: Sequence[str]) -> Any:
@@ -44,8 +46,15 @@ def tokenizer_of(words: Sequence[str]) -> Any:
     built.normalizer = normalizers.Lowercase()
     built.pre_tokenizer = pre_tokenizers.Whitespace()
     ends = [(MARKS[1], 1), (MARKS[3], 3)]
-    built.post_processor = processors.TemplateProcessing(single=f"{MARKS[1]} $A {MARKS[3]}", special_tokens=ends)
-    names = {"pad_token": MARKS[0], "bos_token": MARKS[1], "eos_token": MARKS[3], "unk_token": MARKS[2]}
+    built.post_processor = processors.TemplateProcessing(
+        single=f"{MARKS[1]} $A {MARKS[3]}", special_tokens=ends
+    )
+    names = {
+        "pad_token": MARKS[0],
+        "bos_token": MARKS[1],
+        "eos_token": MARKS[3],
+        "unk_token": MARKS[2],
+    }
     return PreTrainedTokenizerFast(tokenizer_object=built, model_max_length=TEXT_TOKENS, **names)
 
 
@@ -62,7 +71,13 @@ def model_of(shape: Shape, vocab_size: int, seed: int = 0) -> Any:
         "projection_dim": shape.width,
     }
     marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
-    text = {**encoder, **marks, "num_hidden_layers": 2, "vocab_size": vocab_size, "max_position_embeddings": TEXT_TOKENS}
+    text = {
+        **encoder,
+        **marks,
+        "num_hidden_layers": 2,
+        "vocab_size": vocab_size,
+        "max_position_embeddings": TEXT_TOKENS,
+    }
     vision = {**encoder, "image_size": shape.side, "patch_size": shape.patch, "num_channels": 3}
     torch.manual_seed(seed)
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=shape.width))
@@ -74,7 +89,9 @@ def processor_of(side: int) -> Any:
 
     half = [0.5] * 3
     size = {"height": side, "width": side}
-    return CLIPImageProcessorPil(size=size, crop_size=size, image_mean=half, image_std=half, do_center_crop=False)
+    return CLIPImageProcessorPil(
+        size=size, crop_size=size, image_mean=half, image_std=half, do_center_crop=False
+    )
 
 
 def pretrain(
@@ -103,7 +120,10 @@ def pretrain(
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, weight_decay=0.05)
     num_steps = epochs * math.ceil(len(pixels) / BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        optimizer,
+        lambda step: (
+            min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        ),
     )
     losses: list[float] = []
     for _ in range(epochs):

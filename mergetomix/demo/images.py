@@ -48,7 +48,10 @@ DATASETS: Mapping[str, tuple[Change, tuple[int, ...], float]] = {
     "careless": (inverted, tuple(range(10)), 0.5),
 }
 """How images are changed, which digits there are, and what share of the labels is drawn at random."""
-TARGETS: Mapping[str, Change] = {"inverted_and_turned": lambda x: inverted(turned(x)), "turned_digits": turned}
+TARGETS: Mapping[str, Change] = {
+    "inverted_and_turned": lambda x: inverted(turned(x)),
+    "turned_digits": turned,
+}
 
 HEAD = """\
 # Which of these sets of handwritten digits should a small CLIP model be fine-tuned on, to be good at {targets}? The base
@@ -117,9 +120,15 @@ def write_recipe(folder: Path) -> Path:
         return path
     write_data(folder / "data")
     lines = [HEAD.format(targets=" and ".join(TARGETS), num_base=NUM_BASE, name=path, base=BASE)]
-    lines += [f"  {name}: {{path: data/{name}.npz, {_classes(kept)}}}\n" for name, (_, kept, _) in DATASETS.items()]
+    lines += [
+        f"  {name}: {{path: data/{name}.npz, {_classes(kept)}}}\n"
+        for name, (_, kept, _) in DATASETS.items()
+    ]
     lines.append("\ntargets:       # of digits that no dataset holds\n")
-    lines += [f"  {name}: {{path: data/{name}.npz, {_classes(range(10))}, score: loss}}\n" for name in TARGETS]
+    lines += [
+        f"  {name}: {{path: data/{name}.npz, {_classes(range(10))}, score: loss}}\n"
+        for name in TARGETS
+    ]
     path.write_text("".join(lines) + TAIL, encoding="utf-8")
     return path
 
@@ -136,5 +145,7 @@ def pretrain(out_dir: str, epochs: int = 20) -> None:
     captions = [TEMPLATE.replace("{}", name) for name in NAMES]
     shape, own = clip.Shape(side=8, patch=2), images_NHW[:NUM_BASE]
     changed = np.concatenate([own, inverted(own), turned(own)])
-    loss = clip.pretrain(changed, labels_N[:NUM_BASE].tolist() * 3, captions, shape, epochs, out_dir)
+    loss = clip.pretrain(
+        changed, labels_N[:NUM_BASE].tolist() * 3, captions, shape, epochs, out_dir
+    )
     print(f"loss {loss:.3f} nats per image")

@@ -25,7 +25,9 @@ SEQ_TOKENS, BATCH, PEAK_LR, WARMUP_STEPS, VOCAB = 256, 16, 3e-3, 100, 4096
 def modules() -> list[str]:
     """The source of every top-level module of the standard library, by name."""
     folder = Path(os.__file__).parent
-    return [path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))]
+    return [
+        path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))
+    ]
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -47,7 +49,9 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     bpe.train_from_iterator(
         texts,
-        trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+        trainers.BpeTrainer(
+            vocab_size=VOCAB, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        ),
     )
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{special[1]} $A", special_tokens=[(special[1], bpe.token_to_id(special[1]))]
@@ -97,7 +101,9 @@ def main(out_dir: str, epochs: int = 8) -> None:
         eos_token_id=2,
     )
     model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), PEAK_LR, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+    )
     num_steps = epochs * math.ceil(len(ids) / SEQ_TOKENS / BATCH)
     print(f"{len(ids)} tokens, {model.num_parameters()} parameters, {num_steps} steps", flush=True)
     start, step = time.monotonic(), 0
@@ -113,7 +119,10 @@ def main(out_dir: str, epochs: int = 8) -> None:
             optimizer.step()
             step += 1
             if step % 100 == 0:
-                print(f"step {step} loss {loss.item():.3f} {time.monotonic() - start:.0f} s", flush=True)
+                print(
+                    f"step {step} loss {loss.item():.3f} {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
     model.save_pretrained(out_dir)
     tokenizer.save_pretrained(out_dir)
 

@@ -29,7 +29,9 @@ class Room:
     running: bool
 
 
-def room(deltas: Iterable[FullDelta | LoraDelta], base: Mapping[str, Tensor], memory_bytes: float) -> Room:
+def room(
+    deltas: Iterable[FullDelta | LoraDelta], base: Mapping[str, Tensor], memory_bytes: float
+) -> Room:
     """What of the full experts fits in `memory_bytes`, beside the model itself.
 
     Raises:
@@ -41,8 +43,13 @@ def room(deltas: Iterable[FullDelta | LoraDelta], base: Mapping[str, Tensor], me
     experts = sum(delta.num_bytes for delta in full)
     largest = max(sizes, key=lambda name: sizes[name], default=None)
     if largest is not None and 2 * _SUM_BYTES * sizes[largest] > memory_bytes:
-        needed = f"{2 * _SUM_BYTES * sizes[largest] / GIB:.3g} GiB to be merged, merge.memory_gib is"
-        raise ModelError("merge.memory_gib", f"the tensor {largest} alone needs {needed} {memory_bytes / GIB:.3g}")
+        needed = (
+            f"{2 * _SUM_BYTES * sizes[largest] / GIB:.3g} GiB to be merged, merge.memory_gib is"
+        )
+        raise ModelError(
+            "merge.memory_gib",
+            f"the tensor {largest} alone needs {needed} {memory_bytes / GIB:.3g}",
+        )
     return Room(experts + sums <= memory_bytes, sums <= memory_bytes)
 
 
@@ -122,8 +129,14 @@ class Bank:
         self.model = model
         self._live = params(model)
         device = next(iter(self._live.values())).device
-        self.device = device if device.type != "mps" else "cpu"  # MPS has no float64: sums are made beside it
-        self.room = room(deltas.values(), self._live, free_memory_bytes(device) if memory_bytes is None else memory_bytes)
+        self.device = (
+            device if device.type != "mps" else "cpu"
+        )  # MPS has no float64: sums are made beside it
+        self.room = room(
+            deltas.values(),
+            self._live,
+            free_memory_bytes(device) if memory_bytes is None else memory_bytes,
+        )
         self.deltas = {name: self._placed(delta) for name, delta in deltas.items()}
         self._touched = sorted(set().union(*(delta.names() for delta in deltas.values())))
         self._base = {name: self._copied(name, origin or {}) for name in self._touched}
@@ -132,7 +145,9 @@ class Bank:
         self._slots = [self._slot(name) for name in self._touched if name not in adapted]
         compiled = sums.is_compiled(*(slot.param for slot in self._slots))
         self._pieces = pieces(self._slots, sums.TILE if compiled else sums.LARGE_TILE)
-        self._members: frozenset[str] | None = frozenset()  # of the running sum; None where it was left unfinished
+        self._members: frozenset[str] | None = (
+            frozenset()
+        )  # of the running sum; None where it was left unfinished
 
     def set(self, coefficients: Mapping[str, float]) -> None:
         """Live params <- base + sum_i c_i delta_i."""
@@ -157,7 +172,11 @@ class Bank:
         for param in self._touched:
             base = self._base[param]
             merged = combine(self._parts(rule, param, chosen), **rule.options)
-            total = base.to(merged.dtype) + gain * merged if gain != 1 else base.to(merged.dtype) + merged
+            total = (
+                base.to(merged.dtype) + gain * merged
+                if gain != 1
+                else base.to(merged.dtype) + merged
+            )
             self._live[param].data.copy_(total.to(self._live[param].dtype))
 
     def _parts(self, rule: Rule, param: str, chosen: Mapping[str, float]) -> merge.Parts:
@@ -165,7 +184,9 @@ class Bank:
 
         base = self._base[param]
         deltas = [
-            delta.dense(param, base) if param in delta.names() else torch.zeros_like(base, dtype=torch.float32)
+            delta.dense(param, base)
+            if param in delta.names()
+            else torch.zeros_like(base, dtype=torch.float32)
             for delta in (self.deltas[name] for name in chosen)
         ]
         known = [rule.statistics.get(name, {}).get(param) for name in chosen]
@@ -203,7 +224,9 @@ class Bank:
         try:
             with torch.enable_grad():
                 value = sum(_backward(loss) for loss in losses)
-            return float(value), {name: self._along(delta) for name, delta in sorted(self.deltas.items())}
+            return float(value), {
+                name: self._along(delta) for name, delta in sorted(self.deltas.items())
+            }
         finally:
             for name, param in self._live.items():
                 param.requires_grad_(asked[name])
@@ -222,7 +245,9 @@ class Bank:
             else:
                 b, a = delta.factors[name]
                 outer = gradient.T if name in delta.transposed else gradient
-                total += delta.scaling * float(((b.to(outer).T @ outer) * a.to(outer)).sum(dtype=_widest(outer)))
+                total += delta.scaling * float(
+                    ((b.to(outer).T @ outer) * a.to(outer)).sum(dtype=_widest(outer))
+                )
         return total
 
     # --- full experts
@@ -232,7 +257,9 @@ class Bank:
         before, changes = self._members, [(name, 1.0) for name in sorted(members)]
         fresh = before is None or len(before ^ members) > len(members)
         if before is not None and not fresh:
-            changes = [(name, 1.0 if name in members else -1.0) for name in sorted(before ^ members)]
+            changes = [
+                (name, 1.0 if name in members else -1.0) for name in sorted(before ^ members)
+            ]
         self._members = None
         self._spread(lambda piece: self._shift(piece, changes, factor, fresh))
         self._members = members
@@ -244,7 +271,9 @@ class Bank:
             for piece in self._pieces:
                 work(piece)
 
-    def _shift(self, piece: Piece, changes: Sequence[tuple[str, float]], factor: float, fresh: bool) -> None:
+    def _shift(
+        self, piece: Piece, changes: Sequence[tuple[str, float]], factor: float, fresh: bool
+    ) -> None:
         for slot, tile in piece:
             total, base, live = slot.total[tile], slot.base[tile], slot.live[tile]
             if fresh:
@@ -282,14 +311,22 @@ class Bank:
         full = [(d, c) for d, c in self._changing(name, chosen) if isinstance(d, FullDelta)]
         total = base.double() if full or base.dtype == torch.float64 else base.float()
         if lora:
-            product = merge.lora_product([d.factors[name] for d, _ in lora], [c * d.scaling for d, c in lora], total.dtype)
+            product = merge.lora_product(
+                [d.factors[name] for d, _ in lora], [c * d.scaling for d, c in lora], total.dtype
+            )
             total = total + (product.T if name in lora[0][0].transposed else product).to(total)
         for delta, c in full:
             total = total + c * (delta.tensors[name].to(total) - base.to(total))
         self._live[name].data.copy_(total.to(self._live[name].dtype))
 
-    def _changing(self, param: str, chosen: Mapping[str, float]) -> list[tuple[FullDelta | LoraDelta, float]]:
-        return [(self.deltas[name], c) for name, c in chosen.items() if param in self.deltas[name].names()]
+    def _changing(
+        self, param: str, chosen: Mapping[str, float]
+    ) -> list[tuple[FullDelta | LoraDelta, float]]:
+        return [
+            (self.deltas[name], c)
+            for name, c in chosen.items()
+            if param in self.deltas[name].names()
+        ]
 
     # --- laying out
 
@@ -304,20 +341,36 @@ class Bank:
 
         live = self._live[name].data
         page = origin.get(name)
-        on_file = page is not None and live.device.type == "cpu" and page.dtype == live.dtype and torch.equal(page, live)
+        on_file = (
+            page is not None
+            and live.device.type == "cpu"
+            and page.dtype == live.dtype
+            and torch.equal(page, live)
+        )
         if on_file and not self.room.resident:
             assert page is not None
             return page
         return live.detach().to(self.device, copy=True)
 
     def _slot(self, name: str) -> Slot:
-        full = {key: d for key, d in self.deltas.items() if isinstance(d, FullDelta) and name in d.tensors}
+        full = {
+            key: d
+            for key, d in self.deltas.items()
+            if isinstance(d, FullDelta) and name in d.tensors
+        }
         base, param = sums.flat(self._base[name]), self._live[name]
         if not param.is_contiguous():
             param.data = param.data.contiguous()
         experts = {key: sums.flat(delta.tensors[name]) for key, delta in full.items()}
         rounding = sums.grid(sum(delta.spans[name] for delta in full.values()))
-        return Slot(name, param, base, rounding, experts, sums.zeros(base, self.device) if self.room.running else None)
+        return Slot(
+            name,
+            param,
+            base,
+            rounding,
+            experts,
+            sums.zeros(base, self.device) if self.room.running else None,
+        )
 
 
 def pieces(slots: Sequence[Slot], most: int) -> list[Piece]:

@@ -81,7 +81,10 @@ class FullDelta:
 
     def resident(self, device: torch.device | str) -> FullDelta:
         """The same in the memory of a device."""
-        return FullDelta({name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()}, self.spans)
+        return FullDelta(
+            {name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()},
+            self.spans,
+        )
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,9 @@ def read_delta(
     return delta if scratch is None else _spilled(delta, scratch / "expert.safetensors")
 
 
-def mapped(family: Family, folder: Path, base: Mapping[str, Tensor], where: str) -> dict[str, Tensor] | None:
+def mapped(
+    family: Family, folder: Path, base: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor] | None:
     """The tensors of a model's safetensors files as they are stored, mapped; None where their names are not the params'.
 
     Raises:
@@ -161,7 +166,11 @@ def mapped(family: Family, folder: Path, base: Mapping[str, Tensor], where: str)
 
     index = folder / "model.safetensors.index.json"
     with family.errors(str(folder), where):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        names = (
+            sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            if index.exists()
+            else ["model.safetensors"]
+        )
         if not all((folder / name).is_file() for name in names):
             return None
         found: dict[str, Tensor] = {}
@@ -177,12 +186,18 @@ def _spilled(delta: FullDelta, file: Path) -> FullDelta:
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in delta.tensors.items()}, file)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in delta.tensors.items()}, file
+    )
     with safe_open(file, framework="pt") as opened:
-        return FullDelta({name: opened.get_tensor(name) for name in delta.tensors}, delta.spans, mapped=True)
+        return FullDelta(
+            {name: opened.get_tensor(name) for name in delta.tensors}, delta.spans, mapped=True
+        )
 
 
-def compare(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str, is_mapped: bool = False) -> FullDelta:
+def compare(
+    base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str, is_mapped: bool = False
+) -> FullDelta:
     """The params of an expert that differ from the base's. Raises ModelError naming the first tensor that does not fit."""
     for name in sorted(set(base) ^ set(expert)):
         side = "lacks" if name in base else "has, but the base lacks,"
@@ -191,7 +206,11 @@ def compare(base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str
     for name, tensor in base.items():
         if expert[name].shape != tensor.shape:
             shapes = f"{tuple(expert[name].shape)} in the expert, {tuple(tensor.shape)} in the base"
-            raise ModelError(where, f"the tensor {name} has the shape {shapes}", hint="experts must come from this base")
+            raise ModelError(
+                where,
+                f"the tensor {name} has the shape {shapes}",
+                hint="experts must come from this base",
+            )
         span = sums.span(expert[name], tensor)
         if not math.isfinite(span):
             raise _not_finite(name, where)
@@ -205,11 +224,15 @@ def _check_precision(name: str, expert: Tensor, base: Tensor, where: str) -> Non
     """Raises ModelError where an expert has fewer digits than the base: what differs would be their rounding."""
     import torch
 
-    if torch.finfo(expert.dtype).eps <= torch.finfo(base.dtype).eps or torch.equal(base.to(expert.dtype).to(base.dtype), base):
+    if torch.finfo(expert.dtype).eps <= torch.finfo(base.dtype).eps or torch.equal(
+        base.to(expert.dtype).to(base.dtype), base
+    ):
         return  # a base that was stored with as few digits lost none
     kinds = f"{str(expert.dtype).removeprefix('torch.')}, the base's as {str(base.dtype).removeprefix('torch.')}"
     message = f"the expert's tensor {name} stands as {kinds}: what they differ by would be rounding"
-    raise ModelError(where, message, hint="save the expert in the base's number type, or give it as an adapter")
+    raise ModelError(
+        where, message, hint="save the expert in the base's number type, or give it as an adapter"
+    )
 
 
 def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) -> LoraDelta:
@@ -217,7 +240,11 @@ def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) ->
 
     file = path / "adapter_model.safetensors"
     if not file.exists():
-        raise ModelError(where, f"{path} holds no adapter_model.safetensors", hint="only safetensors are read, never pickles")
+        raise ModelError(
+            where,
+            f"{path} holds no adapter_model.safetensors",
+            hint="only safetensors are read, never pickles",
+        )
     with family.errors(str(path), where):
         config = json.loads((path / "adapter_config.json").read_text())
         _refuse_inexact(config, where)
@@ -238,7 +265,9 @@ def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) ->
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
     """Adapters whose delta is not scaling * B A on this very base, with one scaling, are refused by name."""
     if config.get("peft_type") != "LORA":
-        raise ModelError(where, f"adapters of type {config.get('peft_type')} cannot be merged exactly; LORA can")
+        raise ModelError(
+            where, f"adapters of type {config.get('peft_type')} cannot be merged exactly; LORA can"
+        )
     for key in INEXACT:
         if config.get(key):
             raise ModelError(where, f"an adapter with {key} set cannot be merged exactly")
@@ -247,12 +276,17 @@ def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(MOVES_BASE):
         hint = "convert it to a plain adapter with PEFT's path_initial_model_for_weight_conversion"
-        raise ModelError(where, f"an adapter with init_lora_weights: {start} stands on a changed base", hint=hint)
+        raise ModelError(
+            where, f"an adapter with init_lora_weights: {start} stands on a changed base", hint=hint
+        )
 
 
 def _check_scaling(rank: int, alpha: float, where: str) -> None:
     if rank < 1 or not math.isfinite(alpha):
-        raise ModelError(where, f"an adapter needs a rank r of at least 1 and a finite lora_alpha, not {rank} and {alpha}")
+        raise ModelError(
+            where,
+            f"an adapter needs a rank r of at least 1 and a finite lora_alpha, not {rank} and {alpha}",
+        )
 
 
 def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:
@@ -261,27 +295,39 @@ def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor,
     for key in sorted(tensors):
         stem, found, side = key.rpartition(".lora_")
         if not found or side not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
-            raise ModelError(where, f"the adapter's tensor {key} is no LoRA factor, so it cannot be merged exactly")
+            raise ModelError(
+                where,
+                f"the adapter's tensor {key} is no LoRA factor, so it cannot be merged exactly",
+            )
         other = f"{stem}.lora_{'B' if side[0] == 'A' else 'A'}.weight"
         if other not in tensors:
             raise ModelError(where, f"the adapter lacks the tensor {other}")
-        pairs[f"{stem.removeprefix(PREFIX)}.weight"] = (tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"])
+        pairs[f"{stem.removeprefix(PREFIX)}.weight"] = (
+            tensors[f"{stem}.lora_B.weight"],
+            tensors[f"{stem}.lora_A.weight"],
+        )
     if not pairs:
         raise ModelError(where, "the adapter holds no tensors")
     return pairs
 
 
-def _on_device(pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], name: str) -> tuple[Tensor, Tensor]:
+def _on_device(
+    pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], name: str
+) -> tuple[Tensor, Tensor]:
     """The factors beside the param that they change, so that products are taken there."""
     device = base[name].device if name in base else None
     return pair[0].to(device), pair[1].to(device)
 
 
-def _check_pair(name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str) -> None:
+def _check_pair(
+    name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str
+) -> None:
     import torch
 
     if name not in base:
-        raise ModelError(where, f"the adapter changes {name}, which the base lacks or shares with another tensor")
+        raise ModelError(
+            where, f"the adapter changes {name}, which the base lacks or shares with another tensor"
+        )
     b, a = pair
     shape = (b.shape[0], a.shape[1]) if a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] else None
     wanted = tuple(base[name].shape)[:: -1 if transposed else 1]

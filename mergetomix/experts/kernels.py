@@ -24,11 +24,16 @@ _F4, _F8 = "float32[::1]", "float64[::1]"
 
 def _compiled(signature: str, fastmath: bool | set[str] = False) -> Callable[[F], F]:
     # the lock of the interpreter is let go, so that threads work side by side; without fastmath every rounding is as written
-    return cast("Callable[[F], F]", numba.njit(signature, nogil=True, cache=True, error_model="numpy", fastmath=fastmath))
+    return cast(
+        "Callable[[F], F]",
+        numba.njit(signature, nogil=True, cache=True, error_model="numpy", fastmath=fastmath),
+    )
 
 
 @_compiled(f"void({_F8}, {_F4}, {_F4}, {_F4}, float64, float64, float64)")
-def step(total: Array, expert: Array, base: Array, live: Array, c: float, grid: float, factor: float) -> None:
+def step(
+    total: Array, expert: Array, base: Array, live: Array, c: float, grid: float, factor: float
+) -> None:
     """total += c * delta; live = base + factor * total, rounded once: one pass for both."""
     for i in range(total.size):
         origin = np.float64(base[i])

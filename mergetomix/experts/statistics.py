@@ -22,14 +22,23 @@ class Statistic(Protocol):
     """A statistic of an expert, one tensor for each param that has it."""
 
     def __call__(
-        self, family: Family, model: Any, sequences: Sequence[Any], batch_tokens: int, max_sequences: int = MAX_SEQUENCES
+        self,
+        family: Family,
+        model: Any,
+        sequences: Sequence[Any],
+        batch_tokens: int,
+        max_sequences: int = MAX_SEQUENCES,
     ) -> dict[str, Tensor]:
         """The statistic over at most `max_sequences` sequences."""
         ...
 
 
 def fisher(
-    family: Family, model: Any, sequences: Sequence[Any], batch_tokens: int, max_sequences: int = MAX_SEQUENCES
+    family: Family,
+    model: Any,
+    sequences: Sequence[Any],
+    batch_tokens: int,
+    max_sequences: int = MAX_SEQUENCES,
 ) -> dict[str, Tensor]:
     """F = mean over sequences of (d NLL / d param)^2: the diagonal of the empirical Fisher information, at the labels that the
     data has (arXiv 2111.09832, section 3, where labels are drawn from the model).
@@ -55,13 +64,19 @@ def fisher(
             gradients = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
         for name, gradient in zip(params, gradients, strict=True):
             if gradient is not None:
-                square = gradient.float().square()  # not in place: two params may share one tensor of gradients
+                square = (
+                    gradient.float().square()
+                )  # not in place: two params may share one tensor of gradients
                 found[name] = found[name].add_(square) if name in found else square
     return {name: total.div_(len(chosen)) for name, total in found.items()}
 
 
 def gram(
-    family: Family, model: Any, sequences: Sequence[Any], batch_tokens: int, max_sequences: int = MAX_SEQUENCES
+    family: Family,
+    model: Any,
+    sequences: Sequence[Any],
+    batch_tokens: int,
+    max_sequences: int = MAX_SEQUENCES,
 ) -> dict[str, Tensor]:
     """G = X^T X / n of the n inputs of a linear layer, one for each token (or image) that it reads (arXiv 2212.09849).
 
@@ -102,7 +117,11 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 
-    layers = {f"{name}.weight": each for name, each in model.named_modules() if isinstance(each, nn.Linear | Conv1D)}
+    layers = {
+        f"{name}.weight": each
+        for name, each in model.named_modules()
+        if isinstance(each, nn.Linear | Conv1D)
+    }
     owners: dict[int, int] = {}
     for _, param in model.named_parameters(remove_duplicate=False):
         owners[id(param)] = owners.get(id(param), 0) + 1
@@ -110,7 +129,9 @@ def _linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def _inputs_summed(layers: Mapping[str, nn.Module]) -> Iterator[tuple[dict[str, Tensor], dict[str, int]]]:
+def _inputs_summed(
+    layers: Mapping[str, nn.Module],
+) -> Iterator[tuple[dict[str, Tensor], dict[str, int]]]:
     """X^T X and the number of rows of X over everything that each layer reads until the end, by name."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}

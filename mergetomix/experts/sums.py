@@ -82,7 +82,9 @@ def zeros(base: Any, device: Any) -> Any:
     return torch.zeros(base.shape, dtype=torch.float64, device=device)
 
 
-def step(total: Any, expert: Any, base: Any, live: Any, numbers: tuple[float, float, float]) -> None:
+def step(
+    total: Any, expert: Any, base: Any, live: Any, numbers: tuple[float, float, float]
+) -> None:
     """total += c * delta, live = base + factor * total, in one pass; `numbers` are c, the grid and the factor."""
     c, rounding, factor = numbers
     if isinstance(base, np.ndarray) and isinstance(live, np.ndarray):
@@ -121,7 +123,10 @@ def span(expert: Tensor, base: Tensor) -> float:
     else:
         expert_values, base_values = flat(one), flat(other)
         spread(
-            lambda tile: found.append(_kernels().span(_plain(expert_values[tile]), base_values[tile])), list(tiles(len(other)))
+            lambda tile: found.append(
+                _kernels().span(_plain(expert_values[tile]), base_values[tile])
+            ),
+            list(tiles(len(other))),
         )
     return _largest(found)
 
@@ -143,7 +148,12 @@ def dot(gradient: Tensor, expert: Tensor, base: Tensor) -> float:
         slopes, expert_values, base_values = flat(gradient), flat(expert), flat(base)
 
         def work(tile: slice) -> None:
-            found.append((tile.start, _kernels().dot(slopes[tile], _plain(expert_values[tile]), base_values[tile])))
+            found.append(
+                (
+                    tile.start,
+                    _kernels().dot(slopes[tile], _plain(expert_values[tile]), base_values[tile]),
+                )
+            )
 
         spread(work, list(tiles(len(base))))
         return math.fsum(value for _, value in sorted(found))

@@ -65,7 +65,10 @@ def combine(terms: Mapping[str, Sequence[Term]], rank: int | None, dtype: torch.
         rank: at most so much, by `compressed`; None is exact.
         dtype: of the result's factors.
     """
-    wide = {name: joined([pair for pair, _ in own], [factor for _, factor in own]) for name, own in terms.items()}
+    wide = {
+        name: joined([pair for pair, _ in own], [factor for _, factor in own])
+        for name, own in terms.items()
+    }
     full_rank = max(tall.shape[1] for tall, _ in wide.values())
     rank_kept = full_rank if rank is None else min(rank, full_rank)
     factors, gaps, norms = {}, {}, {}
@@ -88,7 +91,9 @@ def joined(pairs: Sequence[Pair], factors: Sequence[float]) -> Pair:
     """
     import torch
 
-    tall = torch.cat([b.double() * factor for (b, _), factor in zip(pairs, factors, strict=True)], dim=1)
+    tall = torch.cat(
+        [b.double() * factor for (b, _), factor in zip(pairs, factors, strict=True)], dim=1
+    )
     return tall, torch.cat([a.double() for _, a in pairs], dim=0)
 
 
@@ -128,7 +133,9 @@ def padded(pair: Pair, rank: int) -> Pair:
 
     tall, flat = pair
     more = rank - tall.shape[1]
-    return torch.cat([tall, tall.new_zeros(tall.shape[0], more)], 1), torch.cat([flat, flat.new_zeros(more, flat.shape[1])], 0)
+    return torch.cat([tall, tall.new_zeros(tall.shape[0], more)], 1), torch.cat(
+        [flat, flat.new_zeros(more, flat.shape[1])], 0
+    )
 
 
 def norm(pair: Pair) -> float:
@@ -136,7 +143,10 @@ def norm(pair: Pair) -> float:
     import torch
 
     tall, flat = pair
-    core = torch.linalg.qr(tall.double(), mode="r")[1] @ torch.linalg.qr(flat.double().T, mode="r")[1].T
+    core = (
+        torch.linalg.qr(tall.double(), mode="r")[1]
+        @ torch.linalg.qr(flat.double().T, mode="r")[1].T
+    )
     return float(core.norm())
 
 

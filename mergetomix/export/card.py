@@ -47,7 +47,11 @@ def card(origin: Origin, dtype: str, adapter: Adapter | None = None) -> str:
         "\n".join(f"- {line}" for line in _facts(origin, dtype)),
     ]
     if adapter is not None:
-        parts += ["## Adapter", "\n".join(f"- {line}" for line in adapter.sentences()), _errors(adapter)]
+        parts += [
+            "## Adapter",
+            "\n".join(f"- {line}" for line in adapter.sentences()),
+            _errors(adapter),
+        ]
     text = yaml.safe_dump(_short(origin.recipe), sort_keys=False, allow_unicode=True, width=120)
     return "\n\n".join([*parts, "## Recipe", _fenced(text)]) + "\n"
 
@@ -76,12 +80,17 @@ def _summary(origin: Origin, adapter: Adapter | None) -> str:
 
 def _experts(origin: Origin) -> str:
     """A row for each dataset."""
-    lines = ["| dataset | weight | factor of its delta | data | expert's address |", "|---|---|---|---|---|"]
+    lines = [
+        "| dataset | weight | factor of its delta | data | expert's address |",
+        "|---|---|---|---|---|",
+    ]
     for name, weight in origin.mixture.as_dict().items():
         spec = origin.recipe.datasets[name]
         source = "rows given in the recipe" if spec.path is None else f"`{spec.path}`"
         factor = f"{origin.factors.get(name, 0.0):.6g}" if origin.factors else "no sum"
-        lines.append(f"| {name} | {weight:.6g} | {factor} | {source} | `{origin.addresses[name]}` |")
+        lines.append(
+            f"| {name} | {weight:.6g} | {factor} | {source} | `{origin.addresses[name]}` |"
+        )
     return "\n".join(lines)
 
 

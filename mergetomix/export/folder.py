@@ -43,15 +43,23 @@ class Form:
 
     def __post_init__(self) -> None:
         if self.rank is not None and not self.adapter:
-            raise UserError("a rank is an adapter's, and this writes a merged model", hint="add --adapter")
+            raise UserError(
+                "a rank is an adapter's, and this writes a merged model", hint="add --adapter"
+            )
         if self.rank is not None and self.rank < 1:
             raise UserError(f"the rank of an adapter must be at least 1, not {self.rank}")
         if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(f"the number type must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+            raise UserError(
+                f"the number type must be one of {', '.join(DTYPES)}, not {self.dtype!r}"
+            )
         if self.max_shard_size is not None and self.adapter:
-            raise UserError("an adapter is one file, which is not split", hint="leave --max-shard-size out")
+            raise UserError(
+                "an adapter is one file, which is not split", hint="leave --max-shard-size out"
+            )
         if self.max_shard_size is not None and not _SIZE.fullmatch(self.max_shard_size.strip()):
-            raise UserError(f"a size of files is a number with KB, MB, GB or TB, such as 5GB, not {self.max_shard_size!r}")
+            raise UserError(
+                f"a size of files is a number with KB, MB, GB or TB, such as 5GB, not {self.max_shard_size!r}"
+            )
 
 
 def check_free(out: Path) -> None:
@@ -60,7 +68,10 @@ def check_free(out: Path) -> None:
         raise UserError(f"{out} exists and is no empty folder", hint="name a new folder")
     above = next(each for each in out.absolute().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"{out} cannot be made: {above} is no folder that can be written to", hint="name another folder")
+        raise UserError(
+            f"{out} cannot be made: {above} is no folder that can be written to",
+            hint="name another folder",
+        )
 
 
 @contextmanager

@@ -18,7 +18,9 @@ def effective_number(weights: Sequence[float]) -> float:
 
     It is the number of datasets where weights are equal, and one where a single dataset has nearly all the weight.
     """
-    return round(1 / math.fsum(weight**2 for weight in weights), 9)  # equal weights give a whole number
+    return round(
+        1 / math.fsum(weight**2 for weight in weights), 9
+    )  # equal weights give a whole number
 
 
 def gain(weights: Sequence[float], exponent: float) -> float:

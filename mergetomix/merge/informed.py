@@ -10,7 +10,12 @@ from mergetomix.merge.sums import blockwise, exact, weighted_sum
 if TYPE_CHECKING:
     from torch import Tensor
 
-RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)  # of the largest diagonal entry: the first with which the matrix can be inverted is taken
+RIDGES = (
+    1e-8,
+    1e-6,
+    1e-4,
+    1e-2,
+)  # of the largest diagonal entry: the first with which the matrix can be inverted is taken
 
 
 def fisher(parts: Parts) -> Tensor:
@@ -27,7 +32,9 @@ def fisher(parts: Parts) -> Tensor:
 
     if not parts.statistics:
         return weighted_sum(parts.deltas, parts.weights)
-    return blockwise(weigh, [*parts.deltas, *(known.to(parts.deltas[0].device) for known in parts.statistics)])
+    return blockwise(
+        weigh, [*parts.deltas, *(known.to(parts.deltas[0].device) for known in parts.statistics)]
+    )
 
 
 def regmean(parts: Parts, *, offdiagonal: float = 0.9) -> Tensor:
@@ -74,4 +81,6 @@ def _solve(gram: Tensor, right: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not failed:
             return torch.cholesky_solve(right, lower)
-    raise ValueError("the weighted sum of Gram matrices must be finite and positive semidefinite, and it is not")
+    raise ValueError(
+        "the weighted sum of Gram matrices must be finite and positive semidefinite, and it is not"
+    )

@@ -29,10 +29,15 @@ OPTIONS: Mapping[str, Option] = {
         "The share of each delta's values that is kept: unless given, ties 0.2, dare and della 0.5, breadcrumbs 0.1.",
     ),
     "epsilon": Option(
-        0.2, 0.0, 1.0, "How much likelier the largest value is kept than the smallest; density -+ epsilon/2 must lie in (0, 1]."
+        0.2,
+        0.0,
+        1.0,
+        "How much likelier the largest value is kept than the smallest; density -+ epsilon/2 must lie in (0, 1].",
     ),
     "gamma": Option(0.01, 0.0, 1.0, "The share of each delta's largest values that is dropped."),
-    "offdiagonal": Option(0.9, 0.0, 1.0, "The factor on Gram matrices off their diagonals, alpha in the paper."),
+    "offdiagonal": Option(
+        0.9, 0.0, 1.0, "The factor on Gram matrices off their diagonals, alpha in the paper."
+    ),
     "strength": Option(1.0, 0.0, math.inf, "The factor on the merged delta, lambda in the papers."),
     "seed": Option(0, 0, 2**63 - 1, "What random methods draw from, a whole number."),
 }
@@ -40,7 +45,13 @@ OPTIONS: Mapping[str, Option] = {
 
 METHODS: Mapping[str, Method] = {
     "linear": Method(linear, (), "arXiv 2203.05482", "sum_i w_i d_i"),
-    "task_arithmetic": Method(task_arithmetic, ("strength",), "arXiv 2212.04089", "strength * k * sum_i w_i d_i", scaled=False),
+    "task_arithmetic": Method(
+        task_arithmetic,
+        ("strength",),
+        "arXiv 2212.04089",
+        "strength * k * sum_i w_i d_i",
+        scaled=False,
+    ),
     "ties": Method(
         ties,
         ("density", "strength"),
@@ -96,7 +107,13 @@ METHODS: Mapping[str, Method] = {
         "Buss and Fillmore 2001",
         "(sum_i w_i |p_i|) m - base; p_i = base + d_i, m the mean on the sphere of p_i / |p_i| with the weights w_i",
     ),
-    "fisher": Method(fisher, (), "arXiv 2111.09832", "sum_i w_i F_i d_i / sum_i w_i F_i, value by value", needs="fisher"),
+    "fisher": Method(
+        fisher,
+        (),
+        "arXiv 2111.09832",
+        "sum_i w_i F_i d_i / sum_i w_i F_i, value by value",
+        needs="fisher",
+    ),
     "regmean": Method(
         regmean,
         ("offdiagonal",),

@@ -26,7 +26,9 @@ def slerp(parts: Parts) -> Tensor:
     """
     if len(parts.deltas) > 2:
         raise ValueError(f"slerp merges two experts, not {len(parts.deltas)}")
-    return _combined(parts, _arc(_gram(parts), parts.weights) if len(parts.deltas) == 2 else parts.weights)
+    return _combined(
+        parts, _arc(_gram(parts), parts.weights) if len(parts.deltas) == 2 else parts.weights
+    )
 
 
 def multislerp(parts: Parts) -> Tensor:
@@ -61,7 +63,9 @@ def _combined(parts: Parts, factors: Sequence[float]) -> Tensor:
 
 def _arc(gram: Any, weights: Sequence[float]) -> Sequence[float]:
     square = gram[0, 0] * gram[1, 1] - gram[0, 1] ** 2
-    angle = math.atan2(math.sqrt(max(0.0, square)), gram[0, 1])  # unlike acos, exact for small angles too
+    angle = math.atan2(
+        math.sqrt(max(0.0, square)), gram[0, 1]
+    )  # unlike acos, exact for small angles too
     if not STRAIGHT < angle < math.pi - STRAIGHT:
         return weights
     return [math.sin(weight * angle) / math.sin(angle) for weight in weights]

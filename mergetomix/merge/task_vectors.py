@@ -34,35 +34,61 @@ def ties(parts: Parts, *, density: float = 0.2, strength: float = 1.0) -> Tensor
     return _elected([largest(delta, density) for delta in parts.deltas], parts.weights, strength)
 
 
-def dare_linear(parts: Parts, *, density: float = 0.5, strength: float = 1.0, seed: int = 0) -> Tensor:
+def dare_linear(
+    parts: Parts, *, density: float = 0.5, strength: float = 1.0, seed: int = 0
+) -> Tensor:
     """The mean of deltas whose values are dropped by chance, the rest divided by `density` (arXiv 2311.03099)."""
     return _mean(_dropped(parts, density, seed), parts.weights, strength)
 
 
-def dare_ties(parts: Parts, *, density: float = 0.5, strength: float = 1.0, seed: int = 0) -> Tensor:
+def dare_ties(
+    parts: Parts, *, density: float = 0.5, strength: float = 1.0, seed: int = 0
+) -> Tensor:
     """As `dare_linear`, but the mean of the values that agree with the elected sign."""
     return _elected(_dropped(parts, density, seed), parts.weights, strength)
 
 
-def della_linear(parts: Parts, *, density: float = 0.5, epsilon: float = 0.2, strength: float = 1.0, seed: int = 0) -> Tensor:
+def della_linear(
+    parts: Parts,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.2,
+    strength: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
     """As `della`, but the mean of all values, whatever their sign."""
     return _mean(_pruned(parts, density, epsilon, seed), parts.weights, strength)
 
 
-def della(parts: Parts, *, density: float = 0.5, epsilon: float = 0.2, strength: float = 1.0, seed: int = 0) -> Tensor:
+def della(
+    parts: Parts,
+    *,
+    density: float = 0.5,
+    epsilon: float = 0.2,
+    strength: float = 1.0,
+    seed: int = 0,
+) -> Tensor:
     """Deltas whose small values are dropped more often than large ones, the rest divided by what each was kept with; then the
     mean of those that agree with the elected sign (arXiv 2406.11617)."""
     return _elected(_pruned(parts, density, epsilon, seed), parts.weights, strength)
 
 
-def breadcrumbs(parts: Parts, *, density: float = 0.1, gamma: float = 0.01, strength: float = 1.0) -> Tensor:
+def breadcrumbs(
+    parts: Parts, *, density: float = 0.1, gamma: float = 0.01, strength: float = 1.0
+) -> Tensor:
     """The mean of deltas without their largest values and without most of the small ones (arXiv 2312.06795)."""
-    return _mean([between(delta, density, gamma) for delta in parts.deltas], parts.weights, strength)
+    return _mean(
+        [between(delta, density, gamma) for delta in parts.deltas], parts.weights, strength
+    )
 
 
-def breadcrumbs_ties(parts: Parts, *, density: float = 0.1, gamma: float = 0.01, strength: float = 1.0) -> Tensor:
+def breadcrumbs_ties(
+    parts: Parts, *, density: float = 0.1, gamma: float = 0.01, strength: float = 1.0
+) -> Tensor:
     """As `breadcrumbs`, but the mean of the values that agree with the elected sign."""
-    return _elected([between(delta, density, gamma) for delta in parts.deltas], parts.weights, strength)
+    return _elected(
+        [between(delta, density, gamma) for delta in parts.deltas], parts.weights, strength
+    )
 
 
 def _dropped(parts: Parts, density: float, seed: int) -> list[Tensor]:

@@ -84,7 +84,9 @@ def rank_probabilities(delta: Tensor, density: float, epsilon: float, transposed
     num = matrix.shape[1]
     steps = (torch.arange(num, device=delta.device) - (num - 1) / 2) / max(1, num - 1)
     order = matrix.abs().argsort(dim=1, stable=True)
-    keep = torch.empty_like(matrix).scatter_(1, order, (density + epsilon * steps).to(matrix).expand(matrix.shape))
+    keep = torch.empty_like(matrix).scatter_(
+        1, order, (density + epsilon * steps).to(matrix).expand(matrix.shape)
+    )
     return keep.T if transposed and delta.ndim > 1 else keep.reshape(delta.shape)
 
 

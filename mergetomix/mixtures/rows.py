@@ -24,7 +24,9 @@ class Length:
     amount: float
     unit: Unit
 
-    def sizes(self, num_sequences: Mapping[str, int], num_tokens: Mapping[str, int]) -> Mapping[str, int]:
+    def sizes(
+        self, num_sequences: Mapping[str, int], num_tokens: Mapping[str, int]
+    ) -> Mapping[str, int]:
         """The datasets' sizes in this unit."""
         return num_tokens if self.unit == "tokens" else num_sequences
 
@@ -41,7 +43,9 @@ def largest_remainder(quotas_N: Sequence[float], total: int) -> list[int]:
     """
     sum_of = math.fsum(quotas_N)
     if not sum_of > 0 or min(quotas_N) < 0 or total < 0:
-        raise ValueError(f"quotas must be at least zero and not all zero, and the total at least zero: {quotas_N}, {total}")
+        raise ValueError(
+            f"quotas must be at least zero and not all zero, and the total at least zero: {quotas_N}, {total}"
+        )
     scaled = [quota * total / sum_of for quota in quotas_N]
     found = [math.floor(quota + 1e-9) for quota in scaled]
     order = sorted(range(len(scaled)), key=lambda i: (found[i] - scaled[i], i))
@@ -50,7 +54,9 @@ def largest_remainder(quotas_N: Sequence[float], total: int) -> list[int]:
     return found
 
 
-def counts(weights: Mapping[str, float], mean_tokens: Mapping[str, float], length: Length) -> dict[str, int]:
+def counts(
+    weights: Mapping[str, float], mean_tokens: Mapping[str, float], length: Length
+) -> dict[str, int]:
     """How many sequences of each dataset a fine-tune takes, by largest remainder; at least one of each.
 
     In tokens, a dataset's share w of T tokens is w T / (its mean tokens a sequence) sequences.
@@ -59,10 +65,15 @@ def counts(weights: Mapping[str, float], mean_tokens: Mapping[str, float], lengt
         ValueError: the training is so short that it has fewer sequences than the mixture datasets.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)
-    quotas = [length.amount * weights[name] / (mean_tokens[name] if length.unit == "tokens" else 1.0) for name in names]
+    quotas = [
+        length.amount * weights[name] / (mean_tokens[name] if length.unit == "tokens" else 1.0)
+        for name in names
+    ]
     total = max(1, round(math.fsum(quotas)))
     if total < len(names):
-        raise ValueError(f"training takes {total} sequences, fewer than the {len(names)} datasets of the mixture")
+        raise ValueError(
+            f"training takes {total} sequences, fewer than the {len(names)} datasets of the mixture"
+        )
     found = largest_remainder(quotas, total)
     while 0 in found:  # a dataset of a mixture is seen
         found[found.index(0)] += 1
@@ -73,4 +84,6 @@ def counts(weights: Mapping[str, float], mean_tokens: Mapping[str, float], lengt
 def rows(num: int, size: int, rng: np.random.Generator) -> NDArray[np.intp]:
     """`num` rows of `size`: all of them as often as that goes, then a part drawn without replacement."""
     whole, rest = divmod(num, size)
-    return np.concatenate([np.tile(np.arange(size), whole), np.sort(rng.permutation(size)[:rest])]).astype(np.intp)
+    return np.concatenate(
+        [np.tile(np.arange(size), whole), np.sort(rng.permutation(size)[:rest])]
+    ).astype(np.intp)

@@ -33,13 +33,22 @@ class Subsets:
     groups: tuple[frozenset[str], ...] = ()
 
     def __post_init__(self) -> None:
-        check_names(self.names, {"require": self.require, "forbid": self.forbid, "groups": frozenset().union(*self.groups)})
+        check_names(
+            self.names,
+            {
+                "require": self.require,
+                "forbid": self.forbid,
+                "groups": frozenset().union(*self.groups),
+            },
+        )
         check_fates(self.require, self.forbid)
         check_groups(self.groups, self.require, self.forbid)
         check_positive("sizes", self.sizes, self.allowed)
         if not self.num_by_size:
             most = len(self.names) if self.most is None else self.most
-            raise ValueError(f"no mixture has at least {self.least} and at most {most} datasets{self._given()}")
+            raise ValueError(
+                f"no mixture has at least {self.least} and at most {most} datasets{self._given()}"
+            )
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -55,7 +64,9 @@ class Subsets:
     def units(self) -> tuple[frozenset[str], ...]:
         """What may be in or out, each as a whole: groups, and datasets of none; in order of their first names."""
         together = {name: group for group in self.groups for name in group}
-        found = (together.get(name, frozenset([name])) for name in self.allowed if name not in self.fixed)
+        found = (
+            together.get(name, frozenset([name])) for name in self.allowed if name not in self.fixed
+        )
         return tuple(dict.fromkeys(found))
 
     @property
@@ -74,7 +85,9 @@ class Subsets:
         most = len(self.names) if self.most is None else self.most
         ways = _ways(self.units)[0]
         sizes = range(max(self.least, 1), most + 1)
-        return {size: ways[size - len(self.fixed)] for size in sizes if ways.get(size - len(self.fixed))}
+        return {
+            size: ways[size - len(self.fixed)] for size in sizes if ways.get(size - len(self.fixed))
+        }
 
     @property
     def size(self) -> int:
@@ -111,11 +124,15 @@ class Subsets:
 
     def larger(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """The subsets with one unit more."""
-        return [more for unit in self.units if not unit & datasets and (more := datasets | unit) in self]
+        return [
+            more for unit in self.units if not unit & datasets and (more := datasets | unit) in self
+        ]
 
     def smaller(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """The subsets with one unit less."""
-        return [less for unit in self.units if unit & datasets and (less := datasets - unit) in self]
+        return [
+            less for unit in self.units if unit & datasets and (less := datasets - unit) in self
+        ]
 
     def exchanged(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """The subsets with another unit in the place of one."""
@@ -136,7 +153,10 @@ class Subsets:
 
     def _given(self) -> str:
         """The constraints beside the bounds, for a message."""
-        parts = [f"all of {sorted(self.fixed)}" if self.fixed else "", f"none of {sorted(self.forbid)}" if self.forbid else ""]
+        parts = [
+            f"all of {sorted(self.fixed)}" if self.fixed else "",
+            f"none of {sorted(self.forbid)}" if self.forbid else "",
+        ]
         parts += [f"all or none of {sorted(group)}" for group in self.groups]
         said = [part for part in parts if part]
         return f" with {', '.join(said)}" if said else ""
@@ -165,7 +185,9 @@ class Simplex:
     caps: Mapping[str, float] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        check_names(self.names, {"require": self.require, "forbid": self.forbid, "caps": self.caps or {}})
+        check_names(
+            self.names, {"require": self.require, "forbid": self.forbid, "caps": self.caps or {}}
+        )
         check_fates(self.require, self.forbid)
         check_positive("caps", self.caps, self.caps or {})
         if not 0 <= self.min_share <= 1:
@@ -215,7 +237,9 @@ class Simplex:
     @cached_property
     def _numbers(self) -> tuple[int, ...]:
         """How many datasets a mixture may have."""
-        others = sorted((self.cap(name) for name in self.allowed if name not in self.require), reverse=True)
+        others = sorted(
+            (self.cap(name) for name in self.allowed if name not in self.require), reverse=True
+        )
         needed = sum(self.cap(name) for name in self.require)
         most = len(self.allowed) if self.most is None else min(self.most, len(self.allowed))
         numbers = range(max(self.least, len(self.require), 1), most + 1)
@@ -232,7 +256,11 @@ class Simplex:
         least = max(self.least, len(self.require), 1)
         if least > most:
             small = sorted(set(self.names) - self.forbid - set(self.allowed))
-            capped = f"; the caps of {', '.join(small)} are below min_share, {self.min_share:.4g}" if small else ""
+            capped = (
+                f"; the caps of {', '.join(small)} are below min_share, {self.min_share:.4g}"
+                if small
+                else ""
+            )
             possible = f"the {len(self.allowed)} datasets that may be in one{capped}"
             return f"no mixture has at least {least} and at most {most} of {possible}"
         if least * self.min_share > 1:
@@ -243,13 +271,24 @@ class Simplex:
         if not isinstance(mixture, Mixture):
             return False
         weights = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
-        fit = all(self.min_share - ROUNDING <= weight <= self.cap(name) + ROUNDING for name, weight in weights.items())
-        return fit and len(weights) in self._numbers and self.require <= set(weights) <= set(self.allowed)
+        fit = all(
+            self.min_share - ROUNDING <= weight <= self.cap(name) + ROUNDING
+            for name, weight in weights.items()
+        )
+        return (
+            fit
+            and len(weights) in self._numbers
+            and self.require <= set(weights) <= set(self.allowed)
+        )
 
     def holds(self, support: frozenset[str]) -> bool:
         """Whether some mixture has exactly these datasets."""
         caps = sum(self.cap(name) for name in support)
-        return len(support) in self._numbers and self.require <= support <= set(self.allowed) and caps >= 1 - ROUNDING
+        return (
+            len(support) in self._numbers
+            and self.require <= support <= set(self.allowed)
+            and caps >= 1 - ROUNDING
+        )
 
     def project(self, weights: Mapping[str, float], support: frozenset[str]) -> Mixture:
         """The mixture of exactly `support` that is nearest to `weights` (Euclidean), each at least `floor` where that fits.
@@ -262,19 +301,29 @@ class Simplex:
         names = tuple(sorted(support))
         high_N = np.array([self.cap(name) for name in names])
         low_N = np.minimum(min(self.floor, 1 / len(names)), high_N)
-        found_N = nearest_in_box(np.array([float(weights.get(name, 0.0)) for name in names]), low_N, high_N)
+        found_N = nearest_in_box(
+            np.array([float(weights.get(name, 0.0)) for name in names]), low_N, high_N
+        )
         return Mixture(names, tuple(found_N.tolist()))
 
     def nearest(self, weights: Mapping[str, float]) -> Mixture:
         """A mixture near to `weights`: as many of the heaviest as the constraints ask for, and those above half the floor."""
         least, most = self.bounds
-        chosen = sorted(self.allowed, key=lambda name: (name not in self.require, -weights.get(name, 0.0), name))[:most]
-        heavy = sum(name in self.require or weights.get(name, 0.0) > self.floor / 2 for name in chosen)
+        chosen = sorted(
+            self.allowed, key=lambda name: (name not in self.require, -weights.get(name, 0.0), name)
+        )[:most]
+        heavy = sum(
+            name in self.require or weights.get(name, 0.0) > self.floor / 2 for name in chosen
+        )
         for num in range(max(least, heavy), most + 1):
             if self.holds(frozenset(chosen[:num])):
                 return self.project(weights, frozenset(chosen[:num]))
-        roomy = sorted(self.allowed, key=lambda name: (name not in self.require, -self.cap(name), name))
-        return self.project(weights, next(s for num in self._numbers if self.holds(s := frozenset(roomy[:num]))))
+        roomy = sorted(
+            self.allowed, key=lambda name: (name not in self.require, -self.cap(name), name)
+        )
+        return self.project(
+            weights, next(s for num in self._numbers if self.holds(s := frozenset(roomy[:num])))
+        )
 
     def uniform(self) -> Mixture:
         """The mixture nearest to equal weights."""
@@ -294,11 +343,18 @@ class Simplex:
         others = [name for name in self.allowed if name not in self.require]
         for _ in range(MAX_TRIES):
             num = int(rng.choice(self._numbers)) - len(self.require)
-            support = self.require | {others[i] for i in rng.choice(len(others), size=num, replace=False)}
+            support = self.require | {
+                others[i] for i in rng.choice(len(others), size=num, replace=False)
+            }
             if self.holds(support):
                 names = sorted(support)
-                return self.project(dict(zip(names, rng.dirichlet(np.ones(len(names))).tolist(), strict=True)), support)
-        return self.nearest(dict(zip(self.allowed, rng.dirichlet(np.ones(len(self.allowed))).tolist(), strict=True)))
+                return self.project(
+                    dict(zip(names, rng.dirichlet(np.ones(len(names))).tolist(), strict=True)),
+                    support,
+                )
+        return self.nearest(
+            dict(zip(self.allowed, rng.dirichlet(np.ones(len(self.allowed))).tolist(), strict=True))
+        )
 
 
 Space = Subsets | Simplex
@@ -317,7 +373,9 @@ def holds(space: Space, mixture: Mixture) -> bool:
 def nearest_in_box(point_N: Array, low_N: Array, high_N: Array) -> Array:
     """The point nearest to `point_N` with low <= w <= high that sums to one; sum(low) <= 1 <= sum(high) must hold."""
     breaks = np.sort(np.concatenate([point_N - high_N, point_N - low_N]))
-    sums = np.clip(point_N - breaks[:, None], low_N, high_N).sum(axis=1)  # falls from sum(high) to sum(low)
+    sums = np.clip(point_N - breaks[:, None], low_N, high_N).sum(
+        axis=1
+    )  # falls from sum(high) to sum(low)
     right = min(max(int(np.searchsorted(-sums, -1.0)), 1), len(breaks) - 1)
     above, below = sums[right - 1], sums[right]
     share = (above - 1.0) / (above - below) if above > below else 0.0
@@ -332,7 +390,9 @@ def check_names(names: Sequence[str], used: Mapping[str, Iterable[str]]) -> None
         raise ValueError(f"names must be distinct: {tuple(names)}")
     for key, some in used.items():
         if unknown := sorted(set(some) - set(names)):
-            raise ValueError(f"{key}: {', '.join(unknown)} unknown; there are {', '.join(sorted(names))}")
+            raise ValueError(
+                f"{key}: {', '.join(unknown)} unknown; there are {', '.join(sorted(names))}"
+            )
 
 
 def check_fates(require: frozenset[str], forbid: frozenset[str]) -> None:
@@ -341,7 +401,9 @@ def check_fates(require: frozenset[str], forbid: frozenset[str]) -> None:
         raise ValueError(f"{', '.join(both)} both required and forbidden")
 
 
-def check_groups(groups: Sequence[frozenset[str]], require: frozenset[str], forbid: frozenset[str]) -> None:
+def check_groups(
+    groups: Sequence[frozenset[str]], require: frozenset[str], forbid: frozenset[str]
+) -> None:
     """Raises ValueError for groups that overlap, or are split by what is required and forbidden."""
     met: set[str] = set()
     for group in groups:
@@ -350,13 +412,17 @@ def check_groups(groups: Sequence[frozenset[str]], require: frozenset[str], forb
             raise ValueError(f"groups: {', '.join(twice)} in two of them; join those to one")
         met |= group
         if len(group) < 2:
-            raise ValueError(f"groups: a group has at least two datasets, not {len(group)} ({text})")
+            raise ValueError(
+                f"groups: a group has at least two datasets, not {len(group)} ({text})"
+            )
         if group & forbid and group & require:
             raise ValueError(
                 f"groups: {text} go together, but {min(group & require)} is required, {min(group & forbid)} forbidden"
             )
         if group & forbid and group - forbid:
-            raise ValueError(f"groups: {text} go together, but of them only {', '.join(sorted(group & forbid))} is forbidden")
+            raise ValueError(
+                f"groups: {text} go together, but of them only {', '.join(sorted(group & forbid))} is forbidden"
+            )
 
 
 def check_positive(key: str, values: Mapping[str, float] | None, names: Iterable[str]) -> None:
@@ -404,7 +470,9 @@ def _draw(units: Sequence[Unit], size: int, rng: np.random.Generator) -> list[Un
     return chosen
 
 
-def _gray(units: Sequence[Unit], least: int, most: int, backwards: bool = False) -> Iterator[frozenset[str]]:
+def _gray(
+    units: Sequence[Unit], least: int, most: int, backwards: bool = False
+) -> Iterator[frozenset[str]]:
     """Unions of units, of `least` to `most` names, in the order of the reflected binary Gray code (Gray 1953).
 
     Those without the last unit come first, those with it follow in reverse. Where every unit is one name it takes time by the

@@ -27,10 +27,6 @@ UNITS = {"causal-lm": "nats per token", "image-classifier": "nats per image"}
 """The unit of a loss, by family."""
 
 
-
-
-
-
 class Reads(Protocol):
     """Turns sources of the recipe into sequences that the model reads.
 

@@ -62,20 +62,29 @@ class Pretrained(ABC):
         with self.errors():
             return AutoConfig.from_pretrained(self.base.path, **self._source)
 
-    def errors(self, path: str | None = None, where: str = "base.path") -> AbstractContextManager[None]:
+    def errors(
+        self, path: str | None = None, where: str = "base.path"
+    ) -> AbstractContextManager[None]:
         """Turns what transformers raises for a model that is not there or broken into a ModelError that names it."""
         return model_errors(path or self.base.path, where, self.kind)
 
     @property
     def _source(self) -> dict[str, Any]:
-        return {"revision": self.base.revision or "main", "trust_remote_code": self.base.trust_remote_code}
+        return {
+            "revision": self.base.revision or "main",
+            "trust_remote_code": self.base.trust_remote_code,
+        }
 
     @property
     def bf16(self) -> bool:
         """Whether to compute in bfloat16: on a GPU that has it, unless the recipe says float32."""
         import torch
 
-        return self.base.dtype != "float32" and self.device == "cuda" and torch.cuda.is_bf16_supported()
+        return (
+            self.base.dtype != "float32"
+            and self.device == "cuda"
+            and torch.cuda.is_bf16_supported()
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -89,7 +98,16 @@ class Pretrained(ABC):
         """The address of the base's content: the files of a folder, the commit of a hub model."""
         folder = Path(self.base.path)
         if folder.is_dir():
-            kinds = ("*.safetensors", "*.json", "*.bin", "*.model", "*.jinja", "*.txt", "*.tiktoken", "*.py")
+            kinds = (
+                "*.safetensors",
+                "*.json",
+                "*.bin",
+                "*.model",
+                "*.jinja",
+                "*.txt",
+                "*.tiktoken",
+                "*.py",
+            )
             files = sorted({path for kind in kinds for path in folder.glob(kind)})
             content = hash_files(files, store)
         else:
@@ -117,7 +135,9 @@ class Pretrained(ABC):
             )
         model, info = loaded
         lacking = () if path is not None else self.may_lack
-        _check_tensors(info, path or self.base.path, extra=path is not None, where=where, may_lack=lacking)
+        _check_tensors(
+            info, path or self.base.path, extra=path is not None, where=where, may_lack=lacking
+        )
         if path is None:
             self.prepare(model)
         return cast("PreTrainedModel", model.to(self.device).eval())
@@ -148,7 +168,9 @@ class Pretrained(ABC):
         import torch
 
         with self.errors(), torch.device("meta"), quiet():
-            model = self.auto_class.from_config(self.config, trust_remote_code=self.base.trust_remote_code)
+            model = self.auto_class.from_config(
+                self.config, trust_remote_code=self.base.trust_remote_code
+            )
             self.prepare(model)
         return cast("PreTrainedModel", model)
 
@@ -157,7 +179,11 @@ class Pretrained(ABC):
         """The params that stand as (in, out), as GPT-2 keeps them. A square one's shape does not tell, its class does."""
         from transformers.pytorch_utils import Conv1D
 
-        return frozenset(f"{name}.weight" for name, module in self._skeleton().named_modules() if isinstance(module, Conv1D))
+        return frozenset(
+            f"{name}.weight"
+            for name, module in self._skeleton().named_modules()
+            if isinstance(module, Conv1D)
+        )
 
     def load_finetune(self, path: str) -> Any:
         """A fine-tune as this package saves it: a full model, or an adapter on the base."""
@@ -186,7 +212,9 @@ class Pretrained(ABC):
         """Raises ModelError where an expert's folder says that it reads its input otherwise than the base."""
 
     @abstractmethod
-    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
+    def check_expert(
+        self, load: Callable[[], Any] | None, changed: frozenset[str], where: str
+    ) -> None:
         """Raises ModelError where an expert changes what no fine-tune does."""
 
 
@@ -202,22 +230,37 @@ def pick_device(device: str) -> str:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if device == "auto":
         return next(name for name, present in there.items() if present)
     if not there[device]:
-        raise ModelError("device", f"{device} is not available on this machine", hint="device: auto takes what there is")
+        raise ModelError(
+            "device",
+            f"{device} is not available on this machine",
+            hint="device: auto takes what there is",
+        )
     return device
 
 
-def _check_tensors(info: Any, path: str, extra: bool, where: str, may_lack: tuple[str, ...]) -> None:
+def _check_tensors(
+    info: Any, path: str, extra: bool, where: str, may_lack: tuple[str, ...]
+) -> None:
     """Raises ModelError where transformers' loading report says that a tensor is missing, misshapen or, with `extra`, left
     over."""
     for name, found, wanted in sorted(info["mismatched_keys"], key=str):
         shapes = f"{tuple(found)}, its configuration wants {tuple(wanted)}"
         raise ModelError(where, f"in {path} the tensor {name} has the shape {shapes}")
-    for key, says in (("missing_keys", "lacks"), ("unexpected_keys", "has, but its kind of model lacks,")):
-        names = sorted(name for name in info[key] if not (key == "missing_keys" and name.startswith(may_lack)))
+    for key, says in (
+        ("missing_keys", "lacks"),
+        ("unexpected_keys", "has, but its kind of model lacks,"),
+    ):
+        names = sorted(
+            name for name in info[key] if not (key == "missing_keys" and name.startswith(may_lack))
+        )
         if names and (extra or key == "missing_keys"):
             raise ModelError(where, f"{path} {says} the tensor {names[0]} ({len(names)} in all)")
 
@@ -241,7 +284,9 @@ def model_errors(path: str, where: str, kind: str) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         if not Path(path).exists():
             message = f"{path} is neither a folder nor a hub model that can be reached"
-            raise ModelError(where, message, hint=f"check the name and the network ({reason})") from None
+            raise ModelError(
+                where, message, hint=f"check the name and the network ({reason})"
+            ) from None
         raise ModelError(where, f"{path} does not load as {kind}: {reason}") from None
 
 

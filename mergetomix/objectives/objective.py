@@ -93,7 +93,11 @@ class Objective:
         if self.ideal:
             share = self.weights[name] * len(self.weights) / sum(self.weights.values())
             return 1 - share * (self.ideal[name] - value) / self.ranges[name]
-        return value if self.aim == "worst" else self.weights[name] * (value / self.units.get(name, 1.0))
+        return (
+            value
+            if self.aim == "worst"
+            else self.weights[name] * (value / self.units.get(name, 1.0))
+        )
 
     def _whole(self, lowest: float | Array, total: float | Array) -> float | Array:
         if self.is_linear:

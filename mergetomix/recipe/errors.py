@@ -29,12 +29,13 @@ def readable(error: ValidationError, root: type[BaseModel]) -> RecipeError:
         problems.setdefault(where, []).append(message)
     lines = [(where, ", or ".join(dict.fromkeys(messages))) for where, messages in problems.items()]
     (first, message), *rest = lines
-    return RecipeError(first, "\n".join([message, *(f"{where}: {more}" if where else more for where, more in rest)]))
+    return RecipeError(
+        first,
+        "\n".join([message, *(f"{where}: {more}" if where else more for where, more in rest)]),
+    )
 
 
-def _problem(
-    loc: tuple[int | str, ...], detail: Any, root: type[BaseModel]
-) -> tuple[str, str]:
+def _problem(loc: tuple[int | str, ...], detail: Any, root: type[BaseModel]) -> tuple[str, str]:
     """Where the problem is, as the user wrote it, and what it is."""
     where = ".".join(str(part) for part in _key_path(loc, root))
     kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
@@ -64,7 +65,9 @@ def _problem(
 def _unknown(key: str, section: Any) -> str:
     """What is wrong with a key that a section does not know."""
     known = _keys_of(section)
-    others = kinds_with(key) if isinstance(section, type) and issubclass(section, TargetKind) else []
+    others = (
+        kinds_with(key) if isinstance(section, type) and issubclass(section, TargetKind) else []
+    )
     if others:
         own = next(score for score, kind in KINDS.items() if kind is section)
         return f"is for score: {' or '.join(others)}, not {own}"

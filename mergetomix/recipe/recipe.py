@@ -36,20 +36,19 @@ from mergetomix.sections.train import Train
 from mergetomix.sections.verify import Verify
 from mergetomix.targets.kinds import AnyTarget
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npz", ".txt", ".md", ".rst", ".py")
+DATA_SUFFIXES = (
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".npz",
+    ".txt",
+    ".md",
+    ".rst",
+    ".py",
+)
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-
-
-
-
-
-
-
-
-
-
-
-
 
 
 S = TypeVar("S", bound=Source)
@@ -110,20 +109,31 @@ class Recipe(Section):
                 }
         train = raw.get("train")
         anchor = train.get("anchor") if isinstance(train, Mapping) else None
-        if isinstance(train, Mapping) and isinstance(anchor, Mapping) and isinstance(anchor.get("dataset"), Mapping):
-            changed["train"] = {**train, "anchor": {**anchor, "dataset": {**defaults, **anchor["dataset"]}}}
+        if (
+            isinstance(train, Mapping)
+            and isinstance(anchor, Mapping)
+            and isinstance(anchor.get("dataset"), Mapping)
+        ):
+            changed["train"] = {
+                **train,
+                "anchor": {**anchor, "dataset": {**defaults, **anchor["dataset"]}},
+            }
         return changed
 
     @model_validator(mode="after")
     def _keeps_small_updates(self) -> Recipe:
         if self.base.dtype == "bfloat16" and self.train.method == "full":
-            raise ValueError("base.dtype: bfloat16 rounds away the small steps of train.method: full; use auto, or lora")
+            raise ValueError(
+                "base.dtype: bfloat16 rounds away the small steps of train.method: full; use auto, or lora"
+            )
         return self
 
     @model_validator(mode="after")
     def _enough(self) -> Recipe:
         if len(self.datasets) < 2:
-            raise ValueError(f"datasets: a choice needs at least two datasets, not {len(self.datasets)}")
+            raise ValueError(
+                f"datasets: a choice needs at least two datasets, not {len(self.datasets)}"
+            )
         if not self.targets:
             raise ValueError("targets: at least one is needed")
         return self
@@ -136,7 +146,9 @@ class Recipe(Section):
             return self
         if train.max_tokens is None and train.max_steps is None:
             message = "say how much a mixture is trained on, with train.max_tokens (its weights are then shares of tokens)"
-            raise ValueError(f"search.space: {search.space}: {message} or train.max_steps (shares of examples)")
+            raise ValueError(
+                f"search.space: {search.space}: {message} or train.max_steps (shares of examples)"
+            )
         if self.merge.weighting != "equal":
             raise ValueError(
                 f"merge.weighting: {self.merge.weighting} is for search.space: subsets, as weights are searched here"
@@ -145,7 +157,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Recipe:
-        aim, weights = self.search.objective, {name: spec.weight for name, spec in self.targets.items()}
+        aim, weights = (
+            self.search.objective,
+            {name: spec.weight for name, spec in self.targets.items()},
+        )
         if aim == "pareto" and len(weights) < 2:
             message = "pareto needs at least two targets; with one, the best gain is the whole front: use gain"
             raise ValueError(f"search.objective: {message}")
@@ -159,10 +174,16 @@ class Recipe(Section):
     def _search_fits(self) -> Recipe:
         names, search = set(self.datasets), self.search
         grouped = [name for group in search.groups for name in group]
-        for key, some in {"require": search.require, "forbid": search.forbid, "groups": grouped}.items():
+        for key, some in {
+            "require": search.require,
+            "forbid": search.forbid,
+            "groups": grouped,
+        }.items():
             for name in some:
                 if name not in names:
-                    raise ValueError(f"search.{key}: no dataset is called {name!r}{nearest(name, names)}")
+                    raise ValueError(
+                        f"search.{key}: no dataset is called {name!r}{nearest(name, names)}"
+                    )
         both = set(search.require) & set(search.forbid)
         if both:
             raise ValueError(f"search: {', '.join(sorted(both))} both required and forbidden")
@@ -170,7 +191,9 @@ class Recipe(Section):
         most = allowed if search.max_datasets is None else min(search.max_datasets, allowed)
         least = max(search.min_datasets, len(set(search.require)))
         if search.strategy == "gradient" and self.merge.method != "linear":
-            raise ValueError(f"search.strategy: gradient needs merge.method: linear, not {self.merge.method}; use greedy")
+            raise ValueError(
+                f"search.strategy: gradient needs merge.method: linear, not {self.merge.method}; use greedy"
+            )
         limit = METHODS[self.merge.method].max_experts
         if limit is not None and most > limit:
             message = f"merge.method: {self.merge.method} merges at most {limit} experts, and mixtures may have {most}"
@@ -185,7 +208,9 @@ class Recipe(Section):
             return self
         aim = self.search.objective
         if aim != "gain":
-            raise ValueError(f"search.racing: races decide by a weighted mean of gains, not by search.objective: {aim}")
+            raise ValueError(
+                f"search.racing: races decide by a weighted mean of gains, not by search.objective: {aim}"
+            )
         for name, spec in self.targets.items():
             if spec.score == "python" and spec.path is None and spec.rows is None:
                 message = f"targets.{name} is a function without data, which scores all its examples in every call"
@@ -199,10 +224,16 @@ class Recipe(Section):
         base = self.base.model_copy(update={"path": resolve_model_path(self.base.path, folder)})
         train = self.train
         if train.anchor is not None:
-            anchor = train.anchor.model_copy(update={"dataset": _resolve_source(train.anchor.dataset, folder)})
+            anchor = train.anchor.model_copy(
+                update={"dataset": _resolve_source(train.anchor.dataset, folder)}
+            )
             train = train.model_copy(update={"anchor": anchor})
-        places = {key: str(_under(folder, getattr(self, key)).resolve()) for key in ("store", "run_dir")}
-        return self.model_copy(update={"base": base, "datasets": data, "targets": targets, "train": train, **places})
+        places = {
+            key: str(_under(folder, getattr(self, key)).resolve()) for key in ("store", "run_dir")
+        }
+        return self.model_copy(
+            update={"base": base, "datasets": data, "targets": targets, "train": train, **places}
+        )
 
 
 def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe:
@@ -238,7 +269,9 @@ def dump(recipe: Recipe) -> str:
         for source in values[section].values():
             source["rows"] = _writable(source["rows"])
             if callable(source.get("function")):
-                name = getattr(source["function"], "__qualname__", type(source["function"]).__name__)
+                name = getattr(
+                    source["function"], "__qualname__", type(source["function"]).__name__
+                )
                 source["function"] = f"<{name} given from Python>"
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
@@ -264,7 +297,9 @@ def resolve_data_path(path: str, folder: Path) -> str:
     """An absolute path or glob where `path` is local or is written so; else the hub id as it stands."""
     local = _under(folder, path)
     stem = path.removesuffix(".gz").lower()
-    written_as_path = path.startswith((".", "/", "~")) or path.count("/") > 1 or stem.endswith(DATA_SUFFIXES)
+    written_as_path = (
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or stem.endswith(DATA_SUFFIXES)
+    )
     return str(local) if written_as_path or glob.has_magic(path) or local.exists() else path
 
 

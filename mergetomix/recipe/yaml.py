@@ -38,7 +38,9 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                )
             seen.add((key.tag, str(key.value)))
         return node
 
@@ -47,7 +49,10 @@ def override(raw: dict[str, Any], change: str) -> None:
     """Puts one `a.b=value` of `--set` into the values of a recipe. Raises UserError where it is no such thing."""
     key, equals, text = change.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"--set needs key=value, not {change!r}", hint="for example --set train.learning_rate=1e-3")
+        raise UserError(
+            f"--set needs key=value, not {change!r}",
+            hint="for example --set train.learning_rate=1e-3",
+        )
     try:
         value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
     except (yaml.YAMLError, ValueError) as error:

@@ -53,9 +53,15 @@ def given_up(selection: Selection, verification: Verification | None = None) -> 
     return lines
 
 
-def proxy_scores(mixture: Mixture, selection: Selection, verification: Verification | None) -> Mapping[str, Scores]:
+def proxy_scores(
+    mixture: Mixture, selection: Selection, verification: Verification | None
+) -> Mapping[str, Scores]:
     """Of a trial, or of a check that was no trial."""
-    found = {} if verification is None else {check.mixture: check.proxy_scores for check in verification.checks}
+    found = (
+        {}
+        if verification is None
+        else {check.mixture: check.proxy_scores for check in verification.checks}
+    )
     return {**found, **{trial.mixture: trial.scores for trial in selection.trials}}[mixture]
 
 

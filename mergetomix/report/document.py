@@ -26,7 +26,10 @@ def to_dict(result: Result) -> dict[str, Any]:
         "objective": objective(result.selection),
         "trials": [trial(each) for each in result.selection.trials],
         "stopped": [stopped(each) for each in result.selection.stopped],
-        "evaluations": {"made": result.selection.num_evaluated, "without_racing": result.selection.num_without_racing},
+        "evaluations": {
+            "made": result.selection.num_evaluated,
+            "without_racing": result.selection.num_without_racing,
+        },
         "front": front(result.selection),
         "given_up": given_up(result),
         "verification": None if result.verification is None else verification(result.verification),
@@ -70,14 +73,29 @@ def front(selection: Selection) -> dict[str, Any] | None:
     if selection.objective is None or selection.objective.aim != "pareto":
         return None
     found = compromise.front_of(selection)
-    members = [{**mixture(each.mixture), "gains": gains(each.scores, selection.base)} for each in found.members]
-    return {"knee": mixture(found.members[0].mixture), "hypervolume": found.hypervolume, "members": members}
+    members = [
+        {**mixture(each.mixture), "gains": gains(each.scores, selection.base)}
+        for each in found.members
+    ]
+    return {
+        "knee": mixture(found.members[0].mixture),
+        "hypervolume": found.hypervolume,
+        "members": members,
+    }
 
 
 def given_up(result: Result) -> dict[str, Any] | None:
     """What the pick gives up on every target; null where there is one."""
     lines = compromise.given_up(result.selection, result.verification)
-    found = {each.target: {"gain": each.gain, "best": each.best, "by": mixture(each.by), "less": each.less} for each in lines}
+    found = {
+        each.target: {
+            "gain": each.gain,
+            "best": each.best,
+            "by": mixture(each.by),
+            "less": each.less,
+        }
+        for each in lines
+    }
     return found or None
 
 
@@ -104,8 +122,12 @@ def verification(value: Verification) -> dict[str, Any]:
             }
             for each in value.checks
         ],
-        "predictions": [{**vars(each), "mixture": mixture(each.mixture)} for each in value.predictions],
-        "alternatives": [{**vars(each), "mixture": mixture(each.mixture)} for each in value.alternatives],
+        "predictions": [
+            {**vars(each), "mixture": mixture(each.mixture)} for each in value.predictions
+        ],
+        "alternatives": [
+            {**vars(each), "mixture": mixture(each.mixture)} for each in value.alternatives
+        ],
         "fidelity": {name: agreement(each) for name, each in value.agreement.items()},
         "failures": [{**mixture(failed), "error": why} for failed, why in value.failures],
     }
@@ -114,8 +136,15 @@ def verification(value: Verification) -> dict[str, Any]:
 def agreement(value: Agreement) -> dict[str, Any]:
     """Statistics with their intervals; null with fewer than five checks, and a number that is not defined is null too."""
     named = value.statistics
-    statistics = None if named is None else {key: None if e is None else finite(vars(e)) for key, e in named.items()}
-    plain = {key: None if isinstance(each, float) and not math.isfinite(each) else each for key, each in vars(value).items()}
+    statistics = (
+        None
+        if named is None
+        else {key: None if e is None else finite(vars(e)) for key, e in named.items()}
+    )
+    plain = {
+        key: None if isinstance(each, float) and not math.isfinite(each) else each
+        for key, each in vars(value).items()
+    }
     return {**plain, "statistics": statistics}
 
 

@@ -50,7 +50,8 @@ def hand_over(source: Path, to: Path, card: str) -> None:
         reason = str(error.args[0][0][2]).partition(": ")[0]
         message = f"the final model cannot be written to {to}: {reason}"
         raise Fault(
-            message, hint=f"it is in {source}; make room, or set another run_dir, and run the same command again"
+            message,
+            hint=f"it is in {source}; make room, or set another run_dir, and run the same command again",
         ) from None
     (partial / "README.md").unlink(missing_ok=True)
     _put(partial / "README.md", card)

@@ -48,7 +48,8 @@ def legend(recipe: Recipe) -> str:
     """What the numbers of the table are."""
     loss = f"a loss in {UNITS[recipe.family]} (lower is better)"
     kinds = [
-        f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}" for name, spec in recipe.targets.items()
+        f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}"
+        for name, spec in recipe.targets.items()
     ]
     return f"{'; '.join(kinds)}. Gain: {objective_text(recipe)}."
 
@@ -88,7 +89,10 @@ def rank_header(recipe: Recipe) -> list[str]:
 
 def ranking(result: Result, recipe: Recipe) -> list[list[str]]:
     """The best trials."""
-    return [rank_cells(i + 1, trial, recipe) for i, trial in enumerate(result.selection.trials[:NUM_RANKED])]
+    return [
+        rank_cells(i + 1, trial, recipe)
+        for i, trial in enumerate(result.selection.trials[:NUM_RANKED])
+    ]
 
 
 def rank_cells(rank: int, trial: Trial, recipe: Recipe) -> list[str]:
@@ -102,13 +106,19 @@ GIVEN_UP_HEADER = ["target", "gain of the pick", "best gain of a proxy", "by", "
 
 def given_up_cells(lines: Sequence[GivenUp]) -> list[list[str]]:
     """What the pick gives up on every target."""
-    return [[e.target, f"{e.gain:+.4f}", f"{e.best:+.4f}", mixture_text(e.by), f"{e.less:.4f}"] for e in lines]
+    return [
+        [e.target, f"{e.gain:+.4f}", f"{e.best:+.4f}", mixture_text(e.by), f"{e.less:.4f}"]
+        for e in lines
+    ]
 
 
 def units_text(selection: Selection) -> str:
     """The standard errors that gains are counted in, or nothing."""
     units = {} if selection.objective is None else selection.objective.units
-    return "; ".join(f"one standard error of {name} is a gain of {unit:.4g}" for name, unit in sorted(units.items()))
+    return "; ".join(
+        f"one standard error of {name} is a gain of {unit:.4g}"
+        for name, unit in sorted(units.items())
+    )
 
 
 def front_header(selection: Selection) -> list[str]:
@@ -116,13 +126,21 @@ def front_header(selection: Selection) -> list[str]:
     return ["", "datasets", *(f"gain on {name}" for name in sorted(selection.base))]
 
 
-def front_cells(front: Front, selection: Selection, picked: Mixture | None = None) -> list[list[str]]:
+def front_cells(
+    front: Front, selection: Selection, picked: Mixture | None = None
+) -> list[list[str]]:
     """The front's members, the knee first; what was picked after checks is marked too."""
     lines = []
     for place, trial in enumerate(front.members[:NUM_FRONT]):
         values = gains(trial.scores, selection.base)
         marks = ["knee"] * (place == 0) + ["pick"] * (trial.mixture == picked)
-        lines.append([", ".join(marks), mixture_text(trial.mixture), *(f"{values[name]:+.4f}" for name in sorted(values))])
+        lines.append(
+            [
+                ", ".join(marks),
+                mixture_text(trial.mixture),
+                *(f"{values[name]:+.4f}" for name in sorted(values)),
+            ]
+        )
     return lines
 
 
@@ -130,14 +148,20 @@ def front_text(front: Front) -> str:
     """How large a front is."""
     num = len(front.members)
     more = f"; the {NUM_FRONT} nearest to the best of each are shown" if num > NUM_FRONT else ""
-    what = "1 mixture that no other beats" if num == 1 else f"{num} mixtures that no other beats on every target"
+    what = (
+        "1 mixture that no other beats"
+        if num == 1
+        else f"{num} mixtures that no other beats on every target"
+    )
     return f"{what}{more}. Hypervolume over the base: {front.hypervolume:.4g}."
 
 
 def num_proxies(selection: Selection) -> str:
     """How many proxies were tried, and how many of them on all examples."""
     num, tried = len(selection.trials), len(selection.trials) + len(selection.stopped)
-    return f"{num} proxies" if num == tried else f"the {num} proxies of {tried} that saw every example"
+    return (
+        f"{num} proxies" if num == tried else f"the {num} proxies of {tried} that saw every example"
+    )
 
 
 STOPPED_HEADER = ["datasets", "examples seen", "objective expected"]
@@ -166,7 +190,10 @@ def _stopped_parts(result: Result) -> list[str]:
     if not result.selection.stopped:
         return []
     shown, num = stopped_cells(result.selection), len(result.selection.stopped)
-    return [f"{racing_text(result.selection)}. The best {len(shown)} of these {num}:", table(STOPPED_HEADER, shown)]
+    return [
+        f"{racing_text(result.selection)}. The best {len(shown)} of these {num}:",
+        table(STOPPED_HEADER, shown),
+    ]
 
 
 CHECK_HEADER = ["datasets", "proxy", "real", "difference", "why it was fine-tuned"]
@@ -175,7 +202,13 @@ CHECK_HEADER = ["datasets", "proxy", "real", "difference", "why it was fine-tune
 def check_cells(verification: Verification) -> list[list[str]]:
     """Every check: the objective of the proxy and of the real fine-tune."""
     return [
-        [mixture_text(c.mixture), f"{c.proxy:+.4f}", f"{c.real:+.4f}", f"{c.real - c.proxy:+.4f}", c.origin]
+        [
+            mixture_text(c.mixture),
+            f"{c.proxy:+.4f}",
+            f"{c.real:+.4f}",
+            f"{c.real - c.proxy:+.4f}",
+            c.origin,
+        ]
         for c in verification.checks
     ]
 
@@ -190,11 +223,17 @@ def verification_lines(verification: Verification) -> list[str]:
         f" the best mixture with a probability of {pick.best_probability:.2f}; {verification.stopped}",
         f"exponent of the scale: {verification.exponent:g}",
     ]
-    lines += [f"left out, its training failed: {mixture_text(mixture)} ({why})" for mixture, why in verification.failures]
+    lines += [
+        f"left out, its training failed: {mixture_text(mixture)} ({why})"
+        for mixture, why in verification.failures
+    ]
     if verification.alternatives:
         shown = "; ".join(mixture_text(each.mixture) for each in verification.alternatives[:5])
         more = len(verification.alternatives) - 5
-        lines.append(f"cannot be told apart from the pick: {shown}" + (f" and {more} more" if more > 0 else ""))
+        lines.append(
+            f"cannot be told apart from the pick: {shown}"
+            + (f" and {more} more" if more > 0 else "")
+        )
     lines.append(agreement_text(verification))
     return lines
 
@@ -205,8 +244,16 @@ def agreement_text(verification: Verification) -> str:
     if found.statistics is None:
         return f"{found.num_checks} mixtures of several datasets were checked: fewer than five say nothing of proxies"
     spearman = found.statistics["spearman"]
-    shown = "" if spearman is None else f"{spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
-    possible = "" if found.possible is None else f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
+    shown = (
+        ""
+        if spearman is None
+        else f"{spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
+    )
+    possible = (
+        ""
+        if found.possible is None
+        else f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
+    )
     return f"Spearman between proxies and real fine-tunes over {found.num_checks} checks: {shown}{possible}"
 
 
@@ -219,8 +266,17 @@ def _target_parts(result: Result) -> list[str]:
         parts += ["## Front", front_text(front), table(front_header(selection), rows)]
     lines = given_up(selection, result.verification)
     if lines:
-        text = " ".join(["Gains of proxies over the base, on the select part.", *filter(None, [units_text(selection)])])
-        parts += ["## What each target gives up", text, table(GIVEN_UP_HEADER, given_up_cells(lines))]
+        text = " ".join(
+            [
+                "Gains of proxies over the base, on the select part.",
+                *filter(None, [units_text(selection)]),
+            ]
+        )
+        parts += [
+            "## What each target gives up",
+            text,
+            table(GIVEN_UP_HEADER, given_up_cells(lines)),
+        ]
     return parts
 
 
@@ -271,7 +327,10 @@ def _estimate(found: Estimate | None) -> str:
 
 def expert_cells(result: Result) -> list[list[str]]:
     """What each expert took."""
-    return [[e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}"] for e in result.experts]
+    return [
+        [e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}"]
+        for e in result.experts
+    ]
 
 
 def cost_cells(result: Result) -> list[list[str]]:
@@ -300,7 +359,9 @@ def environment_cells(result: Result) -> list[list[str]]:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def verdict(result: Result) -> list[str]:
@@ -317,7 +378,9 @@ def verdict(result: Result) -> list[str]:
     if drawn:
         lines.append(
             _compared(
-                final.gain, fmean(drawn), f"the mean of {len(drawn)} real fine-tune{'s' * (len(drawn) > 1)} on random mixtures"
+                final.gain,
+                fmean(drawn),
+                f"the mean of {len(drawn)} real fine-tune{'s' * (len(drawn) > 1)} on random mixtures",
             )
         )
     return lines
@@ -329,7 +392,9 @@ def _compared(final: float, other: float, name: str) -> str:
 
 
 def _summary(result: Result, recipe: Recipe) -> str:
-    exponent = recipe.merge.scale.exponent if result.verification is None else result.verification.exponent
+    exponent = (
+        recipe.merge.scale.exponent if result.verification is None else result.verification.exponent
+    )
     how = "drawn by these weights" if result.portions else "all of their data together"
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{mixture_text(result.selected)}**"
@@ -348,7 +413,13 @@ PORTION_HEADER = ["dataset", "share", "sequences", "tokens", "passes over it"]
 def portion_cells(portions: Sequence[Portion]) -> list[list[str]]:
     """What a weighted mixture's fine-tune takes of each dataset."""
     return [
-        [each.dataset, f"{each.weight:.4f}", str(each.num_examples), str(each.num_tokens), f"{each.num_passes:.2f}"]
+        [
+            each.dataset,
+            f"{each.weight:.4f}",
+            str(each.num_examples),
+            str(each.num_tokens),
+            f"{each.num_passes:.2f}",
+        ]
         for each in portions
     ]
 
@@ -366,10 +437,16 @@ def model_card(result: Result, recipe: Recipe) -> str:
     final = result.row("final")
     base = recipe.base.path
     front = f"---\nbase_model: {base}\nlibrary_name: transformers\ntags: [merge-to-mix]\n---\n"
-    lines = [f"# Fine-tuned on {mixture_text(result.selected)}", f"Base: `{base}`. Chosen by Merge to Mix (arXiv 2505.16066)."]
+    lines = [
+        f"# Fine-tuned on {mixture_text(result.selected)}",
+        f"Base: `{base}`. Chosen by Merge to Mix (arXiv 2505.16066).",
+    ]
     if final is not None:
         rows = [row for row in result.table if row.kind in ("base", "final", "all")]
-        lines += [legend(recipe), table(final_header(recipe), [final_cells(row, recipe) for row in rows])]
+        lines += [
+            legend(recipe),
+            table(final_header(recipe), [final_cells(row, recipe) for row in rows]),
+        ]
     return front + "\n" + "\n\n".join(lines) + "\n"
 
 

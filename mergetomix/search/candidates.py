@@ -47,7 +47,9 @@ class Pool(Protocol):
 def rows(mixtures: Sequence[Mixture], names: Sequence[str]) -> Array:
     """Weights, shape (K, N)."""
     found = [mixture.as_dict() for mixture in mixtures]
-    return np.array([[each.get(name, 0.0) for name in names] for each in found]).reshape(len(found), len(names))
+    return np.array([[each.get(name, 0.0) for name in names] for each in found]).reshape(
+        len(found), len(names)
+    )
 
 
 class SubsetPool:
@@ -76,7 +78,9 @@ class SubsetPool:
 
     def mixture(self, weights_N: Array) -> Mixture:
         """See Pool."""
-        return self._space.mixture(name for name, weight in zip(self._names, weights_N.tolist(), strict=True) if weight > 0)
+        return self._space.mixture(
+            name for name, weight in zip(self._names, weights_N.tolist(), strict=True) if weight > 0
+        )
 
 
 class SimplexPool:
@@ -105,12 +109,23 @@ class SimplexPool:
 
     def _drawn(self, num: int, rng: np.random.Generator) -> Array:
         least, most = self._space.bounds
-        rank_KN = np.argsort(rng.random((num, len(self._names))) - self._required_N, axis=1).argsort(axis=1)
-        drawn_KN = rng.exponential(size=rank_KN.shape) * (rank_KN < rng.integers(least, most + 1, size=num)[:, None])
+        rank_KN = np.argsort(
+            rng.random((num, len(self._names))) - self._required_N, axis=1
+        ).argsort(axis=1)
+        drawn_KN = rng.exponential(size=rank_KN.shape) * (
+            rank_KN < rng.integers(least, most + 1, size=num)[:, None]
+        )
         return np.asarray(drawn_KN / drawn_KN.sum(axis=1, keepdims=True))
 
     def _less_one(self, weights_KN: Array) -> Array:
-        less_KN = np.array([w * (np.arange(len(w)) != i) for w in weights_KN for i in np.flatnonzero(w) if 0 < w[i] < 1])
+        less_KN = np.array(
+            [
+                w * (np.arange(len(w)) != i)
+                for w in weights_KN
+                for i in np.flatnonzero(w)
+                if 0 < w[i] < 1
+            ]
+        )
         less_KN = less_KN.reshape(-1, len(self._names))
         return np.asarray(less_KN / less_KN.sum(axis=1, keepdims=True))
 
@@ -118,7 +133,11 @@ class SimplexPool:
         """Those within the constraints as they are, and some others brought there."""
         (least, most), given_KN = self._space.bounds, weights_KN > 0
         num_K = given_KN.sum(axis=1)
-        fits_KN = (weights_KN <= self._cap_N) & ((weights_KN >= self._space.floor) | ~given_KN) & (given_KN | ~self._required_N)
+        fits_KN = (
+            (weights_KN <= self._cap_N)
+            & ((weights_KN >= self._space.floor) | ~given_KN)
+            & (given_KN | ~self._required_N)
+        )
         fit_K = fits_KN.all(axis=1) & (num_K >= least) & (num_K <= most)
         mended = [self.mixture(weights_N) for weights_N in weights_KN[~fit_K][:MOST_MENDED]]
         return np.vstack([weights_KN[fit_K], rows(mended, self._names)])
@@ -136,7 +155,9 @@ def whole(space: Space, most: float) -> list[Mixture] | None:
     return list(space) if isinstance(space, Subsets) else space.vertices()
 
 
-def same(space: Space, mixture: Mixture, tried: Sequence[Mixture], apart: float = NEAR) -> int | None:
+def same(
+    space: Space, mixture: Mixture, tried: Sequence[Mixture], apart: float = NEAR
+) -> int | None:
     """The place of a mixture among some: of the same subset, or of weights that differ by at most `apart` in all (L1)."""
     if not tried:
         return None
@@ -155,7 +176,9 @@ def central(space: Space, rng: np.random.Generator) -> Mixture:
     return space.mixture(every) if every in space else fresh(space, [], 1, rng)[0]
 
 
-def fresh(space: Space, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
+def fresh(
+    space: Space, tried: Sequence[Mixture], num: int, rng: np.random.Generator
+) -> list[Mixture]:
     """`num` mixtures drawn that were not tried; fewer where the space has no more, or weights are hard to find."""
     if isinstance(space, Subsets):
         known = set(tried)

@@ -30,7 +30,9 @@ class Greedy(Stepwise):
         """So many trials if the first exchange finds the start and every dataset is then added."""
         least, most = self._space.bounds
         allowed, exchanged = len(self._space.allowed), least - len(self._space.fixed)
-        forward = 1 + exchanged * (allowed - least) + sum(allowed - size for size in range(least, most))
+        forward = (
+            1 + exchanged * (allowed - least) + sum(allowed - size for size in range(least, most))
+        )
         return min(forward, self._space.size)
 
     def _steps(self) -> Steps[None]:
@@ -61,7 +63,13 @@ class Greedy(Stepwise):
             is_number = not math.isnan(told.objective)
             self._worth[datasets] = told.objective if is_number else -math.inf
 
-    def _better(self, candidates: Iterable[frozenset[str]], current: frozenset[str]) -> frozenset[str] | None:
+    def _better(
+        self, candidates: Iterable[frozenset[str]], current: frozenset[str]
+    ) -> frozenset[str] | None:
         """The best of the candidates, where it is better than the current one; of equals the first by name."""
-        best = min(candidates, key=lambda datasets: (-self._worth[datasets], sorted(datasets)), default=current)
+        best = min(
+            candidates,
+            key=lambda datasets: (-self._worth[datasets], sorted(datasets)),
+            default=current,
+        )
         return best if self._worth[best] > self._worth[current] else None

@@ -19,7 +19,9 @@ Steps = Generator[Sequence[Ask], Sequence[Told], T]
 def subsets(setting: Setting, name: str) -> Subsets:
     """The space of a strategy that tries subsets. Raises ValueError where it is another."""
     if not isinstance(setting.space, Subsets):
-        raise ValueError(f"{name} search tries subsets, not weights; gradient, regression and optuna search do both")
+        raise ValueError(
+            f"{name} search tries subsets, not weights; gradient, regression and optuna search do both"
+        )
     return setting.space
 
 
@@ -28,7 +30,9 @@ def needed(package: str, key: str, what: str) -> None:
     try:
         importlib.import_module(package)
     except ImportError:
-        raise SettingError(key, f'{what} takes the package {package}: pip install "mergetomix[search]"') from None
+        raise SettingError(
+            key, f'{what} takes the package {package}: pip install "mergetomix[search]"'
+        ) from None
 
 
 class Stepwise(abc.ABC):

@@ -30,8 +30,15 @@ def choose(space: Space, budget: int | None, differentiable: bool) -> tuple[str,
         )
     found = "weights" if isinstance(space, Simplex) else f"{counted(space.size)} mixtures"
     if differentiable and payable >= LEAST_BUDGET:
-        return "gradient", f"{found} to choose among, and every target has a gradient to learn from in {payable} forward passes"
-    lacking = "not every target has a gradient" if not differentiable else f"{payable} forward passes are too few for gradients"
+        return (
+            "gradient",
+            f"{found} to choose among, and every target has a gradient to learn from in {payable} forward passes",
+        )
+    lacking = (
+        "not every target has a gradient"
+        if not differentiable
+        else f"{payable} forward passes are too few for gradients"
+    )
     if isinstance(space, Simplex):
         return "regression", f"weights to choose, and {lacking}"
     return "greedy", f"{found} to choose among, and {lacking}"

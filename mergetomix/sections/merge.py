@@ -63,16 +63,22 @@ class Merge(Section):
     def options(self) -> dict[str, float]:
         """The hyper-parameters of the method, those not given as it has them."""
         known = {name: getattr(self, name) for name in METHODS[self.method].options}
-        return defaults(self.method) | {name: value for name, value in known.items() if value is not None}
+        return defaults(self.method) | {
+            name: value for name, value in known.items() if value is not None
+        }
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Merge:
         heeded = METHODS[self.method].options
         for name in OPTIONS:
             if getattr(self, name) is not None and name not in heeded:
-                raise ValueError(f"{name} is not for method: {self.method}, which has {', '.join(heeded) or 'no options'}")
+                raise ValueError(
+                    f"{name} is not for method: {self.method}, which has {', '.join(heeded) or 'no options'}"
+                )
         if "epsilon" in heeded:
             density, half = self.options["density"], self.options["epsilon"] / 2
             if not 0 < density - half <= density + half <= 1:
-                raise ValueError(f"density {density:g} -+ epsilon / 2 ({half:g}) must lie between 0 and 1")
+                raise ValueError(
+                    f"density {density:g} -+ epsilon / 2 ({half:g}) must lie between 0 and 1"
+                )
         return self

@@ -68,10 +68,14 @@ class Search(Section):
     @classmethod
     def _is_a_budget(cls, value: Any) -> Any:
         counts = (
-            BUDGET.fullmatch(value) and float(value.split()[0]) > 0 if isinstance(value, str) else value is None or value > 0
+            BUDGET.fullmatch(value) and float(value.split()[0]) > 0
+            if isinstance(value, str)
+            else value is None or value > 0
         )
         if not counts:
-            raise ValueError(f"must be a number of forward passes, or such as '20000 examples' or '30 minutes', not {value!r}")
+            raise ValueError(
+                f"must be a number of forward passes, or such as '20000 examples' or '30 minutes', not {value!r}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -79,7 +83,9 @@ class Search(Section):
         if self.space == "weights" and self.groups:
             raise ValueError("groups are of subsets: set space: subsets, or both")
         if self.space == "weights" and self.strategy in ("exhaustive", "greedy"):
-            raise ValueError(f"strategy: {self.strategy} tries subsets, not weights; set space: both, or strategy: auto")
+            raise ValueError(
+                f"strategy: {self.strategy} tries subsets, not weights; set space: both, or strategy: auto"
+            )
         for key, strategy in {"regressor": "regression", "sampler": "optuna"}.items():
             if getattr(self, key) != "auto" and self.strategy not in (strategy, "auto"):
                 raise ValueError(f"{key} is for strategy: {strategy}, not {self.strategy}")

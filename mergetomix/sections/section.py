@@ -32,5 +32,7 @@ class Section(BaseModel):
         # pydantic takes true for 1, and YAML takes yes and on for true
         wanted = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and not {bool, Any} & {wanted, *get_args(wanted)}:
-            raise ValueError(f"must not be {str(value).lower()}; YAML takes yes, no, on and off for it, so quote a text")
+            raise ValueError(
+                f"must not be {str(value).lower()}; YAML takes yes, no, on and off for it, so quote a text"
+            )
         return value

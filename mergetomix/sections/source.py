@@ -9,7 +9,9 @@ from pydantic import Field, model_validator
 
 from mergetomix.sections.section import Section, Seed, Text
 
-SOURCE_DEFAULTS: Mapping[str, Mapping[str, str]] = {"image-classifier": {"image": "image", "label": "label"}}
+SOURCE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
+    "image-classifier": {"image": "image", "label": "label"}
+}
 """What a source of a family has unless it says otherwise."""
 
 
@@ -56,9 +58,15 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_mapping(self) -> Source:
-        kinds = [k for k in ("completion", "messages", "text", "label") if getattr(self, k) not in (None, False)]
+        kinds = [
+            k
+            for k in ("completion", "messages", "text", "label")
+            if getattr(self, k) not in (None, False)
+        ]
         if len(kinds) > 1:
-            raise ValueError(f"give one of completion, messages, text, label, not {' and '.join(kinds)}")
+            raise ValueError(
+                f"give one of completion, messages, text, label, not {' and '.join(kinds)}"
+            )
         if not kinds and not self._needs_no_mapping():
             raise ValueError(
                 "say how a row becomes an example: prompt and completion, messages, text (or family: image-classifier)"
@@ -67,7 +75,9 @@ class Source(Section):
             raise ValueError("prompt needs a completion beside it")
         for template in self.templates:
             if "{}" not in template:
-                raise ValueError(f"templates: {template!r} must hold {{}}, where the class's name goes")
+                raise ValueError(
+                    f"templates: {template!r} must hold {{}}, where the class's name goes"
+                )
         if self.lines_per_example is not None and not self.files:
             raise ValueError("lines_per_example cuts documents, so it needs text: true")
         return self

@@ -53,7 +53,11 @@ class Addresses:
         known = (settings["seed"], *names)
         if known not in self._known:
             contents = [self._inputs.content(name) for name in self.by_content(names)]
-            given = [self._inputs.expert_content(n, self._store) for n in names] if len(names) == 1 else []
+            given = (
+                [self._inputs.expert_content(n, self._store) for n in names]
+                if len(names) == 1
+                else []
+            )
             self._known[known] = digest("finetune", self.base, contents, settings, given)
         return self._known[known]
 
@@ -90,7 +94,9 @@ class Addresses:
             return digest("proxy", section.method, own)
         weights = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
         experts = sorted([self.expert(name), weight] for name, weight in weights.items())
-        return digest("proxy", section.method, section.options, experts, self.gain(mixture, exponent))
+        return digest(
+            "proxy", section.method, section.options, experts, self.gain(mixture, exponent)
+        )
 
     def gain(self, mixture: Mixture, exponent: float) -> float:
         """Returns the factor on a mixture's merged delta; 1 where the method is not scaled."""

@@ -101,7 +101,9 @@ class Evaluations:
                 pieces = tuple(
                     (name, piece.address)
                     for name in self.lacking(model.key, part)
-                    for piece in missing_blocks(self._store, model.key, self._scorer(name, part), part)
+                    for piece in missing_blocks(
+                        self._store, model.key, self._scorer(name, part), part
+                    )
                 )
                 if not pieces:
                     ready.append(model)

@@ -64,7 +64,9 @@ class Finetunes:
         Raises RecipeError where training is too short for it.
         """
         sequences = {name: self._inputs.sequences(name) for name in mixture.members}
-        mean_tokens = {n: sum(each.num_tokens for each in own) / len(own) for n, own in sequences.items()}
+        mean_tokens = {
+            n: sum(each.num_tokens for each in own) / len(own) for n, own in sequences.items()
+        }
         length = self._spaces.length
         try:
             return rows.counts(mixture.as_dict(), mean_tokens, length)
@@ -177,7 +179,9 @@ class Finetunes:
             for draft in waiting.values():
                 draft.close()
 
-    def _draft(self, key: str, mixture: Mixture, seed: int | None) -> Generator[Path, Finetune, None]:
+    def _draft(
+        self, key: str, mixture: Mixture, seed: int | None
+    ) -> Generator[Path, Finetune, None]:
         """Yields a folder to train in and is sent the record; nothing where the store has it.
 
         The key is locked until the record is in the ledger.
@@ -191,7 +195,9 @@ class Finetunes:
             about = environment(self._open)
             self._store.add_finetune(record, self._addresses.settings(seed), about)
 
-    def _keep(self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: Trained) -> Finetune:
+    def _keep(
+        self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: Trained
+    ) -> Finetune:
         """Puts a trained model in its place in the store, and its record beside it."""
         given = self._given(work.mixture)
         path = given or str(self._store.artifact_path(work.key))

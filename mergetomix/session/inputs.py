@@ -96,7 +96,11 @@ class Inputs:
 
     def anchor_content(self) -> str:
         """The address of the anchor dataset's sequences, in their order."""
-        return "" if self.anchor is None else content(self.general(len(self.anchor.encoding.sequences)))
+        return (
+            ""
+            if self.anchor is None
+            else content(self.general(len(self.anchor.encoding.sequences)))
+        )
 
     def content(self, name: str) -> str:
         """The address of a dataset's training sequences."""
@@ -107,13 +111,20 @@ class Inputs:
     @property
     def sizes(self) -> dict[str, float]:
         """Training sequences of each dataset."""
-        return {name: float(len(candidate.encoding.sequences)) for name, candidate in self.candidates.items()}
+        return {
+            name: float(len(candidate.encoding.sequences))
+            for name, candidate in self.candidates.items()
+        }
 
     @property
     def scored_tokens(self) -> dict[str, float]:
         """Tokens of one pass over each dataset on which the loss is taken."""
-        sequences = {name: candidate.encoding.sequences for name, candidate in self.candidates.items()}
-        return {name: float(sum(each.num_scored for each in own)) for name, own in sequences.items()}
+        sequences = {
+            name: candidate.encoding.sequences for name, candidate in self.candidates.items()
+        }
+        return {
+            name: float(sum(each.num_scored for each in own)) for name, own in sequences.items()
+        }
 
     def targets(self, part: Part) -> Mapping[str, Scorer]:
         """The targets over the select or the report part of their examples."""
@@ -189,8 +200,14 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     wanted = {name: read[f"targets.{name}"] for name in recipe.targets if f"targets.{name}" in read}
     general = () if anchor is None else (anchor,)
     family.settle({each.where: each for each in (*found.values(), *general, *wanted.values())})
-    candidates = {name: _candidate(recipe.datasets[name], examples, family) for name, examples in found.items()}
-    materials = {name: _target_material(recipe.targets[name], examples, family) for name, examples in wanted.items()}
+    candidates = {
+        name: _candidate(recipe.datasets[name], examples, family)
+        for name, examples in found.items()
+    }
+    materials = {
+        name: _target_material(recipe.targets[name], examples, family)
+        for name, examples in wanted.items()
+    }
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
     for name, spec in recipe.targets.items():
         setting = TargetSetting(family, f"targets.{name}", recipe.batch_tokens)
@@ -201,10 +218,16 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
             both = _python_scorers(spec, setting, recipe.select_fraction, racing)
         scorers["select"][name], scorers["report"][name] = both
     warnings += _notes(candidates | materials, family)
-    prompts = {name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets}
+    prompts = {
+        name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets
+    }
     warnings += counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
     _check_shared(candidates, materials, warnings)
-    beside = None if settings.anchor is None or anchor is None else _candidate(settings.anchor.dataset, anchor, family)
+    beside = (
+        None
+        if settings.anchor is None or anchor is None
+        else _candidate(settings.anchor.dataset, anchor, family)
+    )
     return Inputs(recipe, family, candidates, scorers, warnings, beside, materials)
 
 
@@ -225,7 +248,9 @@ def _refuse_foreign(recipe: Recipe) -> None:
 
 def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
     """The examples of every source, by its place in the recipe; a target that is a function brings its own."""
-    sources: dict[str, Source] = {f"datasets.{name}": spec for name, spec in recipe.datasets.items()}
+    sources: dict[str, Source] = {
+        f"datasets.{name}": spec for name, spec in recipe.datasets.items()
+    }
     if recipe.train.anchor is not None:
         sources["train.anchor.dataset"] = recipe.train.anchor.dataset
     for name, spec in recipe.targets.items():
@@ -243,7 +268,10 @@ def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examp
 def _notes(materials: Mapping[str, Material], family: Family) -> list[str]:
     """What the user should know of how rows became examples, and examples sequences."""
     encodings = {name: material.encoding for name, material in materials.items()}
-    return [*family.notes(encodings), *(note for material in materials.values() for note in material.examples.notes())]
+    return [
+        *family.notes(encodings),
+        *(note for material in materials.values() for note in material.examples.notes()),
+    ]
 
 
 def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
@@ -264,26 +292,43 @@ def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Mat
 
 
 def _scorers(
-    spec: AnyTarget, examples: Examples, setting: TargetSetting, select_fraction: float, racing: bool
+    spec: AnyTarget,
+    examples: Examples,
+    setting: TargetSetting,
+    select_fraction: float,
+    racing: bool,
 ) -> tuple[Scorer, Scorer]:
     """The target over its select and its report part."""
     select, report = splits.split(examples, select_fraction, spec.seed)
-    blocks = _blocks(select, spec, setting, lambda some: _scorer(spec, some, setting)) if racing else ()
+    blocks = (
+        _blocks(select, spec, setting, lambda some: _scorer(spec, some, setting)) if racing else ()
+    )
     return replace(_scorer(spec, select, setting), blocks=blocks), _scorer(spec, report, setting)
 
 
 def _blocks(
-    select: Sequence[Example], spec: AnyTarget, setting: TargetSetting, scorer: Callable[[list[Example]], Scorer]
+    select: Sequence[Example],
+    spec: AnyTarget,
+    setting: TargetSetting,
+    scorer: Callable[[list[Example]], Scorer],
 ) -> tuple[Scorer, ...]:
     """The select part cut as a race sees it. Raises DataError where there are too few examples to race on."""
     if len(select) < race.MIN_EXAMPLES:
         message = f"search.racing needs at least {race.MIN_EXAMPLES} select examples, and there are {len(select)}"
-        raise DataError(setting.where, message, hint="give the target more rows, raise select_fraction, or leave racing out")
+        raise DataError(
+            setting.where,
+            message,
+            hint="give the target more rows, raise select_fraction, or leave racing out",
+        )
     order, found, start = splits.drawn_order(select, spec.seed), [], 0
     for stage, end in enumerate(race.stages(len(select))):
-        places = tuple(sorted(order[start:end]))  # in the examples' own order, as batches are made of the whole
+        places = tuple(
+            sorted(order[start:end])
+        )  # in the examples' own order, as batches are made of the whole
         if places:
-            found.append(replace(scorer([select[place] for place in places]), places=places, stage=stage))
+            found.append(
+                replace(scorer([select[place] for place in places]), places=places, stage=stage)
+            )
         start = end
     return tuple(found)
 
@@ -298,25 +343,35 @@ def _scorer(spec: AnyTarget, part: Sequence[Example], setting: TargetSetting) ->
 def _lossy(examples: Sequence[Example], setting: TargetSetting) -> Scorer:
     """The loss of some examples."""
     loss = Loss(examples, setting)
-    return Scorer(loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens)
+    return Scorer(
+        loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens
+    )
 
 
-def _python_scorers(spec: PythonTarget, setting: TargetSetting, select_fraction: float, racing: bool) -> tuple[Scorer, Scorer]:
+def _python_scorers(
+    spec: PythonTarget, setting: TargetSetting, select_fraction: float, racing: bool
+) -> tuple[Scorer, Scorer]:
     """A function's target: over rows where it has data, else over the scores that it returns for the base."""
     rows, contents = setting.family.rows(spec, setting.where) if spec.has_data else (None, [])
     if rows is None:
         function = load_function(spec.function, setting.where)
-        num = len(call(function, setting.family.load(), setting.family.processor, None, setting.where))
+        num = len(
+            call(function, setting.family.load(), setting.family.processor, None, setting.where)
+        )
     else:
         num = len(rows)
     texts = [repr(contents[i]) if rows is not None else str(i) for i in range(num)]
     items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
-    select, report = splits.split(Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed)
+    select, report = splits.split(
+        Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed
+    )
 
     def scorer(part: Sequence[Example]) -> Scorer:
         keep = [item.row for item in part]
         some = [contents[i] for i in keep] if rows is not None else None
-        target = Function(spec, None if rows is None else [rows[i] for i in keep], keep, setting, some)
+        target = Function(
+            spec, None if rows is None else [rows[i] for i in keep], keep, setting, some
+        )
         return Scorer(target, target.address(), len(keep))
 
     blocks = _blocks(select, spec, setting, scorer) if racing else ()
@@ -338,14 +393,18 @@ def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:
     return sorted(kept)
 
 
-def _check_shared(candidates: Mapping[str, Material], wanted: Mapping[str, Material], warnings: list[str]) -> None:
+def _check_shared(
+    candidates: Mapping[str, Material], wanted: Mapping[str, Material], warnings: list[str]
+) -> None:
     """A target that a dataset holds whole says nothing; one that it shares some rows with is worth a warning."""
     for target, material in wanted.items():
         for name, candidate in candidates.items():
             rows = {row for _, row in leaks.shared(candidate.examples, material.examples)}
             if rows and len(rows) == len(material.examples.items):
                 message = f"every example is also in datasets.{name}: the target would reward learning it by heart"
-                raise DataError(f"targets.{target}", message, hint="keep the target's rows out of the datasets")
+                raise DataError(
+                    f"targets.{target}", message, hint="keep the target's rows out of the datasets"
+                )
             if rows:
                 warnings.append(
                     f"targets.{target} shares {len(rows)} of its {len(material.examples.items)} examples with datasets.{name}"

@@ -66,7 +66,12 @@ class Spaces:
         """Names, fewest and most datasets, those required and forbidden."""
         options = self._recipe.search
         fates = frozenset(options.require), frozenset(options.forbid)
-        return (tuple(sorted(self._recipe.datasets)), options.min_datasets, options.max_datasets, *fates)
+        return (
+            tuple(sorted(self._recipe.datasets)),
+            options.min_datasets,
+            options.max_datasets,
+            *fates,
+        )
 
     def _caps(self) -> dict[str, float] | None:
         """The largest weight of each dataset, from how often it may be repeated."""

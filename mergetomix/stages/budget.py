@@ -46,7 +46,12 @@ def limit_of(session: Session) -> Limit:
     number, unit = wanted.split()
     if unit == "examples":
         each = sum(scorer.num_examples for scorer in session.inputs.targets("select").values())
-        return Limit(_whole(float(number) / each, f"{wanted}, but the targets have {each} to score for every mixture"))
+        return Limit(
+            _whole(
+                float(number) / each,
+                f"{wanted}, but the targets have {each} to score for every mixture",
+            )
+        )
     seconds = 60 * float(number)
     return Limit(_of_seconds(session, seconds), seconds)
 
@@ -68,7 +73,9 @@ def _of_seconds(session: Session, seconds: float) -> int | None:
     _, each = session.store.seconds([base], addresses, "select")
     if not each:
         return None
-    passes = _whole(seconds / each, f"{duration(seconds)}, but scoring the targets once takes {duration(each)}")
+    passes = _whole(
+        seconds / each, f"{duration(seconds)}, but scoring the targets once takes {duration(each)}"
+    )
     with session.store.artifact(key) as folder:
         (folder / file.name).write_text(json.dumps(passes))
     return passes
@@ -95,4 +102,8 @@ class Meter:
         best = max(trials, key=lambda trial: trial.objective)
         text = f"best {best.objective:+.4f} ({best.mixture}) for {self.num_passes} forward passes, {duration(self.seconds)}"
         chance = strategy.chance()
-        return text if chance is None else f"{text}; a better one is left with a chance of {chance:.0%}"
+        return (
+            text
+            if chance is None
+            else f"{text}; a better one is left with a chance of {chance:.0%}"
+        )

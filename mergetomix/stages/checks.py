@@ -25,7 +25,14 @@ from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
 from mergetomix.statistics import agreement as rank_agreement
 from mergetomix.statistics import drawn_posterior, opinion_pool
-from mergetomix.statistics.posterior import Array, Posterior, Unit, Views, likeliest_exponent, posterior_of
+from mergetomix.statistics.posterior import (
+    Array,
+    Posterior,
+    Unit,
+    Views,
+    likeliest_exponent,
+    posterior_of,
+)
 from mergetomix.statistics.posterior import next_check as best_next_check
 from mergetomix.store.address import digest
 
@@ -76,7 +83,9 @@ class State:
             return posterior_of(self.views(self.trials), known, unit=self.unit)
         views = {name: self.views(self.trials, name) for name in self.weights}
         reals = {row: gains(check.scores, self.base) for row, check in checks.items()}
-        by_target = {name: {row: real[name] for row, real in reals.items()} for name in self.weights}
+        by_target = {
+            name: {row: real[name] for row, real in reals.items()} for name in self.weights
+        }
         return drawn_posterior.posterior_of(self.objective, views, by_target, self.units)
 
     def likeliest_exponent(self, at: Mapping[float, Sequence[Trial]]) -> float:
@@ -84,19 +93,32 @@ class State:
         if self.objective.is_linear:
             views = {exponent: self.views(trials) for exponent, trials in at.items()}
             reals = np.array([check.real for check in self.checks])
-            return likeliest_exponent(views, reals, self.unit, self.session.recipe.merge.scale.exponent)
-        by_target = {name: {each: self.views(trials, name) for each, trials in at.items()} for name in self.weights}
+            return likeliest_exponent(
+                views, reals, self.unit, self.session.recipe.merge.scale.exponent
+            )
+        by_target = {
+            name: {each: self.views(trials, name) for each, trials in at.items()}
+            for name in self.weights
+        }
         found = [gains(check.scores, self.base) for check in self.checks]
         real = {name: np.array([each[name] for each in found]) for name in self.weights}
-        return drawn_posterior.likeliest_exponent(by_target, real, self.units, self.session.recipe.merge.scale.exponent)
+        return drawn_posterior.likeliest_exponent(
+            by_target, real, self.units, self.session.recipe.merge.scale.exponent
+        )
 
     def views(self, trials: Sequence[Trial], target: str | None = None) -> Views:
         """What is known of some trials' mixtures before any real fine-tune: of their objectives, or of one target's gains."""
         pooled = [self.pooled(trial.mixture) for trial in trials]
         if target is None:
             combine = self.objective.combine
-            return Views(weights_of(trials), proxies_of(trials), np.array([combine(each) for each in pooled]))
-        return Views(weights_of(trials), gains_on(trials, target, self.base), np.array([each[target] for each in pooled]))
+            return Views(
+                weights_of(trials), proxies_of(trials), np.array([combine(each) for each in pooled])
+            )
+        return Views(
+            weights_of(trials),
+            gains_on(trials, target, self.base),
+            np.array([each[target] for each in pooled]),
+        )
 
     def drop(self, mixture: Mixture, why: str) -> None:
         """Takes a mixture whose training failed out of the choice. Raises TrainingError where none is left."""
@@ -111,8 +133,13 @@ class State:
     def pooled(self, mixture: Mixture) -> dict[str, float]:
         """The gains of a mixture's experts pooled, by target."""
         if mixture not in self._pooled:
-            by_target = {name: {each: self.experts[each][name] for each in mixture.datasets} for name in self.weights}
-            scores = {name: opinion_pool.pooled(mixture, experts) for name, experts in by_target.items()}
+            by_target = {
+                name: {each: self.experts[each][name] for each in mixture.datasets}
+                for name in self.weights
+            }
+            scores = {
+                name: opinion_pool.pooled(mixture, experts) for name, experts in by_target.items()
+            }
             self._pooled[mixture] = gains(scores, self.base)
         return self._pooled[mixture]
 
@@ -122,7 +149,8 @@ def verify(
     selection: Selection,
     objective: Objective,
     budget: int,
-    baselines: Sequence[Mixture] = ()) -> Verification:
+    baselines: Sequence[Mixture] = (),
+) -> Verification:
     """Checks the best mixtures of a search and chooses by what they show.
 
     Args:
@@ -136,7 +164,17 @@ def verify(
     trials = list(selection.trials)
     units = {name: Unit.of(gains_on(trials, name, selection.base)) for name in objective.weights}
     exponent = session.recipe.merge.scale.exponent
-    state = State(session, objective, selection.base, experts, trials, list(trials), exponent, Unit.of(proxies_of(trials)), units)
+    state = State(
+        session,
+        objective,
+        selection.base,
+        experts,
+        trials,
+        list(trials),
+        exponent,
+        Unit.of(proxies_of(trials)),
+        units,
+    )
     with session.listener.task("verify", "checking mixtures", budget) as advance:
         for mixture, origin in known_at_start(state, baselines):
             add_check(state, mixture, origin)
@@ -162,7 +200,9 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
     """
     session, space = state.session, state.session.spaces.searched
     allowed = [mixture for mixture in dict.fromkeys(baselines) if holds(space, mixture)]
-    wanted: list[tuple[Mixture, Origin]] = [(mixture, "baseline") for mixture in allowed if len(mixture) > 1]
+    wanted: list[tuple[Mixture, Origin]] = [
+        (mixture, "baseline") for mixture in allowed if len(mixture) > 1
+    ]
     targets = {name: scorer.address for name, scorer in session.inputs.targets("select").items()}
     experts = [session.addresses.expert(name) for name in space.allowed]
     names = [listed(session, mixture) for mixture, _ in wanted]
@@ -172,17 +212,29 @@ def known_at_start(state: State, baselines: Sequence[Mixture]) -> list[tuple[Mix
     file = session.store.artifact_path(key) / "known.json"
     with session.store.lock(key):
         if not file.exists():
-            held = [t.mixture for t in state.trials if len(t.mixture) > 1 and session.finetunes.known(t.mixture)]
+            held = [
+                t.mixture
+                for t in state.trials
+                if len(t.mixture) > 1 and session.finetunes.known(t.mixture)
+            ]
             with session.store.artifact(key) as folder:
-                (folder / "known.json").write_text(json.dumps([listed(session, mixture) for mixture in held]), encoding="utf-8")
+                (folder / "known.json").write_text(
+                    json.dumps([listed(session, mixture) for mixture in held]), encoding="utf-8"
+                )
     known = json.loads(file.read_text(encoding="utf-8"))
-    held_mixtures = [trial.mixture for trial in state.trials if listed(session, trial.mixture) in known]
+    held_mixtures = [
+        trial.mixture for trial in state.trials if listed(session, trial.mixture) in known
+    ]
     return wanted + [(mixture, "store") for mixture in held_mixtures if mixture not in dict(wanted)]
 
 
 def listed(session: Session, mixture: Mixture) -> list[Any]:
     """A mixture as JSON has it: its datasets, and its weights where a fine-tune depends on them."""
-    return [list(mixture.datasets), list(mixture.weights)] if session.recipe.search.draws_rows else list(mixture.datasets)
+    return (
+        [list(mixture.datasets), list(mixture.weights)]
+        if session.recipe.search.draws_rows
+        else list(mixture.datasets)
+    )
 
 
 def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
@@ -201,14 +253,18 @@ def add_check(state: State, mixture: Mixture, origin: Origin) -> None:
         state.trials.append(state.trial(mixture, state.exponent))
     trial = state.trials[state.places[mixture]]
     real = state.objective.of(scores, state.base)
-    state.checks.append(Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin))
+    state.checks.append(
+        Check(mixture, trial.objective, real, scores, trial.scores, record.key, origin)
+    )
 
 
 def next_check(state: State) -> tuple[Mixture | None, str]:
     """The mixture to check next, or None and why there is none."""
     paid = any(check.origin == "verify" for check in state.checks)
     first_by = None if paid else proxies_of(state.trials)
-    row, reason = best_next_check(state.posterior(), first_by, state.session.recipe.verify.confidence)
+    row, reason = best_next_check(
+        state.posterior(), first_by, state.session.recipe.verify.confidence
+    )
     return (None if row is None else state.trials[row].mixture), reason
 
 
@@ -230,30 +286,50 @@ def refit(state: State) -> None:
     exponent = state.likeliest_exponent(at)
     if exponent == state.exponent:
         return
-    session.listener.note(f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}")
+    session.listener.note(
+        f"the checks ask for merge.scale.exponent {exponent:g} instead of {state.exponent:g}"
+    )
     state.exponent = exponent
     must = {check.mixture for check in state.checks}
     most = len(state.searched) if exponent == own else options.max_rescored
-    kept = [t for i, t in enumerate(state.searched) if i < most or len(t.mixture) == 1 or t.mixture in must]
-    with session.listener.task("verify", f"scoring proxies with exponent {exponent:g}", len(kept)) as advance:
+    kept = [
+        t
+        for i, t in enumerate(state.searched)
+        if i < most or len(t.mixture) == 1 or t.mixture in must
+    ]
+    with session.listener.task(
+        "verify", f"scoring proxies with exponent {exponent:g}", len(kept)
+    ) as advance:
         rescored = []
         for trial in kept:
             rescored.append(state.trial(trial.mixture, exponent))
             advance(1)
-    state.trials = sorted(rescored, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets))
+    state.trials = sorted(
+        rescored, key=lambda trial: (-trial.objective, len(trial.mixture), trial.mixture.datasets)
+    )
     state.checks = [with_proxy(check, rescored) for check in state.checks]
 
 
 def with_proxy(check: Check, trials: Sequence[Trial]) -> Check:
     """The check beside its proxy of other trials."""
     trial = next(trial for trial in trials if trial.mixture == check.mixture)
-    return Check(check.mixture, trial.objective, check.real, check.scores, trial.scores, check.key, check.origin)
+    return Check(
+        check.mixture,
+        trial.objective,
+        check.real,
+        check.scores,
+        trial.scores,
+        check.key,
+        check.origin,
+    )
 
 
 def weights_of(trials: Sequence[Trial]) -> Array:
     """The trials' weights, shape (M, N); datasets in the order of their names."""
     names = sorted({name for trial in trials for name in trial.mixture.datasets})
-    return np.array([[trial.mixture.as_dict().get(name, 0.0) for name in names] for trial in trials])
+    return np.array(
+        [[trial.mixture.as_dict().get(name, 0.0) for name in names] for trial in trials]
+    )
 
 
 def proxies_of(trials: Sequence[Trial]) -> Array:
@@ -298,7 +374,9 @@ def predictions(state: State, posterior: Posterior, confidence: float) -> tuple[
     for i in order:
         trial, known = state.trials[i], i in posterior.known
         mean, low, high = float(posterior.mean_M[i]), float(low_M[i]), float(high_M[i])
-        found.append(Prediction(trial.mixture, trial.objective, mean, low, high, float(best_M[i]), known))
+        found.append(
+            Prediction(trial.mixture, trial.objective, mean, low, high, float(best_M[i]), known)
+        )
     return tuple(found)
 
 
@@ -319,12 +397,16 @@ def seed_noise(state: State) -> dict[str, float]:
             record = session.finetunes.fit(check.mixture, "verify", seed)
             scores = session.evaluations.real(record, "select")
         except TrainingError as error:
-            session.opened.warn(f"the repeat of {check.mixture} with another seed is left out: {error.message}")
+            session.opened.warn(
+                f"the repeat of {check.mixture} with another seed is left out: {error.message}"
+            )
             continue
         pairs.append((gains_of(state, check.scores), gains_of(state, scores)))
     found = {}
     for name in [*state.weights, "objective"] if pairs else []:
-        noise_sd = rank_agreement.noise_sd(np.array([[gains[name] for gains in pair] for pair in pairs]).T)
+        noise_sd = rank_agreement.noise_sd(
+            np.array([[gains[name] for gains in pair] for pair in pairs]).T
+        )
         if noise_sd is not None:
             found[name] = noise_sd
     return found
@@ -335,7 +417,9 @@ def gains_of(state: State, scores: Mapping[str, Scores]) -> dict[str, float]:
     return {**gains(scores, state.base), "objective": state.objective.of(scores, state.base)}
 
 
-def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float | None) -> tuple[Alternative, ...]:
+def alternatives(
+    state: State, posterior: Posterior, best: int, noise_sd: float | None
+) -> tuple[Alternative, ...]:
     """Mixtures that are better than the pick with a probability over 1 - verify.confidence, the likeliest first.
 
     The variance of a difference is the posterior's, that of the examples (paired, by bootstrap; of the reals where both are
@@ -352,7 +436,9 @@ def alternatives(state: State, posterior: Posterior, best: int, noise_sd: float 
         variance += example_sd(state, best, i) ** 2 + 2 * (noise_sd or 0.0) ** 2
         better = NormalDist().cdf(-difference / math.sqrt(variance)) if variance > 0 else 0.0
         if better > 1 - state.session.recipe.verify.confidence:
-            found.append(Alternative(state.trials[i].mixture, difference, math.sqrt(variance), better))
+            found.append(
+                Alternative(state.trials[i].mixture, difference, math.sqrt(variance), better)
+            )
     return tuple(sorted(found, key=lambda each: -each.better_probability))
 
 
@@ -374,7 +460,9 @@ def example_sd(state: State, a: int, b: int) -> float:
 
 def paired(one: Scores, other: Scores) -> tuple[float, float]:
     """The difference of two models' means over the same examples, and its standard deviation over draws of the examples."""
-    return rank_agreement.paired_difference(one.values, other.values, one.weights, num_resamples=199)
+    return rank_agreement.paired_difference(
+        one.values, other.values, one.weights, num_resamples=199
+    )
 
 
 def scores_of(state: State, row: int) -> tuple[Mapping[str, Scores], bool]:
@@ -393,11 +481,15 @@ def agreement(state: State, noise: Mapping[str, float]) -> dict[str, Agreement]:
     found = {}
     for name in [*state.weights, "objective"]:
         proxy_M, real_M = (np.array([each[name] for each in gains]) for gains in (proxies, reals))
-        found[name] = agreement_of(proxy_M, real_M, noise.get(name), state.session.recipe.verify.interval)
+        found[name] = agreement_of(
+            proxy_M, real_M, noise.get(name), state.session.recipe.verify.interval
+        )
     return found
 
 
-def agreement_of(proxy_M: Array, real_M: Array, noise_sd: float | None, confidence: float) -> Agreement:
+def agreement_of(
+    proxy_M: Array, real_M: Array, noise_sd: float | None, confidence: float
+) -> Agreement:
     """The statistics of one target, and what a perfect proxy would reach."""
     measured = rank_agreement.fidelity(proxy_M, real_M, confidence=confidence)
     if measured is None:

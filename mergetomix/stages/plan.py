@@ -89,7 +89,9 @@ def plan(session: Session, speed: Speed) -> Plan:
     strategy = search.first_strategy(session)
     wanted = requirements.finetunes(session)
     todo = [mixture for mixture, seed in wanted if session.finetunes.known(mixture, seed) is None]
-    mean = sum(session.finetunes.num_tokens(Mixture.union([name])) for name in space.allowed) / len(space.allowed)
+    mean = sum(session.finetunes.num_tokens(Mixture.union([name])) for name in space.allowed) / len(
+        space.allowed
+    )
     experts_s = mean * speed.train_s_per_token * len(space.allowed)
     return Plan(
         datasets=tuple(_dataset(session, name) for name in session.recipe.datasets),
@@ -99,11 +101,14 @@ def plan(session: Session, speed: Speed) -> Plan:
         num_mixtures=strategy.expected(),
         num_space=space.size,
         strategy=strategy.name,
-        train_s=sum(session.finetunes.num_tokens(mixture) for mixture in todo) * speed.train_s_per_token,
+        train_s=sum(session.finetunes.num_tokens(mixture) for mixture in todo)
+        * speed.train_s_per_token,
         evaluate_s=evaluations(session, len(wanted)) * speed.evaluate_s,
         disk_bytes=len(todo) * session.inputs.finetune_bytes(),
         free_bytes=session.store.free_bytes(),
-        brute_force_s=costs.brute_force_s(session, experts_s, speed.evaluate_s, strategy.expected()),
+        brute_force_s=costs.brute_force_s(
+            session, experts_s, speed.evaluate_s, strategy.expected()
+        ),
         warnings=tuple(session.opened.warnings),
     )
 
@@ -119,20 +124,31 @@ def evaluations(session: Session, num_finetunes: int) -> int:
     trials = strategy.expected()
     space, both = session.spaces.searched, session.recipe.search.space == "both"
     if strategy.name == "exhaustive":
-        trials = sum(bool(session.evaluations.lacking(session.addresses.proxy(mixture), "select")) for mixture in session.spaces.subsets)
+        trials = sum(
+            bool(session.evaluations.lacking(session.addresses.proxy(mixture), "select"))
+            for mixture in session.spaces.subsets
+        )
     if strategy.name == "gradient" or both:
         # of the weights, too, which are searched with gradients after the subsets
         passes = default_budget(len(space.allowed), session.recipe.search.objective == "pareto")
         most = passes + trials if both else passes
         trials = int(min(limit_of(session).num_passes or most, space.size))
     others = len({*session.recipe.verify.exponents} - {session.recipe.merge.scale.exponent})
-    return trials + others * requirements.num_checks(session) + 2 * num_finetunes - len(session.spaces.searched.allowed) + 2
+    return (
+        trials
+        + others * requirements.num_checks(session)
+        + 2 * num_finetunes
+        - len(session.spaces.searched.allowed)
+        + 2
+    )
 
 
 def measure(session: Session) -> Speed:
     """Time one training batch of the first dataset, the second of two, and the select part of each target once."""
     family = session.inputs.family
-    with session.listener.task("check", "measuring the speed of this machine", len(session.recipe.targets) + 1) as advance:
+    with session.listener.task(
+        "check", "measuring the speed of this machine", len(session.recipe.targets) + 1
+    ) as advance:
         model = family.load()
         evaluate_s = 0.0
         for name in session.recipe.targets:
@@ -150,7 +166,9 @@ def _time_training(session: Session, model: Any) -> float:
     batch = list(session.inputs.sequences(name)[: settings.batch_size])
     if settings.method == "lora":
         model = session.inputs.family.adapted(model, settings.lora)
-    return _time_step(session, model.train(), batch) / sum(sequence.num_tokens for sequence in batch)
+    return _time_step(session, model.train(), batch) / sum(
+        sequence.num_tokens for sequence in batch
+    )
 
 
 def _time_step(session: Session, model: Any, batch: Sequence[Item]) -> float:
@@ -192,4 +210,6 @@ def _dataset(session: Session, name: str) -> DatasetPlan:
 
 def _target(session: Session, name: str) -> TargetPlan:
     select, report = session.inputs.targets("select")[name], session.inputs.targets("report")[name]
-    return TargetPlan(name, session.recipe.targets[name].score, select.num_examples, report.num_examples)
+    return TargetPlan(
+        name, session.recipe.targets[name].score, select.num_examples, report.num_examples
+    )

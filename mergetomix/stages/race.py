@@ -39,8 +39,13 @@ class Race:
     def __post_init__(self) -> None:
         weights = self.objective.weights
         self.scorers = self.session.inputs.targets("select")
-        self.orders = {name: [i for block in each.blocks for i in block.places] for name, each in self.scorers.items()}
-        self.weights_E = {name: np.array(scores.weights)[self.orders[name]] for name, scores in self.base.items()}
+        self.orders = {
+            name: [i for block in each.blocks for i in block.places]
+            for name, each in self.scorers.items()
+        }
+        self.weights_E = {
+            name: np.array(scores.weights)[self.orders[name]] for name, scores in self.base.items()
+        }
         self.units = {name: unit(scores) for name, scores in self.base.items()}
         self.shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.level = self.alpha / race.num_looks([len(order) for order in self.orders.values()])
@@ -54,7 +59,9 @@ class Race:
         experts = [self._complete(Mixture((name,), (1.0,))) for name in space.allowed]
         if not all_asked or not isinstance(space, Subsets):
             return
-        guessed = [self._complete(self._guessed(space, experts))] if space.size <= MOST_GUESSED else []
+        guessed = (
+            [self._complete(self._guessed(space, experts))] if space.size <= MOST_GUESSED else []
+        )
         for trial in experts + guessed:
             if frozenset(trial.mixture.datasets) in space:
                 self._challenge(trial)
@@ -62,7 +69,9 @@ class Race:
     def trial(self, asked: Ask) -> Trial:
         """A mixture's trial: complete, or stopped where it cannot be the best."""
         key, mixture = self.session.addresses.proxy(asked.mixture), asked.mixture
-        whole = all(self.session.store.scores(key, each.address, "select") for each in self.scorers.values())
+        whole = all(
+            self.session.store.scores(key, each.address, "select") for each in self.scorers.values()
+        )
         if self.incumbent is None or asked.gradient or whole or mixture in self._values:
             return self._challenge(self._complete(mixture))
         runner = Runner(self.session, mixture)
@@ -76,7 +85,12 @@ class Race:
         for stage in range(len(race.FRACTIONS)):
             is_new = runner.see(stage)
             if is_new and stage < len(race.FRACTIONS) - 1:
-                found = race.difference([self._paired(name, runner.values(name), foreseen[name]) for name in self.shares])
+                found = race.difference(
+                    [
+                        self._paired(name, runner.values(name), foreseen[name])
+                        for name in self.shares
+                    ]
+                )
                 if race.is_beaten(found, self.level):
                     return self._stopped(runner, incumbent, found)
         return None
@@ -85,7 +99,12 @@ class Race:
         """A target's changes from the incumbent."""
         now_E = self._incumbent(name)
         change_S = self.units[name] * (values_S - now_E[: len(values_S)])
-        return race.Paired(change_S, self.units[name] * (foreseen_E - now_E), self.weights_E[name], self.shares[name])
+        return race.Paired(
+            change_S,
+            self.units[name] * (foreseen_E - now_E),
+            self.weights_E[name],
+            self.shares[name],
+        )
 
     def _incumbent(self, name: str) -> Array:
         assert self.incumbent is not None
@@ -99,15 +118,23 @@ class Race:
         weights_N = np.array(weights_of(mixture, names))
         rows = race.nearest(weights_KN, weights_N)
         factors_K = race.combination(weights_KN[rows], weights_N)
-        return {name: factors_K @ np.array([self._values[known[row]][name] for row in rows]) for name in self.shares}
+        return {
+            name: factors_K @ np.array([self._values[known[row]][name] for row in rows])
+            for name in self.shares
+        }
 
     def _guessed(self, space: Subsets, experts: Sequence[Trial]) -> Mixture:
         """The best mixture by its experts' pooled probabilities."""
         alone = {trial.mixture.datasets[0]: trial.scores for trial in experts}
 
         def worth(mixture: Mixture) -> float:
-            parts = {name: {each: alone[each][name] for each in mixture.datasets} for name in self.shares}
-            gains = {name: gain(opinion_pool.pooled(mixture, each), self.base[name]) for name, each in parts.items()}
+            parts = {
+                name: {each: alone[each][name] for each in mixture.datasets} for name in self.shares
+            }
+            gains = {
+                name: gain(opinion_pool.pooled(mixture, each), self.base[name])
+                for name, each in parts.items()
+            }
             return sum(self.shares[name] * gains[name] for name in gains)
 
         return max(space, key=worth)
@@ -116,7 +143,9 @@ class Race:
         """A trial on all examples."""
         scores = self.session.evaluations.proxy(mixture, "select")
         trial = trial_of(mixture, scores, self.base, self.objective)
-        self._values[mixture] = {name: np.array(each.values)[self.orders[name]] for name, each in trial.scores.items()}
+        self._values[mixture] = {
+            name: np.array(each.values)[self.orders[name]] for name, each in trial.scores.items()
+        }
         return trial
 
     def _challenge(self, trial: Trial) -> Trial:
@@ -127,7 +156,9 @@ class Race:
 
     def _stopped(self, runner: Runner, incumbent: Trial, found: race.Difference) -> Trial:
         gains = incumbent.gains(self.base)
-        estimates = {name: gains[name] + mean for name, mean in zip(self.shares, found.means, strict=True)}
+        estimates = {
+            name: gains[name] + mean for name, mean in zip(self.shares, found.means, strict=True)
+        }
         return Trial(runner.mixture, runner.scores(), incumbent.objective + found.mean, estimates)
 
 

@@ -20,8 +20,14 @@ def num_checks(session: Session) -> int:
     if budget is None:
         return int(min(NUM_CHECKS, num))
     if budget > num:
-        message = f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
-        raise RecipeError("verify.budget", message, hint="a mixture of one dataset is its own expert and needs no check")
+        message = (
+            f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
+        )
+        raise RecipeError(
+            "verify.budget",
+            message,
+            hint="a mixture of one dataset is its own expert and needs no check",
+        )
     return budget
 
 
@@ -44,7 +50,9 @@ def finetunes(session: Session) -> list[tuple[Mixture, int | None]]:
     wanted = [Mixture.union([name]) for name in space.allowed]
     wanted += some[: max(checks, int(session.recipe.final.train))]
     wanted += baselines(session).values()
-    return [(mixture, None) for mixture in dict.fromkeys(wanted)] + [(mixture, seed + 1) for mixture in some[:repeats]]
+    return [(mixture, None) for mixture in dict.fromkeys(wanted)] + [
+        (mixture, seed + 1) for mixture in some[:repeats]
+    ]
 
 
 def stand_ins(space: Space, num: int) -> list[Mixture]:
@@ -74,4 +82,6 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
     free = session.store.free_bytes()
     if needed > free:
         message = f"{session.store.path} has {free / 1e9:.1f} GB free, and the fine-tunes need about {needed / 1e9:.1f} GB"
-        raise StoreError(message, hint="free some space, name another store, or train with method: lora")
+        raise StoreError(
+            message, hint="free some space, name another store, or train with method: lora"
+        )

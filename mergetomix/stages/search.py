@@ -124,9 +124,7 @@ def announce(
         Path(session.recipe.run_dir).mkdir(parents=True, exist_ok=True)
 
 
-def race_of(
-    session: Session, strategy: Strategy, base: Base, objective: Objective
-) -> Race | None:
+def race_of(session: Session, strategy: Strategy, base: Base, objective: Objective) -> Race | None:
     """The race between the mixtures of a search, where the recipe wants one."""
     alpha, size = session.recipe.search.racing, session.spaces.searched.size
     if alpha is None:
@@ -174,7 +172,9 @@ def weights_of_best(session: Session, trials: Sequence[Trial]) -> Space:
     able = [frozenset(trial.mixture.members) for trial in ranked(trials)]
     chosen = next((datasets for datasets in able if space.holds(datasets)), None)
     if chosen is None:
-        message = f"none of the {len(trials)} subsets that were tried can have weights under its caps"
+        message = (
+            f"none of the {len(trials)} subsets that were tried can have weights under its caps"
+        )
         raise RecipeError("search.max_repeats", message, hint="raise it, or leave it out")
     return replace(space, least=len(chosen), most=len(chosen), require=chosen)
 

@@ -42,7 +42,9 @@ class Fidelity:
     @property
     def statistics(self) -> dict[str, Estimate | None]:
         """All of them by name; `regret_3` is `regrets[3]`."""
-        named = {name: getattr(self, name) for name in ("pearson", "spearman", "kendall", "top_quarter")}
+        named = {
+            name: getattr(self, name) for name in ("pearson", "spearman", "kendall", "top_quarter")
+        }
         return named | {f"regret_{k}": regret for k, regret in self.regrets.items()}
 
 
@@ -56,7 +58,12 @@ class Ceiling:
 
 
 def fidelity(
-    proxy_M: ArrayLike, real_M: ArrayLike, *, confidence: float = 0.9, num_resamples: int = 999, seed: int = 0
+    proxy_M: ArrayLike,
+    real_M: ArrayLike,
+    *,
+    confidence: float = 0.9,
+    num_resamples: int = 999,
+    seed: int = 0,
 ) -> Fidelity | None:
     """Correlations and regrets of the proxies of M mixtures; None for fewer than MIN_CHECKS mixtures.
 
@@ -85,10 +92,14 @@ def fidelity(
     """
     proxies_M, reals_M = _aligned(proxy_M=proxy_M, real_M=real_M)
     if not 0 < confidence < 1 or num_resamples < 1:
-        raise ValueError(f"0 < confidence < 1 and num_resamples >= 1 must hold, not {confidence} and {num_resamples}")
+        raise ValueError(
+            f"0 < confidence < 1 and num_resamples >= 1 must hold, not {confidence} and {num_resamples}"
+        )
     if len(reals_M) < MIN_CHECKS:
         return None
-    order_M = np.lexsort((proxies_M, reals_M))  # one order, so that the same seed draws the same mixtures
+    order_M = np.lexsort(
+        (proxies_M, reals_M)
+    )  # one order, so that the same seed draws the same mixtures
     x_M, y_M = proxies_M[order_M], reals_M[order_M]
     counts_RM = _draws(len(y_M), num_resamples, seed)
     top_RM = _top_quarter(y_M, counts_RM)
@@ -132,7 +143,9 @@ def noise_sd(real_SM: ArrayLike) -> float | None:
     """
     reals_SM = np.asarray(real_SM, dtype=float)
     if reals_SM.ndim != 2 or np.isinf(reals_SM).any():
-        raise ValueError(f"real_SM must be two-dimensional and hold no infinity: shape {reals_SM.shape}")
+        raise ValueError(
+            f"real_SM must be two-dimensional and hold no infinity: shape {reals_SM.shape}"
+        )
     reals_SM = reals_SM[:, np.isfinite(reals_SM).sum(axis=0) >= 2]
     if not reals_SM.size:
         return None
@@ -142,7 +155,9 @@ def noise_sd(real_SM: ArrayLike) -> float | None:
     is_mixture_OM = np.eye(known_SM.shape[1])[mixture_O]
     is_seed_OS = np.eye(known_SM.shape[0])[seed_O]
     two_way = _residual_variance(np.hstack([is_mixture_OM, is_seed_OS]), within_SM[known_SM])
-    variance = two_way if two_way is not None else _residual_variance(is_mixture_OM, within_SM[known_SM])
+    variance = (
+        two_way if two_way is not None else _residual_variance(is_mixture_OM, within_SM[known_SM])
+    )
     return None if variance is None else math.sqrt(variance)
 
 
@@ -172,7 +187,9 @@ def ceiling(real_M: ArrayLike, noise_sd: float, *, num_draws: int = 2000, seed: 
     (reals_M,) = _aligned(real_M=real_M)
     if len(reals_M) < 2 or not 0 <= noise_sd < math.inf or num_draws < 1:
         given = f"{len(reals_M)}, {noise_sd} and {num_draws}"
-        raise ValueError(f"objectives >= 2, finite noise_sd >= 0 and num_draws >= 1 must hold, not {given}")
+        raise ValueError(
+            f"objectives >= 2, finite noise_sd >= 0 and num_draws >= 1 must hold, not {given}"
+        )
     if np.ptp(reals_M) == 0:
         return Ceiling(math.nan, math.nan, noise_sd)
     pearson = math.sqrt(max(0.0, 1 - noise_sd**2 / float(np.var(reals_M, ddof=1))))
@@ -187,7 +204,12 @@ def ceiling(real_M: ArrayLike, noise_sd: float, *, num_draws: int = 2000, seed: 
 
 
 def paired_difference(
-    values_a_E: ArrayLike, values_b_E: ArrayLike, weights_E: ArrayLike, *, num_resamples: int = 999, seed: int = 0
+    values_a_E: ArrayLike,
+    values_b_E: ArrayLike,
+    weights_E: ArrayLike,
+    *,
+    num_resamples: int = 999,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """By how much a exceeds b on the same examples, and how sure that is: mean and its bootstrap standard deviation.
 
@@ -211,7 +233,9 @@ def paired_difference(
     """
     a_E, b_E, w_E = _aligned(values_a_E=values_a_E, values_b_E=values_b_E, weights_E=weights_E)
     if (w_E < 0).any() or not w_E.sum() > 0 or num_resamples < 2:
-        raise ValueError(f"weights >= 0, their sum > 0 and num_resamples >= 2 must hold: {w_E.sum()} and {num_resamples}")
+        raise ValueError(
+            f"weights >= 0, their sum > 0 and num_resamples >= 2 must hold: {w_E.sum()} and {num_resamples}"
+        )
     weighted_E = w_E * (a_E - b_E)
     mean = float(weighted_E.sum() / w_E.sum())
     if len(w_E) == 1:
@@ -221,7 +245,9 @@ def paired_difference(
     drawn = (rng.integers(len(w_E), size=len(w_E)) for _ in range(num_resamples))
     sums_R2 = np.array([(weighted_E[index_E].sum(), w_E[index_E].sum()) for index_E in drawn])
     sums_R2 = sums_R2[sums_R2[:, 1] > 0]
-    return mean, float(np.std(sums_R2[:, 0] / sums_R2[:, 1], ddof=1)) if len(sums_R2) > 1 else math.nan
+    return mean, float(np.std(sums_R2[:, 0] / sums_R2[:, 1], ddof=1)) if len(
+        sums_R2
+    ) > 1 else math.nan
 
 
 def examples_needed(sd_of_difference: float, num_examples: int, gap: float) -> int:
@@ -241,9 +267,13 @@ def examples_needed(sd_of_difference: float, num_examples: int, gap: float) -> i
     """
     if not (0 <= sd_of_difference < math.inf and num_examples >= 1 and 0 < gap < math.inf):
         given = f"{sd_of_difference}, {num_examples} and {gap}"
-        raise ValueError(f"finite sd_of_difference >= 0, num_examples >= 1 and finite gap > 0 must hold, not {given}")
+        raise ValueError(
+            f"finite sd_of_difference >= 0, num_examples >= 1 and finite gap > 0 must hold, not {given}"
+        )
     needed = num_examples * (STANDARD_ERRORS * sd_of_difference / gap) ** 2
-    return max(1, math.ceil(needed * (1 - 1e-12)))  # rounding must not ask for one more than a whole number
+    return max(
+        1, math.ceil(needed * (1 - 1e-12))
+    )  # rounding must not ask for one more than a whole number
 
 
 def _aligned(**arrays: ArrayLike) -> list[Array]:
@@ -264,7 +294,9 @@ def _aligned(**arrays: ArrayLike) -> list[Array]:
 
 def _draws(num: int, num_resamples: int, seed: int) -> Array:
     """Counts (1 + num_resamples, num): the first row is the sample itself, the others are drawn with replacement."""
-    drawn_RM = np.random.default_rng(seed).multinomial(num, np.full(num, 1 / num), size=num_resamples)
+    drawn_RM = np.random.default_rng(seed).multinomial(
+        num, np.full(num, 1 / num), size=num_resamples
+    )
     return np.vstack([np.ones(num), drawn_RM])
 
 
@@ -288,7 +320,9 @@ def _correlation(x_RM: Array, y_RM: Array, counts_RM: Array) -> Array:
     num_R1 = counts_RM.sum(axis=1, keepdims=True)
     dx_RM = x_RM - (counts_RM * x_RM).sum(axis=1, keepdims=True) / num_R1
     dy_RM = y_RM - (counts_RM * y_RM).sum(axis=1, keepdims=True) / num_R1
-    top_R, xx_R, yy_R = ((counts_RM * p_RM).sum(axis=1) for p_RM in (dx_RM * dy_RM, dx_RM**2, dy_RM**2))
+    top_R, xx_R, yy_R = (
+        (counts_RM * p_RM).sum(axis=1) for p_RM in (dx_RM * dy_RM, dx_RM**2, dy_RM**2)
+    )
     # a constant's deviations from its mean may be a rounding away from zero, so they cannot tell that it is one
     varies_R = _varies(x_RM, counts_RM) & _varies(y_RM, counts_RM)
     return np.clip(_ratio(top_R, np.where(varies_R, np.sqrt(xx_R * yy_R), 0)), -1, 1)
@@ -297,12 +331,16 @@ def _correlation(x_RM: Array, y_RM: Array, counts_RM: Array) -> Array:
 def _varies(x_RM: Array, counts_RM: Array) -> NDArray[np.bool_]:
     """Whether the drawn values differ in each resample."""
     drawn_RM = counts_RM > 0
-    return np.asarray(np.where(drawn_RM, x_RM, -np.inf).max(axis=1) > np.where(drawn_RM, x_RM, np.inf).min(axis=1))
+    return np.asarray(
+        np.where(drawn_RM, x_RM, -np.inf).max(axis=1) > np.where(drawn_RM, x_RM, np.inf).min(axis=1)
+    )
 
 
 def _ratio(top_R: Array, bottom_R: Array) -> Array:
     """top / bottom, nan where bottom is zero."""
-    return np.asarray(np.divide(top_R, bottom_R, out=np.full(top_R.shape, np.nan), where=bottom_R > 0))
+    return np.asarray(
+        np.divide(top_R, bottom_R, out=np.full(top_R.shape, np.nan), where=bottom_R > 0)
+    )
 
 
 def _pearson(x_M: Array, y_M: Array, counts_RM: Array) -> Array:
@@ -317,7 +355,9 @@ def _spearman(x_M: Array, y_M: Array, counts_RM: Array) -> Array:
 def _kendall(x_M: Array, y_M: Array, counts_RM: Array) -> Array:
     """Tau-b: (concordant - discordant pairs) / sqrt(pairs untied in x * pairs untied in y) (Kendall 1945)."""
     x_MM, y_MM = _signs(x_M), _signs(y_M)
-    top_R, xx_R, yy_R = (((counts_RM @ p_MM) * counts_RM).sum(axis=1) for p_MM in (x_MM * y_MM, x_MM**2, y_MM**2))
+    top_R, xx_R, yy_R = (
+        ((counts_RM @ p_MM) * counts_RM).sum(axis=1) for p_MM in (x_MM * y_MM, x_MM**2, y_MM**2)
+    )
     return _ratio(top_R, np.sqrt(xx_R * yy_R))
 
 
@@ -326,7 +366,9 @@ def _top_quarter(sorted_M: Array, counts_RM: Array) -> Array | None:
     size = len(sorted_M) // 4
     if size < _MIN_QUARTER:
         return None
-    as_good_RM = counts_RM[:, ::-1].cumsum(axis=1)[:, ::-1]  # draws of this mixture and of those after it
+    as_good_RM = counts_RM[:, ::-1].cumsum(axis=1)[
+        :, ::-1
+    ]  # draws of this mixture and of those after it
     last_R = (as_good_RM >= size).sum(axis=1) - 1
     return np.asarray(counts_RM * (sorted_M[None, :] >= sorted_M[last_R][:, None]))
 
@@ -336,7 +378,9 @@ def _regret(x_M: Array, y_M: Array, counts_RM: Array, k: int) -> Array:
     order_M = np.lexsort((y_M, -x_M))  # among equal proxies the worst real first
     drawn_RM = counts_RM[:, order_M] > 0
     picked_RM = drawn_RM & (drawn_RM.cumsum(axis=1) <= k)
-    best_R, found_R = (np.where(mask_RM, y_M[order_M], -np.inf).max(axis=1) for mask_RM in (drawn_RM, picked_RM))
+    best_R, found_R = (
+        np.where(mask_RM, y_M[order_M], -np.inf).max(axis=1) for mask_RM in (drawn_RM, picked_RM)
+    )
     return np.asarray(best_R - found_R)
 
 

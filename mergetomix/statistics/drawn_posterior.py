@@ -32,7 +32,9 @@ class DrawnPosterior(Posterior):
 
     def interval(self, confidence: float) -> tuple[Array, Array]:
         """Quantiles of the draws."""
-        low_M, high_M = np.quantile(self.drawn_DM, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0)
+        low_M, high_M = np.quantile(
+            self.drawn_DM, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0
+        )
         return low_M, high_M
 
     def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
@@ -41,7 +43,10 @@ class DrawnPosterior(Posterior):
 
 
 def posterior_of(
-    objective: Objective, views: Mapping[str, Views], known: Mapping[str, Mapping[int, float]], units: Mapping[str, Unit]
+    objective: Objective,
+    views: Mapping[str, Views],
+    known: Mapping[str, Mapping[int, float]],
+    units: Mapping[str, Unit],
 ) -> DrawnPosterior:
     """The real objectives of M mixtures, given the real gains of some.
 
@@ -50,20 +55,37 @@ def posterior_of(
         known: real gains by target and row.
         units: of the prior, by target.
     """
-    each = {name: linear.posterior_of(views[name], known[name], unit=units[name]) for name in sorted(objective.weights)}
-    drawn_DM = objective.over((name, found.draws(seed=place)) for place, (name, found) in enumerate(each.items()))
+    each = {
+        name: linear.posterior_of(views[name], known[name], unit=units[name])
+        for name in sorted(objective.weights)
+    }
+    drawn_DM = objective.over(
+        (name, found.draws(seed=place)) for place, (name, found) in enumerate(each.items())
+    )
     first, dof = next(iter(each.values())), min(found.dof for found in each.values())
     rows = sorted(first.known)
     mean_M = drawn_DM.mean(axis=0)
-    mean_M[rows] = drawn_DM[0, rows]  # all draws are equal there, and a mean of equals may be a rounding away
+    mean_M[rows] = drawn_DM[
+        0, rows
+    ]  # all draws are equal there, and a mean of equals may be a rounding away
     away_DM = drawn_DM - mean_M
     shrunk = (dof - 2) / dof if dof > 2 else 1.0
     scale_MM = shrunk * away_DM.T @ away_DM / len(drawn_DM)
-    return DrawnPosterior(mean_M, scale_MM, dof, first.known, sum(found.log_evidence for found in each.values()), drawn_DM)
+    return DrawnPosterior(
+        mean_M,
+        scale_MM,
+        dof,
+        first.known,
+        sum(found.log_evidence for found in each.values()),
+        drawn_DM,
+    )
 
 
 def likeliest_exponent(
-    views: Mapping[str, Mapping[float, Views]], reals: Mapping[str, Array], units: Mapping[str, Unit], default: float
+    views: Mapping[str, Mapping[float, Views]],
+    reals: Mapping[str, Array],
+    units: Mapping[str, Unit],
+    default: float,
 ) -> float:
     """The exponent of the scale under which the checks of all targets together are likeliest.
 
@@ -74,18 +96,27 @@ def likeliest_exponent(
     evidence: dict[float, float] = {}
     for name, by_exponent in views.items():
         for exponent, known in by_exponent.items():
-            found = linear.posterior_of(known, dict(enumerate(reals[name].tolist())), unit=units[name]).log_evidence
+            found = linear.posterior_of(
+                known, dict(enumerate(reals[name].tolist())), unit=units[name]
+            ).log_evidence
             evidence[exponent] = evidence.get(exponent, 0.0) + found
     return linear.likeliest(evidence, default)
 
 
 def example_sd(
-    objective: Objective, one: Mapping[str, Scores], other: Mapping[str, Scores], base: Mapping[str, Scores]
+    objective: Objective,
+    one: Mapping[str, Scores],
+    other: Mapping[str, Scores],
+    base: Mapping[str, Scores],
 ) -> float:
     """Standard deviation of the difference of two models' objectives over draws of the examples (bootstrap): the same draw for
     both and for the base."""
-    pairs = {name: resampled_gains([one[name], other[name]], base[name]) for name in objective.weights}
-    first_R, second_R = (objective.over((name, pair[side]) for name, pair in pairs.items()) for side in (0, 1))
+    pairs = {
+        name: resampled_gains([one[name], other[name]], base[name]) for name in objective.weights
+    }
+    first_R, second_R = (
+        objective.over((name, pair[side]) for name, pair in pairs.items()) for side in (0, 1)
+    )
     return float(np.std(first_R - second_R, ddof=1))
 
 
@@ -93,8 +124,13 @@ def resampled_gains(models: Sequence[Scores], base: Scores) -> list[Array]:
     """The gain of every model on one target over resamples of its examples, shape (R,) each. One example is always itself."""
     weights_E = np.array(base.weights)
     counts_RE = _counts(len(weights_E))
-    counts_RE = np.where((counts_RE @ weights_E > 0)[:, None], counts_RE, 1.0)  # what has no weight is the sample itself
-    start_R, *means = (counts_RE @ (weights_E * np.array(each.values)) / (counts_RE @ weights_E) for each in (base, *models))
+    counts_RE = np.where(
+        (counts_RE @ weights_E > 0)[:, None], counts_RE, 1.0
+    )  # what has no weight is the sample itself
+    start_R, *means = (
+        counts_RE @ (weights_E * np.array(each.values)) / (counts_RE @ weights_E)
+        for each in (base, *models)
+    )
     if base.kind == "score":
         return [mean_R - start_R for mean_R in means]
     unit_R = np.where(start_R > 0, start_R, 1.0)
@@ -105,4 +141,6 @@ def resampled_gains(models: Sequence[Scores], base: Scores) -> list[Array]:
 def _counts(num_examples: int) -> Array:
     """How often each example is drawn in each resample, shape (R, E)."""
     rng = np.random.default_rng(0)
-    return rng.multinomial(num_examples, np.full(num_examples, 1 / num_examples), size=NUM_RESAMPLES).astype(float)
+    return rng.multinomial(
+        num_examples, np.full(num_examples, 1 / num_examples), size=NUM_RESAMPLES
+    ).astype(float)

@@ -30,4 +30,8 @@ def pooled(mixture: Mixture, experts: Mapping[str, Scores]) -> Scores:
         return Scores(first.kind, tuple((weights_K @ values_KE).tolist()), first.weights)
     tokens_E = np.maximum(np.array(first.weights), 1.0)
     logs_KE = np.log(weights_K)[:, None] - values_KE * tokens_E
-    return Scores(first.kind, tuple((-np.logaddexp.reduce(logs_KE, axis=0) / tokens_E).tolist()), first.weights)
+    return Scores(
+        first.kind,
+        tuple((-np.logaddexp.reduce(logs_KE, axis=0) / tokens_E).tolist()),
+        first.weights,
+    )

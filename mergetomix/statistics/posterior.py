@@ -87,8 +87,12 @@ class Views:
     def __post_init__(self) -> None:
         shapes = {self.proxy_M.shape, self.weights_MN.shape[:1], self.pool_M.shape}
         if self.weights_MN.ndim != 2 or len(shapes) > 1:
-            raise ValueError(f"{self.weights_MN.shape} weights do not fit {self.proxy_M.shape} proxies")
-        if not all(np.isfinite(array).all() for array in (self.weights_MN, self.proxy_M, self.pool_M)):
+            raise ValueError(
+                f"{self.weights_MN.shape} weights do not fit {self.proxy_M.shape} proxies"
+            )
+        if not all(
+            np.isfinite(array).all() for array in (self.weights_MN, self.proxy_M, self.pool_M)
+        ):
             raise ValueError("weights, proxies and pooled objectives must be finite")
 
     @property
@@ -156,11 +160,15 @@ class Posterior:
         for i in np.flatnonzero(sd_M > _JITTER * max(1.0, float(sd_M.max()))):
             shift_M = inflated * self.scale_MM[:, i] / sd_M[i]
             best_Q = np.max(self.mean_M[:, None] + shift_M[:, None] * nodes_Q[None, :], axis=0)
-            value_M[i] = max(0.0, float(best_Q @ weights_Q) / math.sqrt(2 * math.pi) - float(self.mean_M.max()))
+            value_M[i] = max(
+                0.0, float(best_Q @ weights_Q) / math.sqrt(2 * math.pi) - float(self.mean_M.max())
+            )
         return value_M
 
 
-def posterior_of(views: Views, known: Mapping[int, float], prior: Prior | None = None, unit: Unit | None = None) -> Posterior:
+def posterior_of(
+    views: Views, known: Mapping[int, float], prior: Prior | None = None, unit: Unit | None = None
+) -> Posterior:
     """The real objectives of M mixtures, given some of them.
 
     Args:
@@ -178,7 +186,10 @@ def posterior_of(views: Views, known: Mapping[int, float], prior: Prior | None =
     given = {**singles, **known}
     used = sorted(i for i in known if own_M[i] > _JITTER)
     residual_U = np.array([known[i] - expected_M[i] for i in used])
-    fits = [_fitted(features_MF[used], factor * own_M[used], residual_U, factor) for factor in OWN_FACTORS]
+    fits = [
+        _fitted(features_MF[used], factor * own_M[used], residual_U, factor)
+        for factor in OWN_FACTORS
+    ]
     fit = max(fits, key=lambda each: each.plausibility(prior, unit.sd))
     centre_M, shape_MM = fit.predict(features_MF)
     dof, amplitude = fit.amplitude(prior, unit.sd)
@@ -189,7 +200,9 @@ def posterior_of(views: Views, known: Mapping[int, float], prior: Prior | None =
     return Posterior(mean_M, scale_MM, dof, frozenset(given), fit.plausibility(prior, unit.sd))
 
 
-def next_check(posterior: Posterior, first_by: Array | None, confidence: float) -> tuple[int | None, str]:
+def next_check(
+    posterior: Posterior, first_by: Array | None, confidence: float
+) -> tuple[int | None, str]:
     """The mixture to check next, or None and why there is none: the best by proxy, then the one whose check is worth most.
 
     Args:
@@ -208,7 +221,9 @@ def next_check(posterior: Posterior, first_by: Array | None, confidence: float) 
     return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]), -i)), ""
 
 
-def likeliest_exponent(views: Mapping[float, Views], real_C: Array, unit: Unit, default: float) -> float:
+def likeliest_exponent(
+    views: Mapping[float, Views], real_C: Array, unit: Unit, default: float
+) -> float:
     """The exponent of the scale under which C checks are likeliest: the maximum of log evidence plus log prior.
 
     Args:
@@ -217,14 +232,19 @@ def likeliest_exponent(views: Mapping[float, Views], real_C: Array, unit: Unit, 
         default: the centre of the prior, normal with standard deviation EXPONENT_SD; it wins where nothing is better.
     """
     real = dict(enumerate(real_C.tolist()))
-    return likeliest({each: posterior_of(known, real, unit=unit).log_evidence for each, known in views.items()}, default)
+    return likeliest(
+        {each: posterior_of(known, real, unit=unit).log_evidence for each, known in views.items()},
+        default,
+    )
 
 
 def likeliest(evidence: Mapping[float, float], default: float) -> float:
     """The exponent of the highest log evidence plus log prior, see `likeliest_exponent`."""
 
     def plausibility(exponent: float) -> tuple[float, bool]:
-        return evidence[exponent] - 0.5 * ((exponent - default) / EXPONENT_SD) ** 2, exponent == default
+        return evidence[exponent] - 0.5 * (
+            (exponent - default) / EXPONENT_SD
+        ) ** 2, exponent == default
 
     return max(sorted(evidence), key=plausibility)
 
@@ -246,7 +266,9 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]
         prior.main * mixed_M[:, None] * present_MN,
         prior.pair * weights_MN[:, first] * weights_MN[:, second],
     )
-    expected_M = views.proxy_M + unit.sd * mixed_M * (prior.expected_slope * z_M + prior.expected_pool * d_M)
+    expected_M = views.proxy_M + unit.sd * mixed_M * (
+        prior.expected_slope * z_M + prior.expected_pool * d_M
+    )
     return expected_M, np.concatenate(columns, axis=1), prior.own * mixed_M
 
 
@@ -278,7 +300,11 @@ class _Fit:
     def plausibility(self, prior: Prior, spread: float) -> float:
         """log p(r), a multivariate t with prior.dof degrees of freedom and scale spread^2 K, plus the factor's log prior."""
         dof, half = prior.dof, (prior.dof + self.num) / 2
-        constant = math.lgamma(half) - math.lgamma(dof / 2) - self.num / 2 * math.log(math.pi * dof * spread**2)
+        constant = (
+            math.lgamma(half)
+            - math.lgamma(dof / 2)
+            - self.num / 2 * math.log(math.pi * dof * spread**2)
+        )
         evidence = constant - self.log_det / 2 - half * math.log1p(self.squares / (dof * spread**2))
         return evidence - 0.5 * (math.log(self.factor) / OWN_SD) ** 2
 
@@ -294,4 +320,6 @@ def _fitted(features_UF: Array, own_U: Array, residual_U: Array, factor: float) 
     process = GaussianProcessRegressor(kernel, alpha=own_U**2 + _JITTER, optimizer=None)
     process.fit(features_UF, residual_U)
     squares = float(residual_U @ np.ravel(process.alpha_))
-    return _Fit(process, factor, len(residual_U), squares, 2 * float(np.sum(np.log(np.diag(process.L_)))))
+    return _Fit(
+        process, factor, len(residual_U), squares, 2 * float(np.sum(np.log(np.diag(process.L_))))
+    )

@@ -103,12 +103,22 @@ def difference(targets: Sequence[Paired]) -> Difference:
     if all(np.abs(target.change_S).max() <= ROUNDING for target in targets):
         return Difference(0.0, 0.0, math.inf, (0.0,) * len(targets))
     found = [_estimate(target) for target in targets]
-    variances = [(target.share**2) * variance for target, (_, variance, _) in zip(targets, found, strict=True)]
+    variances = [
+        (target.share**2) * variance
+        for target, (_, variance, _) in zip(targets, found, strict=True)
+    ]
     total = math.fsum(variances)
-    squares = math.fsum(variance**2 / dof for variance, (_, _, dof) in zip(variances, found, strict=True))
-    mean = math.fsum(target.share * each for target, (each, _, _) in zip(targets, found, strict=True))
+    squares = math.fsum(
+        variance**2 / dof for variance, (_, _, dof) in zip(variances, found, strict=True)
+    )
+    mean = math.fsum(
+        target.share * each for target, (each, _, _) in zip(targets, found, strict=True)
+    )
     return Difference(
-        mean, math.sqrt(total), total**2 / squares if squares > 0 else math.inf, tuple(each for each, *_ in found)
+        mean,
+        math.sqrt(total),
+        total**2 / squares if squares > 0 else math.inf,
+        tuple(each for each, *_ in found),
     )
 
 
@@ -124,7 +134,10 @@ def _estimate(target: Paired) -> tuple[float, float, int]:
     slope = (float((weights_S * centred_S) @ change_S) + believed) / spread if spread > 0 else 0.0
     mean = float(np.average(change_S, weights=weights_S))
     rest_S = change_S - mean - slope * centred_S
-    away = float(np.average(target.foreseen_E, weights=target.weights_E) - np.average(foreseen_S, weights=weights_S))
+    away = float(
+        np.average(target.foreseen_E, weights=target.weights_E)
+        - np.average(foreseen_S, weights=weights_S)
+    )
     variance = (1 - num / num_all) / num * float(((weights_S * rest_S) ** 2).sum()) / (num - 2)
     if spread > 0:
         variance += float(weights_S @ rest_S**2) / (num - 2) * away**2 / spread

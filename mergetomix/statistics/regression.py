@@ -61,7 +61,9 @@ def boosted(weights_XN: Array, objective_X: Array, weights_MN: Array, seed: int)
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(weights_XN.shape[1]) for _ in range(2)]
     orders = [order for one in drawn for order in (one, one[::-1])]
-    fits_FM = [_trees(weights_XN[:, order], objective_X, weights_MN[:, order], seed) for order in orders]
+    fits_FM = [
+        _trees(weights_XN[:, order], objective_X, weights_MN[:, order], seed) for order in orders
+    ]
     return np.asarray(np.mean(fits_FM, axis=0), dtype=np.float64)
 
 

@@ -19,7 +19,9 @@ def digest(*parts: Any) -> str:
     dict with str keys, and `ValueError` for NaN and infinities.
     """
     _check_plain(parts)
-    text = json.dumps([*parts, SCHEMA_VERSION], sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(
+        [*parts, SCHEMA_VERSION], sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
@@ -34,7 +36,9 @@ def _check_plain(value: Any) -> None:
         for key, item in value.items():
             # JSON would turn 1 into "1", and two different dicts would share an address.
             if not isinstance(key, str):
-                raise TypeError(f"the keys of a digest's dict must be str, not {type(key).__name__}: {key!r}")
+                raise TypeError(
+                    f"the keys of a digest's dict must be str, not {type(key).__name__}: {key!r}"
+                )
             _check_plain(item)
     elif isinstance(value, list | tuple):
         for item in value:

@@ -75,8 +75,13 @@ def no_space(path: Path, free_bytes: int) -> StoreError:
 def from_os(error: OSError, path: Path) -> StoreError:
     """What the user hears when the store at `path` cannot be opened."""
     if is_no_space(error):
-        return StoreError(f"disk full: the store {path} cannot be opened", hint="make space, or name another store")
-    return StoreError(f"the store must be a folder that can be written: {error}", hint="name another store")
+        return StoreError(
+            f"disk full: the store {path} cannot be opened",
+            hint="make space, or name another store",
+        )
+    return StoreError(
+        f"the store must be a folder that can be written: {error}", hint="name another store"
+    )
 
 
 def is_on_network(path: Path) -> bool:
@@ -89,4 +94,6 @@ def is_on_network(path: Path) -> bool:
     full = Path(os.path.realpath(path))
     # Of two mounts at one place the later hides the earlier, and max() gives the first of equals.
     inside = [(point, kind) for point, kind in reversed(mounts) if full.is_relative_to(point)]
-    return bool(inside) and _NETWORK.match(max(inside, key=lambda mount: len(mount[0]))[1]) is not None
+    return (
+        bool(inside) and _NETWORK.match(max(inside, key=lambda mount: len(mount[0]))[1]) is not None
+    )

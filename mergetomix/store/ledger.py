@@ -94,15 +94,26 @@ class Ledger:
             return no_space(self.path, shutil.disk_usage(self.path.parent).free)
         if code == sqlite3.SQLITE_BUSY:
             hint = "another process holds it; see which runs use this store"
-            return StoreError(f"the ledger {self.path} must come free within {_BUSY_S:.0f} s: {error}", hint=hint)
+            return StoreError(
+                f"the ledger {self.path} must come free within {_BUSY_S:.0f} s: {error}", hint=hint
+            )
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             return self._not_sqlite(error)
-        if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PERM):
-            return StoreError(f"the ledger {self.path} cannot be used: {error}", hint="check rights and disk")
+        if code in (
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_PERM,
+        ):
+            return StoreError(
+                f"the ledger {self.path} cannot be used: {error}", hint="check rights and disk"
+            )
         return RuntimeError(f"the ledger {self.path} refused a statement: {error}")
 
     def _not_sqlite(self, why: object) -> StoreError:
-        return StoreError(f"{self.path} must be a sound SQLite file: {why}", hint="name another store")
+        return StoreError(
+            f"{self.path} must be a sound SQLite file: {why}", hint="name another store"
+        )
 
     def _created(self) -> sqlite3.Connection:
         # The schema first: a ledger of another version must not be changed, not even in its journal mode.

@@ -31,7 +31,16 @@ from filelock import FileLock, Timeout
 from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
 from mergetomix.store.address import SCHEMA_VERSION, digest, sha256_of
-from mergetomix.store.disk import flush, from_os, fsync, is_no_space, no_space, size_bytes, stamp, stats
+from mergetomix.store.disk import (
+    flush,
+    from_os,
+    fsync,
+    is_no_space,
+    no_space,
+    size_bytes,
+    stamp,
+    stats,
+)
 from mergetomix.store.ledger import Ledger, mixture_of, mixture_text, notes_text, now, pack, unpack
 
 __all__ = ["MODEL_KINDS", "SCHEMA_VERSION", "Store", "digest", "hash_files"]
@@ -87,11 +96,15 @@ class Store:
         store = cls.__new__(cls)
         store._set_up(path, read_only=True)
         if not (store.path / LEDGER).is_file():
-            raise StoreError(f"there is no store at {store.path}", hint="name the store that a run has written")
+            raise StoreError(
+                f"there is no store at {store.path}", hint="name the store that a run has written"
+            )
         try:
             store._ledger = Ledger(store.path / LEDGER, read_only=True)
         except OSError as error:
-            raise StoreError(f"the store {store.path} cannot be read: {error}", hint="check its rights") from error
+            raise StoreError(
+                f"the store {store.path} cannot be read: {error}", hint="check its rights"
+            ) from error
         return store
 
     def close(self) -> None:
@@ -114,7 +127,9 @@ class Store:
         """Every fine-tune that has its folder, oldest first."""
         return self._finetunes("ORDER BY created, key", ())
 
-    def add_finetune(self, record: Finetune, settings: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    def add_finetune(
+        self, record: Finetune, settings: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
         """Notes a fine-tune whose folder is in place; one noted before under its key is replaced.
 
         `settings` and `environment` say how it came about (see `provenance`); what JSON does not know is kept as text.
@@ -128,16 +143,25 @@ class Store:
 
     def provenance(self, key: str) -> dict[str, Any] | None:
         """How a fine-tune came about: `settings`, `environment` and `created` (UTC); None where there is no row."""
-        rows = self._ledger.execute("SELECT settings, environment, created FROM finetunes WHERE key = ?", (key,))
+        rows = self._ledger.execute(
+            "SELECT settings, environment, created FROM finetunes WHERE key = ?", (key,)
+        )
         for settings, environment, created in rows:
-            return {"settings": json.loads(settings), "environment": json.loads(environment), "created": created}
+            return {
+                "settings": json.loads(settings),
+                "environment": json.loads(environment),
+                "created": created,
+            }
         return None
 
     def _finetunes(self, where: str, parameters: tuple[str, ...]) -> list[Finetune]:
         columns = "mixture, key, path, num_examples, num_tokens, train_s"
         rows = self._ledger.execute(f"SELECT {columns} FROM finetunes {where}", parameters)
         # An absolute path stays itself under `/`.
-        records = [Finetune(mixture_of(text), key, str(self.path / path), *cost) for text, key, path, *cost in rows]
+        records = [
+            Finetune(mixture_of(text), key, str(self.path / path), *cost)
+            for text, key, path, *cost in rows
+        ]
         return [record for record in records if Path(record.path).is_dir()]
 
     def _relative(self, path: str) -> str:
@@ -150,9 +174,13 @@ class Store:
     def add_model(self, key: str, kind: str, mixture: Mixture | None, merge_s: float = 0.0) -> None:
         """Notes a model that is evaluated; the first to note a key stands. Raises `ValueError` for an unknown kind."""
         if kind not in MODEL_KINDS:
-            raise ValueError(f"the kind of a model must be one of {', '.join(MODEL_KINDS)}, not {kind!r}")
+            raise ValueError(
+                f"the kind of a model must be one of {', '.join(MODEL_KINDS)}, not {kind!r}"
+            )
         text = None if mixture is None else mixture_text(mixture)
-        self._ledger.execute("INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?, ?)", (key, kind, text, merge_s, now()))
+        self._ledger.execute(
+            "INSERT OR IGNORE INTO models VALUES (?, ?, ?, ?, ?)", (key, kind, text, merge_s, now())
+        )
 
     def scores(self, model: str, target: str, part: str) -> Scores | None:
         """What a target says of a model on one part of its examples, to the bit as it was added, or None."""
@@ -161,7 +189,9 @@ class Store:
             return Scores(kind, unpack(values), unpack(weights))
         return None
 
-    def add_scores(self, model: str, target: str, part: str, scores: Scores, seconds: float) -> None:
+    def add_scores(
+        self, model: str, target: str, part: str, scores: Scores, seconds: float
+    ) -> None:
         """Notes the score of every example and the seconds they took; the first to note them stands."""
         examples = (scores.num_examples, pack(scores.values), pack(scores.weights))
         sql = "INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -179,7 +209,9 @@ class Store:
             AND (:part IS NULL OR part = :part)"""
         names = None if targets is None else json.dumps(list(targets))
         chosen = {"models": keys, "targets": names, "part": part}
-        return self._ledger.execute(merge, (keys,))[0][0], self._ledger.execute(evaluate, chosen)[0][0]
+        return self._ledger.execute(merge, (keys,))[0][0], self._ledger.execute(evaluate, chosen)[
+            0
+        ][0]
 
     def file_hash(self, path: Path) -> str:
         """The SHA-256 of a file's content in hex, read once until its size or a time stamp changes.
@@ -193,7 +225,9 @@ class Store:
         found = sha256_of(path)
         settled = time.time_ns() - max(before[1:]) > _SETTLED_NS and stamp(path) == before
         if settled and not self._read_only:
-            self._ledger.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *before, found))
+            self._ledger.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)", (name, *before, found)
+            )
         return found
 
     # --- artifacts ----------------------------------------------------------------------------------------------------
@@ -287,7 +321,11 @@ class Store:
         started = now()
         sql = """INSERT INTO runs (run_dir, pid, host, stage, done, total, started, updated, plan)
             VALUES (?, ?, ?, '', 0, 0, ?, ?, ?) RETURNING id"""
-        return int(self._ledger.execute(sql, (run_dir, os.getpid(), _host(), started, started, notes_text(plan)))[0][0])
+        return int(
+            self._ledger.execute(
+                sql, (run_dir, os.getpid(), _host(), started, started, notes_text(plan))
+            )[0][0]
+        )
 
     def heartbeat(self, run: int, stage: str, done: int, total: int) -> None:
         """Notes how far a run is: at most every 0.5 s, except for a new stage and for the end of one."""
@@ -300,19 +338,35 @@ class Store:
 
     def end_run(self, run: int, outcome: str) -> None:
         """Notes how a run ended: `finished`, `failed: ...` or `interrupted`."""
-        self._ledger.execute("UPDATE runs SET outcome = ?, updated = ? WHERE id = ?", (outcome, now(), run))
+        self._ledger.execute(
+            "UPDATE runs SET outcome = ?, updated = ? WHERE id = ?", (outcome, now(), run)
+        )
 
     def runs(self) -> list[dict[str, Any]]:
         """Every run, newest last: id, run_dir, pid, host, stage, done, total, started, updated, outcome, plan, alive.
 
         `alive` is whether it has no outcome and its process lives on this host; a run of another host is never alive.
         """
-        columns = ("id", "run_dir", "pid", "host", "stage", "done", "total", "started", "updated", "outcome", "plan")
+        columns = (
+            "id",
+            "run_dir",
+            "pid",
+            "host",
+            "stage",
+            "done",
+            "total",
+            "started",
+            "updated",
+            "outcome",
+            "plan",
+        )
         rows = self._ledger.execute(f"SELECT {', '.join(columns)} FROM runs ORDER BY id")
         found = [dict(zip(columns, row, strict=True)) for row in rows]
         for run in found:
             run["plan"] = json.loads(run["plan"])
-            run["alive"] = run["outcome"] is None and run["host"] == _host() and _is_alive(run["pid"])
+            run["alive"] = (
+                run["outcome"] is None and run["host"] == _host() and _is_alive(run["pid"])
+            )
         return found
 
     def counts(self) -> dict[str, int]:
@@ -320,7 +374,13 @@ class Store:
         sql = """SELECT (SELECT count(*) FROM finetunes WHERE kind = 'expert'),
             (SELECT count(*) FROM finetunes WHERE kind = 'real'), (SELECT count(*) FROM models WHERE kind = 'proxy'),
             (SELECT coalesce(sum(num_examples), 0) FROM scores)"""
-        counted = dict(zip(("experts", "reals", "trials", "example_scores"), self._ledger.execute(sql)[0], strict=True))
+        counted = dict(
+            zip(
+                ("experts", "reals", "trials", "example_scores"),
+                self._ledger.execute(sql)[0],
+                strict=True,
+            )
+        )
         return counted | {"artifact_bytes": size_bytes(self.path / "artifacts")}
 
     def transaction(self) -> AbstractContextManager[None]:
@@ -340,15 +400,21 @@ class Store:
 
     def _make_folders(self) -> None:
         if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"the store must be a folder, and {self.path} is a file", hint="name another store")
+            raise StoreError(
+                f"the store must be a folder, and {self.path} is a file", hint="name another store"
+            )
         for name in ("artifacts", "tmp", "locks"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
             if not os.access(self.path / name, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.path / name))
+                raise PermissionError(
+                    errno.EACCES, os.strerror(errno.EACCES), str(self.path / name)
+                )
 
     def _must_be_writable(self) -> None:
         if self._read_only:
-            raise StoreError(f"{self.path} was opened to read only", hint="open it with Store(path)")
+            raise StoreError(
+                f"{self.path} was opened to read only", hint="open it with Store(path)"
+            )
 
     def _sweep(self) -> None:
         for folder in list((self.path / "tmp").iterdir()):

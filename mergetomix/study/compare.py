@@ -62,7 +62,11 @@ class Contest:
 def race(world: World, num_draws: int) -> Contest:
     """Lets every rival choose; chance is drawn `num_draws` times."""
     budget = budget_of(world)
-    return Contest(world, budget, {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS})
+    return Contest(
+        world,
+        budget,
+        {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS},
+    )
 
 
 def standings(races: Sequence[Contest], confidence: float) -> list[Standing]:
@@ -89,13 +93,18 @@ def budget_of(world: World) -> float:
 def _outcome(rival: Rival, race: Contest) -> Outcome:
     world, budget = race.world, race.budget
     ends = [_at(curve, budget) for curve in race.curves[rival.name]]
-    scores = [float((world.proxy_report_M if rival.merged else world.real_report_M)[row]) for _, row in ends]
+    scores = [
+        float((world.proxy_report_M if rival.merged else world.real_report_M)[row])
+        for _, row in ends
+    ]
     regrets = [float(world.real_report_M.max()) - score for score in scores]
     ranks = [1 + int(np.sum(world.real_report_M > score)) for score in scores]
     picks = tuple(str(world.mixtures[row]) for _, row in ends)
     spent = fmean(compute for compute, _ in ends) / budget
     regret = fmean(regrets)
-    return Outcome(world.seed, world.target, regret, regret / mean_regret(world), fmean(ranks), spent, picks)
+    return Outcome(
+        world.seed, world.target, regret, regret / mean_regret(world), fmean(ranks), spent, picks
+    )
 
 
 def _at(curve: Curve, budget: float) -> tuple[float, int]:
@@ -112,16 +121,28 @@ def mean_regret(world: World) -> float:
 
 def _standing(name: str, outcomes: Sequence[Outcome], confidence: float) -> Standing:
     targets = [each.target for each in outcomes]
-    columns = {key: [getattr(each, key) for each in outcomes] for key in ("regret", "normalised", "rank")}
+    columns = {
+        key: [getattr(each, key) for each in outcomes] for key in ("regret", "normalised", "rank")
+    }
     numbers = {key: estimate(values, targets, confidence) for key, values in columns.items()}
-    return Standing(name, **numbers, compute=fmean(each.compute for each in outcomes), outcomes=tuple(outcomes))
+    return Standing(
+        name, **numbers, compute=fmean(each.compute for each in outcomes), outcomes=tuple(outcomes)
+    )
 
 
-def estimate(values: Sequence[float], targets: Sequence[str], confidence: float, num_resamples: int = 2000) -> Estimate:
+def estimate(
+    values: Sequence[float], targets: Sequence[str], confidence: float, num_resamples: int = 2000
+) -> Estimate:
     """A mean and its percentile bootstrap interval over draws of targets with all their seeds: seeds of one target share data
     and examples, and are no independent draws."""
-    groups = [np.array([v for v, t in zip(values, targets, strict=True) if t == name]) for name in dict.fromkeys(targets)]
-    sums_T, counts_T = np.array([group.sum() for group in groups]), np.array([len(group) for group in groups])
+    groups = [
+        np.array([v for v, t in zip(values, targets, strict=True) if t == name])
+        for name in dict.fromkeys(targets)
+    ]
+    sums_T, counts_T = (
+        np.array([group.sum() for group in groups]),
+        np.array([len(group) for group in groups]),
+    )
     drawn_RT = np.random.default_rng(0).integers(len(groups), size=(num_resamples, len(groups)))
     means_R = sums_T[drawn_RT].sum(axis=1) / counts_T[drawn_RT].sum(axis=1)
     low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -147,7 +168,9 @@ def _lines(rival: Rival, race: Contest, grid_G: Array) -> list[Array]:
     lines = []
     for curve in race.curves[rival.name]:
         compute_K = np.array([compute / budget for compute, _ in curve])
-        regret_K = np.array([(world.real_report_M.max() - scores_M[row]) / unit for _, row in curve])
+        regret_K = np.array(
+            [(world.real_report_M.max() - scores_M[row]) / unit for _, row in curve]
+        )
         places_G = np.searchsorted(compute_K, grid_G + 1e-9, side="right") - 1
         lines.append(np.where(places_G >= 0, regret_K[np.maximum(places_G, 0)], np.nan))
     return lines
@@ -191,13 +214,18 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
         several = np.array([len(mixture) > 1 for mixture in world.mixtures])
         for exponent, proxy_M in world.proxies.items():
             every = agreement.fidelity(proxy_M, world.real_select_M, num_resamples=1)
-            some = agreement.fidelity(proxy_M[several], world.real_select_M[several], num_resamples=1)
+            some = agreement.fidelity(
+                proxy_M[several], world.real_select_M[several], num_resamples=1
+            )
             if every is not None:
                 measured.setdefault(exponent, []).append(every)
             if some is not None:
                 mixed.setdefault(exponent, []).append(some.spearman.value)
     means = {
-        name: {exponent: fmean(_value(each, name) for each in list_) for exponent, list_ in measured.items()}
+        name: {
+            exponent: fmean(_value(each, name) for each in list_)
+            for exponent, list_ in measured.items()
+        }
         for name in ("pearson", "spearman", "kendall", "top_quarter")
     }
     noise = agreement.noise_sd(reals_by_seed(worlds))
@@ -209,7 +237,9 @@ def _faith(target: str, worlds: Sequence[World]) -> Faith:
         **means,
         mixed={e: fmean(v) for e, v in mixed.items()},
         pooled=fmean(_spearman(world.pooled_M, world.real_select_M) for world in worlds),
-        predicted={num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)},
+        predicted={
+            num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)
+        },
         noise_sd=noise,
         possible=possible,
     )

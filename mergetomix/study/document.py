@@ -34,7 +34,9 @@ FAITH = (
 
 def write(study: Findings, folder: Path) -> None:
     """study.json and study.md."""
-    (folder / "study.json").write_text(json.dumps(to_dict(study), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    (folder / "study.json").write_text(
+        json.dumps(to_dict(study), indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     (folder / "study.md").write_text(render(study), encoding="utf-8")
 
 
@@ -66,14 +68,21 @@ def read_worlds(path: Path) -> list[World]:
 
 
 def _world_of(values: Mapping[str, Any]) -> World:
-    arrays = {key: np.array(value, dtype=float) for key, value in values.items() if key.endswith("_M")}
+    arrays = {
+        key: np.array(value, dtype=float) for key, value in values.items() if key.endswith("_M")
+    }
     return World(
         **{
             **values,
             **arrays,
             "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),
-            "proxies": {float(exponent): np.array(proxy_M) for exponent, proxy_M in values["proxies"].items()},
-            "failures": tuple((Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]),
+            "proxies": {
+                float(exponent): np.array(proxy_M)
+                for exponent, proxy_M in values["proxies"].items()
+            },
+            "failures": tuple(
+                (Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]
+            ),
         }
     )
 
@@ -82,7 +91,9 @@ def _world(world: World) -> dict[str, Any]:
     return {
         **_plain(vars(world)),
         "mixtures": [mixture.as_dict() for mixture in world.mixtures],
-        "failures": [{"datasets": list(mixture.datasets), "error": why} for mixture, why in world.failures],
+        "failures": [
+            {"datasets": list(mixture.datasets), "error": why} for mixture, why in world.failures
+        ],
     }
 
 
@@ -104,7 +115,10 @@ def _plain(value: Any) -> Any:
 def render(study: Findings) -> str:
     """The page: who chose best, how well proxies rank, whether the intervals hold."""
     worlds = study.worlds
-    seeds, targets = sorted({world.seed for world in worlds}), list(dict.fromkeys(world.target for world in worlds))
+    seeds, targets = (
+        sorted({world.seed for world in worlds}),
+        list(dict.fromkeys(world.target for world in worlds)),
+    )
     parts = [
         "# Study",
         f"{study.num_finetunes} real fine-tunes: {len(worlds[0].mixtures)} mixtures of {len(worlds[0].datasets)} datasets"
@@ -118,18 +132,27 @@ def render(study: Findings) -> str:
         ),
         "## How well proxies rank",
         FAITH,
-        _table(_faith_header(worlds[0]), [_faith_cells(each, worlds[0]) for each in study.faith] + [_mean_cells(study)]),
+        _table(
+            _faith_header(worlds[0]),
+            [_faith_cells(each, worlds[0]) for each in study.faith] + [_mean_cells(study)],
+        ),
         "## Whether the intervals hold",
         "Share of 90% intervals, over mixtures that were not checked, that hold the real score.",
         _table(
             ["checks", "share held", "intervals", "mean width / spread of the reals"],
-            [[str(c.num_checks), f"{c.share:.3f}", str(c.num_intervals), f"{c.width:.2f}"] for c in study.coverage],
+            [
+                [str(c.num_checks), f"{c.share:.3f}", str(c.num_intervals), f"{c.width:.2f}"]
+                for c in study.coverage
+            ],
         ),
         "![proxy against real](proxy-real.svg)",
         "![regret against compute](regret-compute.svg)",
     ]
     if study.absent:
-        lines = [f"- {name}: no answer for {num} of {len(worlds)} targets and seeds" for name, num in study.absent.items()]
+        lines = [
+            f"- {name}: no answer for {num} of {len(worlds)} targets and seeds"
+            for name, num in study.absent.items()
+        ]
         parts += ["## Not in the table", "\n".join(lines)]
     failed = {(world.seed, *failure): None for world in worlds for failure in world.failures}
     if failed:
@@ -140,7 +163,12 @@ def render(study: Findings) -> str:
 
 def _standing_cells(standing: Standing) -> list[str]:
     rank = standing.rank.value
-    numbers = [_interval(standing.regret, 4), _interval(standing.normalised, 3), f"{rank:.1f}", f"{standing.compute:.2f}"]
+    numbers = [
+        _interval(standing.regret, 4),
+        _interval(standing.normalised, 3),
+        f"{rank:.1f}",
+        f"{standing.compute:.2f}",
+    ]
     return [standing.name, *numbers]
 
 

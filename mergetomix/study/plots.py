@@ -34,10 +34,19 @@ def proxy_against_real(worlds: Sequence[World], path: Path) -> None:
 def _panel(axis: Any, worlds: Sequence[World]) -> None:
     for number, world in enumerate(worlds):
         sizes_M = [len(mixture) for mixture in world.mixtures]
-        dots = axis.scatter(world.proxy_M, world.real_select_M, c=sizes_M, s=10, cmap="viridis", alpha=0.7)
+        dots = axis.scatter(
+            world.proxy_M, world.real_select_M, c=sizes_M, s=10, cmap="viridis", alpha=0.7
+        )
         pick = checked(world, 3)[-1].pick
         if number == 0:
-            axis.scatter([world.proxy_M[pick]], [world.real_select_M[pick]], s=110, marker="*", c="crimson", label="pick")
+            axis.scatter(
+                [world.proxy_M[pick]],
+                [world.real_select_M[pick]],
+                s=110,
+                marker="*",
+                c="crimson",
+                label="pick",
+            )
     axis.figure.colorbar(dots, ax=axis, label="datasets in the mixture")
     unit = f"- loss, {worlds[0].unit}" if worlds[0].kind == "loss" else "score"
     axis.set_title(worlds[0].target)
@@ -57,9 +66,21 @@ def regret_against_compute(curves: Mapping[str, tuple[Array, Array]], path: Path
         shown = np.isfinite(regret_G)
         if not shown.any():
             continue
-        axis.plot(compute_G, regret_G, label=name, color=colours[number % 20], linewidth=2.5 if ours else 1.2)
+        axis.plot(
+            compute_G,
+            regret_G,
+            label=name,
+            color=colours[number % 20],
+            linewidth=2.5 if ours else 1.2,
+        )
         start = int(np.argmax(shown))
-        axis.plot([compute_G[start]], [regret_G[start]], marker="o", markersize=4, color=colours[number % 20])
+        axis.plot(
+            [compute_G[start]],
+            [regret_G[start]],
+            marker="o",
+            markersize=4,
+            color=colours[number % 20],
+        )
     axis.set_xlabel("compute, as a share of Merge to Mix with three checks")
     axis.set_ylabel("mean normalised regret (0: the best mixture, 1: a random pick)")
     axis.axhline(0, color="grey", linewidth=0.5)

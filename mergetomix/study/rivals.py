@@ -12,7 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from mergetomix.statistics import regression
-from mergetomix.statistics.posterior import Array, Posterior, Unit, likeliest_exponent, next_check, posterior_of
+from mergetomix.statistics.posterior import (
+    Array,
+    Posterior,
+    Unit,
+    likeliest_exponent,
+    next_check,
+    posterior_of,
+)
 from mergetomix.study.similarity import ranking
 from mergetomix.study.truth import World
 
@@ -89,8 +96,12 @@ def regressed(kind: str) -> Callable[[World, int, float], Iterator[Curve]]:
 
     def curves(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
         for draw in range(num_draws):
-            order = np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures)).tolist()
-            yield _regressed(world, order[: affordable(world, order, BEYOND * budget)], kind, draw, budget)
+            order = (
+                np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures)).tolist()
+            )
+            yield _regressed(
+                world, order[: affordable(world, order, BEYOND * budget)], kind, draw, budget
+            )
 
     return curves
 
@@ -112,7 +123,9 @@ def _regressed(world: World, order: list[int], kind: str, draw: int, budget: flo
         if kind == "linear":
             predicted_M = regression.linear(weights_MN[runs], world.real_select_M[runs], weights_MN)
         else:
-            predicted_M = regression.boosted(weights_MN[runs], world.real_select_M[runs], weights_MN, draw)
+            predicted_M = regression.boosted(
+                weights_MN[runs], world.real_select_M[runs], weights_MN, draw
+            )
         curve.append((spent, _first_best(predicted_M, draw)))
     return curve
 
@@ -126,7 +139,12 @@ def searched(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
         runs = order[:RANDOM_RUNS]
         while len(runs) < len(order) and affordable(world, runs, BEYOND * budget) == len(runs):
             predicted_M = regression.linear(present_MN[runs], world.real_select_M[runs], present_MN)
-            runs.append(max((row for row in order if row not in runs), key=lambda row: float(predicted_M[row])))
+            runs.append(
+                max(
+                    (row for row in order if row not in runs),
+                    key=lambda row: float(predicted_M[row]),
+                )
+            )
         yield best_of(world, runs)
 
 
@@ -162,7 +180,12 @@ class Step:
     compute: float
 
 
-def checked(world: World, num_checks: int = 8, confidence: float = 1.0, exponents: Sequence[float] | None = None) -> list[Step]:
+def checked(
+    world: World,
+    num_checks: int = 8,
+    confidence: float = 1.0,
+    exponents: Sequence[float] | None = None,
+) -> list[Step]:
     """What `verify` would do in this world at some exponents (those of the study), check by check; the first step has none.
 
     Scoring at another exponent costs compute as it does in a run: the checked mixtures at every exponent, all at a new one.
@@ -175,12 +198,16 @@ def checked(world: World, num_checks: int = 8, confidence: float = 1.0, exponent
     while True:
         known = {row: float(world.real_select_M[row]) for row in rows}
         posterior = posterior_of(world.views(exponent), known, unit=unit)
-        steps.append(Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent))
+        steps.append(
+            Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent)
+        )
         chosen, _ = next_check(posterior, None if rows else world.proxies[exponent], confidence)
         if chosen is None or len(rows) == num_checks:
             return steps
         rows.append(chosen)
-        spent += world.check_cost(chosen) + world.eval_tokens * len([each for each in candidates if each not in scored])
+        spent += world.check_cost(chosen) + world.eval_tokens * len(
+            [each for each in candidates if each not in scored]
+        )
         views = {each: world.views(each, rows) for each in candidates}
         real_C = world.real_select_M[rows]
         exponent = likeliest_exponent(views, real_C, unit, world.exponent)

@@ -90,7 +90,9 @@ def tf_idf(texts: Mapping[str, Sequence[str]], target: Sequence[str]) -> dict[st
     return _cosines(means, _column_sums(vectorizer.transform(target)))
 
 
-def sentence_embedding(texts: Mapping[str, Sequence[str]], target: Sequence[str], model_name_or_path: str) -> dict[str, float]:
+def sentence_embedding(
+    texts: Mapping[str, Sequence[str]], target: Sequence[str], model_name_or_path: str
+) -> dict[str, float]:
     """Cosine between the mean sentence embeddings of a dataset's examples and of the target's.
 
     Embeddings are scaled to length 1 before the mean. What an example holds beyond the embedder's own limit (256 word
@@ -106,7 +108,9 @@ def sentence_embedding(texts: Mapping[str, Sequence[str]], target: Sequence[str]
     embedder = _embedder(model_name_or_path)
 
     def mean(own: Sequence[str]) -> Array:
-        embeddings_XD = embedder.encode(list(own), normalize_embeddings=True, show_progress_bar=False)
+        embeddings_XD = embedder.encode(
+            list(own), normalize_embeddings=True, show_progress_bar=False
+        )
         return np.asarray(np.mean(embeddings_XD, axis=0, dtype=np.float64))
 
     return _cosines({name: mean(own) for name, own in texts.items()}, mean(target))
@@ -117,17 +121,26 @@ def _embedder(model_name_or_path: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         hint = "pip install sentence-transformers"
-        raise UserError(f"sentence embeddings need the package sentence-transformers ({error})", hint=hint) from None
+        raise UserError(
+            f"sentence embeddings need the package sentence-transformers ({error})", hint=hint
+        ) from None
     try:
         return SentenceTransformer(model_name_or_path)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         hint = "check the name and the network"
-        raise UserError(f"{model_name_or_path} does not load as a sentence-transformers model: {reason}", hint=hint) from None
+        raise UserError(
+            f"{model_name_or_path} does not load as a sentence-transformers model: {reason}",
+            hint=hint,
+        ) from None
 
 
 def ngram_importance(
-    texts: Mapping[str, Sequence[str]], target: Sequence[str], *, num_buckets: int = 10_000, seed: int = 0
+    texts: Mapping[str, Sequence[str]],
+    target: Sequence[str],
+    *,
+    num_buckets: int = 10_000,
+    seed: int = 0,
 ) -> dict[str, float]:
     """The share (0 to 1) of a dataset that data selection by importance resampling takes: DSIR, arXiv 2302.03169.
 
@@ -149,16 +162,23 @@ def ngram_importance(
     """
     _check_texts(texts, target)
     pool = {name: sorted(pieces(texts[name])) for name in sorted(texts)}
-    log_weights_P = log_importance([piece for own in pool.values() for piece in own], pieces(target), num_buckets)
+    log_weights_P = log_importance(
+        [piece for own in pool.values() for piece in own], pieces(target), num_buckets
+    )
     noisy_P = log_weights_P + np.random.default_rng(seed).gumbel(size=len(log_weights_P))
     is_taken_P = np.zeros(len(noisy_P))
     is_taken_P[np.argsort(-noisy_P, kind="stable")[: max(1, round(len(noisy_P) / len(pool)))]] = 1
     ends = np.cumsum([len(own) for own in pool.values()])
-    shares = {name: float(part.mean()) for name, part in zip(pool, np.split(is_taken_P, ends[:-1]), strict=True)}
+    shares = {
+        name: float(part.mean())
+        for name, part in zip(pool, np.split(is_taken_P, ends[:-1]), strict=True)
+    }
     return {name: shares[name] for name in texts}
 
 
-def log_importance(pool: Sequence[Sequence[str]], target: Sequence[Sequence[str]], num_buckets: int) -> Array:
+def log_importance(
+    pool: Sequence[Sequence[str]], target: Sequence[Sequence[str]], num_buckets: int
+) -> Array:
     """The log importance weight of every piece of the pool, in nats: shape (pieces,).
 
     log w(x) = (L / n(x)) sum_b c_b(x) ln(q(b) / p(b)), over the buckets b that the words and pairs of neighbouring words of
@@ -177,11 +197,15 @@ def log_importance(pool: Sequence[Sequence[str]], target: Sequence[Sequence[str]
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 
-    hashed = HashingVectorizer(analyzer=_ngrams, n_features=num_buckets, norm=None, alternate_sign=False)
+    hashed = HashingVectorizer(
+        analyzer=_ngrams, n_features=num_buckets, norm=None, alternate_sign=False
+    )
     counts_PB = hashed.transform(pool)
     pool_B, target_B = _column_sums(counts_PB), _column_sums(hashed.transform(target))
     sizes_P = np.array([2 * len(piece) - 1 for piece in pool])
-    return np.asarray((counts_PB @ _log_ratio(target_B, pool_B)) * (sizes_P.mean() / sizes_P), dtype=np.float64)
+    return np.asarray(
+        (counts_PB @ _log_ratio(target_B, pool_B)) * (sizes_P.mean() / sizes_P), dtype=np.float64
+    )
 
 
 def _log_ratio(target_B: Array, pool_B: Array) -> Array:
@@ -214,7 +238,10 @@ def _cosines(vectors: Mapping[str, Array], target: Array) -> dict[str, float]:
     """Cosines with the target's vector; 0 where either is zero."""
     norm = float(np.linalg.norm(target))
     products = {name: norm * float(np.linalg.norm(vector)) for name, vector in vectors.items()}
-    return {name: float(vector @ target) / products[name] if products[name] else 0.0 for name, vector in vectors.items()}
+    return {
+        name: float(vector @ target) / products[name] if products[name] else 0.0
+        for name, vector in vectors.items()
+    }
 
 
 def _column_sums(matrix: Any) -> Array:
@@ -231,6 +258,11 @@ def _has_words(texts: Sequence[str]) -> bool:
 
 
 def _check(has_content: Mapping[str, bool], target_has: bool) -> None:
-    for name, has in {**{f"dataset {name}": has for name, has in has_content.items()}, "the target": target_has}.items():
+    for name, has in {
+        **{f"dataset {name}": has for name, has in has_content.items()},
+        "the target": target_has,
+    }.items():
         if not has:
-            raise UserError(f"{name} must hold an example with text, else there is nothing to compare")
+            raise UserError(
+                f"{name} must hold an example with text, else there is nothing to compare"
+            )

@@ -42,7 +42,9 @@ class Findings:
     @property
     def num_finetunes(self) -> int:
         """Real fine-tunes behind it, experts included."""
-        return sum(len(world.mixtures) for world in self.worlds if world.target == self.worlds[0].target)
+        return sum(
+            len(world.mixtures) for world in self.worlds if world.target == self.worlds[0].target
+        )
 
 
 def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) -> Findings:
@@ -64,7 +66,13 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
             pipeline.train_experts(session)
             similar = similarities(session)
             for world in gather(session, mixtures, [*options.exponents, 1.0]):
-                worlds.append(replace(world, similarities=similar[world.target], embed_tokens=embed_tokens(session, world)))
+                worlds.append(
+                    replace(
+                        world,
+                        similarities=similar[world.target],
+                        embed_tokens=embed_tokens(session, world),
+                    )
+                )
             found = environment(session.opened)
     return conclude(worlds, options.num_draws, found)
 
@@ -94,7 +102,9 @@ def check_size(session: Session, num_mixtures: int) -> None:
     from mergetomix.stages import plan
 
     speed = plan.measure(session)
-    tokens = len(options.seeds) * sum(session.finetunes.num_tokens(m) for m in mixtures_of(session, options.num_mixtures, seed=0))
+    tokens = len(options.seeds) * sum(
+        session.finetunes.num_tokens(m) for m in mixtures_of(session, options.num_mixtures, seed=0)
+    )
     # select scores at every exponent and report scores of the proxies, both parts of the real fine-tunes
     evaluations = num * (len({*options.exponents, session.recipe.merge.scale.exponent, 1.0}) + 3)
     seconds = tokens * speed.train_s_per_token + evaluations * speed.evaluate_s
@@ -111,7 +121,9 @@ def trained_on(session: Session, name: str) -> list[str]:
     """The texts of a dataset that a fine-tune sees."""
     candidate = session.inputs.candidates[name]
     kept = {sequence.example for sequence in candidate.encoding.sequences}
-    return [similarity.text_of(item) for i, item in enumerate(candidate.examples.items) if i in kept]
+    return [
+        similarity.text_of(item) for i, item in enumerate(candidate.examples.items) if i in kept
+    ]
 
 
 def similarities(session: Session) -> dict[str, dict[str, dict[str, float]]]:
@@ -128,26 +140,38 @@ def similarities(session: Session) -> dict[str, dict[str, dict[str, float]]]:
         if not examples:
             continue
         encoded = family.encode(examples, f"targets.{target}").sequences
-        found[target]["hidden state"] = similarity.hidden_state(family, model, sequences, encoded, session.recipe.batch_tokens)
+        found[target]["hidden state"] = similarity.hidden_state(
+            family, model, sequences, encoded, session.recipe.batch_tokens
+        )
         if family.has_texts:
-            found[target] |= by_words(session, texts, [similarity.text_of(example) for example in examples])
+            found[target] |= by_words(
+                session, texts, [similarity.text_of(example) for example in examples]
+            )
     return found
 
 
-def by_words(session: Session, texts: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> dict[str, dict[str, float]]:
+def by_words(
+    session: Session, texts: Mapping[str, Sequence[str]], wanted: Sequence[str]
+) -> dict[str, dict[str, float]]:
     """By kind: how near the texts of every dataset are to those of a target."""
     found = {
         "TF-IDF": similarity.tf_idf(texts, wanted),
         "n-grams": similarity.ngram_importance(texts, wanted, seed=session.recipe.train.seed),
     }
     if session.recipe.study.embedding_model is not None:
-        found["sentence embedding"] = similarity.sentence_embedding(texts, wanted, session.recipe.study.embedding_model)
+        found["sentence embedding"] = similarity.sentence_embedding(
+            texts, wanted, session.recipe.study.embedding_model
+        )
     return found
 
 
 def embed_tokens(session: Session, world: World) -> int:
     """Tokens that the base reads to compare hidden states."""
-    return world.eval_tokens + sum(s.num_tokens for name in session.spaces.searched.allowed for s in session.inputs.sequences(name))
+    return world.eval_tokens + sum(
+        s.num_tokens
+        for name in session.spaces.searched.allowed
+        for s in session.inputs.sequences(name)
+    )
 
 
 def write(study: Findings, recipe: Recipe) -> Path:

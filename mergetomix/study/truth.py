@@ -52,7 +52,12 @@ class World:
     @property
     def weights_MN(self) -> Array:
         """The mixtures' weights, datasets in the order of their names."""
-        return np.array([[mixture.as_dict().get(name, 0.0) for name in self.datasets] for mixture in self.mixtures])
+        return np.array(
+            [
+                [mixture.as_dict().get(name, 0.0) for name in self.datasets]
+                for mixture in self.mixtures
+            ]
+        )
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -72,7 +77,9 @@ class World:
     def row(self, datasets: Sequence[str]) -> int | None:
         """The row of the mixture of some datasets, None where it was not fine-tuned."""
         wanted = tuple(sorted(datasets))
-        return next((i for i, mixture in enumerate(self.mixtures) if mixture.datasets == wanted), None)
+        return next(
+            (i for i, mixture in enumerate(self.mixtures) if mixture.datasets == wanted), None
+        )
 
     @property
     def singles(self) -> list[int]:
@@ -107,7 +114,9 @@ def mixtures_of(session: Session, num: int | None, seed: int) -> tuple[Mixture, 
     return tuple(singles + [rest[i] for i in sorted(drawn.tolist())])
 
 
-def gather(session: Session, mixtures: Sequence[Mixture], exponents: Sequence[float]) -> list[World]:
+def gather(
+    session: Session, mixtures: Sequence[Mixture], exponents: Sequence[float]
+) -> list[World]:
     """Fine-tunes on every mixture and scores proxies and fine-tunes: one world for each target. What the store holds is not
     done again."""
     reals, failures = _reals(session, mixtures)
@@ -119,8 +128,12 @@ def gather(session: Session, mixtures: Sequence[Mixture], exponents: Sequence[fl
     reports = _proxies(session, mixtures, "report", session.recipe.merge.scale.exponent)
     alone = _experts(session)
     session.proxies.release()
-    tokens_M = np.array([session.finetunes.num_tokens(mixture) for mixture in mixtures], dtype=float)
-    expert_tokens = float(sum(session.finetunes.num_tokens(Mixture.union([name])) for name in alone))
+    tokens_M = np.array(
+        [session.finetunes.num_tokens(mixture) for mixture in mixtures], dtype=float
+    )
+    expert_tokens = float(
+        sum(session.finetunes.num_tokens(Mixture.union([name])) for name in alone)
+    )
     worlds = []
     for name, scorer in session.inputs.targets("select").items():
         world = World(
@@ -146,7 +159,9 @@ def gather(session: Session, mixtures: Sequence[Mixture], exponents: Sequence[fl
     return worlds
 
 
-def _proxies(session: Session, mixtures: Sequence[Mixture], part: Part, exponent: float) -> list[dict[str, Scores]]:
+def _proxies(
+    session: Session, mixtures: Sequence[Mixture], part: Part, exponent: float
+) -> list[dict[str, Scores]]:
     text = f"seed {session.recipe.train.seed}: proxies, exponent {exponent:g}, {part} part"
     with session.listener.task("study", text, len(mixtures)) as advance:
         found = []
@@ -159,7 +174,9 @@ def _proxies(session: Session, mixtures: Sequence[Mixture], part: Part, exponent
 Reals = dict[Mixture, dict[Part, dict[str, Scores]]]
 
 
-def _reals(session: Session, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[tuple[Mixture, str], ...]]:
+def _reals(
+    session: Session, mixtures: Sequence[Mixture]
+) -> tuple[Reals, tuple[tuple[Mixture, str], ...]]:
     """Every mixture's real scores, and the mixtures whose training failed with what went wrong: those are left out."""
     text = f"seed {session.recipe.train.seed}: real fine-tunes"
     found: Reals = {}
@@ -168,10 +185,14 @@ def _reals(session: Session, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[
         for mixture in mixtures:
             try:
                 record = session.finetunes.fit(mixture, "study")
-                found[mixture] = {part: session.evaluations.real(record, part) for part in ("select", "report")}
+                found[mixture] = {
+                    part: session.evaluations.real(record, part) for part in ("select", "report")
+                }
             except TrainingError as error:
                 failures.append((mixture, error.message))
-                session.opened.warn(f"seed {session.recipe.train.seed}: {mixture} is left out: {error.message}")
+                session.opened.warn(
+                    f"seed {session.recipe.train.seed}: {mixture} is left out: {error.message}"
+                )
             advance(1)
     return found, tuple(failures)
 
@@ -179,10 +200,14 @@ def _reals(session: Session, mixtures: Sequence[Mixture]) -> tuple[Reals, tuple[
 def _experts(session: Session) -> dict[str, dict[str, Scores]]:
     """Every expert's select scores, by dataset; an expert is the proxy of its dataset."""
     space = session.spaces.subsets
-    return {name: session.evaluations.proxy(space.mixture([name]), "select") for name in space.allowed}
+    return {
+        name: session.evaluations.proxy(space.mixture([name]), "select") for name in space.allowed
+    }
 
 
-def _pooled(mixtures: Sequence[Mixture], alone: Mapping[str, Mapping[str, Scores]], target: str) -> Array:
+def _pooled(
+    mixtures: Sequence[Mixture], alone: Mapping[str, Mapping[str, Scores]], target: str
+) -> Array:
     """Pooled means on a target, better when higher."""
     experts = {name: scores[target] for name, scores in alone.items()}
     return _means([{target: opinion_pool.pooled(mixture, experts)} for mixture in mixtures], target)

@@ -27,14 +27,20 @@ def names_a_function(value: Any) -> Any:
 
 
 def call(
-    function: Callable[..., Any], model: Any, processor: Any, rows: Sequence[Mapping[str, Any]] | None, where: str
+    function: Callable[..., Any],
+    model: Any,
+    processor: Any,
+    rows: Sequence[Mapping[str, Any]] | None,
+    where: str,
 ) -> tuple[float, ...]:
     """What the user's function says, checked; it gets copies of the rows, and torch draws the same numbers in every call.
 
     Raises:
         DataError: it raises, or returns no finite numbers.
     """
-    arguments = (model, processor) if rows is None else (model, processor, copy.deepcopy(list(rows)))
+    arguments = (
+        (model, processor) if rows is None else (model, processor, copy.deepcopy(list(rows)))
+    )
     with as_it_was(model):
         return checked(asked(lambda: function(*arguments), where), None, where)
 
@@ -43,7 +49,9 @@ def asked(function: Callable[[], Any], where: str) -> Any:
     """What the user's code gives. Raises DataError with what it said where it raises."""
     try:
         return function()
-    except Exception as error:  # the user's code may raise anything; what it says must name the target
+    except (
+        Exception
+    ) as error:  # the user's code may raise anything; what it says must name the target
         raise DataError(f"{where}.function", f"raised {type(error).__name__}: {error}") from error
 
 
@@ -72,7 +80,10 @@ def checked(values: Any, num_wanted: int | None, where: str) -> tuple[float, ...
     if any(isinstance(value, str | bytes) for value in given):
         raise DataError(f"{where}.function", "must return one number per example, not text")
     if not numbers or (num_wanted is not None and len(numbers) != num_wanted):
-        raise DataError(f"{where}.function", f"returned {len(numbers)} scores, not {num_wanted or 'one or more'}")
+        raise DataError(
+            f"{where}.function",
+            f"returned {len(numbers)} scores, not {num_wanted or 'one or more'}",
+        )
     bad = next((i for i, value in enumerate(numbers) if not math.isfinite(value)), None)
     if bad is not None:
         raise DataError(f"{where}.function", f"the score of example {bad} is {numbers[bad]}")
@@ -85,7 +96,9 @@ def load_function(function: str | Callable[..., Any] | None, where: str) -> Call
         return function
     module_name, colon, name = (function or "").rpartition(":")
     if not colon:
-        raise RecipeError(f"{where}.function", f"must be module:function or file.py:function, not {function!r}")
+        raise RecipeError(
+            f"{where}.function", f"must be module:function or file.py:function, not {function!r}"
+        )
     try:
         found = getattr(_module(module_name), name)
     except Exception as error:  # the user's file runs here and may raise anything
@@ -116,7 +129,11 @@ def source_of(function: str | Callable[..., Any] | None) -> str | None:
         return None
     if isinstance(function, str):
         file = function.rpartition(":")[0]
-        text = Path(file).read_text() if file.endswith(".py") and Path(file).exists() else _module_source(file)
+        text = (
+            Path(file).read_text()
+            if file.endswith(".py") and Path(file).exists()
+            else _module_source(file)
+        )
         return hashlib.sha256(f"{text}:{function.rpartition(':')[2]}".encode()).hexdigest()
     return hashlib.sha256(repr(_parts(function)).encode()).hexdigest()
 
@@ -137,23 +154,37 @@ def _parts(value: Any, seen: tuple[int, ...] = ()) -> Any:
     bound = [(name, _parts(item, seen)) for name, item in sorted(_held(value).items())]
     code = getattr(value, "__code__", None)
     # two functions may stand on one line: constants tell them apart
-    consts = [_parts(const) for const in code.co_consts if not inspect.iscode(const)] if code else []
+    consts = (
+        [_parts(const) for const in code.co_consts if not inspect.iscode(const)] if code else []
+    )
     return _source(value), code and code.co_code, consts, bound
 
 
 def _held(value: Any) -> dict[str, Any]:
     """The values that something callable was given beforehand, by a name for each."""
     if isinstance(value, functools.partial):
-        return {"": value.func, **dict(zip(map(str, range(len(value.args))), value.args, strict=True)), **value.keywords}
+        return {
+            "": value.func,
+            **dict(zip(map(str, range(len(value.args))), value.args, strict=True)),
+            **value.keywords,
+        }
     if inspect.ismethod(value):
         return {"": value.__func__, "self": value.__self__}
     if not inspect.isfunction(value):
         return dict(getattr(value, "__dict__", {"": repr(value)}))
     names = inspect.getclosurevars(value)
-    own = {k: v for k, v in names.globals.items() if getattr(v, "__module__", "") == value.__module__ or _is_plain(v)}
+    own = {
+        k: v
+        for k, v in names.globals.items()
+        if getattr(v, "__module__", "") == value.__module__ or _is_plain(v)
+    }
     bound = {**own, **names.nonlocals}
     defaults = dict(enumerate(value.__defaults__ or ()))
-    return {**bound, **{f"default {i}": v for i, v in defaults.items()}, **(value.__kwdefaults__ or {})}
+    return {
+        **bound,
+        **{f"default {i}": v for i, v in defaults.items()},
+        **(value.__kwdefaults__ or {}),
+    }
 
 
 def _is_plain(value: Any) -> bool:

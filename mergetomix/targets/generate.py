@@ -119,7 +119,9 @@ class Generate:
         """Returns one value an example; all weights are one."""
         outputs = self.family.generate(model, self.prompts, self.settings)
         pairs = list(zip(outputs, self.answers, strict=True))
-        values = asked(lambda: [self.metric(output, answer) for output, answer in pairs], self.where)
+        values = asked(
+            lambda: [self.metric(output, answer) for output, answer in pairs], self.where
+        )
         return Scores("score", checked(values, len(pairs), self.where), (1.0,) * len(pairs))
 
 

@@ -39,7 +39,11 @@ def without_others(value: Any) -> Any:
     own = KINDS.get(score_of(value)) if isinstance(value, Mapping) else None
     if own is None:
         return value
-    return {key: each for key, each in value.items() if key in own.model_fields or not _is_idle(key, each)}
+    return {
+        key: each
+        for key, each in value.items()
+        if key in own.model_fields or not _is_idle(key, each)
+    }
 
 
 def _is_idle(key: str, value: Any) -> bool:

@@ -65,11 +65,20 @@ class Function:
         self.processor = setting.family.processor
         self.rows, self.keep, self.where = rows, list(keep), setting.where
         self.source = source_of(section.function)
-        self.contents = contents if contents is not None or rows is None else [plain_content(row) for row in rows]
+        self.contents = (
+            contents
+            if contents is not None or rows is None
+            else [plain_content(row) for row in rows]
+        )
 
     def address(self) -> str:
         """The function's source and the rows it gets."""
-        return digest("python", self.source, None if self.rows is None else list(self.contents or ()), self.keep)
+        return digest(
+            "python",
+            self.source,
+            None if self.rows is None else list(self.contents or ()),
+            self.keep,
+        )
 
     def score(self, model: Any) -> Scores:
         """One value an example, higher is better; all weights are one."""
@@ -80,5 +89,7 @@ class Function:
                 raise DataError(f"{self.where}.function", message)
             values = tuple(values[i] for i in self.keep)
         elif len(values) != len(self.rows):
-            raise DataError(f"{self.where}.function", f"{len(values)} scores for {len(self.rows)} rows")
+            raise DataError(
+                f"{self.where}.function", f"{len(values)} scores for {len(self.rows)} rows"
+            )
         return Scores("score", values, (1.0,) * len(values))

@@ -25,8 +25,22 @@ SHAPE = clip.Shape(side=28, patch=7, width=64, num_layers=3)
 EPOCHS = 8
 TEMPLATE = "a photo of a {}."
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "mnist": tuple(f"digit {n}" for n in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]),
-    "fashion_mnist": ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+    "mnist": tuple(
+        f"digit {n}"
+        for n in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    ),
+    "fashion_mnist": (
+        "top",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "boot",
+    ),
     "pneumonia_mnist": ("healthy lung", "lung with pneumonia"),
 }
 NUM_BASE = {"mnist": 5000, "fashion_mnist": 5000, "pneumonia_mnist": 1200}
@@ -100,7 +114,10 @@ def main(folder: Path, out: Path) -> None:
     rng = np.random.default_rng(0)
     for name, made in DATASETS.items():
         first = NUM_BASE[made.source]
-        x, y = sources[made.source]["x_train"][first:], sources[made.source]["y_train"][first:].reshape(-1)
+        x, y = (
+            sources[made.source]["x_train"][first:],
+            sources[made.source]["y_train"][first:].reshape(-1),
+        )
         write(out / "data" / f"{name}.npz", made, x, y, NUM_DATASET, rng)
     for name, made in TARGETS.items():
         x, y = sources[made.source]["x_test"], sources[made.source]["y_test"].reshape(-1)
@@ -108,7 +125,9 @@ def main(folder: Path, out: Path) -> None:
     lines = ["family: image-classifier\nbase: base\n\ndatasets:\n"]
     lines += [f"  {name}: {{{source(name, made)}}}\n" for name, made in DATASETS.items()]
     lines += ["\ntargets:\n"]
-    lines += [f"  {name}: {{{source(name, made)}, score: loss}}\n" for name, made in TARGETS.items()]
+    lines += [
+        f"  {name}: {{{source(name, made)}, score: loss}}\n" for name, made in TARGETS.items()
+    ]
     (out / "recipe.yaml").write_text("".join(lines) + TAIL, encoding="utf-8")
 
 
@@ -118,7 +137,9 @@ def source(name: str, made: Made) -> str:
     return f'path: data/{name}.npz, classes: [{classes}], templates: ["{TEMPLATE}"]'
 
 
-def write(path: Path, made: Made, x: Pixels, y: NDArray[Any], num: int, rng: np.random.Generator) -> None:
+def write(
+    path: Path, made: Made, x: Pixels, y: NDArray[Any], num: int, rng: np.random.Generator
+) -> None:
     """Draw images of the classes kept, change them, and write them with their labels."""
     places = rng.permutation(np.flatnonzero(np.isin(y, made.kept)))[:num]
     labels = np.searchsorted(np.array(made.kept), y[places].astype(np.int64))
@@ -134,7 +155,10 @@ def make_base(sources: Mapping[str, Mapping[str, Any]], out: Path) -> None:
     captions: list[str] = []
     for name, classes in CLASSES.items():
         images.append(sources[name]["x_train"][: NUM_BASE[name]])
-        labels += [len(captions) + int(label) for label in sources[name]["y_train"][: NUM_BASE[name]].reshape(-1)]
+        labels += [
+            len(captions) + int(label)
+            for label in sources[name]["y_train"][: NUM_BASE[name]].reshape(-1)
+        ]
         captions += [TEMPLATE.replace("{}", each) for each in classes]
     loss = clip.pretrain(np.concatenate(images), labels, captions, SHAPE, EPOCHS, out)
     print(f"base: {loss:.3f} nats per image")

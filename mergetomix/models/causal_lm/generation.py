@@ -20,18 +20,28 @@ class Generation:
 
 
 def continuations(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], settings: Generation
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
 ) -> list[str]:
     """The continuations of prompts as one batch, padded before, each cut before the first of the stop strings."""
     import torch
 
     width, pad = max(len(prompt) for prompt in prompts), int(tokenizer.pad_token_id)
     ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    mask = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
     config = _config(model, tokenizer, settings)
     with torch.inference_mode():
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer)
-    return [_before(text, settings.stop) for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer
+        )
+    return [
+        _before(text, settings.stop)
+        for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    ]
 
 
 def _config(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generation) -> Any:

@@ -43,7 +43,9 @@ class CausalLM(Pretrained):
     def __init__(self, base: Base, device: str, max_length: int, method: str) -> None:
         super().__init__(base, device, method)
         self.wanted_length = max_length
-        self.limit: int | None = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        self.limit: int | None = getattr(
+            self.config.get_text_config(), "max_position_embeddings", None
+        )
         self.max_length = min(max_length, self.limit or max_length)
         self._known_tokenizers: set[bytes] = set()
 
@@ -64,7 +66,9 @@ class CausalLM(Pretrained):
         """What the user should know of the model's limits."""
         if self.max_length == self.wanted_length:
             return ()
-        return (f"train.max_length {self.wanted_length} is over the model's limit: {self.max_length} is used",)
+        return (
+            f"train.max_length {self.wanted_length} is over the model's limit: {self.max_length} is used",
+        )
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -74,7 +78,9 @@ class CausalLM(Pretrained):
         with self.errors():
             tokenizer = AutoTokenizer.from_pretrained(self.base.path, **self._source)
         if tokenizer.eos_token_id is None:
-            raise ModelError("base.path", f"the tokenizer of {self.base.path} has no end-of-text token")
+            raise ModelError(
+                "base.path", f"the tokenizer of {self.base.path} has no end-of-text token"
+            )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
@@ -111,7 +117,9 @@ class CausalLM(Pretrained):
         if not content or content in self._known_tokenizers:
             return
         with self.errors(str(folder), where):
-            theirs = AutoTokenizer.from_pretrained(folder, trust_remote_code=self.base.trust_remote_code).get_vocab()
+            theirs = AutoTokenizer.from_pretrained(
+                folder, trust_remote_code=self.base.trust_remote_code
+            ).get_vocab()
         ours = self.tokenizer.get_vocab()
         if theirs != ours:
             token = min(set(theirs.items()) ^ set(ours.items()))[0]
@@ -119,7 +127,9 @@ class CausalLM(Pretrained):
             raise ModelError(where, message, hint="experts must come from this base")
         self._known_tokenizers.add(content)
 
-    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
+    def check_expert(
+        self, load: Callable[[], Any] | None, changed: frozenset[str], where: str
+    ) -> None:
         """Every param may change."""
 
     def lora_config(self, lora: Lora) -> Any:
@@ -145,7 +155,9 @@ class CausalLM(Pretrained):
         ended = {name: encoding.num_ended for name, encoding in encodings.items()}
         return [
             *counted(split, f"texts over {self.max_length} tokens are cut into several sequences"),
-            *counted(cut, f"examples over {self.max_length} tokens lose the beginning of their prompt"),
+            *counted(
+                cut, f"examples over {self.max_length} tokens lose the beginning of their prompt"
+            ),
             *counted(ended, f"answers that alone are over {self.max_length} tokens lose their end"),
         ]
 
@@ -169,7 +181,11 @@ class CausalLM(Pretrained):
             whole = self.render(turns[: i + 1], where)
             if not (prompt.startswith(done) and whole.startswith(prompt)):
                 message = f"the chat template rewrites earlier turns, so a reply's place cannot be found (row {example.row})"
-                raise DataError(f"{where}.messages", message, hint="use one reply a row, or prompt and completion")
+                raise DataError(
+                    f"{where}.messages",
+                    message,
+                    hint="use one reply a row, or prompt and completion",
+                )
             pieces += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
             done = whole
         return pieces
@@ -178,11 +194,21 @@ class CausalLM(Pretrained):
         """Chat turns as text; with `reply`, up to where the assistant's next turn begins."""
         if not self.tokenizer.chat_template:
             message = f"the tokenizer of {self.base.path} has no chat template"
-            raise DataError(f"{where}.messages", message, hint="use prompt and completion, or an instruction-tuned base")
+            raise DataError(
+                f"{where}.messages",
+                message,
+                hint="use prompt and completion, or an instruction-tuned base",
+            )
         try:
-            return str(self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=reply))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(turns), tokenize=False, add_generation_prompt=reply
+                )
+            )
         except Exception as error:  # a template may raise anything; the user must see what it said
-            raise DataError(f"{where}.messages", f"the chat template refused a row: {error}") from error
+            raise DataError(
+                f"{where}.messages", f"the chat template refused a row: {error}"
+            ) from error
 
     def tokens(self, text: str) -> list[int]:
         """Token ids of a piece of text, without special tokens of the tokenizer's own accord."""
@@ -214,7 +240,9 @@ class CausalLM(Pretrained):
                 sequences += _windows(ids, labels, self.max_length, i)
             else:
                 if too_long:
-                    ids, labels = _cut(ids, labels, self.max_length, self._num_start(ids), bool(example.messages))
+                    ids, labels = _cut(
+                        ids, labels, self.max_length, self._num_start(ids), bool(example.messages)
+                    )
                     ended = len(ids) > self.max_length
                     num_ended, num_cut = num_ended + ended, num_cut + (not ended)
                 sequences.append(_encoded(ids[: self.max_length], labels[: self.max_length], i))
@@ -222,9 +250,15 @@ class CausalLM(Pretrained):
 
     def _pieces(self, texts: list[str]) -> list[list[int]]:
         """Token ids of many pieces of text, encoded apart: a completion's tokens never depend on its prompt."""
-        return list(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
+        return (
+            list(self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"])
+            if texts
+            else []
+        )
 
-    def _join(self, pieces: Sequence[tuple[list[int], bool]], example: Example) -> tuple[list[int], list[int]]:
+    def _join(
+        self, pieces: Sequence[tuple[list[int], bool]], example: Example
+    ) -> tuple[list[int], list[int]]:
         """Token ids and labels of one example; a chat template writes its own start and end marks."""
         chat = bool(example.messages)
         ids = [] if chat else list(self.start)
@@ -257,7 +291,10 @@ class CausalLM(Pretrained):
     def prompt_ids(self, example: Example, where: str, num_new: int = 0) -> list[int]:
         """The tokens before the answer: at most `max_length`, and so few that the model has room for `num_new` more."""
         if example.messages:
-            turns = [{"role": role, "content": content} for role, content in example.messages[: last_reply(example)]]
+            turns = [
+                {"role": role, "content": content}
+                for role, content in example.messages[: last_reply(example)]
+            ]
             ids = self.tokens(self.render(turns, where, reply=True))
         else:
             ids = self._opened(self.tokens(example.prompt))
@@ -270,7 +307,10 @@ class CausalLM(Pretrained):
     def batches(self, sequences: Sequence[Encoded], batch_tokens: int) -> list[TokenBatch]:
         """Padded batches by length, of at most `batch_tokens` tokens each (or one sequence), the same every time."""
         groups = grouped([sequence.num_tokens for sequence in sequences], batch_tokens)
-        return [collate([sequences[i] for i in group], group, self._pad, self.device) for group in groups]
+        return [
+            collate([sequences[i] for i in group], group, self._pad, self.device)
+            for group in groups
+        ]
 
     @property
     def _pad(self) -> int:
@@ -302,7 +342,9 @@ class CausalLM(Pretrained):
         with torch.inference_mode():
             for batch in self.batches(sequences, batch_tokens):
                 # the body alone: logits are not needed and would be the largest tensor of all
-                body = model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
+                body = model.base_model(
+                    input_ids=batch.ids, attention_mask=batch.mask, use_cache=False
+                )
                 states_KD = body.last_hidden_state[batch.mask.bool()]
                 sums.append(states_KD.float().sum(dim=0).cpu().double().numpy())
                 num_tokens += len(states_KD)
@@ -311,15 +353,21 @@ class CausalLM(Pretrained):
     def training_loss(self, model: Any, sequences: Sequence[Encoded]) -> Any:
         """The loss of one batch with its graph."""
         (batch,) = self.batches(sequences, 10**9)
-        return model(input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels, use_cache=False).loss
+        return model(
+            input_ids=batch.ids, attention_mask=batch.mask, labels=batch.labels, use_cache=False
+        ).loss
 
-    def trainer(self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]) -> Any:
+    def trainer(
+        self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]
+    ) -> Any:
         """TRL's SFTTrainer of the base on these sequences."""
         from mergetomix.models.causal_lm.trainer import trainer
 
         return trainer(self, sequences, settings, arguments)
 
-    def generate(self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation) -> list[str]:
+    def generate(
+        self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
+    ) -> list[str]:
         """Greedy continuations as text, each cut before the first of the stop strings."""
         answers: dict[int, str] = {}
         order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
@@ -342,7 +390,9 @@ def _encoded(ids: list[int], labels: list[int], example: int) -> Encoded:
     return Encoded(tuple(ids), (IGNORE, *labels[1:]), example)
 
 
-def _cut(ids: list[int], labels: list[int], max_length: int, num_start: int, chat: bool) -> tuple[list[int], list[int]]:
+def _cut(
+    ids: list[int], labels: list[int], max_length: int, num_start: int, chat: bool
+) -> tuple[list[int], list[int]]:
     """Ids and labels without the first tokens of a prompt that is too long, the start token kept.
 
     A chat loses its earliest turns. A prompt ends where its answer begins: what is still too long after that is the answer.
@@ -350,4 +400,6 @@ def _cut(ids: list[int], labels: list[int], max_length: int, num_start: int, cha
     first = next(i for i, label in enumerate(labels) if label != IGNORE)
     most = len(ids) if chat else max(0, first - max(1, num_start))
     drop = min(len(ids) - max_length, most)
-    return ids[:num_start] + ids[num_start + drop :], labels[:num_start] + labels[num_start + drop :]
+    return ids[:num_start] + ids[num_start + drop :], labels[:num_start] + labels[
+        num_start + drop :
+    ]

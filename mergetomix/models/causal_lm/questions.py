@@ -8,7 +8,16 @@ from functools import cached_property
 from typing import Any
 
 from mergetomix.models.causal_lm.scoring import sums, token_losses
-from mergetomix.models.causal_lm.sequences import IGNORE, PROMPT, Encoded, Scored, TokenBatch, collate, grouped, padded
+from mergetomix.models.causal_lm.sequences import (
+    IGNORE,
+    PROMPT,
+    Encoded,
+    Scored,
+    TokenBatch,
+    collate,
+    grouped,
+    padded,
+)
 
 MIN_ROOM = 256
 """Tokens of options that a prompt may always have behind it."""
@@ -41,7 +50,10 @@ class Question:
     def alone(self) -> list[Encoded]:
         """The prompt followed by each option, as sequences of their own."""
         hidden = (IGNORE,) * len(self.prompt)
-        return [Encoded((*self.prompt, *option), (*hidden, *option), self.example) for option in self.options]
+        return [
+            Encoded((*self.prompt, *option), (*hidden, *option), self.example)
+            for option in self.options
+        ]
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,10 @@ class Asked:
         self.shares: bool | None = None
         if all(batch.segments is None for batch in self.together):
             self.shares = True  # prompts alone: nothing that a model could get wrong
-        elif layout.window is not None and max(_reach(question) for question in questions) > layout.window:
+        elif (
+            layout.window is not None
+            and max(_reach(question) for question in questions) > layout.window
+        ):
             self.shares = False
 
     @cached_property
@@ -120,7 +135,9 @@ def apart(questions: Sequence[Question], layout: BatchLayout) -> list[TokenBatch
     """Batches of the options, each with a prompt of its own."""
     sequences = [sequence for question in questions for sequence in question.alone()]
     groups = grouped([sequence.num_tokens for sequence in sequences], layout.batch_tokens)
-    return [collate([sequences[i] for i in group], group, layout.pad, layout.device) for group in groups]
+    return [
+        collate([sequences[i] for i in group], group, layout.pad, layout.device) for group in groups
+    ]
 
 
 def packed(questions: Sequence[Question], layout: BatchLayout) -> list[TokenBatch]:
@@ -150,7 +167,11 @@ class Strip:
 
     def line(self) -> tuple[list[int], list[int], list[int]]:
         """Token ids, segments and positions. An option's last token is left out: nothing is predicted from it."""
-        ids, segments, positions = list(self.prompt), [PROMPT] * len(self.prompt), list(range(len(self.prompt)))
+        ids, segments, positions = (
+            list(self.prompt),
+            [PROMPT] * len(self.prompt),
+            list(range(len(self.prompt))),
+        )
         for number, option in enumerate(self.options, start=1):
             ids += option[:-1]
             segments += [number] * (len(option) - 1)
@@ -201,13 +222,19 @@ def pack(group: Sequence[Strip], layout: BatchLayout) -> TokenBatch:
     placed: list[tuple[int, int, int]] = []
     rows: list[int] = []
     for b, strip in enumerate(group):
-        placed += [(b * width + column, token, len(rows) + i) for column, token, i in strip.predictions()]
+        placed += [
+            (b * width + column, token, len(rows) + i) for column, token, i in strip.predictions()
+        ]
         rows += range(strip.first, strip.first + len(strip.options))
     places_K, wanted_K, owners_K = torch.tensor(placed).unbind(dim=1)
     places_P, picks_K = places_K.unique(return_inverse=True)
     on: Any = {"device": layout.device}
-    scored = Scored(places_P.to(**on), tuple(picks_K.tolist()), picks_K.to(**on), wanted_K.to(**on), owners_K)
+    scored = Scored(
+        places_P.to(**on), tuple(picks_K.tolist()), picks_K.to(**on), wanted_K.to(**on), owners_K
+    )
     batch = TokenBatch(ids_BT.to(**on), mask_BT.to(**on), tuple(rows), scored)
     if not (segments_BT > PROMPT).any():
         return batch  # options of one token: prompts alone, as any model reads them
-    return TokenBatch(batch.ids, batch.mask, batch.rows, scored, None, segments_BT.to(**on), positions_BT.to(**on))
+    return TokenBatch(
+        batch.ids, batch.mask, batch.rows, scored, None, segments_BT.to(**on), positions_BT.to(**on)
+    )

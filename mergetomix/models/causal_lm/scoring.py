@@ -31,7 +31,9 @@ def sums(losses: Sequence[torch.Tensor], batches: Sequence[TokenBatch]) -> torch
     for batch in batches:
         starts.append(num)
         num += len(batch.rows)
-    owners_K = torch.cat([batch.scored.owners_K + start for batch, start in zip(batches, starts, strict=True)])
+    owners_K = torch.cat(
+        [batch.scored.owners_K + start for batch, start in zip(batches, starts, strict=True)]
+    )
     return torch.zeros(num, dtype=torch.float64).index_add(0, owners_K, losses_K)
 
 
@@ -70,7 +72,9 @@ def _losses(logits_PV: torch.Tensor, scored: Scored) -> torch.Tensor:
     import torch
 
     num, size = len(scored.picks), logits_PV.shape[-1]
-    step = max(1, num if logits_PV.requires_grad else PIECE.get(logits_PV.device.type, OTHER_PIECE) // size)
+    step = max(
+        1, num if logits_PV.requires_grad else PIECE.get(logits_PV.device.type, OTHER_PIECE) // size
+    )
     pieces = [logits_PV.new_zeros(0, dtype=torch.float32)]
     for start in range(0, num, step):
         end = min(start + step, num)

@@ -118,8 +118,16 @@ def collate(group: Sequence[Encoded], rows: Sequence[int], pad: int, device: str
     wanted_K = labels_BT[owners_K, columns_K + 1]
     places_K = owners_K * width + columns_K
     picks_K = torch.arange(len(places_K))
-    scored = Scored(places_K.to(device), tuple(range(len(places_K))), picks_K.to(device), wanted_K.to(device), owners_K)
-    return TokenBatch(ids_BT.to(device), mask_BT.to(device), tuple(rows), scored, labels_BT.to(device))
+    scored = Scored(
+        places_K.to(device),
+        tuple(range(len(places_K))),
+        picks_K.to(device),
+        wanted_K.to(device),
+        owners_K,
+    )
+    return TokenBatch(
+        ids_BT.to(device), mask_BT.to(device), tuple(rows), scored, labels_BT.to(device)
+    )
 
 
 def padded(lines: Sequence[Sequence[int]], width: int, fill: int) -> torch.Tensor:

@@ -17,7 +17,9 @@ PLAIN_LOGITS = 2**26
 """Logits of a batch (256 MiB in float32) up to which they are computed all at once."""
 
 
-def trainer(family: CausalLM, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]) -> SFTTrainer:
+def trainer(
+    family: CausalLM, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]
+) -> SFTTrainer:
     """The trainer of the base on these sequences. Its model keeps the base's setting of the cache."""
     from trl import SFTConfig
 
@@ -33,7 +35,9 @@ def trainer(family: CausalLM, sequences: Sequence[Encoded], settings: Train, arg
         config._n_gpu = 1
     model = family.load()
     restore = _restore(model.config, model.config.use_cache)
-    return _class(settings.batch_size * family.max_length * model.config.get_text_config().vocab_size)(
+    return _class(
+        settings.batch_size * family.max_length * model.config.get_text_config().vocab_size
+    )(
         model=model,
         args=config,
         train_dataset=_table(sequences),
@@ -62,7 +66,13 @@ def _class(num_logits: int) -> type[SFTTrainer]:
     from trl import SFTTrainer
 
     class Plain(SFTTrainer):
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
             return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
 
     return Plain if num_logits <= PLAIN_LOGITS else SFTTrainer
@@ -71,4 +81,9 @@ def _class(num_logits: int) -> type[SFTTrainer]:
 def _table(sequences: Sequence[Encoded]) -> Dataset:
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": [list(s.ids) for s in sequences], "labels": [list(s.labels) for s in sequences]})
+    return Dataset.from_dict(
+        {
+            "input_ids": [list(s.ids) for s in sequences],
+            "labels": [list(s.labels) for s in sequences],
+        }
+    )

@@ -24,7 +24,14 @@ from mergetomix.data.image import LabelSpace, Picture
 from mergetomix.data.tables import Row, open_table
 from mergetomix.errors import DataError, ModelError, RecipeError
 from mergetomix.models.encoding import Encoding
-from mergetomix.models.images.heads import Head, HeadLayout, last_layer, logits_by_head, probe, text_head
+from mergetomix.models.images.heads import (
+    Head,
+    HeadLayout,
+    last_layer,
+    logits_by_head,
+    probe,
+    text_head,
+)
 from mergetomix.models.images.label_spaces import check_names, owner_of, same_classes, space_of
 from mergetomix.models.images.pixels import Pixels
 from mergetomix.models.pretrained import Pretrained, quiet
@@ -92,14 +99,20 @@ class ImageClassifier(Pretrained):
     def __init__(self, base: Base, device: str, images: Images, method: str) -> None:
         super().__init__(base, device, method)
         self.images = images
-        self.has_two_encoders = hasattr(self.config, "vision_config") and hasattr(self.config, "text_config")
-        self.head_kind = images.head if images.head != "auto" else "text" if self.has_two_encoders else "shared"
+        self.has_two_encoders = hasattr(self.config, "vision_config") and hasattr(
+            self.config, "text_config"
+        )
+        self.head_kind = (
+            images.head if images.head != "auto" else "text" if self.has_two_encoders else "shared"
+        )
         if (self.head_kind == "text") != self.has_two_encoders:
             wanted = "text" if self.has_two_encoders else "shared or own"
             message = f"{self.head_kind}, but {base.path} is a {self.config.model_type} model, whose head can be {wanted}"
             raise RecipeError("images.head", message)
         self.num_base_classes = 0 if self.has_two_encoders else int(self.config.num_labels)
-        self.is_headless = not any("ForImageClassification" in name for name in self.config.architectures or ())
+        self.is_headless = not any(
+            "ForImageClassification" in name for name in self.config.architectures or ()
+        )
         self.classes: tuple[str, ...] = ()
         self.has_new_head = False
         self._spaces: dict[str, LabelSpace] = {}
@@ -174,7 +187,8 @@ class ImageClassifier(Pretrained):
         """The examples of one source of labelled images."""
         if not source.label:
             raise DataError(
-                f"{where}.label", "family: image-classifier needs labelled images: name the columns image and label"
+                f"{where}.label",
+                "family: image-classifier needs labelled images: name the columns image and label",
             )
         return labelled_images.read(source, where, self.images.broken == "skip")
 
@@ -185,21 +199,32 @@ class ImageClassifier(Pretrained):
             UserError: a class has no name for a text head, sources of a shared head differ in theirs, a dataset of own heads
                 has one class alone, a target names a head that it cannot have, or images are not of one shape.
         """
-        self._owners = {where: examples for where, examples in sources.items() if not where.startswith("targets.")}
+        self._owners = {
+            where: examples
+            for where, examples in sources.items()
+            if not where.startswith("targets.")
+        }
         every = list(sources.values())
         for where, examples in sources.items():
             if self.head_kind != "own" and space_of(examples).head is not None:
-                raise RecipeError(f"{where}.head", f"names a dataset's head, but images.head is {self.head_kind}")
+                raise RecipeError(
+                    f"{where}.head", f"names a dataset's head, but images.head is {self.head_kind}"
+                )
         if self.head_kind == "text":
             self._check_encoders()
-            check_names(every, self.tokenizer, getattr(self.config.text_config, "max_position_embeddings", None))
+            check_names(
+                every,
+                self.tokenizer,
+                getattr(self.config.text_config, "max_position_embeddings", None),
+            )
         if self.head_kind == "shared":
             self._share(every)
         if self.head_kind == "own":
             for where, examples in self._owners.items():
                 if len({item.label for item in examples.items}) < 2:
                     raise DataError(
-                        where, f"all examples are of the class {examples.items[0].label!r}, so no head can be learnt"
+                        where,
+                        f"all examples are of the class {examples.items[0].label!r}, so no head can be learnt",
                     )
         self._check_shapes(every)
 
@@ -211,7 +236,11 @@ class ImageClassifier(Pretrained):
             plain = reading.read_rows(source, where)
             return plain, [reading.plain_content(row) for row in plain]
         items = self.read(source, where).items
-        rows: list[Row] = [{image: item.picture.open(), label: item.label} for item in items if item.picture is not None]
+        rows: list[Row] = [
+            {image: item.picture.open(), label: item.label}
+            for item in items
+            if item.picture is not None
+        ]
         return rows, [list(item.content()) for item in items]
 
     def _check_encoders(self) -> None:
@@ -254,9 +283,15 @@ class ImageClassifier(Pretrained):
             makes = f"the image processor makes {found} of {name} ({size[0]}x{size[1]} pixels)"
             if self.side is None:
                 message = f"{makes}, but {wanted} of others, and a batch needs one shape"
-                raise DataError(f"{where}.path", message, hint="resize or crop to one size in preprocessor_config.json")
+                raise DataError(
+                    f"{where}.path",
+                    message,
+                    hint="resize or crop to one size in preprocessor_config.json",
+                )
             message = f"{makes}, but the model reads {wanted} (colours, height, width)"
-            raise ModelError("base.path", message, hint="mend size and crop_size in preprocessor_config.json")
+            raise ModelError(
+                "base.path", message, hint="mend size and crop_size in preprocessor_config.json"
+            )
 
     def encode(self, examples: Sequence[Example], where: str) -> Encoding:
         """Every image as one sequence of patches. Raises DataError naming an image that the model cannot read."""
@@ -268,7 +303,13 @@ class ImageClassifier(Pretrained):
             head = self._head_of(example.space, where)
             classes = self.classes or self._spaces[head].classes
             found.append(
-                EncodedImage(example.picture, classes.index(example.label), head, i, self._num_tokens(example.picture))
+                EncodedImage(
+                    example.picture,
+                    classes.index(example.label),
+                    head,
+                    i,
+                    self._num_tokens(example.picture),
+                )
             )
         return Encoding(tuple(found), len(examples))
 
@@ -279,16 +320,26 @@ class ImageClassifier(Pretrained):
         width, height = picture.size
         if self.patch is not None and (height < self.patch[0] or width < self.patch[1]):
             message = f"{picture.name} is {width}x{height} pixels, smaller than a patch of {self.patch[1]}x{self.patch[0]}"
-            raise DataError(f"{where}.path", message, hint="set do_resize in the model's preprocessor_config.json")
+            raise DataError(
+                f"{where}.path",
+                message,
+                hint="set do_resize in the model's preprocessor_config.json",
+            )
         if self.side is not None and (height, width) != self.side:
             message = f"{picture.name} is {width}x{height} pixels, but the model reads {self.side[1]}x{self.side[0]}"
-            raise DataError(f"{where}.path", message, hint="set do_resize in the model's preprocessor_config.json")
+            raise DataError(
+                f"{where}.path",
+                message,
+                hint="set do_resize in the model's preprocessor_config.json",
+            )
 
     def _num_tokens(self, picture: Picture) -> int:
         """Patches of an image; where the model makes none, as many as a vision transformer's of 16 x 16 pixels would be."""
         shape = self._shapes.get(picture.size)
         if shape is None:
-            shape = self._shapes[picture.size] = self.side or tuple(self.pixels.get(picture).shape[1:])
+            shape = self._shapes[picture.size] = self.side or tuple(
+                self.pixels.get(picture).shape[1:]
+            )
         down, across = self.patch or PLAIN_PATCH
         rounded = math.floor if self.patch else math.ceil
         return int(max(1, rounded(shape[0] / down) * rounded(shape[1] / across)))
@@ -320,7 +371,11 @@ class ImageClassifier(Pretrained):
 
     def num_saved(self, lora: Lora | None) -> int:
         """How many params a saved fine-tune holds: those of the text side too."""
-        return self.num_trained(lora) if lora is not None else sum(p.numel() for p in self._skeleton().parameters())
+        return (
+            self.num_trained(lora)
+            if lora is not None
+            else sum(p.numel() for p in self._skeleton().parameters())
+        )
 
     def is_trained(self, name: str) -> bool:
         """Whether a fine-tune changes a param."""
@@ -331,13 +386,17 @@ class ImageClassifier(Pretrained):
     @cached_property
     def _last_name(self) -> str:
         """The name of the model's last layer."""
-        return last_layer(self._bare_skeleton(), self.num_base_classes, self.base.path, alone=self.has_new_head)[0]
+        return last_layer(
+            self._bare_skeleton(), self.num_base_classes, self.base.path, alone=self.has_new_head
+        )[0]
 
     def _bare_skeleton(self) -> Any:
         import torch
 
         with self.errors(), torch.device("meta"), quiet():
-            return self.auto_class.from_config(copy.deepcopy(self.config), trust_remote_code=self.base.trust_remote_code)
+            return self.auto_class.from_config(
+                copy.deepcopy(self.config), trust_remote_code=self.base.trust_remote_code
+            )
 
     @property
     def may_lack(self) -> tuple[str, ...]:
@@ -366,14 +425,20 @@ class ImageClassifier(Pretrained):
         try:
             pattern = re.compile(wanted if isinstance(wanted, str) else "")
         except re.error as error:
-            raise RecipeError("train.lora.target_modules", f"{wanted!r} is no regular expression: {error}") from None
+            raise RecipeError(
+                "train.lora.target_modules", f"{wanted!r} is no regular expression: {error}"
+            ) from None
 
         def is_wanted(name: str) -> bool:
             if isinstance(wanted, str):
                 return wanted == "all-linear" or pattern.fullmatch(name) is not None
             return any(name == each or name.endswith(f".{each}") for each in wanted)
 
-        linear = [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and self.is_trained(f"{n}.")]
+        linear = [
+            n
+            for n, module in model.named_modules()
+            if isinstance(module, nn.Linear) and self.is_trained(f"{n}.")
+        ]
         chosen = [name for name in linear if is_wanted(name)]
         if not chosen:
             message = (
@@ -382,31 +447,51 @@ class ImageClassifier(Pretrained):
                 else f"{self.base.path} has no linear layer to adapt"
             )
             raise RecipeError("train.lora.target_modules", message, hint="use train.method: full")
-        return LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen)  # type: ignore[arg-type]  # PEFT divides alpha by the rank: a fraction is as good
+        return LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=chosen
+        )  # type: ignore[arg-type]  # PEFT divides alpha by the rank: a fraction is as good
 
     def check_folder(self, folder: Path, where: str) -> None:
         """Images are prepared as the base wants them, whatever a folder says."""
 
-    def check_expert(self, load: Callable[[], Any] | None, changed: frozenset[str], where: str) -> None:
+    def check_expert(
+        self, load: Callable[[], Any] | None, changed: frozenset[str], where: str
+    ) -> None:
         """Raises ModelError where an expert changes what stays the base's in every merge."""
         odd = sorted(name for name in changed if not self.is_trained(name))
         if odd:
             message = f"the expert changes {odd[0]}, which stays the base's: only the image encoder is merged"
-            raise ModelError(where, message, hint="experts must have been trained with the text encoder and the heads frozen")
+            raise ModelError(
+                where,
+                message,
+                hint="experts must have been trained with the text encoder and the heads frozen",
+            )
         if load is None or not (self.head_kind == "shared" or self._statistics):
             return
         model = load()
         if self.head_kind == "shared":
             labels = tuple(str(model.config.id2label[i]) for i in sorted(model.config.id2label))
-            pairs = [(mine, shared) for mine, shared in zip(labels, self.classes, strict=False) if mine != shared]
+            pairs = [
+                (mine, shared)
+                for mine, shared in zip(labels, self.classes, strict=False)
+                if mine != shared
+            ]
             if pairs:
                 message = f"the expert's head has the class {pairs[0][0]!r} where the shared head has {pairs[0][1]!r}"
-                raise ModelError(where, message, hint="a merge adds heads up class by class, so their order must be one")
+                raise ModelError(
+                    where,
+                    message,
+                    hint="a merge adds heads up class by class, so their order must be one",
+                )
         found = _statistics(model)
         for name, tensor in (self._statistics or {}).items():
             if name in found and not tensor.equal(found[name]):
-                message = f"the expert changes the running statistics {name}, which cannot be merged"
-                raise ModelError(where, message, hint="train it with its normalisation layers in evaluation mode")
+                message = (
+                    f"the expert changes the running statistics {name}, which cannot be merged"
+                )
+                raise ModelError(
+                    where, message, hint="train it with its normalisation layers in evaluation mode"
+                )
 
     def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
         """Write a model and its processor as a folder that `from_pretrained` loads, with the frozen heads beside it."""
@@ -414,12 +499,22 @@ class ImageClassifier(Pretrained):
         if self.has_two_encoders:
             self.tokenizer.save_pretrained(folder)
         trained_with: Mapping[str, Head] | None = getattr(_core(model), "frozen_heads", None)
-        heads = self.heads(list(self._spaces)) if trained_with is None else trained_with  # a merge serves every source
+        heads = (
+            self.heads(list(self._spaces)) if trained_with is None else trained_with
+        )  # a merge serves every source
         if heads:
             from safetensors.torch import save_file
 
-            tensors = {f"{key}.{part}": tensor for key, head in heads.items() for part, tensor in head.tensors().items()}
-            save_file(tensors, folder / "heads.safetensors", {key: "\n".join(self._spaces[key].classes) for key in heads})
+            tensors = {
+                f"{key}.{part}": tensor
+                for key, head in heads.items()
+                for part, tensor in head.tensors().items()
+            }
+            save_file(
+                tensors,
+                folder / "heads.safetensors",
+                {key: "\n".join(self._spaces[key].classes) for key in heads},
+            )
 
     # --- features, heads, losses
 
@@ -445,11 +540,16 @@ class ImageClassifier(Pretrained):
     def _made(self, model: Any, key: str) -> Head:
         space = self._spaces[key]
         if self.head_kind == "text":
-            return text_head(model, self.tokenizer, [space.texts(name) for name in space.classes], self.device)
+            return text_head(
+                model, self.tokenizer, [space.texts(name) for name in space.classes], self.device
+            )
         owner = self._makers[key]
         images = self.encode(self._owners[owner].items, owner).sequences
         return probe(
-            self.states(model, images, PROBE_TOKENS), [image.label for image in images], len(space.classes), self.device
+            self.states(model, images, PROBE_TOKENS),
+            [image.label for image in images],
+            len(space.classes),
+            self.device,
         )
 
     def states(self, model: Any, images: Sequence[EncodedImage], batch_tokens: int) -> Any:
@@ -458,7 +558,10 @@ class ImageClassifier(Pretrained):
         import torch
 
         with torch.inference_mode():
-            parts = [self.features(model, self._stacked(batch.images)).cpu() for batch in self.batches(images, batch_tokens)]
+            parts = [
+                self.features(model, self._stacked(batch.images)).cpu()
+                for batch in self.batches(images, batch_tokens)
+            ]
         return np.asarray(torch.cat(parts).double().numpy())
 
     def mean_state(self, model: Any, sequences: Sequence[EncodedImage], batch_tokens: int) -> Any:
@@ -502,7 +605,9 @@ class ImageClassifier(Pretrained):
 
     def right(self, model: Any, batches: Sequence[ImageBatch]) -> list[bool]:
         """Whether its class is the likeliest, for every image in its original order."""
-        found = self._scored(batches, lambda batch: self._logits(model, batch).argmax(dim=1) == self._labels(batch))
+        found = self._scored(
+            batches, lambda batch: self._logits(model, batch).argmax(dim=1) == self._labels(batch)
+        )
         return [bool(value) for value in found]
 
     def _labels(self, batch: ImageBatch) -> Tensor:
@@ -510,7 +615,9 @@ class ImageClassifier(Pretrained):
 
         return torch.tensor([image.label for image in batch.images], device=self.device)
 
-    def _scored(self, batches: Sequence[ImageBatch], score: Callable[[ImageBatch], Tensor]) -> list[float]:
+    def _scored(
+        self, batches: Sequence[ImageBatch], score: Callable[[ImageBatch], Tensor]
+    ) -> list[float]:
         import torch
 
         found: dict[int, float] = {}
@@ -523,13 +630,22 @@ class ImageClassifier(Pretrained):
         """The heads of some training images side by side, in the order of their keys; None for a shared head."""
         return None if self.head_kind == "shared" else HeadLayout.of(self.heads(sorted(set(keys))))
 
-    def batch_loss(self, model: Any, pixels_BCHW: Tensor, labels_B: Tensor, bounds_B2: Tensor, layout: HeadLayout | None) -> Tensor:
+    def batch_loss(
+        self,
+        model: Any,
+        pixels_BCHW: Tensor,
+        labels_B: Tensor,
+        bounds_B2: Tensor,
+        layout: HeadLayout | None,
+    ) -> Tensor:
         """The sum over images of -log p of their class among their own head's classes."""
         import torch
         from torch.nn.functional import cross_entropy
 
         # the trainer's own autocast is around the model's forward alone; scores are taken in float32
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16 and self.dtype == torch.float32):
+        with torch.autocast(
+            self.device, torch.bfloat16, enabled=self.bf16 and self.dtype == torch.float32
+        ):
             if layout is None:
                 logits_BC = model(pixel_values=pixels_BCHW.to(self.dtype)).logits.float()
             else:
@@ -544,10 +660,14 @@ class ImageClassifier(Pretrained):
         layout = self.layout([image.head for image in sequences])
         labels_B, bounds_B2 = placed(sequences, layout)
         pixels_BCHW = self._stacked(sequences)
-        total = self.batch_loss(model, pixels_BCHW, labels_B.to(self.device), bounds_B2.to(self.device), layout)
+        total = self.batch_loss(
+            model, pixels_BCHW, labels_B.to(self.device), bounds_B2.to(self.device), layout
+        )
         return total / len(sequences)
 
-    def trainer(self, sequences: Sequence[EncodedImage], settings: Train, arguments: Mapping[str, Any]) -> Any:
+    def trainer(
+        self, sequences: Sequence[EncodedImage], settings: Train, arguments: Mapping[str, Any]
+    ) -> Any:
         """transformers' Trainer of the base on these images."""
         from mergetomix.models.images.trainer import trainer
 
@@ -571,7 +691,11 @@ def _core(model: Any) -> Any:
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
     """The running statistics of batch normalisation, which stay the base's."""
     names = ("running_mean", "running_var")
-    return {name: each.detach().clone().cpu() for name, each in model.named_buffers() if name.endswith(names)}
+    return {
+        name: each.detach().clone().cpu()
+        for name, each in model.named_buffers()
+        if name.endswith(names)
+    }
 
 
 def _zero(layer: Any) -> None:
@@ -589,7 +713,9 @@ def _replace(model: Any, name: str, classes: Sequence[str]) -> None:
 
     parent, _, leaf = name.rpartition(".")
     old = model.get_submodule(name)
-    layer = nn.Linear(old.in_features, len(classes), device=old.weight.device, dtype=old.weight.dtype)
+    layer = nn.Linear(
+        old.in_features, len(classes), device=old.weight.device, dtype=old.weight.dtype
+    )
     _zero(layer)
     setattr(model.get_submodule(parent), leaf, layer)
     model.config.num_labels = len(classes)

@@ -46,7 +46,9 @@ class HeadLayout:
             bounds[key] = (start, start + len(head.bias))
             start += len(head.bias)
         weight = torch.cat([head.weight for head in heads.values()])
-        return cls(Head(weight, torch.cat([head.bias for head in heads.values()])), bounds, dict(heads))
+        return cls(
+            Head(weight, torch.cat([head.bias for head in heads.values()])), bounds, dict(heads)
+        )
 
 
 def logits_by_head(layout: HeadLayout, features_BD: Tensor, bounds_B2: Tensor) -> Tensor:
@@ -73,7 +75,9 @@ def text_head(model: Any, tokenizer: Any, texts: Sequence[Sequence[str]], device
         for own in texts:
             # SigLIP was trained on texts padded to the longest; masked padding changes nothing for the others
             padding: Any = "max_length" if model.config.model_type.startswith("siglip") else True
-            encoded = tokenizer(list(own), padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(device)
+            encoded = tokenizer(
+                list(own), padding=padding, truncation=True, max_length=limit, return_tensors="pt"
+            ).to(device)
             out = model.get_text_features(**encoded)
             vectors_TD = _unit(getattr(out, "pooler_output", out).float())
             rows.append(_unit(vectors_TD.mean(dim=0)))
@@ -99,12 +103,22 @@ def probe(states_BD: Any, labels: Sequence[int], num_classes: int, device: str) 
 
     scale = float(np.sqrt(np.mean(states_BD**2))) or 1.0
     found = LogisticRegression(max_iter=1000).fit(states_BD / scale, labels)
-    weight_CD, bias_C = np.zeros((num_classes, states_BD.shape[1])), np.full(num_classes, float(found.intercept_.min()) - 10.0)
-    rows = found.coef_ if len(found.classes_) > 2 else np.concatenate([-found.coef_, found.coef_]) / 2
-    shifts = found.intercept_ if len(found.classes_) > 2 else np.array([-found.intercept_[0], found.intercept_[0]]) / 2
+    weight_CD, bias_C = (
+        np.zeros((num_classes, states_BD.shape[1])),
+        np.full(num_classes, float(found.intercept_.min()) - 10.0),
+    )
+    rows = (
+        found.coef_ if len(found.classes_) > 2 else np.concatenate([-found.coef_, found.coef_]) / 2
+    )
+    shifts = (
+        found.intercept_
+        if len(found.classes_) > 2
+        else np.array([-found.intercept_[0], found.intercept_[0]]) / 2
+    )
     weight_CD[found.classes_], bias_C[found.classes_] = rows / scale, shifts
     return Head(
-        torch.tensor(weight_CD, dtype=torch.float32, device=device), torch.tensor(bias_C, dtype=torch.float32, device=device)
+        torch.tensor(weight_CD, dtype=torch.float32, device=device),
+        torch.tensor(bias_C, dtype=torch.float32, device=device),
     )
 
 
@@ -124,12 +138,22 @@ def last_layer(
     from torch import nn
 
     if num_classes is not None:
-        linear = [n for n, each in model.named_modules() if isinstance(each, nn.Linear) and each.out_features == num_classes]
+        linear = [
+            n
+            for n, each in model.named_modules()
+            if isinstance(each, nn.Linear) and each.out_features == num_classes
+        ]
         if not linear:
-            raise ModelError("base.path", f"{name} has no linear layer of {num_classes} outputs as its head")
+            raise ModelError(
+                "base.path", f"{name} has no linear layer of {num_classes} outputs as its head"
+            )
         if alone and len(linear) > 1:
             message = f"{name} has {len(linear)} linear layers of {num_classes} outputs, so which is the head is not known"
-            raise ModelError("base.path", message, hint="use images.head: own, or a base whose head knows the classes")
+            raise ModelError(
+                "base.path",
+                message,
+                hint="use images.head: own, or a base whose head knows the classes",
+            )
         name = linear[-1]
     layer = model.get_submodule(name)
 

@@ -25,14 +25,20 @@ def check_names(sources: Sequence[Examples], tokenizer: Any, max_tokens: int | N
         space, where = space_of(examples), f"{examples.where}.classes"
         if not space.is_named:
             message = f"a text head needs the classes' names, but the labels are the numbers {', '.join(space.classes[:5])}..."
-            raise DataError(where, message, hint="list them, such as classes: [cat, dog], in that order")
+            raise DataError(
+                where, message, hint="list them, such as classes: [cat, dog], in that order"
+            )
         known: dict[tuple[Any, ...], str] = {}
         for name in space.classes:
             ids = tokenizer(space.texts(name), truncation=True, max_length=max_tokens)["input_ids"]
             other = known.setdefault(tuple(map(tuple, ids)), name)
             if other != name:
                 message = f"the model's tokenizer gives {other!r} and {name!r} the same tokens"
-                raise DataError(where, message, hint="is it this model's own, and are the templates short enough?")
+                raise DataError(
+                    where,
+                    message,
+                    hint="is it this model's own, and are the templates short enough?",
+                )
 
 
 def same_classes(sources: Sequence[Examples]) -> tuple[str, ...]:
@@ -55,11 +61,15 @@ def owner_of(owners: Mapping[str, Examples], space: LabelSpace, where: str) -> s
     Raises:
         RecipeError: there is none, or several.
     """
-    same = [owner for owner, each in owners.items() if set(space_of(each).classes) == set(space.classes)]
+    same = [
+        owner for owner, each in owners.items() if set(space_of(each).classes) == set(space.classes)
+    ]
     named = f"datasets.{space.head}"
     if named in same:
         return named
-    listed = "; ".join(f"{owner}: {', '.join(space_of(each).classes[:4])}" for owner, each in owners.items())
+    listed = "; ".join(
+        f"{owner}: {', '.join(space_of(each).classes[:4])}" for owner, each in owners.items()
+    )
     if space.head is not None:
         what = "has other classes" if named in owners else "is no dataset"
         raise RecipeError(f"{where}.head", f"{space.head!r} {what}", hint=listed)

@@ -71,8 +71,12 @@ class Pixels:
         if array.ndim == 2:
             array = array[:, :, None]
         try:
-            made = self._processor()(images=[array], input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
+            made = self._processor()(
+                images=[array], input_data_format="channels_last", return_tensors="np"
+            )["pixel_values"][0]
         except (ValueError, TypeError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ModelError("base.path", f"the image processor cannot take {name}: {reason}") from None
+            raise ModelError(
+                "base.path", f"the image processor cannot take {name}: {reason}"
+            ) from None
         return torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 MOST_WORKERS = 4
 
 
-def trainer(family: ImageClassifier, images: Sequence[EncodedImage], settings: Train, arguments: Mapping[str, Any]) -> Trainer:
+def trainer(
+    family: ImageClassifier,
+    images: Sequence[EncodedImage],
+    settings: Train,
+    arguments: Mapping[str, Any],
+) -> Trainer:
     """The trainer of the base on these images. Layers of batch normalisation keep the base's statistics."""
     from transformers import TrainingArguments
 
@@ -37,7 +42,9 @@ def trainer(family: ImageClassifier, images: Sequence[EncodedImage], settings: T
         model.frozen_heads = dict(layout.heads)
     if settings.method == "lora":
         model = family.adapted(model, settings.lora)
-    return _class(family, images, settings, layout)(model=model, args=config, train_dataset=_Items(family, images))
+    return _class(family, images, settings, layout)(
+        model=model, args=config, train_dataset=_Items(family, images)
+    )
 
 
 def workers(family: ImageClassifier, images: Sequence[EncodedImage]) -> int:
@@ -67,7 +74,9 @@ class _Items:
         return self.pixels.get(self.images[place].picture), place
 
 
-def _class(family: ImageClassifier, images: Sequence[EncodedImage], settings: Train, layout: Any) -> type[Trainer]:
+def _class(
+    family: ImageClassifier, images: Sequence[EncodedImage], settings: Train, layout: Any
+) -> type[Trainer]:
     import torch
     from transformers import Trainer
 
@@ -80,19 +89,31 @@ def _class(family: ImageClassifier, images: Sequence[EncodedImage], settings: Tr
             def collate(items: list[tuple[Tensor, int]]) -> dict[str, Tensor]:
                 places = [place for _, place in items]
                 pixels = torch.stack([pixels for pixels, _ in items])
-                return {"pixel_values": pixels, "labels": labels_B[places], "bounds": bounds_B2[places]}
+                return {
+                    "pixel_values": pixels,
+                    "labels": labels_B[places],
+                    "bounds": bounds_B2[places],
+                }
 
             super().__init__(**options, data_collator=collate)
             self.model_accepts_loss_kwargs = True
             self.generator = torch.Generator().manual_seed(settings.seed)
 
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
             _hold_statistics(model)
             pixels_BCHW = inputs["pixel_values"]
             if settings.augment is not None:
                 pixels_BCHW = augmented(pixels_BCHW, settings.augment, self.generator)
             self.state.num_input_tokens_seen += len(pixels_BCHW) * images[0].num_tokens
-            total = family.batch_loss(model, pixels_BCHW, inputs["labels"], inputs["bounds"], layout)
+            total = family.batch_loss(
+                model, pixels_BCHW, inputs["labels"], inputs["bounds"], layout
+            )
             return total / (len(pixels_BCHW) if num_items_in_batch is None else num_items_in_batch)
 
     return ImageTrainer
@@ -126,8 +147,12 @@ def augmented(pixels_BCHW: Tensor, settings: Augment, generator: Generator) -> T
     ratio = height / width
     map_B23 = torch.stack(
         [
-            torch.stack([mirror_B * cos_B, -sin_B * ratio, 2 * settings.shift * both_B5[:, 2]], dim=1),
-            torch.stack([mirror_B * sin_B / ratio, cos_B, 2 * settings.shift * both_B5[:, 3]], dim=1),
+            torch.stack(
+                [mirror_B * cos_B, -sin_B * ratio, 2 * settings.shift * both_B5[:, 2]], dim=1
+            ),
+            torch.stack(
+                [mirror_B * sin_B / ratio, cos_B, 2 * settings.shift * both_B5[:, 3]], dim=1
+            ),
         ],
         dim=1,
     ).to(pixels_BCHW)

@@ -34,9 +34,14 @@ def lines(told: Sequence[Told]) -> dict[str, ScoreLine]:
     other. The line between them is that of least squares over the trials, held to a slope of one by BELIEF trials of the spread
     seen. A target with a derivative of its own is its own companion, and stays.
     """
-    known = [(each.smooth, each.values) for each in told if each.smooth is not None and is_finite(each)]
+    known = [
+        (each.smooth, each.values) for each in told if each.smooth is not None and is_finite(each)
+    ]
     names = known[0][1] if known else ()
-    return {name: line([smooth[name] for smooth, _ in known], [values[name] for _, values in known]) for name in names}
+    return {
+        name: line([smooth[name] for smooth, _ in known], [values[name] for _, values in known])
+        for name in names
+    }
 
 
 def line(companions: Sequence[float], scores: Sequence[float]) -> ScoreLine:
@@ -57,6 +62,7 @@ def in_units_of_scores(told: Told, lines: Mapping[str, ScoreLine]) -> Told:
         return told
     smooth = told.smooth and {name: lines[name].at(value) for name, value in told.smooth.items()}
     slopes = told.gradients and {
-        name: {dataset: lines[name].slope * value for dataset, value in each.items()} for name, each in told.gradients.items()
+        name: {dataset: lines[name].slope * value for dataset, value in each.items()}
+        for name, each in told.gradients.items()
     }
     return replace(told, smooth=smooth, gradients=slopes)

@@ -36,7 +36,9 @@ class Direction:
     def slopes(self, values_TK: Array) -> Array:
         """d objective / d value by target and candidate, shape (T, K)."""
         worst_K = self._counting(self._parts(values_TK)).argmin(axis=0)
-        return np.asarray(((np.arange(len(values_TK))[:, None] == worst_K) + REST) * self._weights_T1)
+        return np.asarray(
+            ((np.arange(len(values_TK))[:, None] == worst_K) + REST) * self._weights_T1
+        )
 
     def _parts(self, values_TK: Array) -> Array:
         return np.asarray((values_TK - self._ideal_T1) * self._weights_T1)
@@ -59,7 +61,9 @@ class Outlook:
         self._front_KT = values_MT[is_front(values_MT)]
         every_MT = values_MT if expected_TK is None else np.vstack([values_MT, expected_TK.T])
         front_MT = every_MT[is_front(every_MT)]
-        widths = np.where(np.ptp(front_MT, axis=0) > 0, np.ptp(front_MT, axis=0), np.ptp(every_MT, axis=0))
+        widths = np.where(
+            np.ptp(front_MT, axis=0) > 0, np.ptp(front_MT, axis=0), np.ptp(every_MT, axis=0)
+        )
         self._range_T = np.where(widths > 0, widths, 1.0)
         self._ideal_T = front_MT.max(axis=0)
         self._reference_T = front_MT.min(axis=0) - BELOW * self._range_T
@@ -81,7 +85,10 @@ class Outlook:
     def among(self, num: int, rng: np.random.Generator) -> list[Direction]:
         """Between them: all targets alike, then weights drawn uniformly."""
         drawn_DT = rng.dirichlet(np.ones(self.num_targets), num)
-        return [self._direction(weights_T) for weights_T in (np.full(self.num_targets, 1 / self.num_targets), *drawn_DT)]
+        return [
+            self._direction(weights_T)
+            for weights_T in (np.full(self.num_targets, 1 / self.num_targets), *drawn_DT)
+        ]
 
     def added(self, values_TK: Array) -> Array:
         """How much volume each candidate would add to what the front reaches, in its units, shape (K,): its box without what

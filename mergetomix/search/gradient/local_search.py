@@ -29,7 +29,11 @@ class Neighbours:
         """All of a subset's."""
         inside, outside = np.flatnonzero(bits_U), np.flatnonzero(~bits_U)
         none = np.array([-1])
-        pairs = [np.meshgrid(inside, outside), np.meshgrid(inside, none), np.meshgrid(none, outside)]
+        pairs = [
+            np.meshgrid(inside, outside),
+            np.meshgrid(inside, none),
+            np.meshgrid(none, outside),
+        ]
         return cls(*(np.concatenate([pair[side].ravel() for pair in pairs]) for side in (0, 1)))
 
     def change(self, steps_U: Array) -> Array:
@@ -53,20 +57,29 @@ class Neighbours:
 class Climber:
     """Goes uphill on the objective of some quadratics, one for each target."""
 
-    def __init__(self, frame: Frame, pieces: Sequence[Pieces], combined: Callable[[Array], Array]) -> None:
+    def __init__(
+        self, frame: Frame, pieces: Sequence[Pieces], combined: Callable[[Array], Array]
+    ) -> None:
         self._frame, self._pieces, self._combined = frame, pieces, combined
 
     def objectives(self, bits_KU: Bits) -> Array:
         """Of some subsets, shape (K,)."""
         frame = self._frame
         t_K = frame.factor(frame.sum.at(bits_KU), frame.squares.at(bits_KU))
-        return self._combined(np.stack([(curve.at(bits_KU) * t_K + line.at(bits_KU)) * t_K for line, curve in self._pieces]))
+        return self._combined(
+            np.stack(
+                [(curve.at(bits_KU) * t_K + line.at(bits_KU)) * t_K for line, curve in self._pieces]
+            )
+        )
 
     def around(self, bits_U: Bits) -> tuple[Neighbours, Array]:
         """A subset's neighbours and their objectives, -inf for those that the space does not allow."""
         frame, near = self._frame, Neighbours.of(bits_U)
         row = bits_U[None]
-        sum_K, squares_K, num_K = (each.at(row) + near.change(each.steps_U) for each in (frame.sum, frame.squares, frame.num))
+        sum_K, squares_K, num_K = (
+            each.at(row) + near.change(each.steps_U)
+            for each in (frame.sum, frame.squares, frame.num)
+        )
         allowed_K = (num_K > 0.5) & frame.is_allowed(num_K)
         with np.errstate(invalid="ignore", divide="ignore"):
             t_K = np.where(allowed_K, frame.factor(sum_K, squares_K), 0.0)

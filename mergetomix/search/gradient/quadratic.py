@@ -135,7 +135,9 @@ def covariance(partials: Partials, seen: Observations) -> Array:
     rows = seen.sloped
     some_MN = seen.points_MN[rows]
     cross = along(partials.picked(EVERY, rows), seen.points_MN, some_MN)
-    return np.block([[between(partials.picked(rows, rows), some_MN, some_MN), cross.T], [cross, partials.f]])
+    return np.block(
+        [[between(partials.picked(rows, rows), some_MN, some_MN), cross.T], [cross, partials.f]]
+    )
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,9 @@ LOWEST, HIGHEST = 1e-8, 1e4
 def noises(prior: QuadraticPrior, seen: Observations) -> Array:
     """The variance of the noise of each number observed."""
     num = len(seen.sloped) * seen.points_MN.shape[1]
-    return np.concatenate([np.full(num, prior.noise_slope), np.full(len(seen.values_M), prior.noise_value)])
+    return np.concatenate(
+        [np.full(num, prior.noise_slope), np.full(len(seen.values_M), prior.noise_value)]
+    )
 
 
 def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, Array]:
@@ -186,14 +190,19 @@ def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, 
     alpha_S = cho_solve(factor, y_S, check_finite=False)
     excess = cho_solve(factor, np.eye(len(y_S)), check_finite=False) - np.outer(alpha_S, alpha_S)
     diagonal_S, num = np.diag(excess) * noise_S, len(y_S) - len(seen.values_M)
-    slopes = [scale * float(np.vdot(part, excess)) for scale, part in zip(prior.scales, parts_TSS, strict=True)]
+    slopes = [
+        scale * float(np.vdot(part, excess))
+        for scale, part in zip(prior.scales, parts_TSS, strict=True)
+    ]
     gradient = np.array([*slopes, float(diagonal_S[num:].sum()), float(diagonal_S[:num].sum())]) / 2
     away = (logs - START.logs) / SPREAD
     value = y_S @ alpha_S / 2 + np.log(np.diag(factor[0])).sum() + away @ away / 2
     return float(value), gradient + away / SPREAD
 
 
-def fit_prior(seen: Observations, start: QuadraticPrior = START, max_steps: int = 40) -> QuadraticPrior:
+def fit_prior(
+    seen: Observations, start: QuadraticPrior = START, max_steps: int = 40
+) -> QuadraticPrior:
     """The prior under which what was observed, in units of its slopes, is likeliest."""
     from scipy.optimize import minimize
 
@@ -201,7 +210,13 @@ def fit_prior(seen: Observations, start: QuadraticPrior = START, max_steps: int 
     parts_TSS = np.stack([covariance(term(index, u, v), seen) for index in range(len(TERMS))])
     bounds = [(np.log(LOWEST), np.log(HIGHEST))] * (len(TERMS) + 2)
     found = minimize(
-        evidence, start.logs, (parts_TSS, seen), method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": max_steps}
+        evidence,
+        start.logs,
+        (parts_TSS, seen),
+        method="L-BFGS-B",
+        jac=True,
+        bounds=bounds,
+        options={"maxiter": max_steps},
     )
     return QuadraticPrior.of(found.x)
 
@@ -213,7 +228,9 @@ class QuadraticPosterior:
         before: the posterior of a part of the observations; where they only add values to it, its work is used.
     """
 
-    def __init__(self, seen: Observations, prior: QuadraticPrior, before: QuadraticPosterior | None = None) -> None:
+    def __init__(
+        self, seen: Observations, prior: QuadraticPrior, before: QuadraticPosterior | None = None
+    ) -> None:
         from scipy.linalg import solve_triangular
 
         self.seen, self.prior = seen, prior
@@ -229,7 +246,9 @@ class QuadraticPosterior:
         """The Cholesky root of the covariance of everything observed."""
         from scipy.linalg import cholesky
 
-        matrix = covariance(mixed(self._scales, *products(self.seen.points_MN, self.seen.points_MN)), self.seen)
+        matrix = covariance(
+            mixed(self._scales, *products(self.seen.points_MN, self.seen.points_MN)), self.seen
+        )
         matrix[np.diag_indices(len(matrix))] += noises(self.prior, self.seen)
         return np.asarray(cholesky(matrix, lower=True, check_finite=False, overwrite_a=True))
 
@@ -239,7 +258,9 @@ class QuadraticPosterior:
 
         old = len(before._root)
         rows_KS = self._cross(self.seen.points_MN[len(before.seen.values_M) :])
-        lower_KS = solve_triangular(before._root, rows_KS[:, :old].T, lower=True, check_finite=False).T
+        lower_KS = solve_triangular(
+            before._root, rows_KS[:, :old].T, lower=True, check_finite=False
+        ).T
         rest_KK = rows_KS[:, old:] - lower_KS @ lower_KS.T
         rest_KK[np.diag_indices(len(rest_KK))] += self.prior.noise_value
         corner_KK = cholesky(rest_KK, lower=True, check_finite=False)
@@ -249,7 +270,9 @@ class QuadraticPosterior:
         """Prior covariance of values at some points with everything observed, shape (K, S)."""
         rows = self.seen.sloped
         partials = mixed(self._scales, *products(points_KN, self.seen.points_MN))
-        return np.hstack([along(partials.picked(EVERY, rows), points_KN, self.seen.points_MN[rows]), partials.f])
+        return np.hstack(
+            [along(partials.picked(EVERY, rows), points_KN, self.seen.points_MN[rows]), partials.f]
+        )
 
     @cached_property
     def slope_N(self) -> Array:
@@ -263,7 +286,12 @@ class QuadraticPosterior:
     def curvature_NN(self) -> Array:
         """The expected H."""
         _, _, own, shared, overall = self._scales
-        x_MN, x_GN, a_M, a_GN = self.seen.points_MN, self.seen.points_MN[self.seen.sloped], self._alpha_M, self._alpha_GN
+        x_MN, x_GN, a_M, a_GN = (
+            self.seen.points_MN,
+            self.seen.points_MN[self.seen.sloped],
+            self._alpha_M,
+            self._alpha_GN,
+        )
         p_M, p_G, sum_G = x_MN.sum(axis=1), x_GN.sum(axis=1), a_GN.sum(axis=1)
         half_NN = own * ((x_MN.T * a_M) @ x_MN + 2 * x_GN.T @ a_GN)
         half_NN += shared * ((a_M * p_M) @ x_MN + p_G @ a_GN + sum_G @ x_GN)
@@ -272,13 +300,18 @@ class QuadraticPosterior:
 
     def mean(self, points_KN: Array) -> Array:
         """Expected values, shape (K,)."""
-        return np.asarray(points_KN @ self.slope_N + ((points_KN @ self.curvature_NN) * points_KN).sum(axis=1) / 2)
+        return np.asarray(
+            points_KN @ self.slope_N + ((points_KN @ self.curvature_NN) * points_KN).sum(axis=1) / 2
+        )
 
     def sd(self, points_KN: Array) -> Array:
         """Standard deviations of the values, without the noise, shape (K,)."""
         from scipy.linalg import solve_triangular
 
-        explained = (solve_triangular(self._root, self._cross(points_KN).T, lower=True, check_finite=False) ** 2).sum(axis=0)
+        explained = (
+            solve_triangular(self._root, self._cross(points_KN).T, lower=True, check_finite=False)
+            ** 2
+        ).sum(axis=0)
         square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
         prior_K = mixed(self._scales, square_K, sum_K).f
         return np.asarray(np.sqrt(np.maximum(prior_K - explained, 0.0)))

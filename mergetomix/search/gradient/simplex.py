@@ -28,9 +28,15 @@ class SimplexChoices:
         self._space, self._names = space, space.allowed
         self._exponent = setting.exponent
 
-    def best(self, model: Surrogate, tried: Sequence[Mixture], num: int, rng: np.random.Generator) -> list[Mixture]:
+    def best(
+        self, model: Surrogate, tried: Sequence[Mixture], num: int, rng: np.random.Generator
+    ) -> list[Mixture]:
         """See Choices: where ascents from the best tried, vertices and random mixtures end."""
-        starts = [*tried, *self._space.vertices(), *self._space.sample(NUM_RANDOM, int(rng.integers(2**31)))]
+        starts = [
+            *tried,
+            *self._space.vertices(),
+            *self._space.sample(NUM_RANDOM, int(rng.integers(2**31))),
+        ]
         order = np.argsort(-self.objectives(model, starts), kind="stable")[:NUM_STARTS]
         tops = [self._ascend(model, starts[index]) for index in order]
         heights = self.objectives(model, tops)
@@ -71,7 +77,9 @@ class SimplexChoices:
         k = float(effective(weights_N[None])[0])
         t = k ** (1 - self._exponent)
         slope_N = model.slopes(self.coefficients(weights_N[None]))[0]
-        return np.asarray(t * slope_N - 2 * (1 - self._exponent) * t * k * float(slope_N @ weights_N) * weights_N)
+        return np.asarray(
+            t * slope_N - 2 * (1 - self._exponent) * t * k * float(slope_N @ weights_N) * weights_N
+        )
 
     def _ascend(self, model: Surrogate, start: Mixture) -> Mixture:
         """Projected gradient ascent; a step is doubled where it helped and halved where it did not."""

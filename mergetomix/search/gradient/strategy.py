@@ -61,10 +61,14 @@ class Gradient(Stepwise):
         self._budget = default if setting.budget is None else setting.budget
         if self._budget < min(LEAST_BUDGET, setting.space.size):
             least = int(min(LEAST_BUDGET, setting.space.size))
-            raise ValueError(f"search by gradients takes a budget of at least {least} forward passes, not {self._budget}")
+            raise ValueError(
+                f"search by gradients takes a budget of at least {least} forward passes, not {self._budget}"
+            )
         self._learner = Learner(setting)
         self._choices: Choices = open_choices(setting)
-        self._is_curved = isinstance(setting.space, Simplex)  # there a step from the last best needs its derivative
+        self._is_curved = isinstance(
+            setting.space, Simplex
+        )  # there a step from the last best needs its derivative
         self._spread = 0.0
         self._chance: float | None = None
         self._lines: dict[str, ScoreLine] = {}
@@ -113,7 +117,12 @@ class Gradient(Stepwise):
             mixture = self._widening(model) if self.setting.front else self._most_promising(model)
             if mixture is None:
                 return
-            told = yield from one(Ask(mixture, gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST))
+            told = yield from one(
+                Ask(
+                    mixture,
+                    gradient=self._is_curved and self._budget - self._spent >= GRADIENT_COST,
+                )
+            )
             self._note_error(model, told)
 
     def _fit(self, again: bool) -> Surrogate | None:
@@ -131,7 +140,9 @@ class Gradient(Stepwise):
         if isinstance(space, Simplex):
             return space.uniform()
         whole = frozenset(space.allowed)
-        return space.mixture(whole) if whole in space else self._choices.random([], 1, self._rng())[0]
+        return (
+            space.mixture(whole) if whole in space else self._choices.random([], 1, self._rng())[0]
+        )
 
     def _curious(self, model: Surrogate | None) -> Mixture:
         """Of the best by the model and random ones, that of the highest expected objective with its uncertainty on top."""
@@ -149,7 +160,11 @@ class Gradient(Stepwise):
     def _most_promising(self, model: Surrogate | None) -> Mixture | None:
         """The best mixture by the model; None where there is none, or no hope and no budget to spend."""
         tried, rng = self._tried(), self._rng()
-        found = self._choices.random(tried, 1, rng) if model is None else self._choices.best(model, tried, 1, rng)
+        found = (
+            self._choices.random(tried, 1, rng)
+            if model is None
+            else self._choices.best(model, tried, 1, rng)
+        )
         if not found or model is None:
             return found[0] if found else None
         points_KN = self._points(found)
@@ -160,7 +175,9 @@ class Gradient(Stepwise):
     def _hopes(self, model: Surrogate, points_KN: Array) -> Array:
         """By how many standard deviations each of some mixtures is expected to be better than the best that was tried."""
         known = max(self._learnt(told, model) for told in self._seen() if is_finite(told))
-        return np.asarray((model.objectives(points_KN) - known) / np.maximum(model.sds(points_KN), 1e-12))
+        return np.asarray(
+            (model.objectives(points_KN) - known) / np.maximum(model.sds(points_KN), 1e-12)
+        )
 
     def _aimed(self, model: Surrogate | None) -> Surrogate | None:
         """The model, for a front that of the direction whose turn it is."""
@@ -182,7 +199,9 @@ class Gradient(Stepwise):
         if not found:
             return None
         outlook = self._outlook(model.values(self._points(found)))
-        found = list(dict.fromkeys([*found, *self._best_in(model, outlook.among(NUM_DIRECTIONS, rng), rng)]))
+        found = list(
+            dict.fromkeys([*found, *self._best_in(model, outlook.among(NUM_DIRECTIONS, rng), rng)])
+        )
         points_KN = self._points(found)
         values_TK, sd_TK = model.values(points_KN), model.value_sds(points_KN)
         hope_K = outlook.added(values_TK + HOPE * sd_TK)
@@ -190,10 +209,15 @@ class Gradient(Stepwise):
             return None
         return found[int(np.lexsort((hope_K, outlook.added(values_TK)))[-1])]
 
-    def _best_in(self, model: Surrogate, directions: Sequence[Direction], rng: np.random.Generator) -> list[Mixture]:
+    def _best_in(
+        self, model: Surrogate, directions: Sequence[Direction], rng: np.random.Generator
+    ) -> list[Mixture]:
         """The best mixtures not tried in some directions, each once."""
         tried = self._tried()
-        found = [self._choices.best(replace(model, combined=each), tried, PER_DIRECTION, rng) for each in directions]
+        found = [
+            self._choices.best(replace(model, combined=each), tried, PER_DIRECTION, rng)
+            for each in directions
+        ]
         return list(dict.fromkeys(mixture for some in found for mixture in some))
 
     def _note_error(self, model: Surrogate | None, told: Told) -> None:

@@ -13,7 +13,14 @@ import numpy as np
 
 from mergetomix import merge
 from mergetomix.objectives.objective import OverTargets, Scalar
-from mergetomix.search.gradient.quadratic import START, Array, Observations, QuadraticPosterior, QuadraticPrior, fit_prior
+from mergetomix.search.gradient.quadratic import (
+    START,
+    Array,
+    Observations,
+    QuadraticPosterior,
+    QuadraticPrior,
+    fit_prior,
+)
 from mergetomix.search.strategy import Setting, Told
 
 NUMBERS_TO_FIT = 320
@@ -24,7 +31,9 @@ def is_finite(told: Told) -> bool:
     """Whether all that was told are numbers."""
     slopes = (told.gradients or {}).values()
     values = [*told.values.values(), *(told.smooth or {}).values()]
-    return all(map(math.isfinite, values)) and all(math.isfinite(x) for each in slopes for x in each.values())
+    return all(map(math.isfinite, values)) and all(
+        math.isfinite(x) for each in slopes for x in each.values()
+    )
 
 
 @dataclass(frozen=True)
@@ -56,13 +65,20 @@ class Surrogate:
     def value_sds(self, points_KN: Array) -> Array:
         """Standard deviations of the values, shape (T, K). Their own noise, which is how far the truth is from a quadratic, is
         counted."""
-        sd_TK = np.stack([np.hypot(each.sd(points_KN), math.sqrt(each.prior.noise_value)) for each in self.posteriors])
+        sd_TK = np.stack(
+            [
+                np.hypot(each.sd(points_KN), math.sqrt(each.prior.noise_value))
+                for each in self.posteriors
+            ]
+        )
         return np.asarray(sd_TK * self.scale_T[:, None])
 
     def slopes(self, points_KN: Array) -> Array:
         """Derivative of the objective in the coefficients, shape (K, N)."""
         outer_TK = self.combined.slopes(self.values(points_KN))
-        inner_TKN = np.stack([slope_N + points_KN @ curvature_NN for slope_N, curvature_NN in self.quadratics()])
+        inner_TKN = np.stack(
+            [slope_N + points_KN @ curvature_NN for slope_N, curvature_NN in self.quadratics()]
+        )
         return np.asarray((outer_TK[:, :, None] * inner_TKN).sum(axis=0))
 
 
@@ -92,9 +108,15 @@ class Learner:
         targets, points_MN = sorted(known[0].values), self.points(known)
         combined = OverTargets(self._setting.objective, tuple(targets))
         found = [self._posterior(target, known, points_MN, again) for target in targets]
-        return Surrogate(combined, tuple(posterior for posterior, _ in found), np.array([scale for _, scale in found]))
+        return Surrogate(
+            combined,
+            tuple(posterior for posterior, _ in found),
+            np.array([scale for _, scale in found]),
+        )
 
-    def _posterior(self, target: str, known: Sequence[Told], points_MN: Array, again: bool) -> tuple[QuadraticPosterior, float]:
+    def _posterior(
+        self, target: str, known: Sequence[Told], points_MN: Array, again: bool
+    ) -> tuple[QuadraticPosterior, float]:
         values_M = np.array([(each.smooth or each.values)[target] for each in known])
         slopes_MN = np.array([self._row(each.gradients, target) for each in known])
         scale = float(np.sqrt(np.nanmean(slopes_MN**2))) or 1.0

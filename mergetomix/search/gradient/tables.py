@@ -61,7 +61,9 @@ class Curve:
 
     def at(self, bits_KU: Bits) -> Array:
         """Its value for some subsets."""
-        return np.asarray(self.line.at(bits_KU) + ((bits_KU @ self.crosses_UU) * bits_KU).sum(axis=1) / 2)
+        return np.asarray(
+            self.line.at(bits_KU) + ((bits_KU @ self.crosses_UU) * bits_KU).sum(axis=1) / 2
+        )
 
 
 class Frame:
@@ -72,11 +74,15 @@ class Frame:
         sizes = space.sizes or dict.fromkeys(self.names, 1.0)
         self.size_N = np.array([float(sizes[name]) for name in self.names])
         self.size_N /= self.size_N.mean()
-        self._in_UN = np.array([[name in unit for name in self.names] for unit in space.units], dtype=float)
+        self._in_UN = np.array(
+            [[name in unit for name in self.names] for unit in space.units], dtype=float
+        )
         self._in_UN = self._in_UN.reshape(len(space.units), len(self.names))
         self._fixed_N = np.array([name in space.fixed for name in self.names], dtype=float)
         self._is_size = np.isin(np.arange(len(self.names) + 1), list(space.num_by_size))
-        self.sum, self.squares, self.num = (self.line(x_N) for x_N in (self.size_N, self.size_N**2, np.ones_like(self.size_N)))
+        self.sum, self.squares, self.num = (
+            self.line(x_N) for x_N in (self.size_N, self.size_N**2, np.ones_like(self.size_N))
+        )
 
     def line(self, x_N: Array) -> Line:
         """The sum over a subset's datasets of some numbers."""
@@ -88,7 +94,9 @@ class Frame:
         pairs_UU = self._in_UN @ scaled_NN @ self._in_UN.T
         steps_U = self._in_UN @ (scaled_NN @ self._fixed_N) + np.diag(pairs_UU) / 2
         start = float(self._fixed_N @ scaled_NN @ self._fixed_N) / 2
-        return self.line(slope_N * self.size_N), Curve(Line(start, steps_U), pairs_UU - np.diag(np.diag(pairs_UU)))
+        return self.line(slope_N * self.size_N), Curve(
+            Line(start, steps_U), pairs_UU - np.diag(np.diag(pairs_UU))
+        )
 
     def factor(self, sum_K: Array, squares_K: Array) -> Array:
         """t = k^(1 - exponent) / sum, k = sum^2 / squares."""
@@ -101,7 +109,11 @@ class Frame:
     def coefficients(self, bits_KU: Bits) -> Array:
         """c of some subsets, shape (K, N)."""
         members_KN = bits_KU @ self._in_UN + self._fixed_N
-        return np.asarray(members_KN * self.size_N * self.factor(self.sum.at(bits_KU), self.squares.at(bits_KU))[:, None])
+        return np.asarray(
+            members_KN
+            * self.size_N
+            * self.factor(self.sum.at(bits_KU), self.squares.at(bits_KU))[:, None]
+        )
 
     def bits(self, datasets: frozenset[str]) -> Bits:
         """A subset as bits."""
@@ -110,11 +122,16 @@ class Frame:
     def unions(self, bits_KU: Bits) -> list[frozenset[str]]:
         """Bits as subsets."""
         units = self.space.units
-        return [self.space.fixed.union(*(unit for unit, bit in zip(units, row, strict=True) if bit)) for row in bits_KU]
+        return [
+            self.space.fixed.union(*(unit for unit, bit in zip(units, row, strict=True) if bit))
+            for row in bits_KU
+        ]
 
     def codes(self, bits_KU: Bits) -> NDArray[np.int64]:
         """The places of some subsets in a table."""
-        return np.asarray(bits_KU.astype(np.int64) @ (np.int64(1) << np.arange(bits_KU.shape[1], dtype=np.int64)))
+        return np.asarray(
+            bits_KU.astype(np.int64) @ (np.int64(1) << np.arange(bits_KU.shape[1], dtype=np.int64))
+        )
 
     def decoded(self, codes_K: NDArray[np.int64]) -> Bits:
         """The subsets at some places of a table."""
@@ -128,7 +145,9 @@ class Tables:
         self._frame = frame
         self.is_allowed = frame.is_allowed(frame.num.table())
         with np.errstate(invalid="ignore", divide="ignore"):
-            self._factor = np.where(self.is_allowed, frame.factor(frame.sum.table(), frame.squares.table()), 0.0)
+            self._factor = np.where(
+                self.is_allowed, frame.factor(frame.sum.table(), frame.squares.table()), 0.0
+            )
 
     def values(self, slope_N: Array, curvature_NN: Array) -> Array:
         """b . c + c . H c / 2 for every choice of units, by doubling: a few additions each."""

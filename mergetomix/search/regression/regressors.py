@@ -63,7 +63,9 @@ def process(points_MN: Array, value_M: Array) -> Fit:
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     smooth = ConstantKernel(1.0, (1e-4, 1e4)) * Matern(0.5, (0.1, 10.0), nu=2.5)
-    found = GaussianProcessRegressor(smooth + WhiteKernel(1e-2, (1e-8, 1.0)), optimizer=_few_steps, normalize_y=True)
+    found = GaussianProcessRegressor(
+        smooth + WhiteKernel(1e-2, (1e-8, 1.0)), optimizer=_few_steps, normalize_y=True
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a part that is not needed goes to its bound
         found.fit(points_MN, value_M)
@@ -75,7 +77,14 @@ def _few_steps(objective: Any, start: Array, bounds: Array) -> tuple[Array, floa
     """L-BFGS-B as scikit-learn has it, but not to the last digit."""
     from scipy.optimize import minimize
 
-    found = minimize(objective, start, method="L-BFGS-B", jac=True, bounds=bounds, options={"maxiter": MAX_PROCESS_STEPS})
+    found = minimize(
+        objective,
+        start,
+        method="L-BFGS-B",
+        jac=True,
+        bounds=bounds,
+        options={"maxiter": MAX_PROCESS_STEPS},
+    )
     return found.x, float(found.fun)
 
 
@@ -93,7 +102,10 @@ def log_linear(points_MN: Array, value_M: Array) -> Fit:
     if size == 0:
         return Fit(lambda points_KN: np.full(len(points_KN), mean), np.zeros(len(value_M)))
     squares = _Squares(points_MN, (value_M - mean) / size)
-    tried = [least_squares(squares.residuals, s, squares.slopes, method="lm", max_nfev=MAX_LAW_STEPS) for s in squares.starts()]
+    tried = [
+        least_squares(squares.residuals, s, squares.slopes, method="lm", max_nfev=MAX_LAW_STEPS)
+        for s in squares.starts()
+    ]
     best = min(tried, key=lambda found: float(found.cost))
     base, _ = np.linalg.qr(squares.slopes(best.x))
     own_M = (base[: len(value_M)] ** 2).sum(axis=1)
@@ -115,16 +127,22 @@ class _Squares:
 
     def __init__(self, points_MN: Array, value_M: Array) -> None:
         self._points_MN, self._value_M = points_MN, value_M
-        self._penalty_PN = np.sqrt(RIDGE) * np.vstack([points_MN - points_MN.mean(axis=0), np.eye(points_MN.shape[1])])
+        self._penalty_PN = np.sqrt(RIDGE) * np.vstack(
+            [points_MN - points_MN.mean(axis=0), np.eye(points_MN.shape[1])]
+        )
 
     def residuals(self, law: Array) -> Array:
         """Of every trial, then the penalties."""
-        return np.concatenate([_law(law, self._points_MN) - self._value_M, self._penalty_PN @ law[2:]])
+        return np.concatenate(
+            [_law(law, self._points_MN) - self._value_M, self._penalty_PN @ law[2:]]
+        )
 
     def slopes(self, law: Array) -> Array:
         """Derivatives of the residuals."""
         power_M = _power(law, self._points_MN)
-        upper = np.column_stack([np.ones_like(power_M), power_M, law[1] * power_M[:, None] * self._points_MN])
+        upper = np.column_stack(
+            [np.ones_like(power_M), power_M, law[1] * power_M[:, None] * self._points_MN]
+        )
         return np.vstack([upper, np.pad(self._penalty_PN, ((0, 0), (2, 0)))])
 
     def starts(self) -> list[Array]:

@@ -57,11 +57,14 @@ class Regression(Stepwise):
     name = "regression"
 
     def __init__(self, setting: Setting) -> None:
-        self._budget = default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+        self._budget = (
+            default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+        )
         least = int(min(LEAST_BUDGET, setting.space.size))
         if self._budget < least:
             raise SettingError(
-                "budget", f"search by regression takes a budget of at least {least} forward passes, not {self._budget}"
+                "budget",
+                f"search by regression takes a budget of at least {least} forward passes, not {self._budget}",
             )
         if setting.options.regressor == "lightgbm":
             needed("lightgbm", "regressor", "regressor: lightgbm")
@@ -90,7 +93,11 @@ class Regression(Stepwise):
     def _picked(self, num: int) -> list[Mixture]:
         """A round: the best predicted, and some drawn."""
         rng, predict = self._rng(), self._fitted()
-        best = [] if predict is None else self._new(self._ranked(predict, rng), math.ceil(BEST_SHARE * num))
+        best = (
+            []
+            if predict is None
+            else self._new(self._ranked(predict, rng), math.ceil(BEST_SHARE * num))
+        )
         return best + fresh(self.setting.space, self._tried() + best, num - len(best), rng)
 
     def _last(self) -> list[Mixture]:
@@ -122,7 +129,10 @@ class Regression(Stepwise):
             tops = np.argsort(-objective_K, kind="stable")[:NUM_TOPS]
             more_KN = self._pool.around(pool_KN[tops], rng)
             if len(more_KN):
-                pool_KN, objective_K = np.vstack([pool_KN, more_KN]), np.concatenate([objective_K, predict(more_KN)])
+                pool_KN, objective_K = (
+                    np.vstack([pool_KN, more_KN]),
+                    np.concatenate([objective_K, predict(more_KN)]),
+                )
         return np.asarray(pool_KN[np.argsort(-objective_K, kind="stable")])
 
     def _fitted(self) -> Predict | None:
@@ -145,7 +155,9 @@ class Regression(Stepwise):
 
     def _points(self, weights_KN: Array) -> Array:
         """c = k^(1 - exponent) w, k the effective number of datasets."""
-        return np.asarray(weights_KN * (effective(weights_KN) ** (1 - self.setting.exponent))[:, None])
+        return np.asarray(
+            weights_KN * (effective(weights_KN) ** (1 - self.setting.exponent))[:, None]
+        )
 
     def _tried(self) -> list[Mixture]:
         return [told.mixture for told in self._told]

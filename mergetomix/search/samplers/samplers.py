@@ -75,7 +75,9 @@ class Sampled:
         self.metrics = targets if setting.front and len(targets) > 1 else ("objective",)
         with quiet():
             sampler = open_sampler(kind, setting.seed, budget)
-            self._study = optuna.create_study(directions=["maximize"] * len(self.metrics), sampler=sampler)
+            self._study = optuna.create_study(
+                directions=["maximize"] * len(self.metrics), sampler=sampler
+            )
 
     def ask(self) -> tuple[optuna.Trial, Mixture]:
         """A trial, and the mixture that its values stand for."""
@@ -89,7 +91,9 @@ class Sampled:
             self._study.enqueue_trial(self.variables.params(mixture))
             trial = self._study.ask(self.variables.distributions)
             if self._is_generational:
-                _ = trial.relative_params  # only a trial that was sampled for belongs to a generation
+                _ = (
+                    trial.relative_params
+                )  # only a trial that was sampled for belongs to a generation
         return trial
 
     def tell(self, trial: optuna.Trial, told: Told) -> None:
@@ -102,5 +106,8 @@ class Sampled:
 
     def values(self, told: Told) -> list[float] | None:
         """One for each direction, or None where one is no number."""
-        found = [told.objective if metric == "objective" else told.values[metric] for metric in self.metrics]
+        found = [
+            told.objective if metric == "objective" else told.values[metric]
+            for metric in self.metrics
+        ]
         return found if all(map(math.isfinite, found)) else None

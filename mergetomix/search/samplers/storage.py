@@ -53,7 +53,9 @@ class Kept:
             return optuna.storages.get_storage(self._url)
         except (ImportError, RuntimeError, SQLAlchemyError) as error:
             reason = str(error).partition("\n")[0]
-            raise SettingError("strategy", f"{self._url} cannot be opened as a storage of Optuna: {reason}") from None
+            raise SettingError(
+                "strategy", f"{self._url} cannot be opened as a storage of Optuna: {reason}"
+            ) from None
 
     def _found(self) -> optuna.Study:
         import optuna
@@ -93,7 +95,9 @@ class Kept:
 
 def attributes(told: Told) -> dict[str, Any]:
     """What a trial is, beside its variables: the mixture's weights, its objective and its value on every target."""
-    values = {target: value if math.isfinite(value) else None for target, value in told.values.items()}
+    values = {
+        target: value if math.isfinite(value) else None for target, value in told.values.items()
+    }
     objective = told.objective if math.isfinite(told.objective) else None
     return {"weights": told.mixture.as_dict(), "objective": objective, "values": values}
 

@@ -46,8 +46,13 @@ class Optuna(Stepwise):
         if sampler == "cmaes":
             needed("cmaes", "sampler", "sampler: cmaes")
             if setting.front:
-                raise SettingError("sampler", "cmaes searches for one objective, not for a front; take nsga2, nsga3, tpe or gp")
-        self._budget = default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+                raise SettingError(
+                    "sampler",
+                    "cmaes searches for one objective, not for a front; take nsga2, nsga3, tpe or gp",
+                )
+        self._budget = (
+            default_budget(len(setting.space.allowed)) if setting.budget is None else setting.budget
+        )
         super().__init__(setting)
 
     def _foreseen(self) -> int:
@@ -73,7 +78,9 @@ class Optuna(Stepwise):
             trial, mixture = found
             told = yield from one(Ask(mixture))
 
-    def _listed(self, sampled: Sampled, mixtures: list[Mixture]) -> Iterator[tuple[optuna.Trial, Mixture]]:
+    def _listed(
+        self, sampled: Sampled, mixtures: list[Mixture]
+    ) -> Iterator[tuple[optuna.Trial, Mixture]]:
         for mixture in mixtures:
             yield sampled.given(mixture), mixture
 

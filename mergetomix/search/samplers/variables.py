@@ -63,29 +63,45 @@ class Members:
         """See Variables."""
         lean_U = np.array([float(params[name]) for name in self._units]) - 0.5
         chosen = self._union(lean_U > 0)
-        return self._space.mixture(chosen if chosen in self._space else self._union(self._nearest(lean_U)))
+        return self._space.mixture(
+            chosen if chosen in self._space else self._union(self._nearest(lean_U))
+        )
 
     def params(self, mixture: Mixture) -> dict[str, Any]:
         """See Variables."""
         values = (OUT, IN) if self._relaxed else (False, True)
-        return {name: values[unit <= frozenset(mixture.datasets)] for name, unit in self._units.items()}
+        return {
+            name: values[unit <= frozenset(mixture.datasets)] for name, unit in self._units.items()
+        }
 
     def _union(self, bits_U: NDArray[np.bool_]) -> frozenset[str]:
-        return self._space.fixed.union(*(unit for unit, bit in zip(self._units.values(), bits_U, strict=True) if bit))
+        return self._space.fixed.union(
+            *(unit for unit, bit in zip(self._units.values(), bits_U, strict=True) if bit)
+        )
 
     def _nearest(self, lean_U: Array) -> NDArray[np.bool_]:
         """The units of a mixture that cost the least changes, by dynamic programming over the sum of their sizes."""
-        drawn_U = np.random.default_rng([self._seed, *(lean_U > 0).astype(int).tolist()]).random(len(lean_U))
+        drawn_U = np.random.default_rng([self._seed, *(lean_U > 0).astype(int).tolist()]).random(
+            len(lean_U)
+        )
         price_U = np.abs(lean_U) if self._relaxed else 1 + TIE * drawn_U
-        sizes, num = [len(unit) for unit in self._units.values()], self._space.bounds[1] - len(self._space.fixed)
+        sizes, num = (
+            [len(unit) for unit in self._units.values()],
+            self._space.bounds[1] - len(self._space.fixed),
+        )
         cost_S, takes = np.full(num + 1, math.inf), []
         cost_S[0] = 0.0
         for size, lean, price in zip(sizes, lean_U.tolist(), price_U.tolist(), strict=True):
-            with_S = np.concatenate([np.full(min(size, num + 1), math.inf), cost_S[:-size]]) + (0.0 if lean > 0 else price)
+            with_S = np.concatenate([np.full(min(size, num + 1), math.inf), cost_S[:-size]]) + (
+                0.0 if lean > 0 else price
+            )
             without_S = cost_S + (price if lean > 0 else 0.0)
             takes.append(with_S < without_S)
             cost_S = np.minimum(with_S, without_S)
-        left = min((size - len(self._space.fixed) for size in self._space.num_by_size), key=lambda size: float(cost_S[size]))
+        left = min(
+            (size - len(self._space.fixed) for size in self._space.num_by_size),
+            key=lambda size: float(cost_S[size]),
+        )
         bits_U = np.zeros(len(sizes), dtype=bool)
         for index in range(len(sizes) - 1, -1, -1):
             bits_U[index] = takes[index][left]
@@ -105,7 +121,9 @@ class Shares:
         from optuna.distributions import FloatDistribution
 
         self._space, self._names = space, space.allowed
-        self.distributions: dict[str, BaseDistribution] = dict.fromkeys(self._names, FloatDistribution(LEAST_VARIABLE, 1.0))
+        self.distributions: dict[str, BaseDistribution] = dict.fromkeys(
+            self._names, FloatDistribution(LEAST_VARIABLE, 1.0)
+        )
 
     def mixture(self, params: Mapping[str, Any]) -> Mixture:
         """See Variables."""
@@ -119,7 +137,10 @@ class Shares:
         """See Variables: an exponential number is one on average, so k datasets' shares sum to k."""
         weights, out = mixture.as_dict(), (1 + PRESENT) / 2
         parts = {name: len(mixture) * weights.get(name, 0.0) for name in self._names}
-        return {name: max(PRESENT * math.exp(-part), LEAST_VARIABLE) if part > 0 else out for name, part in parts.items()}
+        return {
+            name: max(PRESENT * math.exp(-part), LEAST_VARIABLE) if part > 0 else out
+            for name, part in parts.items()
+        }
 
 
 def open_variables(space: Space, relaxed: bool, seed: int) -> Variables:
