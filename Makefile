@@ -1,17 +1,25 @@
-# `make demo` and `make test` on a fresh machine with Python 3.11 and make: each sets up .venv when it is missing or stale.
+# Every target works on a fresh machine with Python 3.11 or later and make: .venv is set up if it is
+# missing or stale.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Tests of one file stay on one worker, so that what they share is made once
+JOBS ?= logical
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check fix bench clean
+.PHONY: demo quick test check fix bench mutation dist clean
 
 demo: $(STAMP)
 	$(BIN)/mergetomix demo
 
+quick: $(STAMP)
+	$(PYTEST) -m "not slow"
+
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -25,13 +33,20 @@ fix: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
-clean:
-	rm -rf $(VENV) mergetomix-demo mergetomix-demo-image build *.egg-info
+mutation: $(STAMP)
+	$(PIP) -e ".[mutation]"
+	$(BIN)/python studies/mutation.py
 
-# The stamp is newer than what it was made from, so nothing is installed twice. torch goes first: the constraint keeps pip
-# from choosing a build with CUDA packages where a CPU build is at hand.
+dist: $(STAMP)
+	.ci/dist
+
+clean:
+	rm -rf $(VENV) mergetomix-demo mergetomix-demo-image build dist *.egg-info
+
+# The stamp is newer than what it was made from, so nothing is installed twice. torch goes first: the
+# constraint keeps pip from choosing a build with CUDA packages where a CPU build is at hand.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,study,search]"
+	$(PIP) torch
+	$(PIP) -e ".[dev,study,search]"
 	touch $(STAMP)

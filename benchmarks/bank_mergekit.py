@@ -1,9 +1,10 @@
-"""The next mixture's proxy beside mergekit 0.1.5, in an environment of its own: merging in memory, and `run_merge` to disk.
+"""The next mixture's proxy beside mergekit 0.1.5: merging in memory, and `run_merge` to disk.
 
-mergekit merges the base's K experts with equal weights (`linear`), their tensors in memory already, planning included, as its
-search for mixtures does for each candidate; then from folder to folder. Ours goes on to a mixture that differs by one expert.
-Peer and bank are measured in turn, ROUNDS times, on one thread and on as many as there are cores. A ratio is one round's median
-by the other's.
+mergekit, in an environment of its own, merges the base's K experts with equal weights (`linear`),
+their tensors in memory already, planning included, as its search for mixtures does for each
+candidate; then from folder to folder. Ours goes on to a mixture that differs by one expert. Peer
+and bank are measured in turn, ROUNDS times, on one thread and on as many as there are cores. A
+ratio is one round's median by the other's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""From one mixture's proxy to the next: seconds beside plain addition over as many bytes, memory, and rounding.
+"""From one mixture's proxy to the next: seconds beside plain addition over as many bytes, memory,
+and rounding.
 
-Bytes of a move: the expert, the base and the sum read once, the sum and the live weights written once (sums are float64).
+The share is that of a move in a move and the evaluation behind it, the loss of 20,000 tokens (timed
+on some of them). The speed is told beside plain addition over as many bytes: the expert, the base
+and the sum read once, the sum and the live weights written once (sums are float64).
 """
 
 from __future__ import annotations
@@ -23,11 +26,12 @@ from mergetomix.experts.bank import GIB, Bank
 from mergetomix.experts.deltas import FullDelta, compare, params
 
 NUM_EXPERTS, K, NUM_RUNS = 9, 8, 15
+NUM_TOKENS = 20_000
 BYTES_PER_PARAM = 4 + 4 + 8 + 8 + 4
 
 
 def bank_of(base: Path, experts: list[Path], memory_gib: float) -> Bank:
-    """A bank of the folders' models, read as the package reads them but for the checks of tokenizers."""
+    """A bank of the folders' models, read as the package does but for the checks of tokenizers."""
     from safetensors import safe_open
 
     model = type(models.build(base.parent.name)).from_pretrained(base).eval()
@@ -58,20 +62,20 @@ def speed(size: str, folder: Path) -> None:
     base, experts = models.write(folder, size, NUM_EXPERTS)
     num = models.num_params(models.build(size))
     one, other = torch.randn(num), torch.randn(num)
+    ids = models.tokens(size, (4, 256))
     for kept, memory_gib in (("in memory", 64.0), ("mapped", num * 8 / GIB)):
         bank = bank_of(base, experts, memory_gib)
         move = moves(bank)
         for _ in range(2 * NUM_EXPERTS):  # every page is met once before
             move()
+        about = {"model": size, "k": K, "experts": kept}
         values = paired.ratios(move, lambda: one.add_(other), NUM_RUNS)
-        scaled = [value * 12 / BYTES_PER_PARAM for value in values]
-        paired.show(
-            what="next subset / add_ over as many bytes",
-            model=size,
-            k=K,
-            experts=kept,
-            **paired.spread(scaled),
-        )
+        scaled = paired.spread([value * 12 / BYTES_PER_PARAM for value in values])
+        paired.show(what="next subset / add_ over as many bytes", **about, **scaled)
+        values = paired.ratios(move, lambda bank=bank: models.forward(bank.model, ids), NUM_RUNS)  # type: ignore[misc]  # bound now
+        scaled = [value * ids.numel() / NUM_TOKENS for value in values]
+        shares = paired.spread([value / (1 + value) for value in scaled])
+        paired.show(what=f"share of a search of {NUM_TOKENS:,} tokens", **about, **shares)
 
 
 def memory(base: Path, experts: list[Path]) -> None:

@@ -1,6 +1,8 @@
-"""The demo over three seeds: the selected mixture's real fine-tune against the base, all datasets and random mixtures.
+"""The demo over three seeds: the selection's real fine-tune against other models.
 
-Prints gains on the report part (the mean over targets of the fraction of the base's loss removed), the time and the memory.
+The others are the base and the fine-tunes on all datasets and on random mixtures. Prints gains on
+the report part (the mean over targets of the fraction of the base's loss removed), the time and the
+memory.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ def run(folder: Path, seed: int) -> tuple[dict[str, Any], float]:
 
 
 def gains(result: dict[str, Any]) -> dict[str, float]:
-    """Gain on the report part of each line of the final table that the demo must beat, and of the selection."""
+    """Gains on the report part: of the selection, and of each line that the demo must beat."""
     baselines = result["baselines"]
     drawn = [line["gain"] for line in baselines["random"]]
     return {
@@ -54,15 +56,12 @@ def main() -> None:
             result, seconds = run(Path(folder), seed)
             rows.append(gains(result))
             shown = ", ".join(f"{name} {value:+.4f}" for name, value in rows[-1].items())
-            print(
-                f"seed {seed}: {' + '.join(result['selected']['datasets'])}: {shown}; {seconds:.0f} s",
-                flush=True,
-            )
+            picked = " + ".join(result["selected"]["datasets"])
+            print(f"seed {seed}: {picked}: {shown}; {seconds:.0f} s", flush=True)
     for name in rows[0]:
         values = [row[name] for row in rows]
-        print(
-            f"{name}: mean {statistics.fmean(values):+.4f}, {min(values):+.4f} to {max(values):+.4f}"
-        )
+        mean, spread = statistics.fmean(values), f"{min(values):+.4f} to {max(values):+.4f}"
+        print(f"{name}: mean {mean:+.4f}, {spread}")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"peak memory {peak:.2f} GiB")
 

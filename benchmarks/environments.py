@@ -1,6 +1,7 @@
-"""Environments of other tools, each in a folder of its own under .bench/, made when one is first asked for.
+"""Environments of other tools, each in a folder of its own under .bench/, made when asked for.
 
-Versions are pinned: what `constraints.txt` pins for this package holds there too, so that both sides run on the same torch.
+Versions are pinned: what `constraints.txt` pins for this package holds there too, so that both
+sides run on the same torch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ PINS = {
 
 
 def python_of(tool: str) -> Path:
-    """The Python of a tool's environment. An environment of other pins, or one that was not finished, is made anew."""
+    """The Python of a tool's environment, made anew if it has other pins or was not finished."""
     folder = FOLDER / tool
     python, stamp = folder / "bin" / "python", folder / "pins.txt"
     wanted = "\n".join((*PINS[tool], CONSTRAINTS.read_text()))

@@ -1,7 +1,10 @@
-"""Scoring four options of about 8 tokens behind a prompt of 200: reading the prompt once, against each option's full text.
+"""Scoring four options behind a prompt: reading the prompt once, against each option's full text.
 
-Both ways in one process, in turn, with batches of the same number of tokens; the ratio is that of examples a second. The plain
-way computes all logits, as a straightforward loop does. Peak memory is that of one pass over the examples.
+Options have about 8 tokens, prompts 200.
+
+Both ways in one process, in turn, with batches of the same number of tokens; the ratio is that of
+examples a second. The plain way computes all logits, as a straightforward loop does. Peak memory is
+that of one pass over the examples.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ def prepare(kind: str, folder: Path) -> Mapping[str, paired.Way]:
         for option in question.options
     ]
     return {
-        "once": lambda: [loss for losses in family.option_losses(model, asked) for loss in losses],
+        "once": lambda: [loss for losses in asked.losses(model) for loss in losses],
         "plain": lambda: evaluation_models.all_logits(model, rows, BATCH_TOKENS),
     }
 

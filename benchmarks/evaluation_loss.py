@@ -1,7 +1,8 @@
 """The loss of completions: logits where they are scored, against all logits.
 
-Completions are a quarter of a text of about 256 tokens; `all` scores every token, where nothing can be saved. Both ways in one
-process, in turn, with batches of the same number of tokens. Peak memory is that of one pass over the texts.
+Completions are a quarter of a text of about 256 tokens; `all` scores every token, where nothing can
+be saved. Both ways in one process, in turn, with batches of the same number of tokens. Peak memory
+is that of one pass over the texts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Models with random weights for the benchmarks of evaluation, as folders that the package opens."""
+"""Models with random weights for the benchmarks of evaluation, as folders for the package."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ KINDS = ("llama-1M", "llama-5M", "gpt2-124M")
 def open_model(kind: str, folder: Path) -> CausalLM:
     """A model of random weights as a family, made in the folder where it is not there.
 
-    `llama-1M` has 1.0 M parameters with 2,048 tokens; `llama-5M` the same body, 128 wide, with 32,000 tokens, whose
-    embedding alone has 4.1 M; `gpt2-124M` is GPT-2's own configuration, with 50,257 tokens.
+    `llama-1M` has 1.0 M parameters with 2,048 tokens; `llama-5M` the same body, 128 wide, with
+    32,000 tokens, whose embedding alone has 4.1 M; `gpt2-124M` is GPT-2's own configuration, with
+    50,257 tokens.
     """
     place = folder / kind
     if not place.exists():
@@ -37,7 +38,9 @@ def open_model(kind: str, folder: Path) -> CausalLM:
 
 
 def load(family: CausalLM) -> torch.nn.Module:
-    """The model with every param read once: a file mapped into memory would count as memory of the first pass."""
+    """The model with every param read once: pages of a file would count as the first pass's
+    memory.
+    """
     model = family.load()
     for param in model.parameters():
         param.detach().sum()
@@ -82,7 +85,8 @@ def random_ids(draw: random.Random, length: int, family: CausalLM) -> tuple[int,
 def all_logits(
     model: torch.nn.Module, rows: list[tuple[tuple[int, ...], int]], batch_tokens: int
 ) -> list[float]:
-    """-log p of each row's last tokens, the plain way: rows by length, padded behind, logits of every place.
+    """-log p of each row's last tokens, the plain way: rows by length, padded behind, logits of
+    every place.
 
     Args:
         rows: token ids, and how many of them at the end are scored.

@@ -1,4 +1,4 @@
-"""Gradients in the weights beside a forward and a backward pass, and adapters merged beside adapters that stay apart."""
+"""Gradients in the weights of all experts beside a forward and a backward pass."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 import models
 import paired
 import torch
-from mergetomix.experts.beside import Beside
-from torch.nn.functional import cross_entropy
 
 from mergetomix.experts.bank import GIB, Bank
 from mergetomix.experts.deltas import compare, params
@@ -19,39 +17,17 @@ TOKENS = {"1M": (8, 256), "124M": (4, 256)}
 EQUAL = {f"e{i}": 1 / K for i in range(K)}
 
 
-def tokens(size: str, shape: tuple[int, int]) -> torch.Tensor:
-    vocab = 2048 if size == "1M" else models.VOCAB
-    return torch.randint(1, vocab, shape, generator=torch.Generator().manual_seed(0))
-
-
-def loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-
-
-def forward(model: Any, ids: torch.Tensor) -> None:
-    with torch.inference_mode():
-        loss(model, ids)
-
-
 def backward(model: Any, ids: torch.Tensor) -> None:
     """What training pays: a forward and a backward pass with gradients of all params."""
     model.requires_grad_(True).zero_grad()
-    loss(model, ids).backward()
+    models.loss(model, ids).backward()
 
 
 def of_bank(bank: Bank, ids: torch.Tensor) -> None:
     def losses() -> Iterator[torch.Tensor]:
-        yield loss(bank.model, ids)
+        yield models.loss(bank.model, ids)
 
     bank.gradient(losses())
-
-
-def of_beside(beside: Beside, ids: torch.Tensor) -> None:
-    beside.model.requires_grad_(False)
-    point = torch.full((K,), 1 / K, requires_grad=True)
-    with beside.mixed(point) as model:
-        loss(model, ids).backward()
 
 
 def full(size: str) -> Bank:
@@ -66,60 +42,32 @@ def full(size: str) -> Bank:
 
 
 def gradients(size: str) -> None:
-    ids = tokens(size, TOKENS[size])
-    plain, bank = models.build(size).eval(), full(size)
-    bank.set(EQUAL)
-    folded = models.build(size).eval()
-    lora = Bank(folded, models.adapters(folded, K, RANK), 64.0 * GIB)
-    lora.set(EQUAL)
-    apart = models.build(size).eval()
-    beside = Beside(apart, models.adapters(apart, K, RANK))
-    ways: dict[str, Callable[[], None]] = {
-        "full experts": lambda: of_bank(bank, ids),
-        "adapters, merged": lambda: of_bank(lora, ids),
-        "adapters, beside the base": lambda: of_beside(beside, ids),
+    ids, plain = models.tokens(size, TOKENS[size]), models.build(size).eval()
+    merged = models.build(size).eval()
+    banks = {
+        "full experts": full(size),
+        "adapters": Bank(merged, models.adapters(merged, K, RANK), 64.0 * GIB),
     }
-    for name, way in ways.items():
-        for against, other in (("forward", forward), ("forward and backward", backward)):
-            values = paired.ratios(way, lambda other=other: other(plain, ids), NUM_RUNS)  # type: ignore[misc]  # bound now
-            what = f"gradient in {K} weights / {against} pass"
-            paired.show(
-                what=what, model=size, way=name, num_tokens=ids.numel(), **paired.spread(values)
-            )
-
-
-def switching(size: str) -> None:
-    """A new mixture and its loss: folded into the weights, over beside the base."""
-    folded, apart = models.build(size).eval(), models.build(size).eval()
-    bank = Bank(folded, models.adapters(folded, K, RANK), 64.0 * GIB)
-    beside = Beside(apart, models.adapters(apart, K, RANK))
-    point = torch.full((K,), 1 / K)
-
-    def merged(ids: torch.Tensor) -> None:
+    passes: dict[str, Callable[[Any, torch.Tensor], None]] = {
+        "forward": models.forward,
+        "forward and backward": backward,
+    }
+    for name, bank in banks.items():
         bank.set(EQUAL)
-        forward(folded, ids)
-
-    def side(ids: torch.Tensor) -> None:
-        with beside.mixed(point) as model:
-            forward(model, ids)
-
-    for num in (16, 64, 256, 1024):
-        ids = tokens(size, (1, num) if num <= 256 else (num // 256, 256))
-        values = paired.ratios(lambda: merged(ids), lambda: side(ids), NUM_RUNS)  # noqa: B023 (called at once)
-        paired.show(
-            what="next mixture merged / beside, with its loss",
-            model=size,
-            k=K,
-            rank=RANK,
-            num_tokens=num,
-            **paired.spread(values),
-        )
+        for against, other in passes.items():
+            values = paired.ratios(
+                lambda bank=bank: of_bank(bank, ids),  # type: ignore[misc]  # bound now
+                lambda other=other: other(plain, ids),  # type: ignore[misc]
+                NUM_RUNS,
+            )
+            what = f"gradient in {K} weights / {against} pass"
+            about = {"model": size, "experts": name, "num_tokens": ids.numel()}
+            paired.show(what=what, **about, **paired.spread(values))
 
 
 def main() -> None:
     for size in models.SIZES:
         gradients(size)
-        switching(size)
 
 
 if __name__ == "__main__":

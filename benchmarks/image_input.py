@@ -1,8 +1,9 @@
 """How long training on images waits for its input, as a share of the training time.
 
-Two cases: small images that stay in memory once they were decoded (the demo's base, with augmentation), and photographs as JPEG
-files, decoded again every time by worker processes because no memory is given to keep them (a vision transformer of 5.5 M
-parameters at 224 x 224 pixels). Photographs are smooth noise: their content does not matter, their size does.
+Two cases: small images that stay in memory once they were decoded (the demo's base, with
+augmentation), and photographs as JPEG files, decoded again every time by worker processes because
+no memory is given to keep them (a vision transformer of 5.5 M parameters at 224 x 224 pixels).
+Photographs are smooth noise: their content does not matter, their size does.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Waits:
 
 
 def share(family: ImageClassifier, sequences: Any, settings: Train) -> float:
-    """Waiting as a share of one fine-tune, its first batch (and the start of the workers) counted."""
+    """Waiting as a share of one fine-tune, its first batch and the workers' start counted."""
     found: list[Waits] = []
     plain = Trainer.get_train_dataloader
 

@@ -1,12 +1,14 @@
-"""How far each way to combine LoRA experts is from the weighted sum of their products, sum_i w_i s_i B_i A_i in float64.
+"""How far each way to combine LoRA experts is from the weighted sum of their products.
 
-Eight experts with uneven weights, on the layers of a GPT-2 of 124 M params and of a Llama of 1 M, all in float32: this
-package's fold, its exact adapter, its adapter of a few ranks beside the least error that any matrix of that rank has, and
-PEFT's add_weighted_adapter in three ways. Factors are drawn at random, which is the worst case for a low rank: experts share
-nothing.
+That is sum_i w_i s_i B_i A_i in float64. Eight experts with uneven weights, on the layers of a
+GPT-2 of 124 M params and of a Llama of 1 M, all in float32: this package's fold, its exact adapter,
+its adapter of a few ranks beside the least error that any matrix of that rank has, and PEFT's
+add_weighted_adapter in three ways. Factors are drawn at random, which is the worst case for a low
+rank: experts share nothing.
 
-One JSON line for each way: relative Frobenius errors (the largest and the mean over modules), and its time as a multiple of the
-fold's in the same process. PEFT's svd is asked for reduced matrices, which give the same factors in less time.
+One JSON line for each way: relative Frobenius errors (the largest and the mean over modules), and
+its time as a multiple of the fold's in the same process. PEFT's svd is asked for reduced matrices,
+which give the same factors in less time.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mergetomix import merge
+from mergetomix.export import adapter
 
 NUM_EXPERTS, NUM_VOCAB = 8, 64  # embeddings carry no adapter here
 LIMIT = 1e-6
@@ -117,7 +120,9 @@ def errors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[st
 
 
 def least(wanted: Mapping[str, Tensor], rank: int) -> dict[str, float]:
-    """The errors that no matrix of a rank goes below: the eigenvalues of D D^T are the squares of D's singular values.
+    """The errors that no matrix of a rank goes below, by the eigenvalues of D D^T.
+
+    They are the squares of D's singular values.
 
     They are good to 1e-8 of the largest, so where nothing need be lost this says some 1e-8.
     """
@@ -175,18 +180,13 @@ def measure(case: Case) -> Iterator[dict[str, Any]]:
         lambda: {name: merge.lora_product(each, scaled) for name, each in pairs.items()}, 3
     )
     yield {"way": "fold (merge.lora_product)", **errors(fold, wanted), "time": 1.0}
-    ranks = [None, *(int(times * case.rank) for times in RANKS_KEPT)]
-    for rank in ranks:
-        adapter, seconds = timed(lambda rank=rank: adapter.combine(terms, rank, torch.float32), 1)
-        line = {
-            "way": "adapter, exact" if rank is None else f"adapter, rank {rank}",
-            "rank": adapter.rank,
-        }
-        found = errors(products(adapter.factors), wanted)
+    for asked in (None, *(int(times * case.rank) for times in RANKS_KEPT)):
+        found, seconds = timed(lambda asked=asked: adapter.combine(terms, asked, torch.float32), 1)
         yield {
-            **line,
-            **found,
-            **({} if rank is None else least(wanted, rank)),
+            "way": "adapter, exact" if asked is None else f"adapter, rank {asked}",
+            "rank": found.rank,
+            **errors(products(found.factors), wanted),
+            **({} if asked is None else least(wanted, asked)),
             "time": seconds / unit,
         }
     for kind in ("linear", "cat", "svd"):

@@ -1,30 +1,37 @@
-"""The same random tensors through mergetomix's merges and through mergekit 0.1.5, which runs in an environment of its own.
+"""The same random tensors through mergetomix's merges and through mergekit 0.1.5.
 
-Three experts with the weights .2, .3 and .5 (two for slerp), two matrices and two vectors, params of size 1 and deltas of
-size .3, float32. Methods without chance: the largest difference between merged params, relative to the largest merged delta.
+mergekit runs in an environment of its own.
+
+Three experts with the weights .2, .3 and .5 (two for slerp), two matrices and two vectors, params
+of size 1 and deltas of size .3, float32. Methods without chance: the largest difference between
+merged params, relative to the largest merged delta.
 
 What is mapped, where mergekit's words differ from the papers' or from ours:
-- weights are ours throughout. Ours are means; mergekit's task_arithmetic, dare_linear, della_linear and breadcrumbs are sums
-  with weights that add up to one: the same. For our task_arithmetic mergekit's weights are k w_i.
-- `normalize: true` for ties, dare_ties and breadcrumbs_ties: the mean over the experts that agree, which the papers take.
-  It is mergekit's default for ties, not for the other two.
-- slerp: mergekit's base_model is the first expert, t the second's weight. Nearer than about 1.8 degrees (cosine .9995)
-  mergekit takes the line; the arc differs from it by the angle squared over eight.
-- multislerp: ours is the mean on the sphere of the params, mergekit's `karcher` with equal weights and without a base, given
-  more steps. mergekit's own `multislerp` takes one step from the plain mean, without the logarithm: another formula, whose
-  distance is shown and not judged.
-- dare: `rescale: true` in mergekit restores the sum of magnitudes and does not divide by the density. Compared with
-  `rescale: false`, ours times the density.
-- della: mergekit's epsilon is half of the paper's and ours: probabilities from density - epsilon to density + epsilon. Its
-  rescaling is that of dare, where the paper divides by each value's probability; so what is compared is what is kept, with
-  one expert. The vote on signs is that of ties.
+- weights are ours throughout. Ours are means; mergekit's task_arithmetic, dare_linear, della_linear
+  and breadcrumbs are sums with weights that add up to one: the same. For our task_arithmetic
+  mergekit's weights are k w_i.
+- `normalize: true` for ties, dare_ties and breadcrumbs_ties: the mean over the experts that agree,
+  which the papers take. It is mergekit's default for ties, not for the other two.
+- slerp: mergekit's base_model is the first expert, t the second's weight. Nearer than about 1.8
+  degrees (cosine .9995) mergekit takes the line; the arc differs from it by the angle squared over
+  eight.
+- multislerp: ours is the mean on the sphere of the params, mergekit's `karcher` with equal weights
+  and without a base, given more steps. mergekit's own `multislerp` takes one step from the plain
+  mean, without the logarithm: another formula, whose distance is shown and not judged.
+- dare: `rescale: true` in mergekit restores the sum of magnitudes and does not divide by the
+  density. Compared with `rescale: false`, ours times the density.
+- della: mergekit's epsilon is half of the paper's and ours: probabilities from density - epsilon to
+  density + epsilon. Its rescaling is that of dare, where the paper divides by each value's
+  probability; so what is compared is what is kept, with one expert. The vote on signs is that of
+  ties.
 - mergekit has no fisher and no regmean.
 
-Methods with chance: NUM_SEEDS draws of both sides, values in five buckets by the magnitude of the mean delta. For each bucket
-of each tensor: z of the difference of means (towards the sign of the delta), z of the difference of variances, and the p
-of a Kolmogorov-Smirnov test between the pooled draws of both (cautious, as values have few levels). With 20 buckets the
-largest |z| should lie near 2.4, the smallest p no lower than about 1/20. The same is shown with our density changed by a
-tenth, to tell what is noticed.
+Methods with chance: NUM_SEEDS draws of both sides, values in five buckets by the magnitude of the
+mean delta. For each bucket of each tensor: z of the difference of means (towards the sign of the
+delta), z of the difference of variances, and the p of a Kolmogorov-Smirnov test between the pooled
+draws of both (cautious, as values have few levels). With 20 buckets the largest |z| should lie near
+2.4, the smallest p no lower than about 1/20. The same is shown with our density changed by a tenth,
+to tell what is noticed.
 """
 
 from __future__ import annotations
@@ -220,25 +227,22 @@ def compare_exact(
         ours = METHODS[comparison.method].combine(parts, **comparison.options)
         gap = (parts.base + ours - found[f"{number}.{param}"]).abs().max()
         worst = max(worst, float(gap / ours.abs().max()))
-    print(
-        f"{comparison.name:44} largest relative difference {worst:.1e}{'' if comparison.judged else ' (another formula)'}"
-    )
+    note = "" if comparison.judged else " (another formula)"
+    print(f"{comparison.name:44} largest relative difference {worst:.1e}{note}")
     return worst < LARGEST or not comparison.judged
 
 
 def compare_chance(
     comparison: Comparison, inputs: Mapping[str, Tensor], found: Mapping[str, Tensor], number: int
 ) -> bool:
-    """Prints how far both distributions are apart, and how far they would be with another density."""
+    """Prints how far both distributions are apart, and how far with another density."""
     right = distances(comparison, comparison.options, inputs, found, number)
     wrong = distances(
         comparison, {**comparison.options, "density": 1.1 * DENSITY}, inputs, found, number
     )
     for note, (z_mean, z_variance, p) in (("", right), (", with a density of .44 for .4", wrong)):
-        print(
-            f"{comparison.name + note:44} largest |z| of means {abs(z_mean).max():.1f}, of variances",
-            end=" ",
-        )
+        shown = f"{comparison.name + note:44} largest |z| of means {abs(z_mean).max():.1f}"
+        print(shown, "of variances", sep=", ", end=" ")
         print(f"{abs(z_variance).max():.1f}, smallest p {p.min():.1g}; {len(p)} buckets")
     return bool(
         abs(right[0]).max() < LARGEST_Z
@@ -276,12 +280,15 @@ def distances(
 
 
 def buckets(one_SV: Any, other_SV: Any, mean_V: Any) -> list[tuple[float, float, float]]:
-    """(z of means, z of variances, p) of each bucket of values by the magnitude of their mean. S: seeds, V: values."""
+    """(z of means, z of variances, p) of each bucket of values by the magnitude of their mean.
+
+    S: seeds, V: values.
+    """
     rows = []
     for places in np.array_split(np.argsort(np.abs(mean_V)), NUM_BUCKETS):
         one, other = (draws[:, places] * np.sign(mean_V[places]) for draws in (one_SV, other_SV))
         squares = [(draws - draws.mean(axis=0)) ** 2 for draws in (one, other)]
-        # rounded: a value takes few levels, and the last digit of one must not set it before or behind the other side's
+        # rounded: a value takes few levels, whose last digits must not set one side before another
         p = ks_2samp(one.ravel().round(4), other.ravel().round(4), method="asymp").pvalue
         rows.append((z_between(one, other), z_between(*squares), float(p)))
     return rows

@@ -1,4 +1,4 @@
-"""The models of the benchmarks: random weights in the shapes of real ones, and experts a little off them."""
+"""Models with random weights in the shapes of real ones, and experts a little off them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ VOCAB = 50_257
 
 
 def build(size: str) -> Any:
-    """A language model by its size: GPT-2 small's shape (124 M params), or a Llama of 1.0 M with a small vocabulary."""
+    """A language model by its size: GPT-2 small's shape, or a Llama with a small vocabulary."""
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -64,6 +64,21 @@ def write(folder: Path, size: str, num_experts: int) -> tuple[Path, list[Path]]:
 
 def num_params(model: Any) -> int:
     return sum(p.numel() for p in model.parameters())
+
+
+def tokens(size: str, shape: tuple[int, int]) -> torch.Tensor:
+    vocab = 2048 if size == "1M" else VOCAB
+    return torch.randint(1, vocab, shape, generator=torch.Generator().manual_seed(0))
+
+
+def loss(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+
+
+def forward(model: Any, ids: torch.Tensor) -> None:
+    with torch.inference_mode():
+        loss(model, ids)
 
 
 def adapters(model: Any, num_experts: int, rank: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two things measured in turn: their times, what they hold of memory, and how far their numbers lie apart."""
+"""Two things measured in turn: their times, their memory, how far their numbers lie apart."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def resident() -> int:
 
 
 def peak(prepare: Callable[[], Mapping[str, Way]], name: str) -> int:
-    """The most bytes that one way takes beyond what the process had when the model was loaded and everything was collated.
+    """The most bytes that one way takes beyond a loaded model and collated batches.
 
-    In a process of its own. Sampled every two milliseconds, as the highest mark that the system keeps would be that of loading.
+    In a process of its own. Sampled every two milliseconds, as the highest mark that the system
+    keeps would be that of loading.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (prepare, name))
@@ -51,7 +52,7 @@ def _peak(prepare: Callable[[], Mapping[str, Way]], name: str) -> int:
 
 
 def compare(prepare: Callable[[], Mapping[str, Way]], repetitions: int) -> dict[str, Any]:
-    """The second way's time over the first's, run by run in turn after one run of each to warm up."""
+    """The second way's time over the first's, in turn, after one run of each to warm up."""
     ways = prepare()
     (first, ours), (second, plain) = ways.items()
     apart = max(abs(a - b) for a, b in zip(ours(), plain(), strict=True))
@@ -78,7 +79,7 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def ratios(one: Callable[[], Any], other: Callable[[], Any], num_runs: int) -> list[float]:
-    """Seconds of `one` over seconds of `other`, measured one after the other; the first of each is not counted."""
+    """Seconds of `one` over seconds of `other`, in turn; the first of each is not counted."""
     one(), other()
     return [seconds(one) / seconds(other) for _ in range(num_runs)]
 

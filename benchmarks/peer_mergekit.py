@@ -1,17 +1,21 @@
-"""mergekit's side of the comparisons. It runs in mergekit's own environment and imports nothing of mergetomix.
+"""mergekit's side of the comparisons.
+
+It runs in mergekit's own environment and imports nothing of mergetomix.
 
     python peer_mergekit.py time BASE EXPERT... [--runs 5] [--method linear] [--threads N]
     python peer_mergekit.py merge JOBS.json INPUTS.safetensors RESULTS.safetensors
 
-`time` prints JSON on stdout. For each run, in seconds: `memory_plan` and `memory_execute`, a merge of all tensors into the
-params of a model that is there, as mergekit's evolution does it, from tensors that were read before; and `disk`, its
-`run_merge` into an empty folder. The first run of each kind warms up and is not counted. Weights are equal. `num_values` says
-how many values were written.
+`time` prints JSON on stdout. For each run, in seconds: `memory_plan` and `memory_execute`, a merge
+of all tensors into the params of a model that is there, as mergekit's evolution does it, from
+tensors that were read before; and `disk`, its `run_merge` into an empty folder. The first run of
+each kind warms up and is not counted. Weights are equal. `num_values` says how many values were
+written.
 
-`merge` merges tensors. A job of JOBS.json is {"name", "method", "parameters", "inputs", "base", "params", "num_seeds"}:
-`inputs` are the prefixes of the tensors in INPUTS, `base` one of them or null, `params` the rest of their names. Parameters
-are mergekit's own; one that differs between inputs is an object by input. RESULTS holds "<job>.<param>", with an axis of
-seeds in front where `num_seeds` is given.
+`merge` merges tensors. A job of JOBS.json is {"name", "method", "parameters", "inputs", "base",
+"params", "num_seeds"}: `inputs` are the prefixes of the tensors in INPUTS, `base` one of them or
+null, `params` the rest of their names. Parameters are mergekit's own; one that differs between
+inputs is an object by input. RESULTS holds "<job>.<param>", with an axis of seeds in front if
+`num_seeds` is given.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ OPTIONS = MergeOptions(quiet=True, copy_tokenizer=False, write_model_card=False)
 
 
 def configuration(method: str, base: str, experts: list[str]) -> MergeConfiguration:
-    """A merge of experts with equal weights; a linear one has no base, as the weights add up to one."""
+    """A merge of experts with equal weights, which add up to one: a linear one has no base."""
     models = [{"model": expert, "parameters": {"weight": 1 / len(experts)}} for expert in experts]
     values = {"merge_method": method, "models": models}
     return MergeConfiguration.model_validate(
@@ -68,7 +72,10 @@ def held(index: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def in_memory(config: MergeConfiguration) -> Callable[[], tuple[float, float, int]]:
-    """A function that merges into live params: seconds to plan, seconds to execute and copy, values copied."""
+    """A function that merges into live params.
+
+    It returns seconds to plan, seconds to execute and copy, and the number of values copied.
+    """
     hold_tensors(config)
     architecture = get_architecture_info(config, OPTIONS)
     model_config = config.referenced_models()[0].config()
@@ -92,8 +99,11 @@ def in_memory(config: MergeConfiguration) -> Callable[[], tuple[float, float, in
 
 
 def plan_in_memory(planner: MergePlanner) -> list[ReturnTensor]:
-    """What the planner's method of that name returns. In 0.1.5 it raises TypeError: its tasks are Task[Optional[Tensor]], and
-    ReturnTensor's check of its field, which is left out here, takes Task[Tensor] alone."""
+    """What the planner's method of that name returns.
+
+    In 0.1.5 it raises TypeError: its tasks are Task[Optional[Tensor]], and ReturnTensor's check of
+    its field, which is left out here, takes Task[Tensor] alone.
+    """
     planner._plan()
     return [
         ReturnTensor.model_construct(
@@ -139,11 +149,12 @@ def merge_tensors(given: argparse.Namespace) -> None:
     inputs, results = load_file(given.inputs), {}
     for job in json.loads(given.jobs.read_text()):
         for param in job["params"]:
-            results[f"{job['name']}.{param}"] = merged(session, param, inputs)
+            results[f"{job['name']}.{param}"] = merged(job, param, inputs)
     save_file(results, given.results)
 
 
 def merged(job: dict[str, Any], param: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One param, merged by mergekit's method; with a first axis of seeds if those are asked for."""
     names = job["inputs"]
     place = None if job["base"] is None else names.index(job["base"])
     tensors = [inputs[f"{name}.{param}"] for name in names]
@@ -155,7 +166,7 @@ def merged(job: dict[str, Any], param: str, inputs: dict[str, torch.Tensor]) -> 
         group = TensorGroup.from_tensors(copies, ids=names, base_index=place, name=param)
         return method([group], parameters=job["parameters"])[0].contiguous()
 
-    if session.get("num_seeds") is None:
+    if job.get("num_seeds") is None:
         return once(0)
     return torch.stack([once(seed) for seed in range(job["num_seeds"])])
 

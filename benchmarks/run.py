@@ -1,4 +1,7 @@
-"""Every benchmark of this folder, one after the other. Usage: python benchmarks/run.py [NAME ...]"""
+"""Every benchmark of this folder, one after the other.
+
+Usage: python benchmarks/run.py [NAME ...]
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""How much of the demo's search is not the forward pass of the targets: merging, the ledger, losses, everything else.
+"""How much of the demo's search is not the forward pass of the targets.
 
-The experts are trained first, with few tokens: what they hold does not matter to the search's time. Then every mixture is
-tried NUM_RUNS times, each time in a ledger without trials. Timed apart: the model's forward, which ends at the logits, and
-the targets' forward pass, which ends at the losses.
+The rest is merging, the ledger, losses and everything else.
+
+The experts are trained first, with few tokens: what they hold does not matter to the search's time.
+Then every mixture is tried NUM_RUNS times, each time in a ledger without trials. Timed apart: the
+model's forward, which ends at the logits, and the targets' forward pass, which ends at the losses.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from mergetomix import demo
+from mergetomix.demo import text as demo
 from mergetomix.recipe import recipe
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline, search
@@ -60,13 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = demo.write_recipe(Path(folder))
         for run in range(NUM_RUNS):
-            # another share of select examples is another target: no trial of an earlier round is reused
-            overrides = [
-                "train.max_steps=5",
-                f"select_fraction={0.5 + run * 1e-3}",
-                f"targets.urllib.seed={run}",
-            ]
-            overrides.append(f"targets.concurrent.seed={run}")
+            # another share of select examples is another target: no earlier trial is reused
+            overrides = ["train.max_steps=5", f"select_fraction={0.5 + run * 1e-3}"]
+            overrides += [f"targets.{name}.seed={run}" for name in ("urllib", "concurrent")]
             loaded = recipe.load(path, [*overrides, f"run_dir=run{run}"])
             with open_session(loaded) as session:
                 pipeline.train_experts(session)
@@ -75,9 +73,8 @@ def main() -> None:
             shown = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in taken.items())
             print(f"{shown}; outside the losses {overheads[-1]:.1%}, outside the logits", end=" ")
             print(f"{1 - taken['logits'] / taken['search']:.1%}", flush=True)
-    print(
-        f"outside the losses: median {statistics.median(overheads):.1%}, {min(overheads):.1%} to {max(overheads):.1%}"
-    )
+    spread = f"{min(overheads):.1%} to {max(overheads):.1%}"
+    print(f"outside the losses: median {statistics.median(overheads):.1%}, {spread}")
 
 
 if __name__ == "__main__":

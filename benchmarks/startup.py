@@ -1,4 +1,4 @@
-"""How long `mergetomix --help` takes beside an empty Python: medians of alternating runs, and their ratio."""
+"""How long `mergetomix --help` takes beside an empty Python: medians of runs in turn."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def main() -> None:
             taken[name].append(seconds(arguments))
     medians = {name: statistics.median(values) for name, values in taken.items()}
     for name, values in taken.items():
-        print(
-            f"{name}: median {medians[name]:.3f} s, {min(values):.3f} to {max(values):.3f}, {NUM_RUNS} runs"
-        )
+        spread = f"{min(values):.3f} to {max(values):.3f}, {NUM_RUNS} runs"
+        print(f"{name}: median {medians[name]:.3f} s, {spread}")
     empty, full = medians.values()
     print(f"ratio {full / empty:.1f}")
 

@@ -1,17 +1,19 @@
-"""Merge to Mix: which datasets to fine-tune on, told by merging experts instead of training every mixture.
+"""Merge to Mix: which datasets to fine-tune on, told by merging experts.
 
     import mergetomix as m2m
 
     result = m2m.run("recipe.yaml")
     print(result.selected.datasets)
 
-Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`, `search_mixtures` and `finalize` are its
-stages; `check` looks before anything is trained; `write_proxy` writes a mixture's merged model.
+Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`,
+`search_mixtures`, `verify_mixtures` and `finalize` are its stages; `check` looks before anything is
+trained; `write_proxy` writes a mixture's merged model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from mergetomix.progress import Listener
     from mergetomix.recipe.recipe import Recipe
     from mergetomix.stages.plan import Plan
+
+    AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 
 __version__ = "0.1.0"
 
@@ -70,31 +74,25 @@ __all__ = [
     "write_proxy",
 ]
 
+_LOADED_LATE = {
+    "Plan": "mergetomix.stages.plan",
+    "Recipe": "mergetomix.recipe.recipe",
+    "Written": "mergetomix.export.write",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """`Recipe`, `Plan` and `Written`, whose modules are not loaded before they are asked for."""
-    if name == "Recipe":
-        from mergetomix.recipe.recipe import Recipe
-
-        return Recipe
-    if name == "Plan":
-        from mergetomix.stages.plan import Plan
-
-        return Plan
-    if name == "Written":
-        from mergetomix.export.write import Written
-
-        return Written
-    raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
+    """Returns a class whose module is heavy, and so is not loaded before it is asked for."""
+    if name not in _LOADED_LATE:
+        raise AttributeError(f"module 'mergetomix' has no attribute {name!r}")
+    return getattr(import_module(_LOADED_LATE[name]), name)
 
 
-def load_recipe(
-    recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()
-) -> Recipe:
-    """A checked recipe from a file, or from plain values whose relative paths start at the working directory.
+def load_recipe(recipe: AnyRecipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Returns a checked recipe from a file, or from plain values.
 
-    In values, a dataset's or target's `rows` may be a `datasets.Dataset` or a list of mappings, and a target's `function` a
-    function.
+    The relative paths of values start at the working directory; their `rows` may be a
+    `datasets.Dataset` or a list of mappings, and a target's `function` a function.
 
     Args:
         overrides: `a.b=value` strings, applied to a file's values.
@@ -107,12 +105,10 @@ def load_recipe(
     return load(recipe, overrides) if isinstance(recipe, str | Path) else parse(recipe)
 
 
-def run(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
-) -> Result:
-    """Experts, search, final fine-tune and report, reusing whatever the store holds.
+def run(recipe: AnyRecipe, listener: Listener | None = None) -> Result:
+    """Makes experts, searches, fine-tunes and reports, reusing whatever the store holds.
 
-    Writes the resolved recipe, `result.json`, `report.md` and the final model into the recipe's `run_dir`.
+    The recipe's `run_dir` then holds `result.json`, `report.md`, the final model and the recipe.
 
     Raises:
         UserError: something that the user can mend, before any training.
@@ -128,10 +124,8 @@ def run(
     return result
 
 
-def train_experts(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
-) -> tuple[Finetune, ...]:
-    """Fine-tune one expert for each dataset; those in the store are reused."""
+def train_experts(recipe: AnyRecipe, listener: Listener | None = None) -> tuple[Finetune, ...]:
+    """Fine-tunes one expert for each dataset; those in the store are reused."""
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
@@ -139,10 +133,8 @@ def train_experts(
         return pipeline.train_experts(session)
 
 
-def search_mixtures(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
-) -> Selection:
-    """Experts where they are missing, then proxies on the select part of the targets, best first."""
+def search_mixtures(recipe: AnyRecipe, listener: Listener | None = None) -> Selection:
+    """Ranks proxies on the select part of the targets, after training missing experts."""
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
@@ -152,10 +144,9 @@ def search_mixtures(
 
 
 def verify_mixtures(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
+    recipe: AnyRecipe, listener: Listener | None = None
 ) -> tuple[Selection, Verification | None]:
-    """Experts and search where they are missing, then a few real fine-tunes; the verification is None where the recipe asks
-    for no checks."""
+    """Searches, then makes a few real fine-tunes; None if the recipe asks for no checks."""
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
@@ -166,13 +157,12 @@ def verify_mixtures(
 
 
 def finalize(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: AnyRecipe,
     selection: Selection,
     verification: Verification | None = None,
     listener: Listener | None = None,
 ) -> Result:
-    """Fine-tune on a selection (or what its verification picked) for real, score it beside the baselines on the report part,
-    and write the report."""
+    """Fine-tunes on a selection, or on what its verification picked, and writes the report."""
     from mergetomix.report import files
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
@@ -187,25 +177,26 @@ def finalize(
 
 
 def write_proxy(
-    recipe: str | Path | Mapping[str, Any] | Recipe,
+    recipe: AnyRecipe,
     datasets: Sequence[str],
     out: str | Path,
     weights: Sequence[float] | None = None,
     listener: Listener | None = None,
     form: Form | None = None,
 ) -> Written:
-    """Write the proxy of a mixture as a folder that `from_pretrained` loads, with its processor, a model card and the recipe.
+    """Writes a mixture's merged model as a folder that `from_pretrained` loads.
 
-    The folder appears whole or not at all. Those of its experts that the store lacks are trained first.
+    It holds the processor, a card and the recipe too, and appears whole or not at all. Those of its
+    experts that the store lacks are trained first.
 
     Args:
         datasets: names of the recipe's datasets.
         out: a folder that does not exist or is empty.
         weights: one for each dataset, in their order, of any sum; equal without.
-        form: how it is written, see `Form`; the merged model in the base's number type without.
+        form: how it is written; the merged model in the base's number type without.
 
     Raises:
-        UserError: a name, a weight, the folder or the form is wrong; said before anything is trained.
+        UserError: a name, a weight, the folder or the form is wrong; said before any training.
     """
     from mergetomix.export import write
     from mergetomix.session.session import open_session
@@ -217,10 +208,8 @@ def write_proxy(
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
-def check(
-    recipe: str | Path | Mapping[str, Any] | Recipe, listener: Listener | None = None
-) -> Plan:
-    """Read everything that a run will read and plan it: see `mergetomix.plan.Plan`. Trains nothing."""
+def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:
+    """Reads everything that a run will read and returns its plan; trains nothing."""
     from mergetomix.stages import plan
 
     return plan.check(load_recipe(recipe), listener)

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class MergeToMixError(Exception):
-    """An error with one line that says what must hold and, where there is one, a hint at the way out."""
+    """An error with one line that says what must hold, and perhaps a hint at the way out."""
 
     exit_code = 1
 
@@ -40,7 +40,10 @@ class UserError(MergeToMixError):
 
 
 class RecipeError(UserError):
-    """A recipe that does not say what to do; `where` is the path of the key, such as `targets.svamp.metric`."""
+    """A recipe that does not say what to do.
+
+    `where` is the path of the key, such as `targets.svamp.metric`.
+    """
 
     def __init__(self, where: str, message: str, *, hint: str | None = None) -> None:
         super().__init__(f"{where}: {message}" if where else message, hint=hint)

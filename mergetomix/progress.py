@@ -1,4 +1,4 @@
-"""How a stage says what it does: the command line draws bars, a script stays silent, a test keeps a list."""
+"""How a stage says what it does: to bars on the command line, to nobody, to a list in a test."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ class Listener(Protocol):
 
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Advance]:
-        """A piece of work of `total` units; call what it gives with the number of units just done."""
+        """Begins a piece of work of `total` units.
+
+        Yields a function to call with the number of units just done.
+        """
         ...
 
     def state(self, text: str) -> None:
-        """What the work under way has come to, to be shown beside its progress; the next one takes its place."""
+        """Says what the work under way has come to; the next such text takes its place."""
         ...
 
     def note(self, text: str) -> None:
-        """Something worth a line, such as what is reused."""
+        """Says something worth a line, such as what is reused."""
         ...
 
     def warn(self, text: str) -> None:
-        """Something that the user should look at."""
+        """Says something that the user should look at."""
         ...
 
 
@@ -35,21 +38,25 @@ class Silent:
 
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Advance]:
-        """Nothing is shown."""
+        """Shows nothing."""
         yield lambda _: None
 
     def state(self, text: str) -> None:
-        """Nothing is shown."""
+        """Shows nothing."""
 
     def note(self, text: str) -> None:
-        """Nothing is shown."""
+        """Shows nothing."""
 
     def warn(self, text: str) -> None:
-        """Nothing is shown."""
+        """Shows nothing."""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Returns seconds as people say them.
+
+    >>> duration(75), duration(600), duration(7200)
+    ('75 s', '10 min', '2.0 h')
+    """
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

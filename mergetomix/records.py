@@ -1,7 +1,7 @@
 """The nouns of the method, as frozen dataclasses: what flows between the stages.
 
-Words are those of the documentation: a *loss* is better when lower, a *score* when higher; *weights* are the
-coefficients of a mixture, never tensors.
+Words are those of the documentation: a *loss* is better if lower, a *score* if higher; *weights*
+are the coefficients of a mixture, never tensors.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    pass
+from typing import Literal
 
 Kind = Literal["loss", "score"]
 Part = Literal["select", "report"]
@@ -22,8 +19,11 @@ Part = Literal["select", "report"]
 class Mixture:
     """Some datasets and their weights: the shares of the data, which sum to one.
 
-    Datasets stand in the order of their names, so that two mixtures of the same datasets are equal and every sum over
-    them is taken in the same order.
+    Datasets stand in the order of their names, so that two mixtures of the same datasets are equal
+    and every sum over them is taken in the same order. Raises `ValueError` for anything else.
+
+    >>> print(Mixture(("code", "math"), (0.25, 0.75)))
+    0.25 code + 0.75 math
     """
 
     datasets: tuple[str, ...]
@@ -43,7 +43,13 @@ class Mixture:
 
     @classmethod
     def union(cls, datasets: Iterable[str], sizes: Mapping[str, float] | None = None) -> Mixture:
-        """The union of some datasets: equal weights, or weights proportional to `sizes`."""
+        """Returns the union of some datasets, with equal weights or weights by their `sizes`.
+
+        >>> Mixture.union(["math", "code"])
+        Mixture(datasets=('code', 'math'), weights=(0.5, 0.5))
+        >>> Mixture.union(["math", "code"], {"code": 100, "math": 300}).weights
+        (0.25, 0.75)
+        """
         names = tuple(sorted(set(datasets)))
         shares = [1.0 if sizes is None else float(sizes[name]) for name in names]
         total = sum(shares)
@@ -53,13 +59,13 @@ class Mixture:
         return len(self.datasets)
 
     def __str__(self) -> str:
-        """The datasets, with their weights where these are not equal."""
+        """Returns the datasets, with their weights if these are not equal."""
         if max(self.weights) - min(self.weights) < 1e-9:
             return " + ".join(self.datasets)
         return " + ".join(f"{weight:.2f} {name}" for name, weight in self.as_dict().items())
 
     def as_dict(self) -> dict[str, float]:
-        """Dataset name to weight."""
+        """Returns the weights by the names of the datasets."""
         return dict(zip(self.datasets, self.weights, strict=True))
 
     @property
@@ -72,9 +78,12 @@ class Mixture:
 class Scores:
     """What a target says of a model: one value for every example, and how much each counts.
 
-    For `kind == "loss"` a value is in nats per token and its weight is the number of tokens, so that `mean` is the loss
-    per token over all examples; for images it is in nats per image, each of weight one. For `kind == "score"` every weight
-    is one.
+    For `kind == "loss"` a value is in nats per token and its weight is the number of tokens, so
+    that `mean` is the loss per token over all examples; for images it is in nats per image, each of
+    weight one. For `kind == "score"` every weight is one.
+
+    >>> Scores("loss", (2.0, 4.0), (30.0, 10.0)).mean
+    2.5
     """
 
     kind: Kind
@@ -83,9 +92,8 @@ class Scores:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.weights):
-            raise ValueError(
-                f"every value needs a weight: {len(self.values)} values, {len(self.weights)} weights"
-            )
+            counts = f"{len(self.values)} values, {len(self.weights)} weights"
+            raise ValueError(f"every value needs a weight: {counts}")
         if not self.values:
             raise ValueError("scores need at least one example")
 
@@ -101,15 +109,18 @@ class Scores:
         return len(self.values)
 
     def as_dict(self) -> dict[str, float | int]:
-        """`{"loss" | "score": mean, "num_examples": n}`."""
+        """Returns `{"loss" | "score": mean, "num_examples": n}`."""
         return {self.kind: self.mean, "num_examples": self.num_examples}
 
 
 def gain(scores: Scores, base: Scores) -> float:
-    """How much better than the base, without unit; higher is better.
+    """Returns how much better than the base a model is, without unit; higher is better.
 
-    For a loss the fraction of the base's loss that is gone; for a score the difference. Both are fractions, so that
-    targets of both kinds can be averaged.
+    For a loss it is the fraction of the base's loss that is gone, for a score the difference. Both
+    are fractions, so that targets of both kinds can be averaged.
+
+    >>> gain(Scores("loss", (1.5,), (1.0,)), Scores("loss", (2.0,), (1.0,)))
+    0.25
     """
     if scores.kind == "loss":
         return (base.mean - scores.mean) / base.mean if base.mean > 0 else base.mean - scores.mean
@@ -118,9 +129,10 @@ def gain(scores: Scores, base: Scores) -> float:
 
 @dataclass(frozen=True)
 class Finetune:
-    """The base fine-tuned on a mixture's data: an expert where the mixture has one dataset, else a real fine-tune.
+    """The base fine-tuned on a mixture's data: an expert if it has one dataset, else a real one.
 
-    `num_examples` counts training sequences of one pass, `num_tokens` the tokens trained on over all passes.
+    `num_examples` counts training sequences of one pass, `num_tokens` the tokens trained on over
+    all passes.
     """
 
     mixture: Mixture
@@ -132,7 +144,7 @@ class Finetune:
 
     @property
     def dataset(self) -> str:
-        """The dataset of an expert."""
+        """The dataset of an expert. Raises `ValueError` for a mixture of several."""
         if len(self.mixture) != 1:
             raise ValueError(f"not an expert: {self.mixture}")
         return self.mixture.datasets[0]
@@ -140,9 +152,9 @@ class Finetune:
 
 @dataclass(frozen=True)
 class Portion:
-    """What a fine-tune on a weighted mixture takes of one dataset: so many sequences, and the tokens in them.
+    """What a fine-tune on a weighted mixture takes of one dataset: sequences and their tokens.
 
-    `num_passes` is how often it sees the dataset, below one where it sees a part.
+    `num_passes` is how often it sees the dataset, below one if it sees a part.
     """
 
     dataset: str
@@ -156,8 +168,9 @@ class Portion:
 class Trial:
     """A proxy evaluated on the select part of the targets.
 
-    `estimates` is None for a trial that saw every example. A race may stop one early: `scores` are then of the examples that
-    it saw, `estimates` the gains that all of them would be expected to give, by target, and `objective` is of these.
+    `estimates` is None for a trial that saw every example. A race may stop one early: `scores` are
+    then of the examples that it saw, `estimates` the gains that all of them would be expected to
+    give, by target, and `objective` is of these.
     """
 
     mixture: Mixture
@@ -176,7 +189,7 @@ class Trial:
         return sum(scores.num_examples for scores in self.scores.values())
 
     def gains(self, base: Mapping[str, Scores]) -> dict[str, float]:
-        """The gain over the base on each target, estimated where it was stopped early."""
+        """Returns the gain over the base on each target, estimated if it was stopped early."""
         known = self.estimates
         return {
             name: gain(scores, base[name]) if known is None else known[name]

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of a search: the mixture chosen, every complete trial, and every single expert as a trial, best first each;
-    `objective` is what they are ranked by.
+    """The outcome of a search: the mixture chosen, every complete trial, and every single expert.
 
-    `stopped` are the trials that a race stopped early, best estimate first: no candidates, as each was worse than a complete
-    one beyond doubt.
+    Trials and experts are sorted, the best first; `objective` is what they are ranked by.
+    `stopped` are the trials that a race stopped early, best estimate first: no candidates, as each
+    was worse than a complete one beyond doubt.
     """
 
     mixture: Mixture
@@ -49,9 +49,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Check:
-    """A mixture evaluated as proxy and as real fine-tune, on the select part; objectives are gains over the base.
+    """A mixture evaluated as proxy and as real fine-tune, on the select part.
 
-    `origin` says why the fine-tune exists: `verify` paid for it, it is a `baseline` of the final table, or the `store` held it.
+    Objectives are gains over the base. `origin` says why the fine-tune exists: `verify` paid for
+    it, it is a `baseline` of the final table, or the `store` held it.
     """
 
     mixture: Mixture
@@ -65,9 +66,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the checks say of one mixture's real objective: centre, ends of the interval, chance of being the best.
+    """What the checks say of one mixture's real objective, and its chance of being the best.
 
-    For a mixture that was checked, or has one dataset only, `known` is true and the three numbers are the objective itself.
+    `mean` is the centre, `low` and `high` the ends of the interval. For a mixture that was checked,
+    or has one dataset only, `known` is true and the three numbers are the objective itself.
     """
 
     mixture: Mixture
@@ -81,7 +83,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Alternative:
-    """A mixture that cannot be told apart from the pick: its chance of being better, all noise counted."""
+    """A mixture that cannot be told apart from the pick, and its chance of being better.
+
+    `difference` is the pick's objective less its own, and `sd` that difference's standard
+    deviation, all noise counted.
+    """
 
     mixture: Mixture
     difference: float
@@ -91,11 +97,11 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well proxies rank what real fine-tunes give, over `num_checks` mixtures of several datasets.
+    """How well proxies rank what real fine-tunes give, over mixtures of several datasets.
 
-    `statistics` is None with fewer than five of them.
-    `possible` is the Spearman correlation that a perfect proxy would reach given `noise_sd`, the standard deviation between
-    seeds; both None where no fine-tune was repeated with another seed.
+    `statistics` is None with fewer than five checks. `possible` is the Spearman correlation that a
+    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; both are None
+    if no fine-tune was repeated with another seed.
     """
 
     num_checks: int
@@ -108,8 +114,9 @@ class Agreement:
 class Verification:
     """The outcome of the checks: the pick by the posterior, and how far it can be trusted.
 
-    `agreement` maps every target, and `objective`, to how well its proxies rank. `confidence` is the level of all intervals.
-    `failures` are (mixture, what went wrong) of checks whose training failed.
+    `agreement` maps every target, and `objective`, to how well its proxies rank. `confidence` is
+    the level of all intervals. `failures` are (mixture, what went wrong) of checks whose training
+    failed.
     """
 
     mixture: Mixture
@@ -172,7 +179,7 @@ class Cost:
 class Result:
     """What a run gives: the selection, its verification, the final table, and what all of it cost.
 
-    `portions` are what the selected mixture takes of each dataset, where it is drawn by its weights.
+    `portions` are what the selected mixture takes of each dataset, if it is drawn by its weights.
     """
 
     selection: Selection
@@ -191,5 +198,5 @@ class Result:
         return self.selection.mixture if self.verification is None else self.verification.mixture
 
     def row(self, kind: str) -> Row | None:
-        """The first line of the final table of a kind, or None."""
+        """Returns the first line of a kind in the final table, or None."""
         return next((row for row in self.table if row.kind == kind), None)

@@ -1,22 +1,21 @@
-"""One `finetune` for experts, checks and the final model, on the trainer of the model's family."""
+"""The one `finetune` for experts, checks and the final model, on the trainer of a model's family."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from mergetomix.errors import TrainingError
 from mergetomix.experts.deltas import nonfinite
 from mergetomix.models.encoding import Item
-from mergetomix.models.family import Family
+from mergetomix.models.family import Trains
+from mergetomix.models.pretrained import quiet
 from mergetomix.sections.train import Train
 
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -24,7 +23,7 @@ SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many optimizer steps a fine-tune takes."""
+    """How many optimizer steps a fine-tune takes, and how many tokens it sees."""
 
     num_steps: int
     warmup_steps: int
@@ -32,9 +31,12 @@ class Schedule:
 
 
 def plan(num_sequences: int, num_tokens: int, settings: Train) -> Schedule:
-    """The steps of a fine-tune on `num_sequences` sequences of `num_tokens` tokens in all, and the tokens they see.
+    """Returns the schedule of a fine-tune on `num_sequences` sequences of `num_tokens` in all.
 
     `max_steps` goes before `max_tokens`, which goes before `epochs`.
+
+    >>> plan(100, 1000, Train(batch_size=10, epochs=3, warmup_ratio=0.1))
+    Schedule(num_steps=30, warmup_steps=3, num_tokens=3000)
     """
     per_epoch = math.ceil(num_sequences / (settings.batch_size * settings.gradient_accumulation))
     if settings.max_steps is not None:
@@ -43,24 +45,25 @@ def plan(num_sequences: int, num_tokens: int, settings: Train) -> Schedule:
         steps = max(1, round(settings.max_tokens * per_epoch / num_tokens))
     else:
         steps = max(1, math.ceil(round(settings.epochs * per_epoch, 6)))  # 1.1 * 10 is 11 and a bit
-    # a step of the warm-up is lost to a run of few steps, and all of a run of one: its rate would be zero
+    # a step of the warm-up is lost to a run of few steps, and all of a run of one: its rate is zero
     warmup = min(round(settings.warmup_ratio * steps), steps - 1)
     return Schedule(steps, warmup, round(num_tokens * steps / per_epoch))
 
 
 def finetune(
-    family: Family,
+    family: Trains,
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
     on_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[int, float]:
-    """Fine-tune the base on `sequences` and save the result in the folder `out`, as `from_pretrained` loads it.
+    """Fine-tunes the base on `sequences` and saves the result in a folder for `from_pretrained`.
 
-    The result is a function of the base, the sequences in their order, and the settings with their seed: nothing else that
-    ran in the process before changes a bit of it, on the same machine.
+    The result is a function of the base, the sequences in their order, and the settings with their
+    seed: nothing else that ran in the process before changes a bit of it, on the same machine.
 
     Args:
+        out: the folder.
         on_step: called with 1 after every optimizer step.
 
     Returns:
@@ -69,54 +72,51 @@ def finetune(
     Raises:
         TrainingError: the loss or a param is not finite; names the step.
     """
+    import torch
+
     started = time.monotonic()
     try:
         tokens = _trained(family, sequences, settings, out, on_step)
     finally:
-        _free()
+        gc.collect()  # trainer and model refer to each other in circles, which only this ends
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return tokens, time.monotonic() - started
 
 
 def _trained(
-    family: Family,
+    family: Trains,
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
     on_step: Callable[[int], None],
 ) -> int:
-    """Train, save, and say how many tokens it took. All that holds the model is local to this function."""
+    """Trains, saves, and returns how many tokens it took; all that holds the model is local here."""
     import torch
     import transformers
 
     schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
-    with _calm():
+    with quiet():
         transformers.set_seed(settings.seed)
         trainer = family.trainer(sequences, settings, arguments(family, settings, schedule, out))
         trainer.add_callback(_watch(on_step))
-        _drop_printer(trainer)
+        trainer.remove_callback(transformers.PrinterCallback)
         try:
             trainer.train()
         except torch.OutOfMemoryError:
-            hint = "lower train.batch_size or train.max_length, or set train.gradient_checkpointing: true"
-            raise TrainingError(
-                f"out of GPU memory at step {trainer.state.global_step + 1}", hint=hint
-            ) from None
-    _check_finite(trainer.model, schedule.num_steps)
+            lower = "lower train.batch_size or train.max_length"
+            hint = f"{lower}, or set train.gradient_checkpointing: true"
+            message = f"out of GPU memory at step {trainer.state.global_step + 1}"
+            raise TrainingError(message, hint=hint) from None
+    name = nonfinite(trainer.model)
+    if name is not None:
+        raise _not_finite(f"the tensor {name} is not finite", schedule.num_steps)
     family.save(trainer.model, out)
     return int(trainer.state.num_input_tokens_seen)
 
 
-def _free() -> None:
-    """Give a fine-tune's memory back: trainer and model refer to each other in circles, which only the collector ends."""
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def arguments(family: Family, settings: Train, schedule: Schedule, out: Path) -> dict[str, Any]:
-    """The recipe's section as arguments of transformers' Trainer and its kin."""
+def arguments(family: Trains, settings: Train, schedule: Schedule, out: Path) -> dict[str, Any]:
+    """Returns the recipe's section as arguments of transformers' Trainer and its kin."""
     return {
         "output_dir": str(out),
         "max_steps": schedule.num_steps,
@@ -142,7 +142,7 @@ def arguments(family: Family, settings: Train, schedule: Schedule, out: Path) ->
 
 
 def _watch(on_step: Callable[[int], None]) -> Any:
-    """Counts the steps and stops at the first loss that is not finite."""
+    """Returns a callback that counts the steps and stops at the first loss that is not finite."""
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):
@@ -153,50 +153,27 @@ def _watch(on_step: Callable[[int], None]) -> Any:
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
             if logs and not math.isfinite(logs.get("loss", 0.0)):
-                _stop(f"the loss is {logs['loss']}", state.global_step)
+                raise _not_finite(f"the loss is {logs['loss']}", state.global_step)
 
     return Watch()
 
 
-def _check_finite(model: Any, step: int) -> None:
-    name = nonfinite(model)
-    if name is not None:
-        _stop(f"the tensor {name} is not finite", step)
-
-
-def _stop(what: str, step: int) -> None:
-    raise TrainingError(
-        f"{what} at step {step}", hint="lower train.learning_rate, or look for odd rows in the data"
-    )
-
-
-def _drop_printer(trainer: Any) -> None:
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-
-
-@contextmanager
-def _calm() -> Iterator[None]:
-    """TRL's and transformers' advice to people who set up a trainer by hand is not for the users of this package."""
-    names = ("transformers", "trl", "peft", "accelerate")
-    levels = {name: logging.getLogger(name).level for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in names:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+def _not_finite(what: str, step: int) -> TrainingError:
+    hint = "lower train.learning_rate, or look for odd rows in the data"
+    return TrainingError(f"{what} at step {step}", hint=hint)
 
 
 def num_anchors(num_own: int, share: float) -> int:
-    """Sequences of general data beside `num_own` others so that they are the share of all: n share / (1 - share), rounded."""
+    """Returns how many sequences of general data beside `num_own` others are the share of all.
+
+    It is n share / (1 - share), rounded.
+
+    >>> num_anchors(30, 0.25)
+    10
+    """
     return round(num_own * share / (1 - share))
 
 
 def union(parts: Sequence[Sequence[Item]]) -> list[Item]:
-    """The sequences of several datasets, one after the other; training shuffles them by its seed."""
-    return [sequence for part in parts for sequence in part]
+    """Returns the sequences of several datasets, one after the other; training shuffles them."""
+    return list(chain.from_iterable(parts))

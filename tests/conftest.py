@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import pytest
 import tiny
+import tiny_images
 import torch
 
 from mergetomix.models.causal_lm.model import CausalLM
@@ -20,10 +22,28 @@ from mergetomix.models.causal_lm.model import CausalLM
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def small_heap() -> Iterator[None]:
+    """Puts what was there before a test out of the garbage collector's sight.
+
+    Every fine-tune collects garbage, and to look through all that transformers has loaded takes
+    longer than to train a tiny model.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """The folder of a tiny base by its kind, made once."""
     return cache(lambda kind: tiny.BASES[kind](tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(scope="session")
+def image_base(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """The folder of a tiny base that reads images by its kind, made once."""
+    return cache(lambda kind: tiny_images.BASES[kind](tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture(scope="session")

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import mergetomix
-from mergetomix.cli.main import Lines
+from mergetomix.cli.listeners import Lines
 from mergetomix.report import files
 from mergetomix.session.finetunes import Steps
 from mergetomix.store.store import Store
 
-moment, passed = int(sys.argv[2]), 0
+moment = passed = 0
 
 
 def tick() -> None:
@@ -40,10 +40,12 @@ def around(owner: Any, name: str) -> None:
     setattr(owner, name, wrapped)
 
 
-around(Steps, "__call__")
-around(os, "rename")
-around(Store, "add_finetune")
-around(Store, "add_scores")
-around(files, "_put")
-mergetomix.run(sys.argv[1], Lines())
-print(f"moments {passed}")
+if __name__ == "__main__":
+    moment = int(sys.argv[2])
+    around(Steps, "__call__")
+    around(os, "rename")
+    around(Store, "add_finetune")
+    around(Store, "add_scores")
+    around(files, "_put")
+    mergetomix.run(sys.argv[1], Lines())
+    print(f"moments {passed}")

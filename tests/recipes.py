@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from mergetomix.demo import BASE
+from mergetomix.demo.text import BASE
 
 TIMES = {"cost", "environment"}
 WORDS = ["red", "green", "blue", "sun", "moon", "star", "cat", "dog", "cow", "one", "two", "six"]

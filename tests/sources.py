@@ -1,4 +1,4 @@
-"""What the tests of rows and of data share: files in every format, and reading that must fail by the key and the thing."""
+"""What tests of sources share: files in every format, reading that must fail, any target."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import csv
 import gzip
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from mergetomix.data.examples import Examples
 from mergetomix.data.reading import read
 from mergetomix.errors import DataError
-from mergetomix.sections.source import Dataset
-from mergetomix.sections.target import TargetSection
+from mergetomix.sections.source import Dataset, Source
+from mergetomix.targets.kinds import AnyTarget
+from mergetomix.targets.target import TargetKind
 
 WHERE = "datasets.math"
 FORMATS = ["jsonl", "json", "csv", "tsv", "parquet"]
@@ -62,16 +65,24 @@ def encoded(kind: str, rows: list[dict[str, Any]], scratch: Path) -> bytes:
     return file.read_bytes()
 
 
-def get(source: type[Dataset | TargetSection] = Dataset, **fields: Any) -> Examples:
+def target_section(**fields: Any) -> TargetKind:
+    """The section of the kind of target that `score` names."""
+    section: TargetKind = TypeAdapter(AnyTarget).validate_python(fields)
+    return section
+
+
+def get(source: Callable[..., Source] = Dataset, **fields: Any) -> Examples:
     if isinstance(fields.get("path"), Path):
         fields["path"] = str(fields["path"])
     return read(source(**fields), WHERE)
 
 
-def fails(key: str, *named: str, target: bool = False, **fields: Any) -> DataError:
+def fails(
+    key: str, *named: str, source: Callable[..., Source] = Dataset, **fields: Any
+) -> DataError:
     """The error of reading, which must carry the key and name every thing in `named`."""
     with pytest.raises(DataError) as caught:
-        get(TargetSection if target else Dataset, **fields)
+        get(source, **fields)
     error = caught.value
     assert error.where == f"{WHERE}.{key}" if key else WHERE
     assert "\n" not in error.message

@@ -1,24 +1,26 @@
-"""One adapter for a mixture of adapters: exact sums, the nearest of a rank, and adapters that cannot be read."""
+"""One adapter for a mixture of them: exact, or the nearest of a rank; adapters of other kinds."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from mergetomix import merge
 from mergetomix.errors import ModelError
 from mergetomix.experts.deltas import params, read_delta
 from mergetomix.export import adapter
-from mergetomix.export.adapter import Pair
 from mergetomix.export.folder import target_modules
+from mergetomix.merge.lora import Pair, stacked
 from mergetomix.models.causal_lm.model import CausalLM
 
 WHERE = "datasets.math.expert"
@@ -55,9 +57,9 @@ def terms(pairs: list[Pair]) -> list[tuple[Pair, float]]:
 # --- exact
 
 
-def test_joined_is_the_sum_of_products() -> None:
+def test_stacked_factors_are_the_sum_of_products() -> None:
     pairs = some()
-    tall, flat = adapter.joined(pairs, FACTORS)
+    tall, flat = stacked(pairs, FACTORS, torch.float64)
     assert tall.shape == (30, 10) and flat.shape == (10, 20)
     torch.testing.assert_close(tall @ flat, dense(pairs), rtol=0, atol=1e-12)
     torch.testing.assert_close(
@@ -117,21 +119,24 @@ def test_an_expert_that_changes_nothing_has_no_error() -> None:
 # --- compressed
 
 
-@pytest.mark.parametrize("shape", [(30, 20), (7, 40), (40, 7)])
-@pytest.mark.parametrize("rank", [1, 3, 6, 9])
-def test_compressed_is_as_near_as_a_full_svd(shape: tuple[int, int], rank: int) -> None:
-    """The second and third shape are narrower than the sum of ranks."""
-    pairs = some(out=shape[0], width=shape[1])
+@settings(deadline=None, max_examples=30, derandomize=True)
+@given(out=st.integers(1, 40), width=st.integers(1, 40), rank=st.integers(1, 9))
+@example(out=30, width=20, rank=3)
+@example(out=7, width=40, rank=9)
+@example(out=40, width=7, rank=6)
+def test_compressed_is_as_near_as_a_full_svd(out: int, width: int, rank: int) -> None:
+    """The matrix may be narrower than the sum of ranks."""
+    pairs = some(out=out, width=width)
     want = dense(pairs)
     values = torch.linalg.svdvals(want)
     best = math.sqrt(float((values[rank:] ** 2).sum()))
-    pair = adapter.joined(pairs, FACTORS)
+    pair = stacked(pairs, FACTORS, torch.float64)
     kept = adapter.compressed(pair, rank)
     assert kept[0].shape[1] <= rank
     assert float((product(kept) - want).norm()) == pytest.approx(best, abs=1e-10)
     assert adapter.distance(pair, kept) == pytest.approx(best, abs=1e-10)
     assert adapter.norm(pair) == pytest.approx(float(want.norm()), abs=1e-10)
-    torch.testing.assert_close(kept[0].norm(dim=0), kept[1].norm(dim=1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(kept[0].norm(dim=0), kept[1].norm(dim=1), rtol=1e-9, atol=1e-6)
 
 
 def test_the_errors_are_those_of_the_factors_as_written() -> None:
@@ -161,9 +166,9 @@ def test_a_higher_rank_loses_less_and_all_of_it_nothing() -> None:
     ]
     assert errors == sorted(errors, reverse=True) and errors[0] > 0.1
     assert errors[-1] < 1e-12
-    assert adapter.norm(adapter.compressed(adapter.joined(pairs, FACTORS), 10)) == pytest.approx(
-        float(dense(pairs).norm())
-    )
+    assert adapter.norm(
+        adapter.compressed(stacked(pairs, FACTORS, torch.float64), 10)
+    ) == pytest.approx(float(dense(pairs).norm()))
 
 
 def test_a_rank_over_the_sum_is_exact_and_says_so() -> None:
@@ -205,43 +210,20 @@ def configured(folder: str, **changes: Any) -> str:
     return folder
 
 
-REFUSED: dict[str, tuple[Mapping[str, Any], str]] = {
-    "dora": ({"use_dora": True}, "use_dora"),
-    "bias all": ({"bias": "all"}, "bias: all"),
-    "bias lora_only": ({"bias": "lora_only"}, "bias: lora_only"),
-    "bias of the factors": ({"lora_bias": True}, "lora_bias"),
-    "saved modules": ({"modules_to_save": ["norm"]}, "modules_to_save"),
-    "rank pattern": ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
-    "alpha pattern": ({"alpha_pattern": {"layers.0.mlp.up_proj": 2}}, "alpha_pattern"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_adapters_that_are_more_than_a_product_are_refused(
-    family: CausalLM, tmp_path: Path, case: str
-) -> None:
-    changes, key = REFUSED[case]
-    with pytest.raises(ModelError, match=f"^{WHERE}: .*{key}"):
-        read(family, tiny.adapter(family.base.path, tmp_path, 1, **changes))
-
-
 def test_the_tensors_alone_tell_where_the_configuration_is_silent(
     family: CausalLM, tmp_path: Path
 ) -> None:
     """A folder whose configuration was lost or edited must not be read as what it is not."""
-    for case, changes in {
-        "dora": {"use_dora": False},
-        "saved modules": {"modules_to_save": None},
-    }.items():
-        folder = tiny.adapter(family.base.path, tmp_path / case, 1, **REFUSED[case][0])
+    for key, value, other in (("use_dora", True, False), ("modules_to_save", ["norm"], None)):
+        folder = tiny.adapter(family.base.path, tmp_path / key, 1, **{key: value})
         with pytest.raises(ModelError, match=f"^{WHERE}: .*is no LoRA factor"):
-            read(family, configured(folder, **changes))
+            read(family, configured(folder, **{key: other}))
 
 
 def test_a_rank_pattern_that_the_configuration_hides_is_no_silent_error(
     family: CausalLM, tmp_path: Path
 ) -> None:
-    """PEFT scales each module by its own rank, so a factor of another rank than `r` has another scaling."""
+    """PEFT scales each module by its own rank, so a factor of another has another scaling."""
     folder = tiny.adapter(family.base.path, tmp_path, 1, rank_pattern={"q_proj": 2})
     with pytest.raises(ModelError, match=r"q_proj"):
         read(family, configured(folder, rank_pattern={}))
@@ -298,16 +280,6 @@ def test_a_truncated_file_is_one_message(family: CausalLM, tmp_path: Path) -> No
         with pytest.raises(ModelError, match=f"^{WHERE}: {tmp_path} does not load") as caught:
             read(family, folder)
         assert "\n" not in caught.value.message
-
-
-def test_a_pickled_adapter_is_refused(family: CausalLM, tmp_path: Path) -> None:
-    from safetensors.torch import load_file
-
-    folder = tiny.adapter(family.base.path, tmp_path, 1)
-    torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
-    (tmp_path / "adapter_model.safetensors").unlink()
-    with pytest.raises(ModelError, match="never pickles"):
-        read(family, folder)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The laws of addresses: the same for the same content, in every process; different for different content."""
+"""Addresses are the same for the same content, in every process, and different for different."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 import mergetomix.store.address as address_module
 import mergetomix.store.store as store_module
@@ -29,43 +32,35 @@ def set_mtime(path: Path, mtime_ns: int) -> None:
     os.utime(path, ns=(mtime_ns, mtime_ns))
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+PLAIN = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
 
 
-def test_digest_does_not_depend_on_the_order_of_keys_nor_on_tuple_or_list():
-    assert digest({"a": 1, "b": [2, {"c": None, "d": 0.5}]}) == digest(
-        {"b": (2, {"d": 0.5, "c": None}), "a": 1}
-    )
+def rewritten(value: Any) -> Any:
+    """The same value with every dict in another order and every list as a tuple."""
+    if isinstance(value, dict):
+        return {key: rewritten(each) for key, each in reversed(value.items())}
+    return tuple(map(rewritten, value)) if isinstance(value, list) else value
+
+
+@settings(derandomize=True, deadline=None)
+@given(PLAIN)
+@example({"a": 1, "b": [2, {"c": None, "d": 0.5}]})
+def test_digest_does_not_depend_on_the_order_of_keys_nor_on_tuple_or_list(value):
+    assert digest("x", value) == digest("x", rewritten(value))
 
 
 def test_digest_tells_different_things_apart():
-    things = [
-        (1,),
-        (1.0,),
-        (True,),
-        ("1",),
-        (None,),
-        (0,),
-        (0.0,),
-        (-0.0,),
-        (False,),
-        ("",),
-        (),
-        ([],),
-        ({},),
-        ([1],),
-    ]
-    things += [
-        ("a", "b"),
-        ("ab",),
-        (["a", "b"],),
-        ("b", "a"),
-        ({"a": "b"},),
-        (0.1,),
-        (0.1 + 2**-56,),
-        ("é",),
-        ("e",),
-    ]
+    things = [(1,), (1.0,), (True,), ("1",), (None,), (0,), (0.0,), (-0.0,), (False,), ("",), ()]
+    things += [([],), ({},), ([1],), ("a", "b"), ("ab",), (["a", "b"],), ("b", "a"), ({"a": "b"},)]
+    things += [(0.1,), (0.1 + 2**-56,), ("é",), ("e",)]
     assert len({digest(*thing) for thing in things}) == len(things)
     assert all(len(digest(*thing)) == 32 and int(digest(*thing), 16) >= 0 for thing in things)
 
@@ -96,20 +91,11 @@ def test_digest_refuses_what_json_cannot_say(bad):
         digest(bad)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def test_hash_files_knows_names_and_contents_but_not_order_nor_place(tmp_path):
-    for folder, name, text in [
-        ("m", "a", "1"),
-        ("m", "b", "2"),
-        ("n", "a", "1"),
-        ("n", "b", "2"),
-        ("o", "a", "2"),
-    ]:
-        (tmp_path / folder).mkdir(exist_ok=True)
-        (tmp_path / folder / name).write_text(text)
-    (tmp_path / "o" / "b").write_text("1")
+    for folder, texts in {"m": "12", "n": "12", "o": "21"}.items():
+        (tmp_path / folder).mkdir()
+        for name, text in zip("ab", texts, strict=True):
+            (tmp_path / folder / name).write_text(text)
     one, other, swapped = ([tmp_path / folder / "a", tmp_path / folder / "b"] for folder in "mno")
     assert hash_files(one) == hash_files(one[::-1]) == hash_files(other)
     assert len({hash_files(one), hash_files(swapped), hash_files(one[:1]), hash_files([])}) == 4

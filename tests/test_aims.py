@@ -17,7 +17,8 @@ from mergetomix.objectives.objective import gains
 from mergetomix.objectives.pareto import is_front
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.session.session import open_session
-from mergetomix.stages import aims, search
+from mergetomix.stages import search
+from mergetomix.stages.budget import Limit
 from mergetomix.statistics.agreement import paired_difference
 
 AIMS = ("gain", "standard_errors", "worst", "pareto")
@@ -217,8 +218,7 @@ def test_a_selection_without_an_objective_gets_the_one_that_its_trials_make(
         with open_session(
             m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, aim))), Heard()
         ) as session:
-            aims.resume(session, bare)
-            assert session.objective == selection.objective
+            assert search.objective_of_selection(session, bare) == selection.objective
 
 
 def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
@@ -226,8 +226,8 @@ def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
         write_recipe(tmp_path, values_of(tmp_path, "pareto", strategy="greedy"))
     )
     with open_session(recipe, Heard()) as session:
-        aims.warn_of_strategy(session, search.strategy_of(session).name)
-        aims.warn_of_strategy(session, "exhaustive")
+        strategy, objective = search.first_strategy(session), search.objective_of(session)
+        search.announce(session, strategy, session.spaces.searched, Limit(), objective)
         assert [text for text in session.opened.warnings if "front" in text] == [
             "greedy search goes by the mean of the gains: the front is of the mixtures that it tries on its way"
         ]

@@ -87,7 +87,7 @@ def test_a_budget_that_is_none_is_named(folder: Path, wanted: Any, key: str, mes
         pytest.raises(RecipeError, match=message) as caught,
         open_session(recipe_of(folder, wanted)) as session,
     ):
-        search.strategy_of(session)
+        search.first_strategy(session)
     assert caught.value.where == key
 
 
@@ -113,7 +113,7 @@ def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
     assert len(heard.states) == len(found.trials)
     assert all("forward passes" in text for text in heard.states)
     assert f"best {found.trials[0].objective:+.4f} ({found.mixture})" in heard.states[-1]
-    assert "a better one is left with a chance of" in heard.states[-1]
+    assert "chance that an untried mixture is better" in heard.states[-1]
 
 
 def test_chances_are_chances_and_fall_to_none() -> None:

@@ -1,4 +1,4 @@
-"""Companions in units of their scores: the line between them, and a search whose targets would else not add up."""
+"""Companions in units of their scores, without which the targets of a search do not add up."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ EIGHT, TEN = tuple("abcdefgh"), tuple("abcdefghij")
 
 
 def blunt(world: World, factor: float) -> Callable[[Ask], Told]:
-    """A world whose second target has no derivative: a score that rises `factor` times as its companion does."""
+    """A world whose second target is a score, which rises `factor` times as its companion does."""
 
     def told(asked: Ask) -> Told:
         found = world.told(asked)
         values = {"t0": found.values["t0"], "t1": factor * float(np.tanh(found.values["t1"]))}
-        return Told(found.mixture, world.combine(values), values, found.gradients, found.values)
+        objective = world.objective.combine(values)
+        return Told(found.mixture, objective, values, found.gradients, found.values)
 
     return told
 
@@ -58,10 +59,8 @@ def test_a_companion_that_says_the_opposite_keeps_a_little_of_its_say() -> None:
 
 
 def test_what_has_a_derivative_of_its_own_stays_to_the_bit() -> None:
-    told = [
-        blunt(World(EIGHT), 10.0)(Ask(mixture, gradient=True))
-        for mixture in Subsets(EIGHT).sample(5, 0)
-    ]
+    answer = blunt(World(EIGHT), 10.0)
+    told = [answer(Ask(mixture, gradient=True)) for mixture in Subsets(EIGHT).sample(5, 0)]
     found = lines(told)
     for each in told:
         after = in_units_of_scores(each, found)

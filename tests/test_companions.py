@@ -14,7 +14,6 @@ from mergetomix import merge
 from mergetomix.errors import RecipeError
 from mergetomix.records import Mixture, Scores, gain
 from mergetomix.session.evaluations import trial_of
-from mergetomix.session.gradients import warn_of_companions
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline, search
 from mergetomix.stages.search import objective_of
@@ -135,7 +134,7 @@ def test_a_search_learns_from_companions_and_ranks_by_scores(folder: Path, kind:
             assert trial.scores["u"].kind == "score" and trial.objective == pytest.approx(mean)
     with open_session(recipe_of(folder, kind, strategy="gradient", budget=10)) as session:
         assert search.search_mixtures(session) == selection
-        assert session._bank is None  # all of it was in the store
+        assert not session.proxies.are_read  # all of it was in the store
 
 
 def test_where_every_target_is_a_loss_there_is_nothing_beside(folder: Path) -> None:
@@ -158,7 +157,7 @@ def test_a_target_without_answers_is_named(tmp_path: Path) -> None:
         open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session,
         pytest.raises(RecipeError, match="target u has no"),
     ):
-        search.strategy_of(session)
+        search.first_strategy(session)
 
 
 def turned(session: Session, trials: list[m2m.Trial], sign: float) -> list[m2m.Trial]:
@@ -188,7 +187,7 @@ def test_a_companion_that_ranks_unlike_its_score_is_warned_of(folder: Path) -> N
         ]
         for num, sign, said in ((7, 1.0, False), (5, -1.0, False), (7, -1.0, True)):
             session.opened.warnings.clear()
-            warn_of_companions(session, turned(session, trials, sign)[:num])
+            session.gradients.warn_of_companions(turned(session, trials, sign)[:num])
             assert (
                 any(
                     "ranks the 7 mixtures tried unlike its score (Spearman -1.00)" in text

@@ -1,14 +1,29 @@
-"""Mapping, drawing and splitting: every rule, and every error by the key and the row that it names."""
+"""Mapping, drawing and splitting: every rule, and every error by its key and row."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sources import ANSWER, NUMBERED, PAIR, ROWS, USER, WHERE, choice, encoded, fails, get, put
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sources import (
+    ANSWER,
+    NUMBERED,
+    ROWS,
+    USER,
+    WHERE,
+    choice,
+    encoded,
+    fails,
+    get,
+    put,
+    target_section,
+)
 
 from mergetomix.data.examples import Example
 from mergetomix.data.leaks import shared
@@ -16,7 +31,6 @@ from mergetomix.data.reading import read, read_rows
 from mergetomix.data.splits import split
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Dataset
-from mergetomix.sections.target import TargetSection
 
 REAL = Path(__file__).parents[2] / "shared/data/text"
 
@@ -177,11 +191,11 @@ def test_shared_options_and_a_row_s_own() -> None:
         {"q": "?", "a": "yes", "o": ["yes", "no"]},
         {"q": "!", "a": "3", "o": {"text": [3, "4"], "label": ["A", "B"]}},
     ]
-    shared_options = get(TargetSection, **choice(rows[:1], options=["no", "yes"]))
+    shared_options = get(target_section, **choice(rows[:1], options=["no", "yes"]))
     assert shared_options.items[0] == Example(
         0, prompt="?", completion=" yes", options=(" no", " yes")
     )
-    own = get(TargetSection, **choice(rows, options="o"))
+    own = get(target_section, **choice(rows, options="o"))
     assert [item.options for item in own.items] == [(" yes", " no"), (" 3", " 4")]
 
 
@@ -191,11 +205,7 @@ def test_options_of_a_dataset_formatted_as_arrays() -> None:
     rows = datasets.Dataset.from_list([{"q": "?", "a": "yes", "o": ["yes", "no"]}]).with_format(
         "numpy"
     )
-    assert get(TargetSection, **choice(rows, options="o")).items[0].options == (" yes", " no")
-
-
-def test_options_count_for_choice_only() -> None:
-    assert get(TargetSection, rows=ROWS, **PAIR, options=["x", "y"]).items[0].options == ()
+    assert get(target_section, **choice(rows, options="o")).items[0].options == (" yes", " no")
 
 
 @pytest.mark.parametrize("column", [True, False])
@@ -205,7 +215,9 @@ def test_options_count_for_choice_only() -> None:
 )
 def test_options_must_be_several_and_distinct(options: list[str], named: str, column: bool) -> None:
     rows = [{"q": "?", "a": "yes", "o": ["yes", "no"]}, {"q": "?", "a": "yes", "o": options}]
-    error = fails("options", named, target=True, **choice(rows, options="o" if column else options))
+    error = fails(
+        "options", named, source=target_section, **choice(rows, options="o" if column else options)
+    )
     assert ("row 1 (counting from 0)" in error.message) == column
 
 
@@ -230,30 +242,34 @@ def test_options_that_do_not_fit(key: str, fields: dict[str, Any], named: list[s
     fails(
         key,
         *named,
-        target=True,
+        source=target_section,
         **choice([{"q": "?", "a": "yes", "m": {"label": ["A"]}}], **fields),
     )
 
 
 def test_a_python_target_may_have_prompts_alone_but_not_nothing() -> None:
     fields = {"score": "python", "function": print, "rows": ROWS}
-    assert get(TargetSection, **fields, prompt="q").items[0] == Example(0, prompt="one?")
-    fails("", "say how a row becomes an example", target=True, **fields)
+    assert get(target_section, **fields, prompt="q").items[0] == Example(0, prompt="one?")
+    fails("", "say how a row becomes an example", source=target_section, **fields)
 
 
 # --- drawing
 
 
-def test_a_draw_is_seeded_without_replacement_and_in_order() -> None:
-    first = get(rows=NUMBERED, text="t", max_examples=20, seed=1)
-    rows = [item.row for item in first.items]
-    assert rows == sorted(set(rows)) and len(rows) == 20
-    assert all(item.text == f"row {item.row}" for item in first.items)
-    assert first.num_rows == 50
-    assert first.raw == tuple(NUMBERED[:3])
-    assert first == get(rows=NUMBERED, text="t", max_examples=20, seed=1)
-    assert first.items != get(rows=NUMBERED, text="t", max_examples=20, seed=2).items
-    assert get(rows=NUMBERED, text="t", max_examples=50).items == get(rows=NUMBERED, text="t").items
+@given(st.integers(1, 60), st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_a_draw_is_seeded_without_replacement_and_in_order(size: int, seed: int) -> None:
+    examples = get(rows=NUMBERED, text="t", max_examples=size, seed=seed)
+    rows = [item.row for item in examples.items]
+    assert rows == sorted(set(rows)) and len(rows) == min(size, 50)
+    assert all(item.text == f"row {item.row}" for item in examples.items)
+    assert examples.num_rows == 50
+    assert examples == get(rows=NUMBERED, text="t", max_examples=size, seed=seed)
+
+
+def test_another_seed_draws_others() -> None:
+    first, second = (get(rows=NUMBERED, text="t", max_examples=20, seed=s) for s in (1, 2))
+    assert first.items != second.items
 
 
 def test_rows_that_are_not_drawn_are_not_mapped_and_errors_name_the_row_of_the_source() -> None:
@@ -271,15 +287,14 @@ def test_rows_that_are_not_drawn_are_not_mapped_and_errors_name_the_row_of_the_s
 def test_a_draw_from_plain_text_takes_no_blank_line(tmp_path: Path) -> None:
     file = put(tmp_path / "x.txt", "a\n\nb\n\nc\n\nd\n")
     for seed in range(5):
-        assert [
-            item.row % 2 for item in get(path=file, text="text", max_examples=3, seed=seed).items
-        ] == [0, 0, 0]
+        drawn = get(path=file, text="text", max_examples=3, seed=seed)
+        assert [item.row % 2 for item in drawn.items] == [0, 0, 0]
 
 
 def test_rows_are_drawn_as_examples_are_but_not_mapped(tmp_path: Path) -> None:
     drawn = get(rows=NUMBERED, text="t", max_examples=5, seed=3)
     rows = read_rows(
-        TargetSection(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3),
+        target_section(rows=NUMBERED, score="python", function=print, max_examples=5, seed=3),
         "targets.x",
     )
     assert rows == [{"t": item.text} for item in drawn.items]
@@ -322,19 +337,34 @@ def test_half_a_surrogate_pair_can_be_fingerprinted(tmp_path: Path) -> None:
     assert len(split(examples, 0.5, 0)[0]) == 1
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.5, 0.99])
-@pytest.mark.parametrize("seed", [0, 7])
-def test_a_split_is_disjoint_complete_in_order_and_of_the_size_asked_for(
-    fraction: float, seed: int
+@given(
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+    numbers=st.lists(st.integers(0, 30), min_size=2, max_size=60),
+)
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_a_split_is_disjoint_complete_in_order_and_near_the_size_asked_for(
+    fraction: float, seed: int, numbers: list[int]
 ) -> None:
-    examples = get(rows=NUMBERED, text="t")
+    counts = Counter(numbers)
+    assume(len(counts) > 1)
+    examples = get(rows=[{"t": f"row {number}"} for number in numbers], text="t")
     select, report = split(examples, fraction, seed)
     assert sorted(select + report, key=lambda item: item.row) == list(examples.items)
-    assert len(select) == min(max(round(50 * fraction), 1), 49)
+    assert not texts(select) & texts(report)  # equal examples stay together
+    assert select and report
+    assert abs(len(select) - fraction * len(numbers)) <= max(counts.values()) + 0.5
     for part in (select, report):
         assert [item.row for item in part] == sorted(item.row for item in part)
     assert split(examples, fraction, seed) == (select, report)
-    assert split(examples, fraction, seed + 1) != (select, report)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.3, 0.5, 0.99])
+def test_distinct_examples_split_to_the_size_asked_for_and_by_the_seed(fraction: float) -> None:
+    examples = get(rows=NUMBERED, text="t")
+    select, _ = split(examples, fraction, 0)
+    assert len(select) == min(max(round(50 * fraction), 1), 49)
+    assert split(examples, fraction, 1)[0] != select
 
 
 def texts(part: tuple[Example, ...]) -> set[str]:
@@ -343,7 +373,7 @@ def texts(part: tuple[Example, ...]) -> set[str]:
 
 def test_a_split_depends_on_the_contents_alone() -> None:
     examples = get(rows=NUMBERED, text="t")
-    backwards = read(TargetSection(rows=NUMBERED[::-1], text="t"), "targets.other")
+    backwards = read(target_section(rows=NUMBERED[::-1], text="t"), "targets.other")
     assert texts(split(examples, 0.5, 0)[0]) == texts(split(backwards, 0.5, 0)[0])
 
 
@@ -351,16 +381,6 @@ def test_a_few_rows_more_move_few_examples() -> None:
     before = texts(split(get(rows=NUMBERED, text="t"), 0.5, 0)[0])
     after = texts(split(get(rows=[*NUMBERED, {"t": "new 1"}, {"t": "new 2"}], text="t"), 0.5, 0)[0])
     assert len((before ^ after) - {"new 1", "new 2"}) <= 2
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_identical_examples_stay_together(seed: int) -> None:
-    rows = [*NUMBERED[:10], *NUMBERED[:10], *NUMBERED[5:30]]
-    examples = get(rows=rows, text="t")
-    select, report = split(examples, 0.4, seed)
-    assert not texts(select) & texts(report)
-    assert len(select) + len(report) == len(rows)
-    assert abs(len(select) - 0.4 * len(rows)) <= 2
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.9])
@@ -383,7 +403,7 @@ def test_shared_finds_what_is_equal_but_for_whitespace_around_it() -> None:
         completion="a",
     )
     target = get(
-        TargetSection,
+        target_section,
         rows=[{"q": "x", "a": "d"}, {"q": " c", "a": "d\n"}],
         prompt="q",
         completion=" {a}",
@@ -404,7 +424,7 @@ def test_shared_compares_texts_and_messages_with_their_like() -> None:
 
 def test_shared_does_not_look_at_options() -> None:
     row = {"q": "?", "a": "yes"}
-    target = get(TargetSection, **choice([row], options=["yes", "no"]))
+    target = get(target_section, **choice([row], options=["yes", "no"]))
     assert shared(get(rows=[row], prompt="q", completion="a"), target) == [(0, 0)]
 
 
@@ -412,7 +432,8 @@ def test_shared_does_not_look_at_options() -> None:
 
 
 def test_importing_is_cheap() -> None:
-    code = "import sys, mergetomix.data.reading; print([m for m in ('torch', 'datasets', 'pyarrow', 'numpy') if m in sys.modules])"
+    heavy = {"torch", "datasets", "pyarrow", "numpy"}
+    code = f"import sys, mergetomix.data.reading; print([*{heavy!r} & set(sys.modules)])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -427,7 +448,7 @@ def test_importing_is_cheap() -> None:
 def test_real_data() -> None:
     fields = {"prompt": "{input}\nAnswer:", "completion": " {output}"}
     train = get(path=REAL / "gsm8k.train.jsonl.gz", **fields)
-    test = read(TargetSection(path=str(REAL / "gsm8k.test.jsonl.gz"), **fields), "targets.gsm8k")
+    test = read(target_section(path=str(REAL / "gsm8k.test.jsonl.gz"), **fields), "targets.gsm8k")
     assert (len(train.items), len(test.items)) == (7473, 1319)
     assert all(
         item.prompt.endswith("\nAnswer:") and "####" in item.completion for item in train.items
@@ -438,7 +459,7 @@ def test_real_data() -> None:
     select, report = split(test, 0.5, 0)
     assert abs(len(select) - len(report)) <= 2
     letters = list("abcde")
-    quiz = TargetSection(
+    quiz = target_section(
         path=str(REAL / "commonsense_qa.test.jsonl.gz"),
         score="choice",
         options=letters,

@@ -1,10 +1,11 @@
-"""The contract of a family, which every one passes: what the stages rely on and never ask whose it is."""
+"""The contract of a family, which every one passes: what stages rely on, whoever it is."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 import tiny
 import tiny_images
 import torch
+from safetensors.torch import load_file
 
 from mergetomix.data.examples import Example
+from mergetomix.errors import RecipeError
 from mergetomix.experts.bank import Bank
 from mergetomix.experts.deltas import params, read_delta
 from mergetomix.merge import coefficients
@@ -24,97 +27,84 @@ from mergetomix.recipe.recipe import Recipe, parse
 from mergetomix.records import Mixture
 from mergetomix.sections.train import Train
 from mergetomix.store.store import Store
+from mergetomix.targets.kinds import KINDS, check_score
 from mergetomix.training import finetune
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mergetomix"
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "and",
-    "then",
-    "some",
-    "dog",
-    "came",
-    "by",
-    "to",
-    "see",
-    "it",
-]
+WORDS = tiny.TEXTS[0].split()
 
 
 @dataclass(frozen=True)
 class World:
-    """A family, some of its examples, and its recipe."""
+    """A family, some of its examples, its recipe, and a fine-tune of it with the tokens it saw."""
 
     family: Family
     examples: Sequence[Example]
     recipe: Recipe
+    expert: str
+    num_tokens: int
 
     def encoded(self) -> Sequence[Any]:
         return self.family.encode(self.examples, "datasets.a").sequences
 
 
-def words(folder: Path, method: str) -> dict[str, Any]:
+def words(base: str) -> dict[str, Any]:
     rows = [
         {"q": " ".join(WORDS[: 1 + i % 9]), "a": " " + WORDS[i % len(WORDS)]} for i in range(14)
     ]
     source = {"rows": rows, "prompt": "q", "completion": "a"}
-    return {
-        "base": tiny.BASES["llama"](folder),
-        "datasets": {"a": source, "b": source},
-        "targets": {"t": source},
-    }
+    return {"base": base, "datasets": {"a": source, "b": source}, "targets": {"t": source}}
 
 
-def images(kind: str) -> Callable[[Path, str], dict[str, Any]]:
-    def values(folder: Path, method: str) -> dict[str, Any]:
-        source = {
-            "rows": tiny_images.rows(14),
-            "classes": list(tiny_images.CLASSES),
-            "templates": list(tiny_images.TEMPLATES),
-        }
-        base = tiny_images.BASES[kind](folder)
-        found = {"base": base, "datasets": {"a": source, "b": source}, "targets": {"t": source}}
-        return {"family": "image-classifier", **found}
-
-    return values
+def images(base: str) -> dict[str, Any]:
+    names = {"classes": list(tiny_images.CLASSES), "templates": list(tiny_images.TEMPLATES)}
+    source = {"rows": tiny_images.rows(14), **names}
+    found = {"base": base, "datasets": {"a": source, "b": source}, "targets": {"t": source}}
+    return {"family": "image-classifier", **found}
 
 
-KINDS: dict[str, Callable[[Path, str], dict[str, Any]]] = {
-    "causal-lm": words,
-    "clip": images("clip"),
-    "vit": images("vit"),
-}
+BASES = {"causal-lm": tiny.BASES["llama"], **{k: tiny_images.BASES[k] for k in ("clip", "vit")}}
+WORLDS = [f"{kind} {method}" for kind in BASES for method in ("full", "lora")]
 
 
-@pytest.fixture(
-    params=[(kind, method) for kind in KINDS for method in ("full", "lora")], ids="-".join
-)
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    kind, method = request.param
-    train = {
-        "method": method,
-        "learning_rate": 1e-2,
-        "batch_size": 4,
-        "max_steps": 4,
-        "max_length": 64,
-    }
-    raw = {
-        **KINDS[kind](tmp_path / "base", method),
-        "train": train,
-        "device": "cpu",
-        "store": str(tmp_path / "store"),
-    }
-    recipe = parse(raw)
-    family = open_family(recipe)
+@pytest.fixture(scope="session")
+def world_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], World]:
+    """The world of a kind of model and a method, made once."""
+
+    @cache
+    def make(name: str) -> World:
+        kind, method = name.split()
+        folder = tmp_path_factory.mktemp(name.replace(" ", "-"))
+        values = (words if kind == "causal-lm" else images)(BASES[kind](folder / "base"))
+        train = {"method": method, "learning_rate": 1e-2, "batch_size": 4, "epochs": 1}
+        recipe = parse(
+            {
+                **values,
+                "train": {**train, "max_length": 64},
+                "device": "cpu",
+                "store": str(folder / "store"),
+            }
+        )
+        family, examples = opened(recipe)
+        sequences = family.encode(examples, "datasets.a").sequences
+        num_tokens, _ = finetune(family, sequences, recipe.train, folder / "expert")
+        return World(family, examples, recipe, str(folder / "expert"), num_tokens)
+
+    return make
+
+
+def opened(recipe: Recipe) -> tuple[Family, Sequence[Example]]:
+    """The family of a recipe, after its look at all sources, and the examples of one dataset."""
+    family = open_family(recipe.family, recipe.base, recipe.device, recipe.train, recipe.images)
     read = {name: family.read(spec, f"datasets.{name}") for name, spec in recipe.datasets.items()}
     target = family.read(recipe.targets["t"], "targets.t")
     family.settle({each.where: each for each in (*read.values(), target)})
-    return World(family, read["a"].items, recipe)
+    return family, read["a"].items
+
+
+@pytest.fixture(params=WORLDS)
+def world(request: pytest.FixtureRequest, world_of: Callable[[str], World]) -> World:
+    return world_of(request.param)
 
 
 def losses(
@@ -153,70 +143,55 @@ def test_an_encoded_example_says_what_it_is_of(world: World) -> None:
 
 
 def test_fine_tuning_is_deterministic_and_its_seed_counts(world: World, tmp_path: Path) -> None:
-    settings = world.recipe.train
-    found = []
-    for number, seed in enumerate((0, 0, 1)):
-        torch.rand(number)  # what ran before must not matter
-        finetune(
-            world.family,
-            world.encoded(),
-            settings.model_copy(update={"seed": seed}),
-            tmp_path / str(number),
-        )
-        (file,) = (tmp_path / str(number)).glob("*model.safetensors")
-        found.append(file.read_bytes())
-    assert found[0] == found[1] != found[2]
+    def weights(folder: str | Path) -> bytes:
+        (file,) = Path(folder).glob("*model.safetensors")
+        return file.read_bytes()
+
+    torch.rand(1)  # what ran before must not matter
+    finetune(world.family, world.encoded(), world.recipe.train, tmp_path / "again")
+    settings = world.recipe.train.model_copy(update={"seed": 1})
+    finetune(world.family, world.encoded(), settings, tmp_path / "other")
+    assert weights(world.expert) == weights(tmp_path / "again") != weights(tmp_path / "other")
 
 
-def test_a_merge_of_one_is_that_one(world: World, tmp_path: Path) -> None:
-    finetune(world.family, world.encoded(), world.recipe.train, tmp_path / "expert")
+def test_a_merge_of_one_is_that_one(world: World) -> None:
     base = world.family.load()
     before = losses(world, base)
-    bank = Bank(
-        base,
-        {
-            "a": read_delta(
-                world.family, params(base), str(tmp_path / "expert"), "datasets.a.expert"
-            )
-        },
-    )
+    delta = read_delta(world.family, params(base), world.expert, "datasets.a.expert")
+    bank = Bank(base, {"a": delta})
     bank.set(coefficients(Mixture(("a",), (1.0,)), 1.0))
     merged = losses(world, bank.model)
-    assert merged == pytest.approx(
-        losses(world, world.family.load_finetune(str(tmp_path / "expert"))), abs=2e-5
-    )
+    wanted = losses(world, world.family.load_finetune(world.expert))
+    assert merged == pytest.approx(wanted, abs=2e-5)
     assert merged != pytest.approx(before, abs=1e-3)
     bank.reset()
     assert losses(world, bank.model) == before
 
 
 def test_a_trainer_counts_the_tokens_that_it_saw(world: World, tmp_path: Path) -> None:
-    sequences = world.encoded()
-    epochs = Train(**{**world.recipe.train.model_dump(), "max_steps": None, "epochs": 2})
-    num_tokens, _ = finetune(world.family, sequences, epochs, tmp_path)
-    assert num_tokens == 2 * sum(sequence.num_tokens for sequence in sequences)
+    num_tokens = sum(sequence.num_tokens for sequence in world.encoded())
+    assert world.num_tokens == num_tokens
+    twice = Train(**{**world.recipe.train.model_dump(), "epochs": 2})
+    assert finetune(world.family, world.encoded(), twice, tmp_path)[0] == 2 * num_tokens
+
+
+def test_what_a_fine_tune_saves_is_counted(world: World) -> None:
+    lora = world.recipe.train.lora if world.recipe.train.method == "lora" else None
+    (file,) = Path(world.expert).glob("*model.safetensors")
+    saved = sum(tensor.numel() for tensor in load_file(file).values())
+    assert world.family.num_saved(lora) == saved
 
 
 def test_addresses_are_of_content(world: World, tmp_path: Path) -> None:
     sequences = world.encoded()
     assert content(sequences) == content(world.encoded()) != content(sequences[1:])
     store = Store(str(tmp_path / "other"))
-    assert world.family.key(store) == open_settled(world).key(store)
+    assert world.family.key(store) == opened(world.recipe)[0].key(store)
     store.close()
     encoding = world.family.encode(world.examples, "datasets.a")
     taken = take_tokens(encoding, encoding.num_tokens // 2, seed=0)
     assert 0 < taken.num_tokens <= encoding.num_tokens // 2
     assert set(taken.sequences) < set(encoding.sequences)
-
-
-def open_settled(world: World) -> Family:
-    family = open_family(world.recipe)
-    read = {
-        name: family.read(spec, f"datasets.{name}") for name, spec in world.recipe.datasets.items()
-    }
-    target = family.read(world.recipe.targets["t"], "targets.t")
-    family.settle({each.where: each for each in (*read.values(), target)})
-    return family
 
 
 def test_the_training_loss_is_the_mean_of_the_losses(world: World) -> None:
@@ -229,23 +204,28 @@ def test_the_training_loss_is_the_mean_of_the_losses(world: World) -> None:
 
 
 def test_a_score_that_a_family_has_not_is_named(world: World) -> None:
-    from mergetomix.errors import RecipeError
-    from mergetomix.progress import Silent
-    from mergetomix.session.inputs import read_inputs
-
-    wrong = ({"loss", "accuracy", "generate", "choice"} - world.family.scores).pop()
-    targets = {"t": world.recipe.targets["t"].model_copy(update={"score": wrong})}
-    with pytest.raises(RecipeError, match="but not") as caught:
-        read_inputs(world.recipe.model_copy(update={"targets": targets}), Silent())
-    assert caught.value.where == "targets.t.score"
+    can = {score for score, kind in KINDS.items() if isinstance(world.family, kind.needs)}
+    texts = world.recipe.family == "causal-lm"
+    assert {"loss", "python"} <= can
+    assert can & {"accuracy", "choice", "generate"} == (
+        {"choice", "generate"} if texts else {"accuracy"}
+    )
+    for score, kind in KINDS.items():
+        section = kind.model_construct(score=score)
+        if score in can:
+            check_score(world.family, section, "targets.t")
+            continue
+        with pytest.raises(RecipeError, match=f"but not {score}") as caught:
+            check_score(world.family, section, "targets.t")
+        assert caught.value.where == "targets.t.score"
 
 
 def test_no_module_outside_asks_which_family_it_serves() -> None:
-    """No comparison with a family's name outside families/."""
+    """No comparison with a family's name outside models/."""
     names = {"causal-lm", "image-classifier"}
-    for file in PACKAGE.rglob("*.py"):
-        if file.is_relative_to(PACKAGE / "families"):
-            continue
+    files = [f for f in PACKAGE.rglob("*.py") if not f.is_relative_to(PACKAGE / "models")]
+    assert len(files) > 50
+    for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]

@@ -1,4 +1,4 @@
-"""Encoding, losses and generation: each against a reference that runs transformers on one example at a time."""
+"""Encoding, losses and generation against references: transformers on one example at a time."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ TURNS = (
 def test_every_reply_of_a_chat_is_scored_and_nothing_else(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
     example = Example(0, messages=TURNS)
-    pieces = family.segments(example, WHERE)
+    pieces = family.shown(example, WHERE)
     whole = family.tokenizer.apply_chat_template(
         [{"role": r, "content": c} for r, c in TURNS], tokenize=False
     )
@@ -168,8 +168,8 @@ def test_every_reply_of_a_chat_is_scored_and_nothing_else(base: BaseOf) -> None:
 
 def test_a_chat_ends_with_its_last_reply(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
-    more = family.segments(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)
-    assert more == family.segments(Example(0, messages=TURNS), WHERE)
+    more = family.shown(Example(0, messages=(*TURNS, ("user", "thanks"))), WHERE)
+    assert more == family.shown(Example(0, messages=TURNS), WHERE)
     assert "".join(text for text, _ in more).endswith("it is so</s>\n")
 
 
@@ -456,9 +456,9 @@ def test_the_key_is_the_content_and_not_the_place(family: CausalLM, tmp_path: Pa
 
 
 def test_trained_params_are_counted_without_weights(family: CausalLM) -> None:
-    assert family.num_trained(None) == sum(p.numel() for p in family.load().parameters())
+    assert family.num_saved(None) == sum(p.numel() for p in family.load().parameters())
     sizes = [(32, 32), (32, 16), (32, 16), (32, 32), (32, 48), (32, 48), (48, 32)]
-    assert family.num_trained(Lora(rank=4)) == 2 * sum(4 * (a + b) for a, b in sizes)
+    assert family.num_saved(Lora(rank=4)) == 2 * sum(4 * (a + b) for a, b in sizes)
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(family: CausalLM, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Correlations, regrets, intervals and ceilings, against scipy, plain references and worlds whose answer is known."""
+"""Correlations, regrets, intervals, ceilings: against scipy, plain references and known worlds."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from mergetomix.records import Estimate
 from mergetomix.statistics.agreement import (
     MIN_CHECKS,
-    Ceiling,
-    Estimate,
-    Fidelity,
     ceiling,
     examples_needed,
     fidelity,
@@ -26,6 +27,7 @@ from mergetomix.statistics.agreement import (
 
 NAMES = ("pearson", "spearman", "kendall")
 Array = np.ndarray
+Found = dict[str, Any]
 
 
 def plain_pearson(x: Sequence[float], y: Sequence[float]) -> float:
@@ -60,26 +62,25 @@ def plain_regret(x: Sequence[float], y: Sequence[float], k: int) -> float:
     return max(y) - max(real for _, real in picked)
 
 
+def regrets_of(found: Found) -> dict[int, Estimate]:
+    return {k: found[f"regret_{k}"] for k in (1, 3, 5)}
+
+
 PLAIN = {"pearson": plain_pearson, "spearman": plain_spearman, "kendall": plain_kendall}
 
 
 def related(num: int, seed: int, *, tied: bool = False, noise: float = 1.0) -> tuple[Array, Array]:
-    """Proxies and reals of correlation 1 / sqrt(1 + noise^2); where tied, rounded to a handful of values."""
+    """Proxies and reals of correlation 1 / sqrt(1 + noise^2); if tied, rounded to few values."""
     rng = np.random.default_rng(seed)
     proxy = rng.normal(size=num)
     real = proxy + noise * rng.normal(size=num)
     return (np.round(proxy), np.round(real)) if tied else (proxy, real)
 
 
-def measured(proxy: object, real: object, **settings: object) -> Fidelity:
+def measured(proxy: object, real: object, **settings: object) -> Found:
     found = fidelity(proxy, real, **{"num_resamples": 99, **settings})  # type: ignore[arg-type]
     assert found is not None
     return found
-
-
-def intervals(found: Fidelity) -> dict[str, Estimate | None]:
-    named = {name: getattr(found, name) for name in (*NAMES, "top_quarter")}
-    return named | {f"regret at {k}": regret for k, regret in found.regrets.items()}
 
 
 def is_undefined(interval: Estimate | None) -> bool:
@@ -88,32 +89,25 @@ def is_undefined(interval: Estimate | None) -> bool:
     )
 
 
-# --- correlations and regrets -----------------------------------------------------------------------------------------
+# --- correlations and regrets
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("num", "seed"), [(5, 0), (12, 1), (31, 2), (60, 3)])
-def test_estimates_follow_their_definitions(num: int, seed: int, tied: bool) -> None:
-    proxy, real = related(num, seed, tied=tied)
-    found = measured(proxy, real)
-    assert found.num_checks == num
-    for name, plain in PLAIN.items():
-        assert getattr(found, name).value == pytest.approx(
-            plain(proxy.tolist(), real.tolist()), abs=1e-12
-        ), name
-    for k, regret in found.regrets.items():
-        assert regret.value == pytest.approx(
-            plain_regret(proxy.tolist(), real.tolist(), k), abs=1e-12
-        ), k
+@given(num=st.integers(5, 60), seed=st.integers(0, 99), tied=st.booleans(), noise=st.floats(0, 3))
+@settings(deadline=None, max_examples=40, derandomize=True)
+def test_estimates_follow_their_definitions(num: int, seed: int, tied: bool, noise: float) -> None:
+    proxy, real = related(num, seed, tied=tied, noise=noise)
+    found = measured(proxy, real, num_resamples=1)
+    expected = {name: plain(proxy.tolist(), real.tolist()) for name, plain in PLAIN.items()}
+    expected |= {f"regret_{k}": plain_regret(proxy.tolist(), real.tolist(), k) for k in (1, 3, 5)}
     if num >= 12:
-        assert found.top_quarter is not None
-        expected = plain_top_quarter(proxy.tolist(), real.tolist())
-        assert found.top_quarter.value == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        expected["top_quarter"] = plain_top_quarter(proxy.tolist(), real.tolist())
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-12, nan_ok=True), name
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_estimates_are_those_of_scipy(tied: bool) -> None:
-    for num, seed in itertools.product((5, 6, 17, 60), range(5)):
+    for num, seed in itertools.product((5, 17, 60), range(3)):
         proxy, real = related(num, seed, tied=tied)
         found = measured(proxy, real, num_resamples=1)
         expected = {
@@ -121,30 +115,28 @@ def test_estimates_are_those_of_scipy(tied: bool) -> None:
             "spearman": scipy.stats.spearmanr(proxy, real).statistic,
             "kendall": scipy.stats.kendalltau(proxy, real).statistic,
         }
-        assert {name: getattr(found, name).value for name in NAMES} == pytest.approx(
-            expected, abs=1e-12
-        )
+        assert {name: found[name].value for name in NAMES} == pytest.approx(expected, abs=1e-12)
 
 
 def test_a_perfect_proxy_loses_nothing_and_one_the_wrong_way_round_everything() -> None:
     real = np.random.default_rng(0).normal(size=20)
     perfect, reversed_ = measured(3 * real - 7, real), measured(-real, real)
     for name in NAMES:
-        assert dataclasses.astuple(getattr(perfect, name)) == pytest.approx((1, 1, 1))
-        assert dataclasses.astuple(getattr(reversed_, name)) == pytest.approx((-1, -1, -1))
-    assert perfect.top_quarter == Estimate(1, 1, 1)
-    assert reversed_.top_quarter == Estimate(-1, -1, -1)
-    assert perfect.regrets == {k: Estimate(0, 0, 0) for k in (1, 3, 5)}
+        assert dataclasses.astuple(perfect[name]) == pytest.approx((1, 1, 1))
+        assert dataclasses.astuple(reversed_[name]) == pytest.approx((-1, -1, -1))
+    assert dataclasses.astuple(perfect["top_quarter"]) == pytest.approx((1, 1, 1))
+    assert dataclasses.astuple(reversed_["top_quarter"]) == pytest.approx((-1, -1, -1))
+    assert regrets_of(perfect) == {k: Estimate(0, 0, 0) for k in (1, 3, 5)}
     ascending = np.sort(real)
-    assert {k: regret.value for k, regret in reversed_.regrets.items()} == {
+    assert {k: regret.value for k, regret in regrets_of(reversed_).items()} == {
         k: pytest.approx(ascending[-1] - ascending[k - 1]) for k in (1, 3, 5)
     }
-    assert reversed_.regrets[1].value == pytest.approx(np.ptp(real))
+    assert reversed_["regret_1"].value == pytest.approx(np.ptp(real))
 
 
 def test_regret_is_about_the_best_of_the_picked_ones() -> None:
     proxy, real = [9, 8, 7, 6, 5, 4, 3], [2, 1, 6, 0, 9, 10, 3]
-    assert {k: regret.value for k, regret in measured(proxy, real).regrets.items()} == {
+    assert {k: regret.value for k, regret in regrets_of(measured(proxy, real)).items()} == {
         1: 8,
         3: 4,
         5: 1,
@@ -153,7 +145,7 @@ def test_regret_is_about_the_best_of_the_picked_ones() -> None:
 
 def test_a_proxy_that_cannot_tell_mixtures_apart_picks_the_worst_of_them() -> None:
     found = measured([1, 1, 1, 1, 0, 0], [3, 5, 4, 2, 9, 1])
-    assert {k: regret.value for k, regret in found.regrets.items()} == {1: 7, 3: 5, 5: 4}
+    assert {k: regret.value for k, regret in regrets_of(found).items()} == {1: 7, 3: 5, 5: 4}
 
 
 def test_the_top_quarter_is_by_real_objective() -> None:
@@ -162,29 +154,29 @@ def test_the_top_quarter_is_by_real_objective() -> None:
         [np.full(9, 50.0), [3.0, 2.0, 1.0]]
     )  # the worst nine have the best proxies
     found = measured(proxy, real)
-    assert found.top_quarter is not None
-    assert found.top_quarter.value == -1
+    assert found["top_quarter"] is not None
+    assert found["top_quarter"].value == pytest.approx(-1)
     other = measured(np.concatenate([np.full(9, 50.0), [1.0, 2.0, 3.0]]), real)
-    assert other.top_quarter is not None
-    assert other.top_quarter.value == 1 > 0 > other.spearman.value
+    assert other["top_quarter"] is not None
+    assert other["top_quarter"].value == pytest.approx(1) and other["spearman"].value < 0
 
 
 @pytest.mark.parametrize(("num", "has"), [(11, False), (12, True), (15, True)])
 def test_a_top_quarter_needs_three_members(num: int, has: bool) -> None:
-    assert (measured(*related(num, 0)).top_quarter is not None) == has
+    assert (measured(*related(num, 0))["top_quarter"] is not None) == has
 
 
 def test_those_that_tie_with_the_last_of_the_top_quarter_are_in_it() -> None:
     real = np.array([0.0] * 9 + [5.0] * 4 + [7.0, 8.0])
     proxy = np.array([99.0] * 9 + [4.0, 3.0, 2.0, 1.0] + [5.0, 6.0])
     expected = plain_spearman(proxy[9:].tolist(), real[9:].tolist())
-    found = measured(proxy, real).top_quarter
+    found = measured(proxy, real)["top_quarter"]
     assert found is not None
     assert found.value == pytest.approx(expected)
     assert 0 < expected < 1
 
 
-# --- what is too little, what is undefined, what is wrong -------------------------------------------------------------
+# --- what is too little, what is undefined, what is wrong
 
 
 @pytest.mark.parametrize("num", range(8))
@@ -199,12 +191,12 @@ def test_fewer_than_five_checks_tell_nothing(num: int) -> None:
 def test_a_correlation_with_a_constant_is_undefined(constant: float, num: int) -> None:
     _, real = related(num, 0)
     found = measured(np.full(num, constant), real)
-    assert all(is_undefined(getattr(found, name)) for name in NAMES)
-    assert num < 12 or is_undefined(found.top_quarter)
-    assert found.regrets[1].value == pytest.approx(np.ptp(real))
+    assert all(is_undefined(found[name]) for name in NAMES)
+    assert num < 12 or is_undefined(found["top_quarter"])
+    assert found["regret_1"].value == pytest.approx(np.ptp(real))
     flat = measured(real, np.full(num, constant))
-    assert all(is_undefined(getattr(flat, name)) for name in NAMES)
-    assert flat.regrets == {k: Estimate(0, 0, 0) for k in (1, 3, 5)}
+    assert all(is_undefined(flat[name]) for name in NAMES)
+    assert regrets_of(flat) == {k: Estimate(0, 0, 0) for k in (1, 3, 5)}
 
 
 def test_resamples_in_which_a_correlation_is_undefined_are_left_out() -> None:
@@ -212,12 +204,12 @@ def test_resamples_in_which_a_correlation_is_undefined_are_left_out() -> None:
         [0, 0, 0, 0, 0.3], [0.1, 0.1, 0.1, 0.1, 0.2], num_resamples=999
     )  # a third of them lack the last
     for name in NAMES:
-        assert dataclasses.astuple(getattr(found, name)) == pytest.approx((1, 1, 1))
+        assert dataclasses.astuple(found[name]) == pytest.approx((1, 1, 1))
 
 
 def test_where_no_resample_is_defined_there_is_an_estimate_without_an_interval() -> None:
     found = [
-        measured([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], num_resamples=1, seed=seed).kendall
+        measured([0, 0, 0, 0, 1], [0, 0, 0, 0, 1], num_resamples=1, seed=seed)["kendall"]
         for seed in range(40)
     ]
     alone = [interval for interval in found if math.isnan(interval.low)]
@@ -245,29 +237,31 @@ def test_what_has_no_fidelity(
         fidelity(proxy, real, **settings)  # type: ignore[arg-type]
 
 
-# --- invariances ------------------------------------------------------------------------------------------------------
+# --- invariances
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_order_of_the_mixtures_changes_nothing(tied: bool) -> None:
     proxy, real = related(20, 5, tied=tied)
-    expected = intervals(measured(proxy, real))
+    expected = measured(proxy, real)
     for seed in range(5):
         order = np.random.default_rng(seed).permutation(20)
-        assert intervals(measured(proxy[order], real[order])) == expected
+        assert measured(proxy[order], real[order]) == expected
 
 
 def test_ranks_do_not_see_monotone_transforms() -> None:
     proxy, real = related(20, 6)
     one, other = measured(proxy, real), measured(np.exp(proxy), real**3)
     for name in ("spearman", "kendall", "top_quarter"):
-        assert getattr(one, name) == getattr(other, name)
-    assert abs(one.pearson.value - other.pearson.value) > 0.01
+        assert one[name] == other[name]
+    assert abs(one["pearson"].value - other["pearson"].value) > 0.01
     scaled = measured(1e-3 * proxy + 5, 1e6 * real - 2)
-    assert dataclasses.astuple(scaled.pearson) == pytest.approx(dataclasses.astuple(one.pearson))
-    for k, regret in scaled.regrets.items():
+    assert dataclasses.astuple(scaled["pearson"]) == pytest.approx(
+        dataclasses.astuple(one["pearson"])
+    )
+    for k, regret in regrets_of(scaled).items():
         assert dataclasses.astuple(regret) == pytest.approx(
-            1e6 * np.array(dataclasses.astuple(one.regrets[k]))
+            1e6 * np.array(dataclasses.astuple(regrets_of(one)[k]))
         )
 
 
@@ -275,8 +269,8 @@ def test_the_same_seed_gives_the_same_and_another_gives_other_intervals() -> Non
     proxy, real = related(20, 7)
     assert measured(proxy, real, seed=1) == measured(proxy, real, seed=1)
     one, other = measured(proxy, real, seed=1), measured(proxy, real, seed=2)
-    assert one.pearson.value == other.pearson.value
-    assert one.pearson.low != other.pearson.low
+    assert one["pearson"].value == other["pearson"].value
+    assert one["pearson"].low != other["pearson"].low
 
 
 def test_inputs_are_left_as_they_were() -> None:
@@ -286,7 +280,7 @@ def test_inputs_are_left_as_they_were() -> None:
     assert (proxy == before[0]).all() and (real == before[1]).all()
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
+# --- intervals
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -296,7 +290,7 @@ def test_intervals_are_percentiles_over_resampled_pairs(tied: bool) -> None:
     found = measured(proxy, real, num_resamples=60, seed=3, confidence=0.8)
     counts = np.random.default_rng(3).multinomial(14, np.full(14, 1 / 14), size=60)
     expected = [one_by_one(proxy[order], real[order], count) for count in counts]
-    for name, interval in intervals(found).items():
+    for name, interval in found.items():
         assert interval is not None
         low, high = np.nanquantile([values[name] for values in expected], [0.1, 0.9])
         assert (interval.low, interval.high) == (
@@ -312,12 +306,12 @@ def one_by_one(proxy: Array, real: Array, count: Array) -> dict[str, float]:
     correlations = {
         name: plain(*drawn) for name, plain in {**PLAIN, "top_quarter": plain_top_quarter}.items()
     }
-    return correlations | {f"regret at {k}": plain_regret(*distinct, k) for k in (1, 3, 5)}
+    return correlations | {f"regret_{k}": plain_regret(*distinct, k) for k in (1, 3, 5)}
 
 
 def test_a_wider_confidence_gives_wider_intervals_and_more_checks_narrower_ones() -> None:
     def width(num: int, confidence: float) -> float:
-        interval = measured(*related(num, 10), confidence=confidence, num_resamples=199).spearman
+        interval = measured(*related(num, 10), confidence=confidence, num_resamples=199)["spearman"]
         return interval.high - interval.low
 
     assert width(30, 0.5) < width(30, 0.9) < width(30, 0.99)
@@ -325,7 +319,7 @@ def test_a_wider_confidence_gives_wider_intervals_and_more_checks_narrower_ones(
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
-    rho, num, num_worlds = 0.7, 40, 200
+    rho, num, num_worlds = 0.7, 40, 120
     truth = {
         "pearson": rho,
         "spearman": 6 / math.pi * math.asin(rho / 2),
@@ -334,13 +328,13 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = dict.fromkeys(truth, 0)
     for seed in range(num_worlds):
         x, y = related(num, seed, noise=math.sqrt(1 / rho**2 - 1))
-        found = measured(x, y, num_resamples=149, seed=seed)
+        found = measured(x, y, num_resamples=99, seed=seed)
         for name, value in truth.items():
-            held[name] += getattr(found, name).low <= value <= getattr(found, name).high
+            held[name] += found[name].low <= value <= found[name].high
     assert all(0.80 < count / num_worlds < 0.97 for count in held.values()), held
 
 
-# --- noise over seeds -------------------------------------------------------------------------------------------------
+# --- noise over seeds
 
 
 def world(
@@ -364,9 +358,9 @@ def test_noise_is_recovered_whatever_seeds_do_to_all_mixtures(
 ) -> None:
     found = [
         noise_sd(world(num_seeds, num_mixtures, seed, noise=0.5, offset=offset))
-        for seed in range(400)
+        for seed in range(200)
     ]
-    degrees = 400 * (num_seeds - 1) * (num_mixtures - 1)
+    degrees = 200 * (num_seeds - 1) * (num_mixtures - 1)
     assert mean_variance(found) == pytest.approx(0.25, rel=4 * math.sqrt(2 / degrees))
 
 
@@ -451,62 +445,49 @@ def test_what_has_no_noise_sd(reals: Array) -> None:
         noise_sd(reals)
 
 
-# --- the ceiling ------------------------------------------------------------------------------------------------------
+# --- the ceiling
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.8])
 def test_a_perfect_proxy_reaches_the_ceiling(noise: float) -> None:
     rng = np.random.default_rng(0)
     reached, ceilings = [], []
-    for seed in range(100):
-        true = rng.normal(
-            size=120
-        )  # with 30 and the larger noise the ceiling, an estimate itself, is .02 low on average
+    for seed in range(60):
+        # with 30 and the larger noise the ceiling, an estimate itself, is .02 low on average
+        true = rng.normal(size=120)
         real = true + rng.normal(0, noise, size=120)
-        reached.append(
-            (
-                plain_pearson(true.tolist(), real.tolist()),
-                plain_spearman(true.tolist(), real.tolist()),
-            )
-        )
-        found = ceiling(real, noise, num_draws=50, seed=seed)
-        ceilings.append((found.pearson, found.spearman))
-    np.testing.assert_allclose(np.mean(reached, axis=0), np.mean(ceilings, axis=0), atol=0.02)
+        reached.append(plain_spearman(true.tolist(), real.tolist()))
+        ceilings.append(ceiling(real, noise, num_draws=50, seed=seed))
+    assert np.mean(reached) == pytest.approx(np.mean(ceilings), abs=0.02)
 
 
 def test_the_ceiling_falls_with_the_noise() -> None:
     real = np.random.default_rng(1).normal(size=25)
     spread = float(real.std(ddof=1))
     found = [ceiling(real, share * spread, num_draws=200) for share in (0.0, 0.3, 0.6, 0.9)]
-    assert [one.pearson for one in found] == pytest.approx(
-        [math.sqrt(1 - share**2) for share in (0, 0.3, 0.6, 0.9)]
-    )
-    assert all(one.spearman > other.spearman for one, other in itertools.pairwise(found))
-    assert found[0] == Ceiling(1, pytest.approx(1), 0)
+    assert found[0] == pytest.approx(1)
+    assert all(one > other for one, other in itertools.pairwise(found))
 
 
-def test_the_spearman_ceiling_of_normal_objectives_is_that_of_a_bivariate_normal() -> None:
-    # as many quantiles of the normal, so that the shape is exact; Kruskal 1958: 6 / pi * arcsin(r / 2)
+def test_the_ceiling_of_normal_objectives_is_that_of_a_bivariate_normal() -> None:
+    # as many quantiles of the normal, so that the shape is exact; Kruskal 1958
     real = np.array([statistics.NormalDist().inv_cdf((i + 0.5) / 300) for i in range(300)])
     found = ceiling(real, 0.6 * float(real.std(ddof=1)), num_draws=200)
-    assert found.spearman == pytest.approx(6 / math.pi * math.asin(0.8 / 2), abs=0.01)
+    assert found == pytest.approx(6 / math.pi * math.asin(0.8 / 2), abs=0.01)
 
 
 def test_without_noise_even_tied_objectives_can_be_ranked_perfectly() -> None:
-    assert ceiling([1, 1, 2, 2, 3], 0.0) == Ceiling(1, pytest.approx(1), 0)
+    assert ceiling([1, 1, 2, 2, 3], 0.0) == pytest.approx(1)
 
 
 def test_where_noise_explains_all_there_is_nothing_to_reach() -> None:
     real = [1.0, 2.0, 3.0]
-    assert ceiling(real, 1.0) == ceiling(real, 1.0, seed=9) == Ceiling(0, 0, 1)
-    assert ceiling(real, 50.0) == Ceiling(0, 0, 50)
+    assert ceiling(real, 1.0) == ceiling(real, 1.0, seed=9) == ceiling(real, 50.0) == 0
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_equal_objectives_have_no_ceiling(noise: float) -> None:
-    found = ceiling([0.1] * 6, noise)
-    assert math.isnan(found.pearson) and math.isnan(found.spearman)
-    assert found.noise_sd == noise
+    assert math.isnan(ceiling([0.1] * 6, noise))
 
 
 def test_a_ceiling_hangs_on_its_seed_alone() -> None:
@@ -532,7 +513,7 @@ def test_what_has_no_ceiling(real: list[float], noise: float, num_draws: int, na
         ceiling(real, noise, num_draws=num_draws)
 
 
-# --- differences between two models -----------------------------------------------------------------------------------
+# --- differences between two models
 
 
 def test_a_difference_has_its_weighted_mean_and_its_analytic_standard_error() -> None:

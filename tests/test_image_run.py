@@ -1,4 +1,4 @@
-"""The whole method on images: a run, again from the store, its plan, a study, and the demo's recipe."""
+"""The whole method on images: a run and again, its plan, a study, and the demo's recipe."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from mergetomix.study import study
 
 
 def values(folder: Path) -> dict[str, Any]:
-    """Three datasets of noise in one colour or another, whose class is its colour, and a target of two kinds of score."""
+    """Three datasets of noise whose class is its colour, and a target of two kinds of score.
+
+    The third dataset has all labels wrong.
+    """
     colours = np.eye(3, dtype=np.uint8) * 200
     draw = np.random.default_rng(0)
     for name, num in {"a": 18, "b": 18, "c": 18, "t": 30}.items():
@@ -59,8 +62,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "recipe.yaml"
 
 
-def test_a_run_prefers_the_right_labels_and_does_nothing_twice(recipe: Path) -> None:
-    result = m2m.run(m2m.load_recipe(recipe))
+@pytest.fixture(scope="module")
+def result(recipe: Path) -> m2m.Result:
+    return m2m.run(m2m.load_recipe(recipe))
+
+
+@pytest.mark.slow
+def test_a_run_prefers_the_right_labels_and_does_nothing_twice(
+    recipe: Path, result: m2m.Result
+) -> None:
     assert "c" not in result.selected.datasets
     final = result.row("final")
     assert final is not None and final.gain > 0 and set(final.scores) == {"loss", "right"}
@@ -72,10 +82,10 @@ def test_a_run_prefers_the_right_labels_and_does_nothing_twice(recipe: Path) -> 
     assert "a loss in nats per image (lower is better)" in report and "nats per token" not in report
 
 
-def test_the_final_model_loads_as_any_clip_model(recipe: Path) -> None:
+@pytest.mark.slow
+def test_the_final_model_loads_as_any_clip_model(result: m2m.Result) -> None:
     from transformers import AutoModel, AutoProcessor
 
-    result = m2m.run(m2m.load_recipe(recipe))
     final = result.row("final")
     assert final is not None and final.path is not None
     assert AutoModel.from_pretrained(final.path).config.model_type == "clip"
@@ -119,6 +129,7 @@ def test_a_merge_of_images_has_a_card_and_may_be_in_several_files(
     assert front["base_model"] == m2m.load_recipe(recipe).base.path
 
 
+@pytest.mark.slow
 def test_an_adapter_of_images_is_the_merge(recipe: Path, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
@@ -158,6 +169,7 @@ def test_the_plan_counts_patches(recipe: Path) -> None:
     assert plan.train_s > 0 and plan.evaluate_s > 0
 
 
+@pytest.mark.slow
 def test_a_study_of_images_has_no_rivals_by_words(recipe: Path) -> None:
     found = study.run(m2m.load_recipe(recipe))
     assert {world.unit for world in found.worlds} == {"nats per image"}

@@ -1,4 +1,4 @@
-"""The laws of the ledger: it opens what is its own, and refuses anything else without touching it."""
+"""The ledger opens what is its own, and refuses anything else without touching it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The laws of merging (rules 1 and 2 of the design): exact sums, exact adapters, and errors that name the tensor."""
+"""The laws of merging: exact sums, exact adapters, and errors that name the tensor."""
 
 from __future__ import annotations
 
@@ -84,12 +84,11 @@ def test_a_mixture_that_is_nearly_one_dataset_is_nearly_its_expert(exponent: flo
     assert factors["a"] == pytest.approx(1, abs=0.003) and factors["b"] < 0.002
 
 
-@pytest.mark.parametrize("num", range(1, 40))
-def test_equal_weights_have_a_whole_effective_number(num: int) -> None:
-    mixture = Mixture.union([f"d{i:02}" for i in range(num)])
-    assert set(merge.coefficients(mixture, 0.75).values()) == {
-        num * merge.scale(num, 0.75) * mixture.weights[0]
-    }
+def test_equal_weights_have_a_whole_effective_number() -> None:
+    for num in range(1, 40):
+        mixture = Mixture.union([f"d{i:02}" for i in range(num)])
+        factor = num * merge.scale(num, 0.75) * mixture.weights[0]
+        assert set(merge.coefficients(mixture, 0.75).values()) == {factor}
 
 
 def test_equal_coefficients_are_the_papers() -> None:
@@ -303,7 +302,6 @@ def test_nonfinite_names_the_param(family: CausalLM) -> None:
     assert nonfinite(model) is None
     model.model.layers[1].mlp.up_proj.weight.data[3, 3] = math.inf
     assert nonfinite(model) == "model.layers.1.mlp.up_proj.weight"
-    assert nonfinite(model, ["model.norm.weight"]) is None
 
 
 # --- rule 2: adapters
@@ -385,7 +383,7 @@ def test_one_adapter_is_pefts_own_merge(
 
 
 def test_transposed_and_plain_layers_in_one_adapter(base: BaseOf, tmp_path: Path) -> None:
-    """GPT-2's layers stand as (in, out), its head as (out, in); attn.c_proj is square, so its shape says nothing."""
+    """GPT-2's layers stand as (in, out), its head as (out, in); attn.c_proj is square."""
     path = base("gpt2-untied")
     modules = ["attn.c_proj", "c_attn", "lm_head"]
     folders = {
@@ -451,6 +449,7 @@ def test_full_and_adapter_experts_mix(family: CausalLM, tmp_path: Path) -> None:
         ("rank_pattern", {"rank_pattern": {"q_proj": 2}}),
         ("alpha_pattern", {"alpha_pattern": {"q_proj": 2}}),
         ("trainable_token_indices", {"trainable_token_indices": [5, 6]}),
+        ("bias: lora_only", {"bias": "lora_only"}),
         ("layer_replication", {"layer_replication": [[0, 2], [1, 2]]}),
         ("init_lora_weights: pissa", {"init_lora_weights": "pissa"}),
         ("init_lora_weights: olora", {"init_lora_weights": "olora"}),
@@ -515,14 +514,4 @@ def test_a_broken_adapter_names_the_tensor(
         tiny.adapter(family.base.path, tmp_path, 1, target_modules=["q_proj"]), change
     )
     with pytest.raises(ModelError, match=f"^{WHERE}: .*{message}"):
-        read(family, folder)
-
-
-def test_a_broken_configuration_is_no_traceback(family: CausalLM, tmp_path: Path) -> None:
-    folder = tiny.adapter(family.base.path, tmp_path, 1)
-    Path(folder, "adapter_config.json").write_text('{"peft_type": "LORA"')
-    with pytest.raises(ModelError, match=WHERE):
-        read(family, folder)
-    Path(folder, "adapter_config.json").write_text('{"peft_type": "LORA", "lora_alpha": 8}')
-    with pytest.raises(ModelError, match=f"{WHERE}.*'r'"):
         read(family, folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import random
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, example, given, settings
+from hypothesis import strategies as st
 
 from mergetomix.mixtures.spaces import Simplex, Subsets, nearest_in_box
 from mergetomix.objectives.objective import Objective
@@ -20,23 +22,26 @@ from mergetomix.results import Cost, Result, Row, Selection
 LETTERS = "abcdefgh"
 
 
-def random_fields(seed: int) -> dict[str, Any]:
-    """The fields of a space with random bounds, fates and groups; they may contradict each other."""
-    rng = random.Random(seed)
-    names = rng.sample(LETTERS, rng.randint(1, 7))
-    fate = {name: rng.choice(["free", "free", "free", "require", "forbid"]) for name in names}
+drawn = settings(deadline=None, max_examples=60, derandomize=True)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def fields(draw: st.DrawFn) -> dict[str, Any]:
+    """The fields of a space with any bounds, fates and groups; they may contradict each other."""
+    names = draw(st.permutations(LETTERS))[: draw(st.integers(1, 7))]
+    fates = {name: draw(st.sampled_from(["free", "free", "require", "forbid"])) for name in names}
     chosen = {
-        kind: frozenset(name for name in names if fate[name] == kind)
+        kind: frozenset(name for name in names if fates[name] == kind)
         for kind in ("require", "forbid")
     }
-    groups = (frozenset(names[:2]), frozenset(names[2:5])) if len(names) > 4 and seed % 2 else ()
-    most = rng.choice([None, rng.randint(1, 8)])
+    grouped = len(names) > 4 and draw(st.booleans())
     return {
         "names": tuple(names),
-        "least": rng.randint(1, 4),
-        "most": most,
+        "least": draw(st.integers(1, 4)),
+        "most": draw(st.none() | st.integers(1, 8)),
         **chosen,
-        "groups": groups,
+        "groups": (frozenset(names[:2]), frozenset(names[2:5])) if grouped else (),
     }
 
 
@@ -62,22 +67,26 @@ def fields_of(space: Subsets) -> dict[str, Any]:
     }
 
 
-FIELDS = [random_fields(seed) for seed in range(120)]
-
-
 def is_split(fields: dict[str, Any]) -> bool:
     return any(group & fields["forbid"] and group - fields["forbid"] for group in fields["groups"])
 
 
-MET = [fields for fields in FIELDS if brute_force(**fields) and not is_split(fields)]
-SPACES = [Subsets(**fields) for fields in MET]
+@st.composite
+def spaces(draw: st.DrawFn) -> Subsets:
+    """A space of subsets that has any."""
+    found = draw(fields())
+    assume(brute_force(**found) and not is_split(found))
+    return Subsets(**found)
+
+
+GROUPED = Subsets(tuple("abcdef"), 2, 4, groups=(frozenset("abc"), frozenset("de")))
 
 
 def sets_of(mixtures: list[Mixture]) -> list[frozenset[str]]:
     return [frozenset(mixture.datasets) for mixture in mixtures]
 
 
-# --- a mixture --------------------------------------------------------------------------------------------------------
+# --- a mixture
 
 
 @pytest.mark.parametrize(
@@ -105,27 +114,29 @@ def test_a_mixture_cannot_be_changed() -> None:
         Mixture.union("ab").weights = (1.0, 0.0)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations("abc")))
-def test_a_union_does_not_depend_on_order_nor_on_repetition(order: tuple[str, ...]) -> None:
-    union = Mixture.union([*order, order[0]])
-    assert union == Mixture.union("abc")
-    assert union.as_dict() == dict.fromkeys("abc", 1 / 3)
-    assert (len(union), str(union)) == (3, "a + b + c")
+def test_a_union_does_not_depend_on_order_nor_on_repetition() -> None:
+    for order in itertools.permutations("abc"):
+        union = Mixture.union([*order, order[0]])
+        assert union == Mixture.union("abc")
+        assert union.as_dict() == dict.fromkeys("abc", 1 / 3)
+        assert (len(union), str(union)) == (3, "a + b + c")
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_union_by_size_gives_each_dataset_its_share_of_the_data(seed: int) -> None:
-    rng = random.Random(seed)
-    sizes = {name: rng.uniform(0.1, 1000) for name in LETTERS}
-    names = rng.sample(LETTERS, 4)
-    shares = Mixture.union(names, sizes).as_dict()
+@given(
+    sizes=st.dictionaries(st.sampled_from(LETTERS), st.floats(0.1, 1000), min_size=2),
+    factor=st.floats(0.01, 100),
+)
+@drawn
+def test_a_union_by_size_gives_each_dataset_its_share_of_the_data(
+    sizes: dict[str, float], factor: float
+) -> None:
+    shares = Mixture.union(sizes, sizes).as_dict()
     assert sum(shares.values()) == pytest.approx(1)
-    for one, other in itertools.combinations(names, 2):
+    for one, other in itertools.combinations(sizes, 2):
         assert shares[one] / shares[other] == pytest.approx(sizes[one] / sizes[other])
-    assert Mixture.union(
-        names, {name: 10 * size for name, size in sizes.items()}
-    ).as_dict() == pytest.approx(shares)
-    assert Mixture.union(names, dict.fromkeys(names, 7)) == Mixture.union(names)
+    scaled = {name: factor * size for name, size in sizes.items()}
+    assert Mixture.union(sizes, scaled).as_dict() == pytest.approx(shares)
+    assert Mixture.union(sizes, dict.fromkeys(sizes, 7)) == Mixture.union(sizes)
 
 
 def test_a_union_needs_the_size_of_each() -> None:
@@ -135,10 +146,12 @@ def test_a_union_needs_the_size_of_each() -> None:
         Mixture.union([])
 
 
-# --- a space ----------------------------------------------------------------------------------------------------------
+# --- a space
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@given(space=spaces())
+@example(space=GROUPED)
+@drawn
 def test_a_space_holds_what_its_constraints_allow_each_once(space: Subsets) -> None:
     expected, found = brute_force(**fields_of(space)), sets_of(list(space))
     assert set(found) == expected
@@ -156,17 +169,19 @@ def test_only_a_set_of_names_can_be_in_a_space() -> None:
     )
 
 
-@pytest.mark.parametrize("num", range(1, 9))
-def test_neighbours_in_gray_order_differ_by_one_dataset(num: int) -> None:
-    sets = sets_of(list(Subsets(tuple(LETTERS[:num]))))
-    assert all(len(one ^ other) == 1 for one, other in itertools.pairwise(sets))
+def test_neighbours_in_gray_order_differ_by_one_dataset() -> None:
+    for num in range(1, 9):
+        sets = sets_of(list(Subsets(tuple(LETTERS[:num]))))
+        assert all(len(one ^ other) == 1 for one, other in itertools.pairwise(sets))
 
 
-@pytest.mark.parametrize("space", [space for space in SPACES if not space.groups][:20], ids=str)
+@given(space=spaces())
+@example(space=GROUPED)
+@drawn
 def test_the_order_is_that_of_the_binary_reflected_gray_code(space: Subsets) -> None:
-    codes = (code ^ (code >> 1) for code in range(1 << len(space.free)))
+    codes = (code ^ (code >> 1) for code in range(1 << len(space.units)))
     sets = [
-        space.require | {name for bit, name in enumerate(space.free) if code >> bit & 1}
+        space.fixed.union(*(unit for bit, unit in enumerate(space.units) if code >> bit & 1))
         for code in codes
     ]
     assert sets_of(list(space)) == [s for s in sets if s in space]
@@ -177,7 +192,9 @@ def test_a_small_space_over_many_datasets_is_gone_through_at_once() -> None:
     assert sum(1 for _ in space) == len(space) == 40 + math.comb(40, 2) + math.comb(40, 3)
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@given(space=spaces())
+@example(space=GROUPED)
+@drawn
 def test_neighbours_differ_by_a_unit_more_less_or_another(space: Subsets) -> None:
     members = brute_force(**fields_of(space))
     units = set(space.units)
@@ -196,7 +213,9 @@ def test_neighbours_differ_by_a_unit_more_less_or_another(space: Subsets) -> Non
             assert set(found) == expected
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
+@given(space=spaces())
+@example(space=GROUPED)
+@drawn
 def test_the_smallest_has_the_fewest_datasets(space: Subsets) -> None:
     members = brute_force(**fields_of(space))
     assert space.smallest() in members
@@ -205,15 +224,14 @@ def test_the_smallest_has_the_fewest_datasets(space: Subsets) -> None:
     assert space.num_by_size == Counter(map(len, members))
 
 
-@pytest.mark.parametrize("fields", FIELDS, ids=str)
-def test_a_space_is_refused_exactly_where_it_is_empty_or_splits_a_group(
-    fields: dict[str, Any],
-) -> None:
-    if brute_force(**fields) and not is_split(fields):
-        assert Subsets(**fields).size == len(brute_force(**fields))
+@given(found=fields())
+@drawn
+def test_a_space_is_refused_exactly_if_it_is_empty_or_splits_a_group(found: dict[str, Any]) -> None:
+    if brute_force(**found) and not is_split(found):
+        assert Subsets(**found).size == len(brute_force(**found))
         return
     with pytest.raises(ValueError, match=r"no mixture has|go together"):
-        Subsets(**fields)
+        Subsets(**found)
 
 
 @pytest.mark.parametrize(
@@ -265,16 +283,17 @@ def test_the_sizes_of_the_datasets_weigh_every_mixture() -> None:
     assert space.sample(3, 0)[-1] in list(space)
 
 
-# --- draws ------------------------------------------------------------------------------------------------------------
+# --- draws
 
 
-@pytest.mark.parametrize("space", SPACES, ids=str)
-@pytest.mark.parametrize("num", [0, 1, 5, 500])
-def test_a_draw_is_distinct_in_the_space_and_seeded(space: Subsets, num: int) -> None:
-    drawn = space.sample(num, seed=3)
-    assert len(drawn) == len(set(drawn)) == min(num, len(space))
-    assert set(sets_of(drawn)) <= brute_force(**fields_of(space))
-    assert space.sample(num, seed=3) == drawn
+@given(space=spaces(), num=st.integers(0, 200), seed=seeds)
+@example(space=GROUPED, num=5, seed=3)
+@drawn
+def test_a_draw_is_distinct_in_the_space_and_seeded(space: Subsets, num: int, seed: int) -> None:
+    found = space.sample(num, seed)
+    assert len(found) == len(set(found)) == min(num, len(space))
+    assert set(sets_of(found)) <= brute_force(**fields_of(space))
+    assert space.sample(num, seed) == found
 
 
 def test_seeds_differ_and_a_longer_draw_goes_on_from_a_shorter() -> None:
@@ -287,10 +306,10 @@ def test_seeds_differ_and_a_longer_draw_goes_on_from_a_shorter() -> None:
     "space",
     [
         Subsets(tuple("abcd")),
-        Subsets(tuple("abcde"), 2, 3),
         Subsets(tuple("abcde"), 1, 4, frozenset("b"), frozenset("c")),
+        GROUPED,
     ],
-    ids=str,
+    ids=["all", "fates", "groups"],
 )
 def test_each_mixture_is_equally_likely(space: Subsets) -> None:
     num = 100 * len(space)
@@ -298,54 +317,44 @@ def test_each_mixture_is_equally_likely(space: Subsets) -> None:
     observed = np.array([counts[mixture.datasets] for mixture in space])
     chi_square = float(((observed - 100) ** 2 / 100).sum())
     freedom = len(space) - 1
-    # five standard deviations; sizes drawn first and sets second, without weights, would give hundreds
+    # five standard deviations; sizes drawn first and sets second would give hundreds
     assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
 
 
-def test_with_groups_too_each_mixture_is_equally_likely() -> None:
-    space = Subsets(tuple("abcdef"), 2, 4, groups=(frozenset("abc"), frozenset("de")))
-    num = 200 * len(space)
-    counts = Counter(space.sample(1, seed)[0].datasets for seed in range(num))
-    observed = np.array([counts[mixture.datasets] for mixture in space])
-    freedom = len(space) - 1
-    assert float(((observed - 200) ** 2 / 200).sum()) < freedom + 5 * math.sqrt(2 * freedom)
+# --- weights
 
 
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-SIMPLEXES = [
-    Simplex(tuple("abcde")),
-    Simplex(("a",)),
-    Simplex(tuple("abcdef"), 2, 4),
-    Simplex(tuple("abcdef"), 1, 3, frozenset("c"), frozenset("d")),
-    Simplex(tuple("abcdef"), min_share=0.1),
-    Simplex(tuple("abcd"), 3, 3, min_share=0.2),
-    Simplex(tuple("abcd"), min_share=0.25, least=4),
-    Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.3)),
-    Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.2)),
-    Simplex(tuple("abcde"), 1, 2, caps={"a": 0.1, "b": 0.9, "c": 0.05}, min_share=0.1),
-    Simplex(
-        tuple("abcdefgh"),
-        2,
-        5,
-        frozenset("a"),
-        frozenset("h"),
-        0.05,
-        {"a": 0.1, "b": 0.4, "c": 3.0},
-    ),
-]
+@st.composite
+def simplexes(draw: st.DrawFn) -> Simplex:
+    """A space of weights that has any."""
+    found = draw(fields())
+    shares = st.sampled_from([0.05, 0.1, 0.2, 0.3, 0.5, 0.9, 3.0])
+    caps = draw(st.dictionaries(st.sampled_from(found["names"]), shares))
+    del found["groups"]
+    try:
+        return Simplex(**found, min_share=draw(st.sampled_from([0, 0.05, 0.1, 0.25])), caps=caps)
+    except ValueError:
+        assume(False)
+        raise
 
 
-@pytest.mark.parametrize("space", SIMPLEXES, ids=str)
-@pytest.mark.parametrize("seed", range(5))
+EXACT = Simplex(tuple("abcde"), caps=dict.fromkeys("abcde", 0.2))
+"""Its caps leave one point."""
+
+
+@given(space=simplexes(), seed=seeds)
+@example(space=EXACT, seed=0)
+@example(space=Simplex(("a",)), seed=0)
+@example(space=Simplex(tuple("abcd"), min_share=0.25, least=4), seed=0)
+@drawn
 def test_what_a_simplex_gives_is_in_it(space: Simplex, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    drawn = space.sample(40, seed)
     wild = [
         space.nearest(dict(zip(space.names, row, strict=True)))
-        for row in rng.normal(0, 2, (40, len(space.names)))
+        for row in rng.normal(0, 2, (20, len(space.names)))
     ]
-    for mixture in [*drawn, *wild, *space.vertices(), space.uniform()]:
+    sample = space.sample(20, seed)
+    for mixture in [*sample, *wild, *space.vertices(), space.uniform()]:
         assert mixture in space
         assert all(
             space.min_share - 1e-9 <= weight <= space.cap(name) + 1e-9
@@ -353,18 +362,18 @@ def test_what_a_simplex_gives_is_in_it(space: Simplex, seed: int) -> None:
         )
         assert space.require <= set(mixture.datasets) <= set(space.allowed)
         assert space.bounds[0] <= len(mixture) <= space.bounds[1]
-    assert drawn == space.sample(40, seed)
+    assert sample == space.sample(20, seed)
 
 
-@pytest.mark.parametrize("space", SIMPLEXES, ids=str)
+@given(space=simplexes())
+@drawn
 def test_a_mixture_outside_is_not_in_a_simplex(space: Simplex) -> None:
     inside = space.uniform()
     assert inside in space
     assert Mixture.union(["another"]) not in space
     assert inside.as_dict() not in space
-    for name in set(space.names) - set(inside.datasets):
-        if name in space.forbid:
-            assert Mixture.union([*inside.datasets, name]) not in space
+    for name in space.forbid:
+        assert Mixture.union([*inside.datasets, name]) not in space
 
 
 def test_bounds_caps_and_least_shares_are_heeded() -> None:
@@ -377,17 +386,17 @@ def test_bounds_caps_and_least_shares_are_heeded() -> None:
     assert of(a=0.3, b=0.3, c=0.4) not in space
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_projection_is_the_nearest_point(seed: int) -> None:
+@given(seed=seeds, num=st.integers(1, 6))
+@drawn
+def test_a_projection_is_the_nearest_point(seed: int, num: int) -> None:
     rng = np.random.default_rng(seed)
-    num = int(rng.integers(1, 7))
     low, high = rng.uniform(0, 1 / num, num), rng.uniform(1 / num, 1, num)
     point = rng.normal(0, 1, num)
     found = nearest_in_box(point, low, high)
     assert found.sum() == pytest.approx(1)
     assert (found >= low - 1e-9).all() and (found <= high + 1e-9).all()
     # the nearest point of a convex set: no direction to another point of it leads towards `point`
-    for _ in range(200):
+    for _ in range(20):
         other = nearest_in_box(rng.normal(0, 1, num), low, high)
         assert (point - found) @ (other - found) <= 1e-7
     assert nearest_in_box(found, low, high) == pytest.approx(found)
@@ -440,18 +449,19 @@ def test_a_support_that_no_mixture_has_is_refused() -> None:
         Simplex(tuple("abc"), caps={"a": 0.5}).project({"a": 1.0}, frozenset("a"))
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
+# --- scores
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_mean_is_weighted(seed: int) -> None:
+@given(seed=seeds, num=st.integers(1, 50))
+@drawn
+def test_the_mean_is_weighted(seed: int, num: int) -> None:
     rng = np.random.default_rng(seed)
-    values, weights = rng.normal(size=50), rng.integers(1, 100, size=50).astype(float)
+    values, weights = rng.normal(size=num), rng.integers(1, 100, size=num).astype(float)
     scores = Scores("loss", tuple(values), tuple(weights))
     assert scores.mean == pytest.approx(np.average(values, weights=weights), abs=1e-12)
-    order = rng.permutation(50)
+    order = rng.permutation(num)
     assert Scores("loss", tuple(values[order]), tuple(weights[order])).mean == scores.mean
-    assert scores.as_dict() == {"loss": scores.mean, "num_examples": 50}
+    assert scores.as_dict() == {"loss": scores.mean, "num_examples": num}
 
 
 def test_small_values_are_not_lost_beside_large_ones() -> None:
@@ -482,8 +492,9 @@ def score(value: float) -> Scores:
 
 
 @pytest.mark.parametrize(("make", "sign"), [(loss, -1), (score, 1)])
-def test_a_gain_is_positive_where_the_model_is_better(make: object, sign: int) -> None:
-    assert callable(make)
+def test_a_gain_is_positive_if_the_model_is_better(
+    make: Callable[[float], Scores], sign: int
+) -> None:
     for better in (0.01, 0.3):
         assert (
             gain(make(0.5 + sign * better), make(0.5))
@@ -526,7 +537,7 @@ def test_a_better_target_makes_the_objective_better() -> None:
     assert weighted({"l": loss(1.0), "s": score(0.6)}, base, weights) > one
 
 
-# --- what a run gives -------------------------------------------------------------------------------------------------
+# --- what a run gives
 
 
 def test_an_expert_has_one_dataset() -> None:

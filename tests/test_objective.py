@@ -12,7 +12,7 @@ from mergetomix.errors import RecipeError
 from mergetomix.objectives.objective import Aim, Objective, gains
 from mergetomix.objectives.pareto import is_front
 from mergetomix.records import Mixture, Scores, Trial
-from mergetomix.report.compromise import front_of, given_up
+from mergetomix.report.tradeoffs import front_of, given_up
 from mergetomix.results import Selection
 from mergetomix.stages import aims
 from mergetomix.statistics import drawn_posterior, posterior
@@ -260,10 +260,10 @@ def test_the_exponent_is_chosen_by_all_targets_together() -> None:
     by_exponent = {0.5: right, 1.0: wrong}
     reals = {"a": right.proxy_M, "b": right.proxy_M}
     units = {name: Unit.of(right.proxy_M) for name in "ab"}
-    both = drawn_posterior.likeliest_exponent(
+    both = posterior.likeliest_exponent(
         {"a": by_exponent, "b": by_exponent}, reals, units, 1.0
     )
-    alone = posterior.likeliest_exponent(by_exponent, right.proxy_M, units["a"], 1.0)
+    alone = posterior.likeliest_exponent({"a": by_exponent}, reals, units, 1.0)
     assert both == alone == 0.5
 
 

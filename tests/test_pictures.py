@@ -11,6 +11,7 @@ import pytest
 import tiny_images as tiny
 from PIL import Image
 
+from mergetomix.data import reading
 from mergetomix.data.examples import Examples
 from mergetomix.data.labelled_images import read
 from mergetomix.data.leaks import shared
@@ -171,7 +172,7 @@ def test_a_broken_image_is_named_or_skipped(tmp_path: Path) -> None:
     assert labels(found) == ["cat", "cat", "dog", "dog"]
     assert [
         note
-        for note in found.notes()
+        for note in found.notes
         if "passed over 2 images that do not decode" in note and "1.png" in note
     ]
 
@@ -230,10 +231,8 @@ def test_cells_that_are_no_image(value: Any, message: str) -> None:
 
 
 def test_images_are_not_for_a_language_model() -> None:
-    from mergetomix.data import examples
-
     with pytest.raises(DataError, match="not for a language model"):
-        examples.read(tiny.source(tiny.rows(3)), tiny.WHERE)
+        reading.read(tiny.source(tiny.rows(3)), tiny.WHERE)
 
 
 def test_a_palette_is_part_of_an_image(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Experts pooled by their probabilities: against probabilities themselves, and the laws of a pool."""
+"""Experts pooled by their probabilities, against probabilities themselves; the laws of a pool."""
 
 from __future__ import annotations
 

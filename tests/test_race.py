@@ -1,4 +1,4 @@
-"""When a race stops a mixture: estimates beside their formulas, and how often the best one is stopped."""
+"""When a race stops a mixture: estimates by their formulas, and how often the best is stopped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from mergetomix.statistics import race
@@ -22,7 +24,10 @@ from mergetomix.statistics.race import (
 ALPHA = 0.05
 
 
-@pytest.mark.parametrize("num", [24, 25, 31, 48, 200, 400, 12345])
+@given(num=st.integers(24, 20_000))
+@example(num=24)
+@example(num=31)
+@settings(deadline=None, max_examples=100, derandomize=True)
 def test_stages_reach_every_example_in_blocks_that_are_not_small(num: int) -> None:
     ends = stages(num)
     sizes = [size for size in np.diff((0, *ends)) if size]
@@ -59,7 +64,7 @@ def drawn(seed: int, num: int = 64) -> tuple[race.Array, race.Array, race.Array]
 
 
 def test_the_estimate_is_the_regression_estimator() -> None:
-    """Beside numpy's least squares, with the belief as four more examples of the whole's variance and slope one."""
+    """Beside numpy's least squares; the belief is four more examples of the whole's variance."""
     change, foreseen, weights = drawn(0)
     num = 20
     found = difference([Paired(change[:num], foreseen, weights)])
@@ -146,8 +151,10 @@ def populations(
 
 @pytest.mark.parametrize("num", [48, 200])
 def test_the_best_is_stopped_no_more_often_than_stated(num: int) -> None:
-    """The hardest case, a tie with the incumbent, over the order of the examples; at most three binomial standard deviations
-    over alpha."""
+    """The hardest case is a tie with the incumbent, over the order of the examples.
+
+    At most three binomial standard deviations over alpha.
+    """
     rng, num_races = np.random.default_rng(num), 250
     for name, change, foreseen, weights in populations(rng, num):
         tied = change - np.average(change, weights=weights)
@@ -172,7 +179,7 @@ def is_stopped(
 
 
 def test_a_worse_mixture_is_stopped_sooner_where_it_is_foreseen() -> None:
-    """Half a standard deviation worse: rarely before half of 200 examples without, mostly before with."""
+    """Half a standard deviation worse: foreseen, it mostly stops before half of 200 examples."""
     rng = np.random.default_rng(7)
     foreseen = rng.normal(-0.2, 1, 200)
     change, seen = foreseen + 0.2 * rng.normal(size=200), {}

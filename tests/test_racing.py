@@ -12,7 +12,7 @@ from recipes import WORDS, Heard, recipe_values, write_recipe
 import mergetomix as m2m
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.records import Trial
-from mergetomix.report import markdown
+from mergetomix.report import sentences
 from mergetomix.report.document import stopped
 from mergetomix.results import Selection
 from mergetomix.search.strategy import Ask
@@ -138,10 +138,10 @@ def resumed(
     recipe = recipe_of(folder, 0.05, datasets=recipe_values(folder)["datasets"])
     with open_session(recipe, Heard()) as session:
         pipeline.train_experts(session)
-        try_out = races.begin(
-            session, search.strategy_of(session), session.evaluations.base("select")
+        race = search.race_of(
+            session, search.first_strategy(session), session.evaluations.base("select"), objective_of(session)
         )
-        first = tuple(try_out(Ask(mixture)) for mixture in list(session.spaces.searched)[:4])
+        first = tuple(race.trial(Ask(mixture)) for mixture in list(session.spaces.searched)[:4])
     return recipe, first, searched(recipe), num_scores(recipe)
 
 
@@ -160,9 +160,11 @@ def test_a_race_that_was_interrupted_goes_on_as_if_it_had_not_been(resumed: Resu
 def test_a_trial_with_a_gradient_is_not_raced(resumed: Resumed) -> None:
     recipe, _, found, _ = resumed
     with open_session(recipe, Heard()) as session:
-        try_out = races.begin(session, search.strategy_of(session), found.base)
-        assert not try_out(Ask(found.stopped[-1].mixture)).complete
-        assert try_out(Ask(found.stopped[-1].mixture, gradient=True)).complete
+        race = search.race_of(
+            session, search.first_strategy(session), found.base, objective_of(session)
+        )
+        assert not race.trial(Ask(found.stopped[-1].mixture)).complete
+        assert race.trial(Ask(found.stopped[-1].mixture, gradient=True)).complete
 
 
 def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(
@@ -171,7 +173,7 @@ def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(
     """A mixture that the search has not asked for cannot be picked, so none is stopped for it."""
     recipe, _, found, _ = resumed
     with open_session(recipe, Heard()) as session:
-        race = races.Race(session, found.base, 0.05)
+        race = races.Race(session, found.base, objective_of(session), 0.05)
         race.start(all_asked=False)
         assert race.incumbent is None
         assert race.trial(Ask(found.stopped[0].mixture)).complete
@@ -219,17 +221,17 @@ def test_what_was_stopped_is_told_apart(
     raced: tuple[m2m.Recipe, Selection, int], whole: Selection
 ) -> None:
     _, found, _ = raced
-    text, tried = markdown.racing_text(found), len(found.trials) + len(found.stopped)
+    text, tried = sentences.racing(found), len(found.trials) + len(found.stopped)
     assert f"{len(found.stopped)} of {tried} proxies were stopped early" in text
     assert (
         f"{found.num_evaluated:,} example evaluations instead of {found.num_without_racing:,}"
         in text
     )
     assert (
-        markdown.num_proxies(found)
+        sentences.num_proxies(found)
         == f"the {len(found.trials)} proxies of {tried} that saw every example"
     )
-    assert not markdown.racing_text(whole) and markdown.num_proxies(whole) == "15 proxies"
+    assert not sentences.racing(whole) and sentences.num_proxies(whole) == "15 proxies"
     written = stopped(found.stopped[0])
     assert "objective" not in written and written["num_examples"] == {
         "t": found.stopped[0].num_examples

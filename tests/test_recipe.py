@@ -1,51 +1,36 @@
-"""The laws of the recipe: what it says is what is loaded, and what it must not say is refused by the path of the key."""
+"""The laws of the recipe: what it says is loaded; what it must not say is refused by its key."""
 
 from __future__ import annotations
 
 import copy
-import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
 import pytest
-import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from said import PAIR, RAW, TEXT, TINY, at, place_of, refused, small
 
-from mergetomix.errors import RecipeError, UserError
-from mergetomix.recipe.recipe import Recipe, Section, dump, load, parse
-from mergetomix.sections.source import Source
-from mergetomix.sections.train import Anchor, Augment
+from mergetomix.errors import RecipeError
+from mergetomix.recipe.recipe import Recipe, Section, load, parse
+from mergetomix.targets.kinds import KINDS
+from mergetomix.targets.target import TargetKind
 
-TEXT = r"""
-base: {path: Qwen/Qwen2.5-0.5B, revision: main}
-datasets:
-  math:  {path: openai/gsm8k, name: main, split: train, prompt: question, completion: answer, max_examples: 5000}
-  chats: {path: data/chats.jsonl, messages: messages}
-  notes: {path: "docs/**/*.md", text: true}
-targets:
-  svamp: {path: data/svamp.jsonl, prompt: "Q: {input}\nA:", completion: " {output}", score: generate, metric: number,
-          weight: 2}
-  held:  {path: data/held.jsonl, messages: messages, score: loss}
-train:  {method: lora, epochs: 1, max_steps: null, learning_rate: 2.0e-4, batch_size: 8, max_length: 1024, seed: 0,
-         lora: {rank: 16, alpha: 32}}
-images: {head: auto}
-merge:  {method: linear, scale: {exponent: 1.0}, weighting: equal}
-search: {strategy: auto, min_datasets: 1, max_datasets: null, require: [], forbid: []}
-verify: {budget: null, confidence: 0.95, repeats: 1}
-study:  {seeds: [0, 1, 2], max_finetunes: 100}
-final:  {train: true, baselines: [all, random]}
-select_fraction: 0.5
-store: .mergetomix
-run_dir: runs/first
-"""
-RAW: dict[str, Any] = yaml.safe_load(TEXT)
+ANCHOR = {"dataset": {"path": "data/all.txt", "text": "text"}, "share": 0.5}
+WHOLE = {**RAW, "train": {**RAW["train"], "anchor": ANCHOR, "augment": {"flip": 0.5}}}
+"""With the sections that are null unless given."""
 SECTIONS = [
     ("", "run_dri", "run_dir"),
     ("base", "revison", "revision"),
     ("datasets.math", "promt", "prompt"),
     ("targets.svamp", "metrc", "metric"),
+    ("targets.held", "hed", "head"),
+    ("targets.quiz", "optons", "options"),
+    ("targets.own", "functon", "function"),
     ("train", "learning_rte", "learning_rate"),
     ("train.lora", "rnak", "rank"),
+    ("train.anchor", "shar", "share"),
+    ("train.augment", "flp", "flip"),
     ("images", "hed", "head"),
     ("merge", "weigthing", "weighting"),
     ("merge.scale", "exponnet", "exponent"),
@@ -54,64 +39,30 @@ SECTIONS = [
     ("study", "sedes", "seeds"),
     ("final", "baselnes", "baselines"),
 ]
-TINY = {"rows": [{"t": "x"}], "text": "t"}
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(TEXT)
-    return path
+# --- what is said is what is loaded
 
 
-def small(**changes: Any) -> dict[str, Any]:
-    """The least that a recipe must say, with keys such as `train__seed` changed."""
-    raw: dict[str, Any] = {
-        "base": "b",
-        "datasets": {"a": dict(TINY), "b": dict(TINY)},
-        "targets": {"t": dict(TINY)},
-    }
-    for key, value in changes.items():
-        *parents, last = key.split("__")
-        place = raw
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = value
-    return raw
-
-
-def refused(where: str, *named: str, **changes: Any) -> RecipeError:
-    with pytest.raises(RecipeError) as caught:
-        parse(small(**changes))
-    assert caught.value.where == where
-    for thing in named:
-        assert thing in caught.value.message
-    return caught.value
-
-
-# --- what is said is what is loaded -----------------------------------------------------------------------------------
-
-
-def given(raw: Any, loaded: Any, where: str = "") -> list[str]:
+def changed(raw: Any, loaded: Any, where: str = "") -> list[str]:
     """The paths of the keys whose loaded value is not the given one."""
     if isinstance(raw, dict):
-        pairs = [
-            (value, loaded[key] if isinstance(loaded, dict) else getattr(loaded, key), key)
-            for key, value in raw.items()
-        ]
         return [
             path
-            for value, mine, key in pairs
-            for path in given(value, mine, f"{where}.{key}".strip("."))
+            for key, value in raw.items()
+            for path in changed(value, at(loaded, key), f"{where}.{key}".strip("."))
         ]
     return [] if raw == loaded and type(raw) is type(loaded) else [where]
 
 
-def test_every_value_is_loaded_as_it_is_said(file: Path) -> None:
+def test_every_value_is_loaded_as_it_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(TEXT)
     recipe = load(file)
-    assert set(given(RAW, recipe)) == {
+    assert set(changed(RAW, recipe)) == {
         # made absolute
-        "datasets.chats.path", "datasets.notes.path", "targets.svamp.path", "targets.held.path", "store", "run_dir",
+        "datasets.chats.path", "datasets.notes.path", "targets.svamp.path", "targets.held.path",
+        "targets.quiz.path", "targets.own.function", "store", "run_dir",
         # whole numbers where any number will do
         "targets.svamp.weight", "train.epochs", "train.lora.alpha",
     }  # fmt: skip
@@ -139,9 +90,9 @@ def test_base_may_be_its_path_alone() -> None:
     assert parse(small(base="x/y")) == parse(small(base={"path": "x/y"}))
 
 
-def test_a_recipe_cannot_be_changed(file: Path) -> None:
+def test_a_recipe_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        load(file).train.seed = 3  # type: ignore[misc]
+        parse(RAW).train.seed = 3  # type: ignore[misc]
 
 
 def test_parsing_leaves_the_given_values_alone() -> None:
@@ -151,139 +102,51 @@ def test_parsing_leaves_the_given_values_alone() -> None:
     assert raw == before
 
 
-# --- paths ------------------------------------------------------------------------------------------------------------
-
-
-def test_paths_start_at_the_recipe_and_hub_ids_stay(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir("/")
-    recipe, folder = load(file), file.parent
-    assert (recipe.base.path, recipe.datasets["math"].path) == ("Qwen/Qwen2.5-0.5B", "openai/gsm8k")
-    assert recipe.datasets["chats"].path == str(folder / "data/chats.jsonl")
-    assert recipe.datasets["notes"].path == str(folder / "docs/**/*.md")
-    assert recipe.targets["held"].path == str(folder / "data/held.jsonl")
-    assert (recipe.store, recipe.run_dir) == (
-        str(folder / ".mergetomix"),
-        str(folder / "runs/first"),
-    )
-
-
-@pytest.mark.parametrize(
-    ("path", "local"),
-    [
-        ("owner/name", False),
-        ("name", False),
-        ("./name", True),
-        ("../name", True),
-        ("/name", True),
-        ("a/b/c", True),
-        ("x.jsonl", True),
-        ("a/x.CSV.gz", True),
-        ("a/*", True),
-        ("there", True),
-        ("~nobody-of-that-name/x", True),
-    ],
-)
-def test_a_data_path_is_local_where_it_is_written_so_or_is_there(
-    path: str, local: bool, tmp_path: Path
-) -> None:
-    (tmp_path / "there").mkdir()
-    recipe = parse(small(datasets__a={"path": path, "text": "t"}), tmp_path)
-    assert recipe.datasets["a"].path == (str(tmp_path / path) if local else path)
-
-
-@pytest.mark.parametrize(
-    ("path", "local"), [("owner/name", False), ("./m", True), ("a/b/c", True), ("there", True)]
-)
-def test_a_base_is_local_where_it_is_written_so_or_is_there(
-    path: str, local: bool, tmp_path: Path
-) -> None:
-    (tmp_path / "there").mkdir()
-    assert parse(small(base=path), tmp_path).base.path == (
-        str((tmp_path / path).resolve()) if local else path
-    )
-
-
-def test_home_experts_and_files_of_functions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    python = {"score": "python", "function": "a/scoring.py:f"}
-    raw = small(
-        store="~/s",
-        datasets__a__expert="experts/a",
-        targets__u=python,
-        targets__v={**python, "function": "mod:f"},
-    )
-    recipe = parse(raw, tmp_path)
-    assert (recipe.store, recipe.datasets["a"].expert) == (
-        "/home/me/s",
-        str(tmp_path / "experts/a"),
-    )
-    assert (recipe.targets["u"].function, recipe.targets["v"].function) == (
-        f"{tmp_path}/a/scoring.py:f",
-        "mod:f",
-    )
-
-
-@pytest.mark.parametrize(
-    "key", ["base", "datasets__a__path", "store", "run_dir", "datasets__a__expert"]
-)
-def test_an_empty_path_does_not_mean_the_folder_of_the_recipe(key: str) -> None:
-    where = "base.path" if key == "base" else key.replace("__", ".")
-    refused(where, "at least 1 character", **{key: ""})
-
-
-def test_resolving_again_changes_nothing(file: Path) -> None:
-    recipe = load(file)
-    assert recipe.resolved(Path("/elsewhere")) == recipe == parse(recipe, Path("/elsewhere"))
-
-
-# --- keys and values that must not be --------------------------------------------------------------------------------
+# --- keys and values that must not be
 
 
 @pytest.mark.parametrize(("where", "key", "nearest"), SECTIONS)
 def test_an_unknown_key_is_named_with_the_nearest(where: str, key: str, nearest: str) -> None:
-    raw = copy.deepcopy(RAW)
-    place = functools.reduce(
-        lambda section, part: section[part], where.split(".") if where else [], raw
-    )
-    place[key] = 1
+    raw = copy.deepcopy(WHOLE)
+    place_of(where, raw)[key] = 1
+    path = f"{where}.{key}".strip(".")
     with pytest.raises(RecipeError) as caught:
         parse(raw)
-    assert (caught.value.where, caught.value.message) == (
-        f"{where}.{key}".strip("."),
-        f"{where}.{key}".strip(".") + f": unknown key; did you mean '{nearest}'?",
-    )
+    assert caught.value.where == path
+    assert caught.value.message == f"{path}: unknown key; did you mean '{nearest}'?"
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60, derandomize=True)
+def test_any_key_with_a_letter_less_is_refused_with_its_path(data: st.DataObject) -> None:
+    where = data.draw(st.sampled_from([where for where, *_ in SECTIONS]))
+    known = type(place_of(where, parse(WHOLE))).model_fields
+    key = data.draw(st.sampled_from(list(known)))
+    cut = data.draw(st.integers(0, len(key) - 1))
+    typo = key[:cut] + key[cut + 1 :]
+    assume(typo and not any(typo in kind.model_fields for kind in KINDS.values()))
+    raw = copy.deepcopy(WHOLE)
+    place_of(where, raw)[typo] = 1
+    with pytest.raises(RecipeError) as caught:
+        parse(raw)
+    path = f"{where}.{typo}".strip(".")
+    assert caught.value.message.startswith(f"{path}: unknown key; ")
 
 
 def test_every_section_is_among_those_tested() -> None:
-    sections = {
-        type(functools.reduce(at, where.split(".") if where else [], parse(RAW)))
-        for where, *_ in SECTIONS
-    }
-    assert sections == set(descendants(Section)) - {Source, Anchor, Augment}
+    tested = {type(place_of(where, parse(WHOLE))) for where, *_ in SECTIONS}
+    # an image's accuracy cannot stand beside texts
+    assert tested == sections_in(Recipe) - {KINDS["accuracy"]}
 
 
-def test_a_section_that_may_be_null_knows_its_keys_too() -> None:
-    with pytest.raises(
-        RecipeError, match=r"train\.augment\.flp: unknown key; did you mean 'flip'\?"
-    ):
-        parse(small(train__augment={"flp": 0.5}))
-    anchor = {"dataset": dict(TINY), "shar": 0.5}
-    with pytest.raises(
-        RecipeError, match=r"train\.anchor\.shar: unknown key; did you mean 'share'\?"
-    ):
-        parse(small(train__anchor=anchor))
-
-
-def at(place: Any, part: str) -> Any:
-    return place[part] if isinstance(place, dict) else getattr(place, part)
-
-
-def descendants(section: type[Section]) -> list[type[Section]]:
-    return [found for child in section.__subclasses__() for found in (child, *descendants(child))]
+def sections_in(annotation: Any) -> set[type[Section]]:
+    """Every section that a value of a type may hold."""
+    if annotation is TargetKind:
+        return {found for kind in KINDS.values() for found in sections_in(kind)}
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        fields = [field.annotation for field in annotation.model_fields.values()]
+        return {annotation, *(found for each in fields for found in sections_in(each))}
+    return {found for part in get_args(annotation) for found in sections_in(part)}
 
 
 def test_a_key_like_no_other_comes_with_the_known_ones() -> None:
@@ -313,16 +176,22 @@ def test_a_dataset_called_as_a_key_has_the_keys_of_a_dataset() -> None:
         ("base", {"path": "b", "revision": False}, "must not be false"),
         ("datasets__a__seed", -1, "-1"),
         ("datasets__a__text", 5, "string"),
-        ("targets__t__options", 5, "list"),
-        ("targets__t__function", 5, "callable"),
-        ("targets__t__pattern", "(", "not a regular expression"),
-        ("targets__t__function", "scoring.py", "'scoring.py'"),
+        ("targets__t__score", "los", "'loss', 'accuracy', 'choice', 'generate' or 'python'"),
+        ("targets__t__score", 5, "not 5"),
+        ("targets__t__score", None, "not None"),
+        ("targets__t__score", ["loss"], "'loss'"),
+        ("targets__t__options", ["a", "b"], "is for score: choice, not loss"),
+        ("targets__t__function", "scoring.py:f", "is for score: generate or python, not loss"),
+        ("targets__t__stop", [], "is for score: generate, not loss"),
         ("targets__t__weight", 0, "greater than 0"),
         ("train", [1], "mapping"),
         ("train__lora", "r16", "mapping"),
         ("base", 5, "mapping"),
         ("datasets", None, "mapping"),
         ("datasets__a", None, "mapping"),
+        ("targets__t", None, "mapping"),
+        ("targets__t", 5, "mapping"),
+        ("targets__t", ["loss"], "mapping"),
         ("merge__scale__exponent", "one", "'one'"),
         ("search__require", "a", "list"),
         ("select_fraction", 1, "less than 1"),
@@ -335,17 +204,37 @@ def test_a_value_of_the_wrong_kind_is_named_by_its_path(key: str, value: Any, na
 
 
 @pytest.mark.parametrize(
-    ("key", "where", "value"),
+    ("score", "key", "value", "named"),
     [
-        ("targets__t__stop", "targets.t.stop.1", ["a", 1]),
-        ("targets__t__options", "targets.t.options", ["a", {}]),
-        ("final__baselines", "final.baselines.0", ["none"]),
+        ("choice", "options", 5, "list"),
+        ("choice", "normalize", "perhaps", "'perhaps'"),
+        ("generate", "function", 5, "callable"),
+        ("generate", "pattern", "(", "not a regular expression"),
+        ("generate", "max_new_tokens", 0, "greater than or equal to 1, not 0"),
+        ("generate", "metric", "bleu", "'exact', 'number', 'regex' or 'function', not 'bleu'"),
+        ("generate", "normalize", False, "is for score: choice, not generate"),
+        ("python", "function", "scoring.py", "'scoring.py'"),
+        ("python", "metric", "number", "is for score: generate, not python"),
     ],
 )
-def test_a_place_in_a_list_is_part_of_the_path(key: str, where: str, value: list[Any]) -> None:
+def test_a_value_of_a_kind_of_target_is_named_by_its_path(
+    score: str, key: str, value: Any, named: str
+) -> None:
+    refused(f"targets.t.{key}", named, targets__t={**PAIR, "score": score, key: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"targets__t": {**PAIR, "score": "generate", "stop": ["a", 1]}}, "targets.t.stop.1"),
+        ({"targets__t": {**PAIR, "score": "choice", "options": ["a", {}]}}, "targets.t.options.1"),
+        ({"final__baselines": ["none"]}, "final.baselines.0"),
+    ],
+)
+def test_a_place_in_a_list_is_part_of_the_path(changes: dict[str, Any], where: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        parse(small(**{key: value}))
-    assert caught.value.where.startswith(where)
+        parse(small(**changes))
+    assert where in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a/b", "_a", "ä", "a\n", "../a"])
@@ -453,10 +342,9 @@ def test_a_score_that_lacks_what_it_needs(fields: dict[str, Any], named: str) ->
 
 
 def test_scores_that_have_what_they_need() -> None:
-    pair = {"path": "x.csv", "prompt": "p", "completion": "c"}
     for fields in (
-        {**pair, "score": "choice", "options": "o"},
-        {**pair, "score": "generate"},
+        {**PAIR, "score": "choice", "options": "o"},
+        {**PAIR, "score": "generate"},
         {
             "path": "x.csv",
             "messages": "m",
@@ -470,201 +358,15 @@ def test_scores_that_have_what_they_need() -> None:
         parse(small(targets__t=fields))
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- the schema, by which editors complete and check
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("base: [", "not valid YAML"),
-        ("a: 1\na: 2", "'a' stands twice"),
-        ("a: {b: 1, 'b': 2}", "'b' stands twice"),
-        ("a: [{b: 1, c: 3, b: 2}]", "'b' stands twice"),
-        ("? [a]\n: 1", "not valid YAML"),
-        ("a: 2024-13-45", "not valid YAML"),
-        ("a: !!python/object:os.system {}", "not valid YAML"),
-        ("", "must be a mapping"),
-        ("just words", "must be a mapping"),
-        ("- base", "must be a mapping"),
-        (b"a: \xff", "not text in UTF-8"),
-    ],
-)
-def test_a_file_that_is_no_recipe_is_named(text: str | bytes, named: str, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(RecipeError, match=named) as caught:
-        load(path)
-    assert str(path) in str(caught.value)
-    assert caught.value.exit_code == 2
-
-
-def test_a_file_that_is_not_there_or_no_file(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="no recipe at") as caught:
-        load(tmp_path / "gone.yaml")
-    assert caught.value.hint == f"`mergetomix init {tmp_path / 'gone.yaml'}` writes a commented one"
-    with pytest.raises(RecipeError, match="is a folder"):
-        load(tmp_path)
-    with pytest.raises(RecipeError, match="cannot be read"):
-        load(tmp_path / ("x" * 300))
-
-
-def test_anchors_and_merged_keys_may_be_overridden(file: Path) -> None:
-    shared = "  one: &one {path: x.csv, text: t, seed: 1}\n  two: &two {<<: *one, seed: 2}\n  three: {<<: *two, seed: 3}\n"
-    file.write_text(f"base: b\ndatasets:\n{shared}targets:\n  t: {{<<: *two, split: dev}}\n")
-    recipe = load(file)
-    assert [(source.text, source.seed) for source in recipe.datasets.values()] == [
-        ("t", 1),
-        ("t", 2),
-        ("t", 3),
-    ]
-    assert (recipe.targets["t"].seed, recipe.targets["t"].split) == (2, "dev")
-
-
-# --- --set ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("override", "where", "value"),
-    [
-        ("train.learning_rate=1e-3", "train.learning_rate", 1e-3),
-        ("train.lora.rank=4", "train.lora.rank", 4),
-        ("train.lora={rank: 2}", "train.lora.rank", 2),
-        ("train.max_steps=", "train.max_steps", None),
-        ("search.require=[math, notes]", "search.require", ["math", "notes"]),
-        ("targets.svamp.prompt='a=b'", "targets.svamp.prompt", "a=b"),
-        ("targets.svamp.pattern=a=b", "targets.svamp.pattern", "a=b"),
-        ("base=gpt2", "base.path", "gpt2"),
-        ("base.revision=v2", "base.revision", "v2"),
-        (" select_fraction = 0.25", "select_fraction", 0.25),
-    ],
-)
-def test_an_override_changes_its_key_alone(
-    override: str, where: str, value: Any, file: Path
-) -> None:
-    before, after = load(file), load(file, [override])
-    assert functools.reduce(at, where.split("."), after) == value
-    changed = {key for key in Recipe.model_fields if getattr(before, key) != getattr(after, key)}
-    assert changed == {where.split(".")[0]} or value is None
-
-
-def test_an_override_makes_the_sections_it_needs(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small()) + "merge:\n")
-    recipe = load(
-        path,
-        [
-            "merge.scale.exponent=0.5",
-            "train.lora.rank=3",
-            "datasets.c.path=x.csv",
-            "datasets.c.text=t",
-        ],
-    )
-    assert (recipe.merge.scale.exponent, recipe.train.lora.rank, recipe.datasets["c"].text) == (
-        0.5,
-        3,
-        "t",
-    )
-
-
-def test_a_base_given_as_a_string_can_be_refined(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump(small(base="x/y")))
-    base = load(path, ["base.revision=v1", "base.dtype=float32"]).base
-    assert (base.path, base.revision, base.dtype) == ("x/y", "v1", "float32")
-
-
-def test_a_name_with_dots_can_be_reached(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump(small(**{"datasets__v1.2": dict(TINY), "datasets__v1": dict(TINY)}))
-    )
-    recipe = load(path, ["datasets.v1.2.seed=7", "datasets.v1.seed=8"])
-    assert (recipe.datasets["v1.2"].seed, recipe.datasets["v1"].seed) == (7, 8)
-
-
-def test_later_overrides_win(file: Path) -> None:
-    assert load(file, ["train.seed=1", "train.seed=2"]).train.seed == 2
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("train.seed", "key=value"),
-        ("=3", "key=value"),
-        (" =3", "key=value"),
-        ("train.seed=[", "not valid YAML"),
-        ("train={seed: 1, seed: 2}", "stands twice"),
-        ("train.seed.x=1", "seed is not a section"),
-        ("train.seed=2024-13-45", "not valid YAML"),
-        ("trian.seed=1", "did you mean 'train'"),
-        ("train.lora.rnak=1", "did you mean 'rank'"),
-        ("train.seed=two", "train.seed"),
-        ("train..seed=1", "unknown key"),
-    ],
-)
-def test_a_broken_override_is_the_user_s_to_mend(override: str, named: str, file: Path) -> None:
-    with pytest.raises(UserError, match=named):
-        load(file, [override])
-
-
-# --- and back ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        [
-            "train.learning_rate=1e-5",
-            "targets.svamp.stop=[]",
-            "search.forbid=[math]",
-            "final.train=false",
-        ],
-        [
-            "datasets.math={rows: [{q: é, a: 2024-01-01}, {q: 'no', a: null}], text: '{q}'}",
-            "targets.svamp.stop=['\\n', ' ']",
-        ],
-        [
-            "targets.svamp.function=scoring.py:f",
-            "targets.held.rows=[]",
-            "targets.held.path=",
-            "base.path=~/m",
-        ],
-    ],
-)
-def test_a_recipe_that_is_written_and_read_is_the_same(
-    overrides: list[str], file: Path, tmp_path: Path
-) -> None:
-    recipe = load(file, overrides)
-    again = tmp_path / "elsewhere" / "again.yaml"
-    again.parent.mkdir()
-    again.write_text(dump(recipe))
-    assert load(again) == recipe
-    assert dump(load(again)) == dump(recipe)
-
-
-class Rows:
-    """Rows that only Python knows."""
-
-    def __len__(self) -> int:
-        return 5
-
-
-@pytest.mark.parametrize("rows", [Rows(), [{"t": np.float32(1)}] * 5])
-@pytest.mark.parametrize("function", [len, functools.partial(len), Rows()])
-def test_what_yaml_cannot_hold_is_named(rows: Any, function: Any) -> None:
-    if isinstance(function, Rows):
-        function = Rows.__len__
-    raw = small(datasets__a__rows=rows, targets__t={"score": "python", "function": function})
-    text = dump(parse(raw))
-    assert "<5 rows given from Python>" in text
-    assert "given from Python" in yaml.safe_load(text)["targets"]["t"]["function"]
+SCHEMA: dict[str, Any] = Recipe.model_json_schema()
 
 
 def test_every_field_of_every_section_says_what_it_is() -> None:
-    schema = Recipe.model_json_schema()
-    models = {"Recipe": schema, **schema["$defs"]}
-    assert set(models) == {section.__name__ for section in descendants(Section)} - {"Source"}
+    models = {"Recipe": SCHEMA, **SCHEMA["$defs"]}
+    assert set(models) == {section.__name__ for section in sections_in(Recipe)}
     for name, model in models.items():
         assert model["description"]
         for field, about in model["properties"].items():
@@ -673,3 +375,15 @@ def test_every_field_of_every_section_says_what_it_is() -> None:
             assert (about.get("description") or section.get("description", "")).strip(), (
                 f"{name}.{field}"
             )
+
+
+def test_an_editor_knows_a_target_by_its_score() -> None:
+    (target,) = SCHEMA["properties"]["targets"]["patternProperties"].values()
+    kinds = [SCHEMA["$defs"][each["$ref"].rpartition("/")[2]] for each in target["oneOf"]]
+    assert [kind["properties"]["score"]["const"] for kind in kinds] == list(KINDS)
+    # without a score it is the loss
+    assert ["score" in kind.get("required", []) for kind in kinds] == [
+        score != "loss" for score in KINDS
+    ]
+    for kind in kinds:
+        assert kind["additionalProperties"] is False

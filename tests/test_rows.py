@@ -6,13 +6,29 @@ import csv
 import gzip
 import os
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from sources import FORMATS, NUMBERED, PAIR, ROWS, WHERE, encoded, fails, get, jsonl, put
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from sources import (
+    FORMATS,
+    NUMBERED,
+    PAIR,
+    ROWS,
+    WHERE,
+    encoded,
+    fails,
+    get,
+    jsonl,
+    put,
+    target_section,
+)
 
 from mergetomix.data.examples import Example
-from mergetomix.sections.target import TargetSection
+from mergetomix.data.reading import read_rows
+from mergetomix.sections.source import Dataset
 
 # --- formats
 
@@ -27,9 +43,24 @@ def test_every_format_gives_the_same_examples(kind: str, gz: str, tmp_path: Path
     assert examples.items == given.items
     assert examples.fingerprint() == given.fingerprint()
     assert examples.columns == ("q", "a", "n")
-    assert (examples.num_rows, examples.num_empty_files, examples.notes()) == (3, 0, ())
+    assert (examples.num_rows, examples.notes) == (3, ())
     assert examples.items[1] == Example(1, prompt="Q: NA (8)", completion="2020-01-01T00:00:00")
-    assert (examples.name, examples.where, len(examples.raw)) == ("math", WHERE, 3)
+    assert examples.where == WHERE
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(kind=st.sampled_from(FORMATS), cells=st.lists(st.tuples(CELLS, CELLS), min_size=1))
+@example(kind="csv", cells=[("\r", '"'), ("", ""), ("a\r\nb", "\0")])
+@settings(deadline=None, max_examples=50, derandomize=True)
+def test_any_text_comes_out_of_every_format_as_it_went_in(
+    kind: str, cells: list[tuple[str, str]]
+) -> None:
+    rows = [{"t": first, "u u": second} for first, second in cells]
+    with TemporaryDirectory() as folder:
+        file = put(Path(folder) / f"x.{kind}.gz", encoded(kind, rows, Path(folder)))
+        assert read_rows(Dataset(path=str(file), text="t"), WHERE) == rows
 
 
 def test_json_lines_in_a_json_file_and_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
@@ -66,8 +97,8 @@ def test_plain_text_gives_a_row_per_line_and_counts_the_blank_ones(tmp_path: Pat
         (2, "two\u2028still two"),
         (4, "three"),
     ]
-    assert (examples.num_rows, examples.num_empty_files, examples.columns) == (5, 2, ("text",))
-    assert examples.notes() == (f"{WHERE}: passed over 2 empty rows",)
+    assert (examples.num_rows, examples.columns) == (5, ("text",))
+    assert examples.notes == (f"{WHERE}: passed over 2 empty rows",)
     assert get(path=file, text="<{text}>").items[0].text == "<one>"
 
 
@@ -92,7 +123,8 @@ def test_files_with_different_columns_give_all_of_them(tmp_path: Path) -> None:
         put(tmp_path / kind / f"2.{kind}", encoded(kind, [{"t": "y", "u": 1}], tmp_path))
         examples = get(path=tmp_path / kind, text="t")
         assert examples.columns == ("t", "u")
-        assert examples.raw == ({"t": "x", "u": None}, {"t": "y", "u": 1})
+        rows = read_rows(Dataset(path=str(tmp_path / kind), text="t"), WHERE)
+        assert rows == [{"t": "x", "u": None}, {"t": "y", "u": 1}]
 
 
 # --- folders
@@ -129,7 +161,7 @@ def test_a_readme_beside_plain_text_is_no_data(tmp_path: Path) -> None:
 
 def test_a_folder_with_one_split_does_not_pass_for_another(tmp_path: Path) -> None:
     put(tmp_path / "train.jsonl", jsonl([{"t": "x"}]))
-    fails("split", "'test'", "train", target=True, path=tmp_path, text="t")
+    fails("split", "'test'", "train", source=target_section, path=tmp_path, text="t")
 
 
 def test_folders_of_save_to_disk(tmp_path: Path) -> None:
@@ -140,7 +172,7 @@ def test_folders_of_save_to_disk(tmp_path: Path) -> None:
     datasets.DatasetDict({"train": first, "test": second}).save_to_disk(str(tmp_path / "two"))
     assert get(path=tmp_path / "one", **PAIR).items == get(rows=ROWS, **PAIR).items
     assert len(get(path=tmp_path / "two", **PAIR).items) == 3
-    assert len(get(TargetSection, path=tmp_path / "two", **PAIR).items) == 1
+    assert len(get(target_section, path=tmp_path / "two", **PAIR).items) == 1
     fails("split", "'dev'", "test, train", path=tmp_path / "two", split="dev", **PAIR)
     next((tmp_path / "one").glob("*.arrow")).write_bytes(b"broken")
     fails("path", str(tmp_path / "one"), path=tmp_path / "one", **PAIR)
@@ -182,10 +214,10 @@ def test_every_file_is_a_document(tmp_path: Path) -> None:
     put(tmp_path / ".env", "no")
     examples = get(path=tmp_path, text=True)
     assert [item.text for item in examples.items] == ["packed é", "x = 1\r\n"]
-    assert (examples.num_rows, examples.num_empty_files, examples.num_binary_files) == (4, 2, 1)
-    assert examples.columns == ()
-    assert examples.raw[0] == {"file": str(tmp_path / "a/c.gz"), "text": "packed é"}
-    assert examples.notes() == (
+    assert (examples.num_rows, examples.columns) == (4, ())
+    rows = read_rows(Dataset(path=str(tmp_path), text=True), WHERE)
+    assert rows[0] == {"file": str(tmp_path / "a/c.gz"), "text": "packed é"}
+    assert examples.notes == (
         f"{WHERE}: passed over 2 empty files",
         f"{WHERE}: passed over 1 binary files",
     )
@@ -374,7 +406,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]
 def test_a_hub_dataset_by_configuration_split_and_revision(hub: list[tuple[Any, ...]]) -> None:
     examples = get(path="owner/name", name="main", revision="abc", **PAIR)
     assert examples.items == get(rows=ROWS, **PAIR).items
-    assert len(get(TargetSection, path="owner/name", name="main", **PAIR).items) == 1
+    assert len(get(target_section, path="owner/name", name="main", **PAIR).items) == 1
     assert hub == [("owner/name", "main", "train", "abc"), ("owner/name", "main", "test", None)]
 
 

@@ -1,4 +1,4 @@
-"""Every method of merging through the bank and the pipeline: as on the deltas themselves, and what a recipe may say."""
+"""Every method of merging through the bank and the pipeline, and what a recipe may say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
 from mergetomix.sections.merge import Merge
 from mergetomix.session.session import open_session
-from mergetomix.stages import pipeline
+from mergetomix.stages import pipeline, search
 
 WHERE = "datasets.x.expert"
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
@@ -33,11 +33,8 @@ def recipe_of(folder: Path, **sections: Any) -> m2m.Recipe:
 def test_the_recipe_has_every_method() -> None:
     choices = Merge.model_fields["method"].annotation.__args__  # type: ignore[union-attr]
     assert set(choices) == set(merge.METHODS)
-    assert set(merge.OPTIONS) == {
-        name for method in merge.METHODS.values() for name in method.options
-    }
     for name in merge.METHODS:
-        assert Merge(method=name).options == merge.defaults(name)  # type: ignore[arg-type]
+        assert Merge(method=name).options == merge.METHODS[name].options  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +64,7 @@ def test_options_that_do_not_fit_are_named(
 
 @pytest.mark.parametrize("name", merge.METHODS)
 def test_the_bank_combines_as_the_method_does(family: CausalLM, tmp_path: Path, name: str) -> None:
-    """Full experts beside an adapter, whose delta is missing for some params and a product for others."""
+    """Full experts beside an adapter, whose delta is zero for some params, a product for others."""
     model = family.load()
     start = {n: p.detach().clone() for n, p in params(model).items()}
     folders = {
@@ -84,7 +81,7 @@ def test_the_bank_combines_as_the_method_does(family: CausalLM, tmp_path: Path, 
     }
     statistics = fishers if name == "fisher" else {}
     rule = Rule(
-        name, merge.defaults(name), {key: f"address of {key}" for key in folders}, statistics
+        name, merge.METHODS[name].options, {key: f"address of {key}" for key in folders}, statistics
     )
     bank = Bank(model, deltas)
     bank.set({"a": 1.0})
@@ -106,7 +103,7 @@ def test_the_bank_combines_as_the_method_does(family: CausalLM, tmp_path: Path, 
             [f"address of {key}" for key in weights],
             known,
         )
-        want = base + 1.5 * merge.METHODS[name].combine(parts, **merge.defaults(name))
+        want = base + 1.5 * merge.METHODS[name].combine(parts, **merge.METHODS[name].options)
         torch.testing.assert_close(params(model)[param], want, rtol=0, atol=1e-6)
         changed += not torch.equal(params(model)[param], base)
     assert changed == len(start)
@@ -120,33 +117,28 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("shared")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", merge.METHODS)
 def test_every_method_searches(shared: Path, name: str) -> None:
-    search = {"max_datasets": 2}
-    with open_session(recipe_of(shared, merge={"method": name}, search=search)) as session:
+    method, pairs = {"method": name}, {"max_datasets": 2}
+    pair, single = Mixture.union(["a", "b"]), Mixture.union(["a"])
+    with open_session(recipe_of(shared, merge=method, search=pairs)) as session:
         pipeline.train_experts(session)
-        selection = search.search_mixtures(session)
-        assert len(selection.trials) == 6
-        pair, single = Mixture.union(["a", "b"]), Mixture.union(["a"])
-        assert (
-            session.addresses.proxy(pair) != session.addresses.proxy(pair, 0.5)
-        ) == merge.METHODS[name].scaled
+        assert len(search.search_mixtures(session).trials) == 6
+        key = session.addresses.proxy(pair)
+        assert (key != session.addresses.proxy(pair, 0.5)) == merge.METHODS[name].scaled
+        found = session.evaluations.proxy(pair, "select")["t"].values
         if not name.startswith(THINNED):
-            real = session.evaluations.real(
-                session.finetunes.fit(Mixture.union("a"), "t"), "select"
-            )["t"].values
-            assert session.evaluations.proxy(single, "select")["t"].values == pytest.approx(
-                real, abs=1e-4
-            )
-        key, found = (
-            session.addresses.proxy(pair),
-            session.evaluations.proxy(pair, "select")["t"].values,
-        )
-    with open_session(recipe_of(shared, search=search)) as session:
+            finetune = session.finetunes.fit(single, "t")
+            real = session.evaluations.real(finetune, "select")["t"].values
+            proxy = session.evaluations.proxy(single, "select")["t"].values
+            assert proxy == pytest.approx(real, abs=1e-4)
+    with open_session(recipe_of(shared, search=pairs)) as session:
         plain = session.evaluations.proxy(pair, "select")["t"].values
         assert (session.addresses.proxy(pair) == key) == (name == "linear") == (found == plain)
 
 
+@pytest.mark.slow
 def test_statistics_are_made_once(tmp_path: Path) -> None:
     stamps = []
     for exponent in (1.0, 0.5):

@@ -22,7 +22,7 @@ from recipes import (
 )
 
 import mergetomix as m2m
-from mergetomix.demo import BASE
+from mergetomix.demo.text import BASE
 from mergetomix.session.session import open_session
 from mergetomix.store.store import Store
 

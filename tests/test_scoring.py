@@ -1,4 +1,4 @@
-"""Scores with logits only where they are wanted, and prompts read once: the plain way's numbers, for many kinds of model."""
+"""Logits only where they are wanted, and prompts read once: the plain way's numbers, for any model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import transformers
 from mergetomix.models.causal_lm import scoring
 from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.causal_lm.model import CausalLM
-from mergetomix.models.causal_lm.questions import MIN_ROOM, Asked, Question, strips
+from mergetomix.models.causal_lm.questions import MIN_ROOM, Asked, Question, rows_of
 from mergetomix.models.causal_lm.scoring import logits_at, token_losses
 from mergetomix.models.causal_lm.sequences import IGNORE, Encoded, grouped
 
@@ -124,7 +124,7 @@ def ids(draw: random.Random, length: int) -> tuple[int, ...]:
 
 
 def sequences(seed: int = 0) -> list[Encoded]:
-    """Of many lengths: nothing but the last token scored, everything, what follows the first token, and anything at all."""
+    """Sequences of many lengths, scored at the last token, everywhere, from the second, anywhere."""
     draw = random.Random(seed)
     found = []
     for i, length in enumerate((2, 2, 3, 7, 12, 12, 20, 31)):
@@ -136,7 +136,7 @@ def sequences(seed: int = 0) -> list[Encoded]:
 
 
 def questions(seed: int = 0) -> list[Question]:
-    """Prompts of many lengths, down to one token; options of one token and of several, not the same number everywhere."""
+    """Prompts down to one token; options of one token and of several, of any number."""
     draw = random.Random(seed)
     lengths = ((20, (3, 1, 5, 2)), (13, (4, 4)), (1, (1, 6, 2)), (7, (1, 1, 1)), (2, (9,)))
     return [
@@ -270,9 +270,9 @@ def test_options_behind_one_prompt_have_the_losses_that_they_have_alone(
     wanted = wanted_of(model, some)
     for limit in (1, 60, 10**6):
         asked = family.asked(some, limit)
-        assert close(family.option_losses(model, asked), wanted)
+        assert close(asked.losses(model), wanted)
         assert asked.shares is (kind in SHARING)
-    assert close(family.option_losses(model, family.asked(some[::-1], 60)), wanted[::-1])
+    assert close(family.asked(some[::-1], 60).losses(model), wanted[::-1])
 
 
 def test_a_window_of_the_configuration_is_heeded_before_any_model_is_asked(
@@ -285,7 +285,7 @@ def test_a_window_of_the_configuration_is_heeded_before_any_model_is_asked(
 
 
 def test_options_of_one_token_take_prompts_alone(family: CausalLM) -> None:
-    """No mask that a model could misread, so any model is asked that way; every prompt's last place is computed once."""
+    """No mask that a model could misread; every prompt's last place is computed once."""
     draw = random.Random(0)
     some = [Question(ids(draw, n), tuple((t,) for t in ids(draw, 6)), n) for n in (9, 4, 17)]
     for kind in ("llama", "mamba", "bloom"):
@@ -293,7 +293,7 @@ def test_options_of_one_token_take_prompts_alone(family: CausalLM) -> None:
         (batch,) = asked.together
         assert asked.shares is True and batch.segments is None
         assert batch.ids.shape == (3, 17) and len(batch.scored.places_P) == 3
-        assert close(family.option_losses(model, asked), wanted_of(model, some))
+        assert close(asked.losses(model), wanted_of(model, some))
 
 
 def test_a_prompt_is_read_once_and_the_last_tokens_of_options_never(family: CausalLM) -> None:
@@ -305,9 +305,8 @@ def test_a_prompt_is_read_once_and_the_last_tokens_of_options_never(family: Caus
         == sum(question.num_tokens for question in some)
         == 20 + 7 + 13 + 6 + 1 + 6 + 7 + 2 + 8
     )
-    assert sum(len(batch.scored.picks) for batch in asked.together) == sum(
-        question.num_scored for question in some
-    )
+    scored = sum(len(batch.scored.picks_K) for batch in asked.together)
+    assert scored == sum(question.num_scored for question in some)
 
 
 def test_batches_of_questions_stay_within_the_limit(family: CausalLM) -> None:
@@ -327,29 +326,26 @@ def test_many_options_are_spread_over_rows(family: CausalLM) -> None:
     draw = random.Random(0)
     many = Question(ids(draw, 10), tuple(ids(draw, 6) for _ in range(120)), 0)
     few = Question(ids(draw, 30), tuple(ids(draw, 4) for _ in range(3)), 1)
-    rows = strips([many, few])
+    rows = [*rows_of(many), *rows_of(few)]
     assert [len(row.options) for row in rows] == [51, 51, 18, 3]
-    assert [row.first for row in rows] == [0, 51, 102, 120]
-    assert all(row.width - len(row.prompt) <= MIN_ROOM for row in rows)
+    assert [option for row in rows[:3] for option in row.options] == list(many.options)
+    assert all(row.num_tokens - len(row.prompt) <= MIN_ROOM for row in rows)
     model, asked = made("gemma2, soft caps"), Asked([many, few], family.asked([few], 600).layout)
-    found = family.option_losses(model, asked)
+    found = asked.losses(model)
     assert asked.shares and close(found, wanted_of(model, [many, few]))
 
 
 def test_an_option_longer_than_all_room_is_a_row_of_its_own() -> None:
     long = (7,) * (MIN_ROOM + 9)
-    assert [row.options for row in strips([Question((5,), ((8, 9), long, (8, 9)), 0)])] == [
-        ((8, 9),),
-        (long,),
-        ((8, 9),),
-    ]
+    rows = rows_of(Question((5,), ((8, 9), long, (8, 9)), 0))
+    assert [row.options for row in rows] == [((8, 9),), (long,), ((8, 9),)]
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_half_precision_stays_within_its_rounding(family: CausalLM, kind: str) -> None:
     model, some = made(kind).bfloat16(), questions()
     asked = family.asked(some, 10**6)
-    found = family.option_losses(model, asked)
+    found = asked.losses(model)
     assert asked.shares
     for losses, wanted, question in zip(found, wanted_of(model, some), some, strict=True):
         for loss, right, option in zip(losses, wanted, question.options, strict=True):
@@ -364,7 +360,7 @@ def test_half_precision_stays_within_its_rounding(family: CausalLM, kind: str) -
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "gemma2, soft caps", "qwen2", "lora"])
 def test_generation_is_the_likeliest_token_again_and_again(family: CausalLM, kind: str) -> None:
-    """Without a cache and one prompt at a time; the model's own setting of the cache does not matter."""
+    """Without a cache, one prompt at a time; the model's own setting of the cache is no matter."""
     model, draw = made(kind), random.Random(0)
     prompts = [ids(draw, n) for n in (9, 2, 17, 5)]
     wanted = []
@@ -422,7 +418,5 @@ def test_a_saved_base_is_scored_as_before(base: BaseOf, tmp_path: Path) -> None:
     folder = tiny.adapter(base("untied"), tmp_path / "adapter", seed=0)
     family = tiny.open_base(base("untied"))
     model, some = family.load_finetune(folder), questions()
-    assert close(family.option_losses(model, family.asked(some, 60)), wanted_of(model, some))
-    assert not close(
-        family.option_losses(family.load(), family.asked(some, 60)), wanted_of(model, some), 1e-2
-    )
+    assert close(family.asked(some, 60).losses(model), wanted_of(model, some))
+    assert not close(family.asked(some, 60).losses(family.load()), wanted_of(model, some), 1e-2)

@@ -6,18 +6,19 @@ import math
 import random
 from collections.abc import Mapping
 
-import pytest
-from worlds import SPACES as COMMON
-from worlds import Told, Worth, plain, search_through, setting_of
+from drawn_spaces import law, subsets
+from hypothesis import example, given
+from hypothesis import strategies as st
+from worlds import SPACES, Worth, plain, search_through, setting_of, tried
 from worlds import best as best_mixture
 
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.search.strategies import build as build_strategy
-from mergetomix.search.strategy import Strategy
+from mergetomix.search.strategy import Strategy, Told
 
-SPACES = {**COMMON, "many": Subsets(tuple(f"d{i:02}" for i in range(13)))}
-TRIED_WHOLE = {name: space for name, space in SPACES.items() if len(space) < 1000}
-CASES = [("exhaustive", name) for name in TRIED_WHOLE] + [("greedy", name) for name in SPACES]
+MANY = Subsets(tuple(f"d{i:02}" for i in range(13)))
+SEEDS = st.integers(0, 10**6)
+BOTH = st.sampled_from(["exhaustive", "greedy"])
 
 
 def build(name: str, space: Subsets) -> Strategy:
@@ -46,112 +47,97 @@ def table(values: Mapping[str, float], otherwise: float = -100.0) -> Worth:
     return lambda datasets: values.get("".join(sorted(datasets)), otherwise)
 
 
-# --- both -------------------------------------------------------------------------------------------------------------
+# --- both
 
 
-@pytest.fixture(params=CASES, ids=" over ".join)
-def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
-
-
-@pytest.fixture
-def name(case: tuple[str, str]) -> str:
-    return case[0]
-
-
-@pytest.fixture
-def space(case: tuple[str, str]) -> Subsets:
-    return SPACES[case[1]]
-
-
-@pytest.fixture(params=[0, 1])
-def worth(request: pytest.FixtureRequest) -> Worth:
-    return rugged(request.param)
-
-
-def test_it_ends_where_no_neighbour_is_better(name: str, space: Subsets, worth: Worth) -> None:
-    state = run(build(name, space), worth)
+@law(60)
+@given(BOTH, subsets(), SEEDS)
+@example("greedy", MANY, 0)
+@example("greedy", SPACES["in groups"], 1)
+def test_it_ends_where_no_neighbour_is_better(name: str, space: Subsets, seed: int) -> None:
+    state = run(build(name, space), rugged(seed))
     values = {frozenset(told.mixture.datasets): told.objective for told in state}
-    if values:
-        found = best(state)
-        neighbours = [*space.larger(found), *space.smaller(found)]
-        assert set(neighbours) <= set(values)
-        assert all(values[neighbour] <= values[found] for neighbour in neighbours)
+    found = best(state)
+    neighbours = [*space.larger(found), *space.smaller(found)]
+    assert set(neighbours) <= set(values)
+    assert all(values[neighbour] <= values[found] for neighbour in neighbours)
 
 
+@law(40)
+@given(BOTH, subsets(), SEEDS)
 def test_what_is_found_does_not_depend_on_the_scale_of_the_objective(
-    name: str, space: Subsets, worth: Worth
+    name: str, space: Subsets, seed: int
 ) -> None:
-    asked = [told.mixture for told in run(build(name, space), worth)]
-    assert [
-        told.mixture for told in run(build(name, space), lambda s: 1e-6 * worth(s) - 3)
-    ] == asked
+    worth = rugged(seed)
+    other = run(build(name, space), lambda datasets: 1e-6 * worth(datasets) - 3)
+    assert tried(run(build(name, space), worth)) == tried(other)
 
 
+@law(40)
+@given(BOTH, subsets(), SEEDS)
 def test_an_objective_that_is_no_number_is_never_gone_to(
-    name: str, space: Subsets, worth: Worth
+    name: str, space: Subsets, seed: int
 ) -> None:
-    holed = lambda datasets: math.nan if "b" in datasets else worth(datasets)  # noqa: E731
-    low = lambda datasets: -1e9 if "b" in datasets else worth(datasets)  # noqa: E731
-    asked = [told.mixture for told in run(build(name, space), holed)]
-    assert asked == [told.mixture for told in run(build(name, space), low)]
+    worth = rugged(seed)
+    holed = run(build(name, space), lambda s: math.nan if "b" in s else worth(s))
+    low = run(build(name, space), lambda s: -1e9 if "b" in s else worth(s))
+    assert tried(holed) == tried(low)
 
 
-# --- exhaustive -------------------------------------------------------------------------------------------------------
+# --- exhaustive
 
 
-@pytest.mark.parametrize("space_name", TRIED_WHOLE)
-@pytest.mark.parametrize("seed", range(5))
-def test_exhaustive_tries_all_and_so_finds_the_best(space_name: str, seed: int) -> None:
-    space, worth = SPACES[space_name], rugged(seed)
+@law(40)
+@given(subsets(), SEEDS)
+def test_exhaustive_tries_all_and_so_finds_the_best(space: Subsets, seed: int) -> None:
+    worth = rugged(seed)
     state = run(build("exhaustive", space), worth)
-    assert [told.mixture for told in state] == list(space)
+    assert tried(state) == list(space)
     assert all(worth(best(state)) >= worth(frozenset(mixture.datasets)) for mixture in space)
 
 
-# --- greedy -----------------------------------------------------------------------------------------------------------
+# --- greedy
 
 
 def reference(names: str, worth: Worth) -> frozenset[str]:
     """Floating forward selection over all subsets, in ten lines: where it ends."""
     current = max((frozenset(name) for name in names), key=worth)
     while True:
-        more = max(
-            (current | {name} for name in names if name not in current), key=worth, default=current
-        )
+        larger = [current | {name} for name in names if name not in current]
+        more = max(larger, key=worth, default=current)
         if worth(more) <= worth(current):
             return current
         current = more
-        while len(current) > 1 and worth(
-            less := max((current - {name} for name in current), key=worth)
-        ) > worth(current):
+        while len(current) > 1:
+            less = max((current - {name} for name in current), key=worth)
+            if worth(less) <= worth(current):
+                break
             current = less
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_greedy_ends_where_the_reference_does(seed: int) -> None:
-    # a mean of values with noise: where adding helps at first and hurts later, as with real mixtures
-    values = {name: random.Random(f"{seed}{name}").gauss(0, 1) for name in "abcdefg"}
-    for worth in (
-        rugged(seed),
-        lambda s: math.fsum(values[x] for x in s) / len(s) ** 0.7 + 0.3 * rugged(seed)(s),
-    ):
-        assert best(run(build("greedy", Subsets(tuple("abcdefg"))), worth)) == reference(
-            "abcdefg", worth
-        )
+@law(40)
+@given(SEEDS, st.booleans())
+def test_greedy_ends_where_the_reference_does(seed: int, like_real_ones: bool) -> None:
+    worth, noise = rugged(seed), rugged(seed)
+    if like_real_ones:  # adding helps at first and hurts later
+        values = {name: random.Random(f"{seed}{name}").gauss(0, 1) for name in "abcdefg"}
+        worth = lambda s: math.fsum(values[x] for x in s) / len(s) ** 0.7 + 0.3 * noise(s)  # noqa: E731
+    found = best(run(build("greedy", Subsets(tuple("abcdefg"))), worth))
+    assert found == reference("abcdefg", worth)
 
 
-@pytest.mark.parametrize("space_name", [name for name, space in SPACES.items() if len(space)])
-@pytest.mark.parametrize("seed", range(5))
-def test_greedy_finds_the_best_of_a_sum(space_name: str, seed: int) -> None:
-    space = SPACES[space_name]
+@law(40)
+@given(subsets().filter(lambda space: not space.groups), SEEDS)
+@example(MANY, 0)
+@example(SPACES["in groups"], 1)
+def test_greedy_finds_the_best_of_a_sum(space: Subsets, seed: int) -> None:
     worth = additive({name: random.Random(f"{seed}{name}").gauss(0, 1) for name in space.names})
     state = run(build("greedy", space), worth)
     assert worth(best(state)) == max(worth(frozenset(mixture.datasets)) for mixture in space)
 
 
 def test_greedy_drops_a_dataset_that_has_come_to_hurt() -> None:
-    # a is the best alone, ab and then abc are better, and bc, which no forward step reaches, is the best
+    # a is the best alone, ab and then abc are better, and bc, which no forward step reaches, is best
     worth = table({"a": 3, "b": 2, "c": 1, "ab": 4, "ac": 3.5, "abc": 5, "bc": 6})
     space = Subsets(tuple("abc"))
     assert ["".join(told.mixture.datasets) for told in run(build("greedy", space), worth)] == [

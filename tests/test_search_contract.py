@@ -1,197 +1,277 @@
-"""The contract that every strategy passes, over several spaces and objectives.
+"""The contract that every strategy passes, over spaces and worlds that are drawn.
 
 A strategy joins by its name in STRATEGIES; what it alone promises stands in a file of its own.
 """
 
 from __future__ import annotations
 
-import itertools
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from worlds import ALL_SPACES, SPACES, WEIGHTS, Rugged, World, search_through, setting_of
+from drawn_spaces import law, subsets, weights
+from hypothesis import example, given, reject
+from hypothesis import strategies as st
+from worlds import (
+    ALL_SPACES,
+    SPACES,
+    Answer,
+    Rugged,
+    World,
+    best,
+    cost_of,
+    is_in,
+    search_through,
+    searched,
+    setting_of,
+    tried,
+)
 
-from mergetomix.mixtures.spaces import Simplex, Space
+from mergetomix.mixtures.spaces import Space, Subsets
 from mergetomix.records import Mixture
-from mergetomix.search.strategies import build, restore
-from mergetomix.search.strategy import Ask, Strategy, Told
+from mergetomix.search.regression.strategy import NUM_ROUNDS
+from mergetomix.search.strategies import build
+from mergetomix.search.strategy import Ask, Options, Setting, Strategy, Told
 
 STRATEGIES = ["exhaustive", "gradient", "greedy", "optuna", "regression"]
 OVER_WEIGHTS = ["gradient", "optuna", "regression"]
-CASES = [(strategy, space) for strategy in STRATEGIES for space in SPACES]
-CASES += [(strategy, space) for strategy in OVER_WEIGHTS for space in WEIGHTS]
-BUDGETS = [1, 2, 3, 4, 7, 12, 25]
-
-Answer = Callable[[Ask], Told]
+OTHER = Told(Mixture.union(["another"]), 1e9, {"t0": 1e9})
 
 
-@pytest.fixture(params=CASES, ids=" over ".join)
-def case(request: pytest.FixtureRequest) -> tuple[str, str]:
-    return request.param
+@dataclass(frozen=True)
+class Case:
+    """A strategy's search of a space in a world."""
+
+    name: str
+    setting: Setting
+    answer: Answer
+
+    @property
+    def space(self) -> Space:
+        return self.setting.space
+
+    def build(self) -> Strategy:
+        return build(self.name, self.setting)
 
 
-@pytest.fixture
-def name(case: tuple[str, str]) -> str:
-    return case[0]
+def case_of(name: str, space: Space, seed: int = 0, budget: int | None = None) -> Case:
+    world = World(space.names, seed=seed)
+    return Case(name, setting_of(space, seed, budget, world=world), world.told)
 
 
-@pytest.fixture
-def space(case: tuple[str, str]) -> Space:
-    return ALL_SPACES[case[1]]
+@st.composite
+def cases(
+    draw: st.DrawFn, names: list[str] = STRATEGIES, budgets: st.SearchStrategy[int] | None = None
+) -> Case:
+    name = draw(st.sampled_from(names))
+    space = draw(subsets() | weights() if name in OVER_WEIGHTS else subsets())
+    seed, is_rugged = draw(st.integers(0, 9)), draw(st.booleans())
+    world = Rugged(space.names, seed) if is_rugged else World(space.names, seed=seed)
+    any_budget = st.integers(7, 14) if name in OVER_WEIGHTS else st.none() | st.integers(7, 14)
+    budget = draw(any_budget if budgets is None else budgets)
+    # the slow ones are in files of their own
+    front = isinstance(space, Subsets) and draw(st.booleans())
+    cheap = Options(regressor="log_linear")
+    setting = setting_of(space, seed, budget, front=front, world=world, options=cheap)
+    return Case(name, setting, world.told)
 
 
-@pytest.fixture(params=[World, Rugged])
-def answer(request: pytest.FixtureRequest, space: Space) -> Answer:
-    return request.param(space.names).told
+# --- what is tried
 
 
-def is_in(space: Space, mixture: Mixture) -> bool:
-    if isinstance(space, Simplex):
-        return mixture in space
-    datasets = frozenset(mixture.datasets)
-    return datasets in space and mixture == space.mixture(datasets)
+@law(25)
+@given(cases())
+@example(case_of("gradient", SPACES["one dataset"]))
+@example(case_of("regression", SPACES["nothing to choose"]))
+@example(case_of("optuna", ALL_SPACES["capped weights"], budget=12))
+def test_it_stays_in_the_space_and_the_budget_and_tries_nothing_twice(case: Case) -> None:
+    state = search_through(case.build(), case.answer)
+    assert state
+    assert all(is_in(case.space, mixture) for mixture in tried(state))
+    assert len(set(tried(state))) == len(state)
+    assert case.setting.budget is None or cost_of(state) <= case.setting.budget
 
 
-def test_it_stays_in_the_space_and_tries_nothing_twice(
-    name: str, space: Space, answer: Answer
-) -> None:
-    asked = [told.mixture for told in search_through(build(name, setting_of(space)), answer)]
-    assert asked
-    assert all(is_in(space, mixture) for mixture in asked)
-    assert len(set(asked)) == len(asked)
-
-
-def test_it_asks_the_same_until_it_is_told(name: str, space: Space, answer: Answer) -> None:
-    strategy = build(name, setting_of(space))
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        assert strategy.ask() == asked
-        strategy.tell(answer(asked))
-        assert strategy.ask() != asked
-    assert strategy.ask() is None
-
-
-def test_it_takes_no_answer_that_it_did_not_ask_for(
-    name: str, space: Space, answer: Answer
-) -> None:
-    strategy = build(name, setting_of(space))
-    other = Told(Mixture.union(["another"]), 1e9, {"t0": 1e9})
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        before = strategy.state()
-        with pytest.raises(ValueError, match="another was not asked for"):
-            strategy.tell(other)
-        if asked.gradient:
-            with pytest.raises(ValueError, match="the gradient of"):
-                strategy.tell(answer(Ask(asked.mixture)))
-        assert (strategy.ask(), strategy.state()) == (asked, before)
-        strategy.tell(answer(asked))
-    for told in strategy.state():
-        with pytest.raises(ValueError, match="was not asked for"):
-            strategy.tell(told)
-
-
-def test_what_was_told_is_kept_in_order_and_never_more_than_expected(
-    name: str, space: Space, answer: Answer
-) -> None:
-    strategy, told = build(name, setting_of(space)), []
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        assert list(strategy.state()) == told
-        assert len(told) < strategy.expected() <= space.size
-        told.append(answer(asked))
-        strategy.tell(told[-1])
-    assert list(strategy.state()) == told
-    assert strategy.expected() == len(told)
-
-
-def test_restored_at_any_cut_it_goes_on_as_if_uninterrupted(
-    name: str, space: Space, answer: Answer
-) -> None:
-    whole = search_through(build(name, setting_of(space, seed=5)), answer)
-    for cut in sorted({*range(min(6, len(whole))), len(whole) // 2, len(whole)}):
-        part = search_through(build(name, setting_of(space, seed=5)), answer, cut)
-        resumed = restore(build(name, setting_of(space, seed=5)), part)
-        assert resumed.state() == part == whole[:cut]
-        assert search_through(resumed, answer) == whole
-
-
-def test_the_state_of_another_search_is_refused(name: str, space: Space) -> None:
-    with pytest.raises(ValueError, match="another search"):
-        restore(
-            build(name, setting_of(space)), [Told(Mixture.union(["another"]), 1.0, {"t0": 1.0})]
-        )
-
-
-@pytest.mark.parametrize("budget", BUDGETS)
-def test_it_ends_within_its_budget(name: str, space: Space, budget: int) -> None:
+@law(20)
+@given(cases(budgets=st.integers(1, 6)))
+def test_a_budget_too_small_is_kept_or_refused_with_its_number(case: Case) -> None:
+    budget = case.setting.budget
     try:
-        strategy = build(name, setting_of(space, budget=budget))
+        strategy = case.build()
     except ValueError as error:
-        assert "budget" in str(error) and str(budget) in str(error)
+        assert f"forward passes, not {budget}" in str(error)
         return
-    spent, answer = 0, World(space.names).told
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        spent += asked.cost
-        strategy.tell(answer(asked))
-    assert 0 < spent <= budget
-    assert strategy.expected() == len(strategy.state())
+    assert budget is not None
+    assert 0 < cost_of(search_through(strategy, case.answer)) <= budget
 
 
-def test_stopped_at_any_time_it_has_a_best_that_only_gets_better(
-    name: str, space: Space, answer: Answer
-) -> None:
-    state = search_through(build(name, setting_of(space)), answer)
-    bests = list(itertools.accumulate((told.objective for told in state), max))
-    assert bests == sorted(bests)
-    assert bests[-1] == max(told.objective for told in state)
+@law(25)
+@given(cases(["exhaustive", "greedy"], st.none()), st.integers(1, 40))
+def test_a_search_that_learns_nothing_of_its_budget_is_cut_by_it(case: Case, budget: int) -> None:
+    whole = search_through(case.build(), case.answer)
+    cut = replace(case, setting=replace(case.setting, budget=budget))
+    assert search_through(cut.build(), case.answer) == whole[:budget]
 
 
-def test_nothing_depends_on_an_objective_that_is_no_number(
-    name: str, space: Space, answer: Answer
-) -> None:
+@law(25)
+@given(cases(["exhaustive", "gradient", "optuna", "regression"], st.integers(70, 99)))
+def test_a_budget_that_pays_for_every_mixture_finds_the_best_of_all(case: Case) -> None:
+    if not isinstance(case.space, Subsets):
+        reject()
+    state = search_through(case.build(), case.answer)
+    assert set(tried(state)) == set(case.space)
+    every = [case.answer(Ask(mixture)) for mixture in case.space]
+    assert best(state) == best(every)
+
+
+@law(20)
+@given(cases())
+def test_what_is_no_number_is_lived_with(case: Case) -> None:
     def holed(asked: Ask) -> Told:
-        told = answer(asked)
+        told = case.answer(asked)
         if "b" not in asked.mixture.datasets:
             return told
-        gradients = told.gradients and {
-            target: dict.fromkeys(each, float("nan")) for target, each in told.gradients.items()
-        }
-        return Told(told.mixture, float("nan"), dict.fromkeys(told.values, float("nan")), gradients)
+        nothing = dict.fromkeys(told.values, math.nan)
+        slopes = dict.fromkeys(case.space.names, math.nan)
+        gradients = told.gradients and dict.fromkeys(told.gradients, slopes)
+        return Told(told.mixture, math.nan, nothing, gradients)
 
-    state = search_through(build(name, setting_of(space)), holed)
-    assert state and all(is_in(space, told.mixture) for told in state)
-
-
-def asked_in_a_new_process(hash_seed: str) -> str:
-    code = (
-        "from worlds import ALL_SPACES, World, search_through, setting_of\nfrom mergetomix.search.strategies import build\n"
-        f"for name, key in {CASES}:\n    space = ALL_SPACES[key]\n"
-        "    print(search_through(build(name, setting_of(space, 3)), World(space.names).told))\n"
-    )
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": f"{here}:{here.parent}"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    return done.stdout
+    state = search_through(case.build(), holed)
+    assert state
+    assert all(is_in(case.space, mixture) for mixture in tried(state))
+    assert len(set(tried(state))) == len(state)
 
 
-def test_it_is_the_same_to_the_bit_in_a_new_process() -> None:
-    one, other = (asked_in_a_new_process(hash_seed) for hash_seed in ("1", "2"))
-    assert one == other
-    assert len(one.splitlines()) == len(CASES)
+# --- the seam
+
+
+@law(20)
+@given(cases())
+def test_it_asks_the_same_until_it_is_told_and_takes_answers_in_that_order(case: Case) -> None:
+    strategy, told = case.build(), list[Told]()
+    while asked := strategy.ask():
+        assert strategy.ask() == asked
+        assert list(strategy.state()) == told
+        assert len(told) + len(asked) <= strategy.expected() <= case.space.size
+        last = asked[-1].mixture
+        for wrong in (OTHER, replace(OTHER, mixture=last), *told[-1:]):
+            if wrong.mixture != asked[0].mixture:
+                with pytest.raises(ValueError, match="was not asked for"):
+                    strategy.tell(wrong)
+        if asked[0].gradient:
+            with pytest.raises(ValueError, match=r"the gradient of .* was asked for"):
+                strategy.tell(case.answer(Ask(asked[0].mixture)))
+        assert (strategy.ask(), list(strategy.state())) == (asked, told)
+        told.append(case.answer(asked[0]))
+        strategy.tell(told[-1])
+        if asked[1:]:
+            assert strategy.ask() == asked[1:]
+    assert list(strategy.state()) == told
+    assert strategy.expected() == len(told)
+    with pytest.raises(ValueError, match="was not asked for"):
+        strategy.tell(told[-1])
+
+
+@law(20)
+@given(cases(), st.integers(0, 30))
+def test_told_the_same_again_a_fresh_strategy_goes_on_the_same(case: Case, cut: int) -> None:
+    whole = search_through(case.build(), case.answer)
+    fresh = case.build()
+    for told in whole[:cut]:
+        assert fresh.ask()[0].mixture == told.mixture
+        fresh.tell(told)
+    assert search_through(fresh, case.answer) == whole
+
+
+@law(25)
+@given(cases(), st.integers(0, 4))
+def test_what_is_asked_together_does_not_depend_on_the_answers(case: Case, step: int) -> None:
+    """A batch stays what it is if its members turn out to be worth something else."""
+    one, other = case.build(), case.build()
+    for _ in range(step):
+        for asked in one.ask():
+            one.tell(case.answer(asked))
+            other.tell(case.answer(asked))
+    while len(waiting := one.ask()) > 1:
+        told = case.answer(waiting[0])
+        one.tell(told)
+        values = {name: -3 * value - 1 for name, value in told.values.items()}
+        other.tell(replace(told, objective=-3 * told.objective - 1, values=values))
+        assert one.ask() == other.ask() == waiting[1:]
+
+
+def batches(case: Case) -> list[list[Mixture]]:
+    """What was asked together."""
+    strategy, found = case.build(), list[list[Mixture]]()
+    while asked := strategy.ask():
+        found.append([each.mixture for each in asked])
+        for each in asked:
+            strategy.tell(case.answer(each))
+    return found
+
+
+def test_exhaustive_search_asks_all_at_once() -> None:
+    space = SPACES["in groups"]
+    assert batches(case_of("exhaustive", space)) == [list(space)]
+    assert batches(case_of("exhaustive", space, budget=5)) == [list(space)[:5]]
+
+
+@law(15)
+@given(cases(["greedy"]))
+def test_greedy_search_asks_for_a_step_at_once(case: Case) -> None:
+    """Each batch holds untried neighbours of one subset, all of one kind unless the budget ends."""
+    space, known = case.space, set[frozenset[str]]()
+    assert isinstance(space, Subsets)
+    found = [{frozenset(each.datasets) for each in batch} for batch in batches(case)]
+    for place, batch in enumerate(found):
+        kinds = (space.larger, space.smaller, space.exchanged)
+        steps = [set(kind(here)) - known for here in known for kind in kinds]
+        is_cut = case.setting.budget is not None and place == len(found) - 1
+        assert not known or any(batch <= step if is_cut else batch == step for step in steps)
+        known |= batch
+
+
+@pytest.mark.parametrize("name", ["nine", "capped weights"])
+def test_regression_asks_for_a_round_at_once(name: str) -> None:
+    found = batches(case_of("regression", ALL_SPACES[name], budget=24))
+    assert len(found) == 1 + NUM_ROUNDS + 1
+    first, *rounds, last = map(len, found)
+    assert (first, sum(rounds), last) == (10, 13, 1)
+    assert max(rounds) - min(rounds) <= 1
+
+
+@pytest.mark.parametrize("strategy", ["gradient", "optuna"])
+@pytest.mark.parametrize("name", ["nine", "capped weights"])
+def test_gradients_and_samplers_ask_for_one_at_a_time(strategy: str, name: str) -> None:
+    found = batches(case_of(strategy, ALL_SPACES[name], budget=16))
+    assert len(found) > 5
+    assert {len(batch) for batch in found} == {1}
+
+
+# --- names and processes
+
+CASES = [(name, "two or three") for name in STRATEGIES]
+CASES += [(name, "capped weights") for name in OVER_WEIGHTS]
+
+
+@pytest.mark.slow
+def test_it_is_the_same_to_the_bit_in_a_process_of_another_hash_seed() -> None:
+    code = "from worlds import searched; print([searched(*case) for case in {}])"
+    paths = [str(Path(__file__).parents[level]) for level in (0, 1)]
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", code.format(CASES)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.strip() == str([searched(*case) for case in CASES])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_has_its_name(name: str) -> None:
-    strategy: Strategy = build(name, setting_of(SPACES["all"]))
-    assert strategy.name == name
+    assert build(name, setting_of(SPACES["all"])).name == name
 
 
 def test_an_unknown_strategy_is_refused() -> None:

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from worlds import World, search_through, setting_of
+from worlds import CAPPED, World, is_in, search_through, setting_of
 
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.records import Mixture
-from mergetomix.search.candidates import NEAR, fresh, open_pool, rows, same
+from mergetomix.search.candidates import NEAR, place_of, untried, weight_rows
 from mergetomix.search.regression.regressors import fit, log_linear, process
-from mergetomix.search.regression.strategy import Regression, default_budget, rounds
+from mergetomix.search.regression.sampling import many_of
+from mergetomix.search.regression.strategy import Regression, rounds
+from mergetomix.search.stopping import default_budget
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Options, SettingError, Told
 from mergetomix.statistics.regression import boosted
 
 NAMES = tuple("abcdef")
-CAPPED = Simplex(NAMES, 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5})
 LAW = np.array([1.5, -2.0, 0.5, 0.0])
 
 
@@ -88,37 +89,33 @@ def test_lightgbm_is_the_one_that_studies_use() -> None:
 @pytest.mark.parametrize(
     "space", [Simplex(NAMES), CAPPED, Subsets(tuple(f"d{i:02}" for i in range(14)), 2, 9)]
 )
-def test_a_pool_is_in_its_space_and_every_row_stands_for_itself(space: Space) -> None:
-    pool, rng = open_pool(space), np.random.default_rng(0)
-    some_KN = pool.some(rng)
-    around_KN = pool.around(some_KN[:3], rng)
+def test_many_mixtures_are_in_their_space_and_every_row_stands_for_itself(space: Space) -> None:
+    many, rng = many_of(space), np.random.default_rng(0)
+    some_KN = many.draw(rng)
+    around_KN = many.around(some_KN[:3], rng)
     assert len(some_KN) >= 100 and len(around_KN) >= 3
     for weights_N in [*some_KN[:100], *around_KN]:
-        mixture = pool.mixture(weights_N)
-        assert (
-            mixture in space if isinstance(space, Simplex) else frozenset(mixture.datasets) in space
-        )
-        assert rows([mixture], space.allowed)[0] == pytest.approx(weights_N, abs=1e-9)
+        mixture = many.mixture(weights_N)
+        assert is_in(space, mixture)
+        assert weight_rows([mixture], space.allowed)[0] == pytest.approx(weights_N, abs=1e-9)
 
 
-def test_fresh_mixtures_were_not_tried_and_end_with_the_space() -> None:
+def test_untried_mixtures_were_not_tried_and_end_with_the_space() -> None:
     space, rng = Subsets(tuple("abc")), np.random.default_rng(0)
     tried = list(space)[:5]
-    assert set(fresh(space, tried, 4, rng)) == set(space) - set(tried)
-    halves = Simplex(
-        tuple("abc"), 2, 2, min_share=0.5
-    )  # three mixtures, though its weights look continuous
-    found = fresh(halves, [], 10, rng)
-    assert 1 <= len(found) <= 3 and len(fresh(halves, found, 10, rng)) <= 3 - len(found)
+    assert set(untried(space, tried, 4, rng)) == set(space) - set(tried)
+    halves = Simplex(tuple("abc"), 2, 2, min_share=0.5)  # three mixtures that look continuous
+    found = untried(halves, [], 10, rng)
+    assert 1 <= len(found) <= 3 and len(untried(halves, found, 10, rng)) <= 3 - len(found)
 
 
 def test_weights_next_to_each_other_are_the_same() -> None:
-    space, tried = (
-        Simplex(("a", "b")),
-        [Mixture(("a", "b"), (0.3, 0.7)), Mixture(("a", "b"), (0.5, 0.5))],
-    )
-    assert same(space, Mixture(("a", "b"), (0.5 + NEAR / 4, 0.5 - NEAR / 4)), tried) == 1
-    assert same(space, Mixture(("a", "b"), (0.51, 0.49)), tried) is None
+    def mixture(weight: float) -> Mixture:
+        return Mixture(("a", "b"), (weight, 1 - weight))
+
+    space, tried = Simplex(("a", "b")), [mixture(0.3), mixture(0.5)]
+    assert place_of(space, mixture(0.5 + NEAR / 4), tried) == 1
+    assert place_of(space, mixture(0.51), tried) is None
 
 
 def test_it_finds_the_best_subset_of_a_quadratic_world_in_most_seeds() -> None:
@@ -126,18 +123,15 @@ def test_it_finds_the_best_subset_of_a_quadratic_world_in_most_seeds() -> None:
     for seed in range(4):
         world = World(space.names, 1, seed, curved=False)
         state = search_through(build("regression", setting_of(space, seed)), world.told)
-        assert len(state) == default_budget(9) < 50
+        assert len(state) == default_budget("regression", 9) < 50
         hits += max(told.objective for told in state) == max(map(world.worth, space))
     assert hits >= 3
 
 
 def test_the_last_weights_are_the_mean_of_the_best_predicted_and_in_the_space() -> None:
     def told(asked: Any) -> Told:
-        weights = asked.mixture.as_dict()
-        value = -sum(
-            (weights.get(name, 0.0) - best) ** 2
-            for name, best in {"a": 0.25, "b": 0.3, "c": 0.45}.items()
-        )
+        weights, ideal = asked.mixture.as_dict(), {"a": 0.25, "b": 0.3, "c": 0.45}
+        value = -sum((weights.get(name, 0.0) - best) ** 2 for name, best in ideal.items())
         return Told(asked.mixture, value, {"t0": value})
 
     for seed in range(3):
@@ -146,14 +140,10 @@ def test_the_last_weights_are_the_mean_of_the_best_predicted_and_in_the_space() 
 
 
 def test_it_asks_for_values_alone() -> None:
-    strategy, world = (
-        build("regression", setting_of(Simplex(NAMES), 0, 12, differentiable=True)),
-        World(NAMES),
-    )
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        assert not asked.gradient
-        strategy.tell(world.told(asked))
+    setting = setting_of(Simplex(NAMES), 0, 12, differentiable=True)
+    state = search_through(build("regression", setting), World(NAMES).told)
+    assert len(state) == 12
+    assert all(told.gradients is None for told in state)
 
 
 @pytest.mark.parametrize("budget", [1, 2, 3])
@@ -161,7 +151,7 @@ def test_too_small_a_budget_is_refused_with_both_numbers(budget: int) -> None:
     with pytest.raises(SettingError, match=f"at least 4 forward passes, not {budget}") as caught:
         build("regression", setting_of(Simplex(NAMES), budget=budget))
     assert caught.value.key == "budget"
-    assert list(rounds(0)) == [] and list(rounds(2)) == [1, 1] and sum(rounds(10)) == 10
+    assert rounds(0) == [] and rounds(2) == [1, 1] and sum(rounds(10)) == 10
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

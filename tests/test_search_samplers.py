@@ -6,8 +6,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-import optuna
 import pytest
 from recipes import recipe_values, write_recipe
 from worlds import World, best, search_through, setting_of
@@ -15,7 +13,6 @@ from worlds import World, best, search_through, setting_of
 import mergetomix as m2m
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
-from mergetomix.search.regression.regressors import log_linear
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Options, SettingError
 from mergetomix.session.session import open_session
@@ -52,35 +49,12 @@ def test_every_regressor_searches_weights(regressor: Any) -> None:
     assert found("regression", 1, space, 16, Options(regressor=regressor)) > mean
 
 
-def test_log_linear_recovers_a_log_linear_law() -> None:
-    rng = np.random.default_rng(0)
-    points_MN, slope_N = rng.dirichlet(np.ones(4), 40), np.array([-1.5, 0.5, 1.0, -0.3])
-    value_M = 0.7 - 0.4 * np.exp(points_MN @ slope_N)
-    fresh_KN = rng.dirichlet(np.ones(4), 20)
-    predicted_K, wanted_K = (
-        log_linear(points_MN, value_M).predict(fresh_KN),
-        0.7 - 0.4 * np.exp(fresh_KN @ slope_N),
-    )
-    assert np.abs(predicted_K - wanted_K).max() < 0.05 * np.ptp(wanted_K)
-
-
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsga2"])
 def test_every_sampler_searches_subsets_and_resumes(sampler: Any) -> None:
     setting = setting_of(SPACE, 3, 12, options=Options(sampler=sampler))
     told = search_through(build("optuna", setting), World(SPACE.names).told)
     assert len({each.mixture for each in told}) == len(told) == 12
     assert search_through(build("optuna", setting), World(SPACE.names).told) == told
-
-
-def test_the_storage_holds_every_trial_once_also_when_told_again(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'optuna.db'}"
-    for _ in range(2):
-        setting = setting_of(SPACE, 3, 9, options=Options(storage=url))
-        told = search_through(build("optuna", setting), World(SPACE.names).told)
-        (name,) = optuna.study.get_all_study_names(url)
-        study = optuna.load_study(study_name=name, storage=url)
-        values = [trial.value for trial in study.trials if trial.value is not None]
-        assert sorted(values) == pytest.approx(sorted(each.objective for each in told))
 
 
 def test_what_a_sampler_cannot_do_is_named() -> None:
@@ -90,6 +64,7 @@ def test_what_a_sampler_cannot_do_is_named() -> None:
         build("regression", setting_of(SPACE, 0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "more"), [("regression", {"regressor": "gp"}), ("optuna", {"sampler": "tpe"})]
 )

@@ -1,4 +1,4 @@
-"""Choosing data without merging: measures of similarity and regressions, against references by hand."""
+"""Choosing data without merging: measures of similarity and regressions, against references."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_the_hidden_state_of_a_dataset_as_target_is_1_whatever_the_order(family:
 
 
 class Letters:
-    """Stands for a sentence-transformers model: an embedding is the counts of letters, at length 1."""
+    """Stands for a sentence-transformers model: an embedding is counts of letters, at length 1."""
 
     def __init__(self, name: str) -> None:
         if name == "nowhere":

@@ -14,9 +14,8 @@ from mergetomix import merge
 from mergetomix.errors import Fault, RecipeError
 from mergetomix.experts.bank import Bank
 from mergetomix.records import Mixture, gain
-from mergetomix.session.gradients import seconds
 from mergetomix.session.session import Session, open_session
-from mergetomix.stages import pipeline
+from mergetomix.stages import pipeline, search
 from mergetomix.targets.loss import Loss
 
 DATASETS = ("a", "b", "c", "d")
@@ -72,11 +71,11 @@ def test_slopes_are_kept(folder: Path) -> None:
             found.append(
                 (
                     session.gradients.of(mixture, session.evaluations.base("select")),
-                    session._bank is None,
-                    seconds(session, [mixture]),
+                    not session.proxies.are_read,
+                    session.gradients.seconds([mixture]),
                 )
             )
-            assert seconds(session, [Mixture.union(["c", "d"])]) == 0
+            assert session.gradients.seconds([Mixture.union(["c", "d"])]) == 0
     assert found[0][0] == found[1][0] and [fresh for _, fresh, _ in found] == [False, True]
     assert found[0][2] == found[1][2] > 0
 
@@ -103,12 +102,12 @@ def test_too_little_memory_says_what_to_lower(
 
 def test_a_search_by_gradients_finds_the_best_of_all(folder: Path) -> None:
     selections = []
-    for search in (
+    for section in (
         {"strategy": "exhaustive"},
         {"strategy": "gradient", "budget": 12},
         {"strategy": "gradient", "budget": 12},
     ):
-        with open_session(recipe_of(folder, search=search)) as session:
+        with open_session(recipe_of(folder, search=section)) as session:
             pipeline.train_experts(session)
             selections.append(search.search_mixtures(session))
     every, some, again = selections

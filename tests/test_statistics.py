@@ -1,4 +1,4 @@
-"""Statistics of an expert against plain references on tiny real models: no padding, no neighbours, nothing left behind."""
+"""Statistics of an expert against plain references on tiny real models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tiny_images
 import torch
 from torch import Tensor
 
+from mergetomix.experts import statistics
 from mergetomix.experts.deltas import params
 from mergetomix.experts.statistics import STATISTICS, Statistic, fisher, gram, spread
 from mergetomix.merge import METHODS, Parts
@@ -23,7 +24,6 @@ ROWS = [
     ("x", " y"),
     ("the dog sat on", " a log and on a mat"),
 ]
-BATCH = 10**6
 every = pytest.mark.parametrize("statistic", STATISTICS.values(), ids=STATISTICS)
 kinds = pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt2-untied"])
 
@@ -47,7 +47,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @kinds
 def test_fisher_is_the_mean_of_squared_gradients(base: BaseOf, kind: str) -> None:
     family, model, sequences = opened(base(kind))
-    found = fisher(family, model, sequences, BATCH)
+    found = fisher(family, model, sequences)
     wanted: dict[str, Tensor] = {}
     for sequence in sequences:
         model.zero_grad()
@@ -67,9 +67,9 @@ def test_fisher_is_the_mean_of_squared_gradients(base: BaseOf, kind: str) -> Non
 
 @kinds
 def test_gram_is_of_what_a_layer_reads(base: BaseOf, kind: str) -> None:
-    """The first attention's input is the normed embedding, that of an untied head the last state."""
+    """The first attention's input is the normed embedding, an untied head's the last state."""
     family, model, sequences = opened(base(kind))
-    found = gram(family, model, sequences, BATCH)
+    found = gram(family, model, sequences)
     body = model.base_model
     first, norm = ("model.layers.0.self_attn.q_proj", "layers.0.input_layernorm")
     if kind != "llama":
@@ -94,7 +94,7 @@ def test_gram_is_of_what_a_layer_reads(base: BaseOf, kind: str) -> None:
 @kinds
 def test_every_linear_layer_has_a_gram_and_nothing_else_has(base: BaseOf, kind: str) -> None:
     family, model, sequences = opened(base(kind))
-    found = gram(family, model, sequences, BATCH)
+    found = gram(family, model, sequences)
     matrices = {name for name, param in params(model).items() if param.ndim == 2}
     embeddings = {name for name in matrices if "embed" in name or "wte" in name or "wpe" in name}
     assert set(found) == matrices - embeddings
@@ -109,27 +109,22 @@ def test_every_linear_layer_has_a_gram_and_nothing_else_has(base: BaseOf, kind: 
 
 
 @every
-def test_batches_and_order_do_not_matter(base: BaseOf, statistic: Statistic) -> None:
+def test_order_does_not_matter_and_sequences_do(base: BaseOf, statistic: Statistic) -> None:
     family, model, sequences = opened(base("llama"))
-    twice = [*sequences, *sequences]  # so that some share a batch
-    one = statistic(family, model, twice, BATCH)
-    same(one, statistic(family, model, sequences, 1))
-    same(one, statistic(family, model, list(reversed(sequences)), 30))
-    other = statistic(family, model, sequences[:1], BATCH)
-    assert not torch.allclose(
-        one["model.layers.0.mlp.up_proj.weight"],
-        other["model.layers.0.mlp.up_proj.weight"],
-        rtol=0.01,
-    )
+    one = statistic(family, model, sequences)
+    same(one, statistic(family, model, [*reversed(sequences), *sequences]))
+    name, other = "model.layers.0.mlp.up_proj.weight", statistic(family, model, sequences[:1])
+    assert not torch.allclose(one[name], other[name], rtol=0.01)
 
 
 @every
-def test_no_more_sequences_are_read_than_asked_for(base: BaseOf, statistic: Statistic) -> None:
+def test_no_more_sequences_are_read_than_the_limit(
+    base: BaseOf, statistic: Statistic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     family, model, sequences = opened(base("llama"))
-    same(
-        statistic(family, model, sequences, BATCH, max_sequences=2),
-        statistic(family, model, [sequences[0], sequences[2]], 1),
-    )
+    wanted = statistic(family, model, [sequences[0], sequences[2]])
+    monkeypatch.setattr(statistics, "MAX_SEQUENCES", 2)
+    same(statistic(family, model, sequences), wanted)
 
 
 def test_sequences_are_taken_evenly() -> None:
@@ -142,7 +137,7 @@ def test_sequences_are_taken_evenly() -> None:
 def test_a_model_is_left_as_it_was(base: BaseOf, statistic: Statistic) -> None:
     family, model, sequences = opened(base("llama"))
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
-    statistic(family, model, sequences, BATCH)
+    statistic(family, model, sequences)
     assert all(
         torch.equal(param, before[name]) and param.grad is None
         for name, param in model.named_parameters()
@@ -155,7 +150,7 @@ def test_hooks_go_where_a_batch_fails(base: BaseOf, statistic: Statistic) -> Non
     family, model, sequences = opened(base("llama"))
     model.lm_head = torch.nn.Linear(5, 5)
     with pytest.raises(RuntimeError):
-        statistic(family, model, sequences, BATCH)
+        statistic(family, model, sequences)
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
@@ -167,8 +162,8 @@ def test_images_have_statistics_of_what_is_trained(
     family = tiny_images.open_base(tiny_images.BASES[kind](tmp_path))
     sequences = tiny_images.encoded(family, 5)
     model = family.load()
-    found = statistic(family, model, sequences, BATCH)
-    same(found, statistic(family, model, sequences, 1))
+    found = statistic(family, model, sequences)
+    same(found, statistic(family, model, [*reversed(sequences), *sequences]))
     trained = {name for name in params(model) if family.is_trained(name)}
     assert set(found) <= trained and any("mlp" in name for name in found)
     assert all(
@@ -186,8 +181,7 @@ def test_regmean_and_fisher_take_their_statistics(base: BaseOf, kind: str) -> No
         if method.needs is None:
             continue
         known = [
-            STATISTICS[method.needs](family, model, part, BATCH)
-            for part in (sequences[:2], sequences[2:])
+            STATISTICS[method.needs](family, model, part) for part in (sequences[:2], sequences[2:])
         ]
         for param, value in params(model).items():
             deltas = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 import mergetomix as m2m
 from mergetomix import training
-from mergetomix.cli.main import app
+from mergetomix.cli.commands import app
 from mergetomix.errors import TrainingError, UserError
 from mergetomix.records import Mixture
 from mergetomix.study import compare, document, rivals, study
@@ -33,54 +34,37 @@ def world(noise: float = 0.0, seed: int = 0) -> World:
     single = np.array([len(m) == 1 for m in MIXTURES])
     proxy = np.where(single, real, real + noise * rng.normal(size=len(real)))
     tokens = np.array([100.0 * len(m) for m in MIXTURES])
-    return World(
-        seed,
-        "t",
-        "loss",
-        MIXTURES,
-        {1.0: proxy},
-        1.0,
-        proxy,
-        proxy,
-        real,
-        real,
-        0.0,
-        0.0,
-        tokens,
-        400.0,
-        10,
-    )
+    parts = (proxy, proxy, real, real, 0.0, 0.0, tokens, 400.0, 10)
+    return World(seed, "t", "loss", MIXTURES, {1.0: proxy}, 1.0, *parts)
 
 
 def test_the_oracle_has_no_regret_and_a_random_pick_has_one() -> None:
     perfect = world()
-    races = [compare.race(each, 1) for each in (perfect, replace(perfect, seed=1))]
-    found = {each.name: each for each in compare.standings(races, 0.9)}
+    contests = [compare.contest(each, 1) for each in (perfect, replace(perfect, seed=1))]
+    found = {each.name: each for each in compare.standings(contests, 0.9)}
     assert found["Merge to Mix, unchecked"].normalised.value == 0
     assert found["Merge to Mix with checks"].rank.value == 1
-    first = [next(rivals.random_choice(replace(perfect, seed=s), 1, 0.0))[0][1] for s in range(400)]
-    regrets = (perfect.real_report_M.max() - perfect.real_report_M[first]) / compare.mean_regret(
-        perfect
-    )
-    assert np.mean(regrets) == pytest.approx(1, abs=0.1)
+    firsts = [rivals.random_choice(replace(perfect, seed=seed), 1, 0.0) for seed in range(400)]
+    rows = [next(curves)[0][1] for curves in firsts]
+    regrets = perfect.real_report_M.max() - perfect.real_report_M[rows]
+    assert np.mean(regrets) / contests[0].random_regret == pytest.approx(1, abs=0.1)
 
 
 def test_no_rival_spends_more_than_it_may() -> None:
     noisy = world(noise=1.0)
-    for standing in compare.standings([compare.race(noisy, 5)], 0.9):
+    for standing in compare.standings([compare.contest(noisy, 3)], 0.9):
         assert standing.compute <= 1 + 1e-9, standing.name
 
 
 def test_every_rival_that_may_spend_more_spends_the_budget() -> None:
     flat = world(noise=1.0)
-    race = compare.race(flat, 3)
+    contest = compare.contest(flat, 2)
+    costs = [flat.check_cost(row) for row in range(len(MIXTURES))]
     for name in ("linear", "LightGBM (RegMix)"):
-        for curve in race.curves[f"regression on real runs, {name}"]:
-            affordable = [spent for spent, _ in curve if spent <= race.budget]
-            cheapest = min(flat.check_cost(row) for row in range(len(MIXTURES)))
-            largest = max(flat.check_cost(row) for row in range(len(MIXTURES)))
-            assert race.budget - affordable[-1] < largest and affordable[-1] > cheapest
-            assert curve[-1][0] > race.budget
+        for curve in contest.curves[f"regression on real runs, {name}"]:
+            affordable = [spent for spent, _ in curve if spent <= contest.budget]
+            assert contest.budget - affordable[-1] < max(costs) and affordable[-1] > min(costs)
+            assert curve[-1][0] > contest.budget
 
 
 def test_intervals_draw_targets_with_all_their_seeds() -> None:
@@ -97,91 +81,94 @@ def test_compute_counts_three_for_a_token_trained_and_one_for_a_token_read() -> 
 
 
 def test_checks_mend_a_choice_that_proxies_get_wrong() -> None:
-    regrets = []
-    for num in (0, 4):
-        picks = [
-            (w, rivals.checked(w, num)[-1].pick)
-            for w in (world(noise=1.5, seed=s) for s in range(30))
-        ]
-        regrets.append(
-            np.mean([w.real_select_M.max() - w.real_select_M[pick] for w, pick in picks])
-        )
-    assert regrets[1] < 0.7 * regrets[0]
+    regrets: dict[int, list[float]] = {0: [], 4: []}
+    for noisy in (world(noise=1.5, seed=seed) for seed in range(30)):
+        for num, list_ in regrets.items():
+            pick = rivals.checked(noisy, num)[-1].pick
+            list_.append(float(noisy.real_select_M.max() - noisy.real_select_M[pick]))
+    assert np.mean(regrets[4]) < 0.7 * np.mean(regrets[0])
 
 
-def test_faith_is_one_for_perfect_proxies() -> None:
-    (found,) = compare.faith([world(), replace(world(), seed=1)])
+def test_ranks_are_perfect_for_perfect_proxies() -> None:
+    (found,) = compare.target_ranks([world(), replace(world(), seed=1)])
     assert found.spearman[1.0] == pytest.approx(1) and found.noise_sd == pytest.approx(0, abs=1e-9)
 
 
-def test_a_whole_study_and_again_from_the_store(tmp_path: Path) -> None:
-    values = recipe_values(tmp_path)
-    values["train"]["max_steps"] = 1
-    values["study"] = {"seeds": [0, 1], "exponents": [0.5], "num_draws": 2}
-    path = write_recipe(tmp_path, values)
-    result = CliRunner().invoke(app, ["study", str(path)])
-    assert result.exit_code == 0, result.output
-    written = json.loads((tmp_path / "run" / "study.json").read_text())
-    assert written["num_finetunes"] == 14 and len(written["worlds"]) == 2
-    assert {"proxy-real.svg", "regret-compute.svg", "study.md"} <= {
-        file.name for file in (tmp_path / "run").iterdir()
-    }
-    (read, *_) = document.read_worlds(tmp_path / "run" / "study.json")
-    again = study.run(m2m.load_recipe(path))
-    assert read.mixtures == again.worlds[0].mixtures
-    np.testing.assert_allclose(read.proxies[0.5], again.worlds[0].proxies[0.5], atol=1e-6)
-    np.testing.assert_allclose(read.real_report_M, again.worlds[0].real_report_M, atol=1e-6)
-    folder = study.write(again, m2m.load_recipe(path))
-    assert json.loads((folder / "study.json").read_text())["standings"] == written["standings"]
+# --- one study of a tiny model, in which one mixture's training fails
 
 
-def test_a_mixture_whose_training_fails_is_left_out_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = recipe_values(tmp_path)
+def values_of(folder: Path, **changes: Any) -> dict[str, Any]:
+    values = recipe_values(folder)
     values["train"]["max_steps"] = 1
-    values["study"] = {"seeds": [0, 1], "exponents": [0.5], "num_draws": 2}
-    original = training.finetune
+    return {**values, "study": {"seeds": [0, 1], "exponents": [0.5], "num_draws": 1}, **changes}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a study, made by the command line; the union of all fails with seed 1."""
+    folder, original = tmp_path_factory.mktemp("study"), training.finetune
 
     def failing(family: Any, sequences: Any, settings: Any, *rest: Any) -> Any:
         if len(sequences) == 3 * len(WORDS) and settings.seed == 1:
             raise TrainingError("the loss is nan at step 1")
         return original(family, sequences, settings, *rest)
 
-    monkeypatch.setattr(training, "finetune", failing)
-    found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
-    assert [len(world.mixtures) for world in found.worlds] == [7, 6] and found.num_finetunes == 13
-    assert str(found.worlds[1].failures[0][0]) == "a + b + c"
-    assert found.faith[0].noise_sd is not None
-    assert "seed 1: a + b + c (the loss is nan at step 1" in document.render(found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "finetune", failing)
+        result = CliRunner().invoke(app, ["study", str(write_recipe(folder, values_of(folder)))])
+        assert result.exit_code == 0, result.output
+        yield folder
 
 
-def test_a_study_of_mixtures_of_several_datasets_alone(tmp_path: Path) -> None:
-    values = recipe_values(tmp_path)
-    values["train"]["max_steps"] = 1
-    values["search"] = {"min_datasets": 2}
-    values["study"] = {"seeds": [0], "exponents": [], "num_draws": 2}
-    found = study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
+@pytest.mark.slow
+def test_a_whole_study_and_again_from_the_store(finished: Path) -> None:
+    run, recipe = finished / "run", m2m.load_recipe(finished / "recipe.yaml")
+    written = json.loads((run / "study.json").read_text())
+    assert written["num_finetunes"] == 13 and len(written["worlds"]) == 2
+    pictures = {"proxy-real.svg", "regret-compute.svg"}
+    assert pictures <= {file.name for file in run.iterdir()}
+    (read, _) = document.read_worlds(run / "study.json")
+    again = study.run(recipe)
+    assert read.mixtures == again.worlds[0].mixtures
+    np.testing.assert_allclose(read.proxies[0.5], again.worlds[0].proxies[0.5], atol=1e-6)
+    np.testing.assert_allclose(read.real_report_M, again.worlds[0].real_report_M, atol=1e-6)
+    assert document.to_dict(again)["standings"] == written["standings"]
+    assert document.render(again) == (run / "study.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_mixture_whose_training_fails_is_left_out_and_named(finished: Path) -> None:
+    worlds = document.read_worlds(finished / "run" / "study.json")
+    assert [len(each.mixtures) for each in worlds] == [7, 6]
+    assert str(worlds[1].failures[0][0]) == "a + b + c"
+    page = (finished / "run" / "study.md").read_text()
+    assert "seed 1: a + b + c (the loss is nan at step 1" in page
+    (ranks,) = compare.target_ranks(worlds)
+    assert ranks.noise_sd is not None
+
+
+@pytest.mark.slow
+def test_a_study_of_mixtures_of_several_datasets_alone(finished: Path) -> None:
+    options = {"seeds": [0], "exponents": [], "num_draws": 1}
+    values = values_of(finished, search={"min_datasets": 2}, study=options)
+    found = study.run(m2m.load_recipe(write_recipe(finished, values, "several.yaml")))
     assert all(len(mixture) > 1 for mixture in found.worlds[0].mixtures)
     assert found.worlds[0].proxies_cost > 3 * found.worlds[0].expert_tokens > 0
-    assert found.absent[
-        "best single dataset"
-    ] == 1 and "best single dataset: no answer for 1 of 1" in document.render(found)
+    assert found.absent["best single dataset"] == 1
+    assert "best single dataset: no answer for 1 of 1" in document.render(found)
 
 
 def test_too_small_a_sample_is_refused(tmp_path: Path) -> None:
     values = recipe_values(tmp_path, datasets=tuple("abcdef"))
     values["study"] = {"seeds": [0], "num_mixtures": 6}
-    with pytest.raises(
-        UserError, match=r"study.num_mixtures: 6 mixtures, .* at least 7 are needed"
-    ):
+    said = r"study.num_mixtures: 6 mixtures, .* at least 7 are needed"
+    with pytest.raises(UserError, match=said):
         study.run(m2m.load_recipe(write_recipe(tmp_path, values)))
 
 
 def test_a_large_study_says_its_cost_first(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     values["study"] = {"max_finetunes": 20}
-    with pytest.raises(
-        UserError, match=r"makes 21 fine-tunes, more than study.max_finetunes \(20\)"
-    ):
+    said = r"makes 21 fine-tunes, more than study.max_finetunes \(20\)"
+    with pytest.raises(UserError, match=said):
         study.run(m2m.load_recipe(write_recipe(tmp_path, values)))

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import sys
+import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sources import target_section
 
 from mergetomix.data.examples import Example
-from mergetomix.errors import DataError, RecipeError
+from mergetomix.data.reading import plain_content
+from mergetomix.errors import DataError
 from mergetomix.models.causal_lm.model import CausalLM
-from mergetomix.sections.target import TargetSection as Spec
-from mergetomix.targets import kinds
-from mergetomix.targets.generate import last_number, matches, number, pick_metric
-from mergetomix.targets.python import Function, checked, load_function, source_of
+from mergetomix.targets.function import checked
+from mergetomix.targets.generate import GenerateTarget, last_number, matches, number, pick_metric
+from mergetomix.targets.python import Function, PythonTarget
 from mergetomix.targets.target import Target, TargetSetting
 
 WHERE = "targets.x"
@@ -33,14 +34,17 @@ PAIRS = tiny.pairs(
 )
 
 
-def spec(**changes: Any) -> Spec:
-    return Spec(**{"path": "x.jsonl", "prompt": "p", "completion": "c", **changes})
+PAIR = {"path": "x.jsonl", "prompt": "p", "completion": "c"}
 
 
 def build(
-    family: CausalLM, examples: Sequence[Example], batch_tokens: int = 10**6, **changes: Any
+    family: CausalLM,
+    examples: Sequence[Example],
+    setting: TargetSetting | None = None,
+    **changes: Any,
 ) -> Target:
-    return kinds.build(spec(**changes), examples, TargetSetting(family, WHERE, batch_tokens))
+    setting = setting or TargetSetting(family, WHERE, 10**6)
+    return target_section(**{**PAIR, **changes}).build(examples, setting)
 
 
 # --- loss
@@ -137,7 +141,7 @@ def test_normalizing_changes_the_pick(family: CausalLM) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kind: str) -> None:
-    """Without any context the first token has no prediction, every cost would be zero, and the first option always right."""
+    """Without any context the first token has no prediction: the first option would always win."""
     family = tiny.open_base(base(kind))
     model, options = family.load(), ("a", "b", "c", "d")
     values = [
@@ -195,6 +199,13 @@ def test_last_number(text: str, value: str | None) -> None:
     assert last_number(text) == (None if value is None else Decimal(value))
 
 
+@given(st.decimals(-(10**9), 10**9, places=2), st.booleans())
+@settings(deadline=None, max_examples=50, derandomize=True)
+def test_the_last_number_is_read_as_it_is_written(value: Decimal, in_thousands: bool) -> None:
+    written = f"{value:,}" if in_thousands else str(value)
+    assert last_number(f"of 12 the answer is {written} in all.") == value
+
+
 def test_number_compares_values_and_not_texts() -> None:
     assert number("so 1,234.50.", "#### 1234.5") == 1.0
     assert number("3", "-3") == 0.0
@@ -202,25 +213,27 @@ def test_number_compares_values_and_not_texts() -> None:
     assert number("none", "4") == 0.0
 
 
+def metric(**changes: Any) -> Callable[[str, str], float]:
+    section = target_section(**PAIR, score="generate", **changes)
+    assert isinstance(section, GenerateTarget)
+    return pick_metric(section, WHERE)
+
+
 def test_exact_trims() -> None:
-    exact = pick_metric(spec(score="generate"), WHERE)
+    exact = metric()
     assert exact(" three\n", "three ") == 1.0
     assert exact("Three", "three") == 0.0
     assert exact("", " ") == 1.0
 
 
 def test_regex_takes_the_first_group_or_the_whole() -> None:
-    group = pick_metric(
-        spec(score="generate", metric="regex", pattern=r"is (\w+)|was (\w+)"), WHERE
-    )
+    group = metric(metric="regex", pattern=r"is (\w+)|was (\w+)")
     assert group("it is three, is four", " three ") == 1.0
     assert group("it is four", "three") == 0.0
     assert group("it was three", "three") == 0.0
     assert group("nothing", "three") == 0.0
-    whole = pick_metric(spec(score="generate", metric="regex", pattern=r"\d+"), WHERE)
+    whole = metric(metric="regex", pattern=r"\d+")
     assert whole("a 12 b 13", "12") == 1.0
-    import re
-
     assert matches(re.compile("a(b)?"), "a", "") == 1.0
 
 
@@ -248,11 +261,8 @@ def test_generated_answers_are_compared_with_the_right_ones(base: BaseOf, kind: 
 def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
     family = tiny.open_base(base("chat"))
     turns = (("user", "why"), ("assistant", "three"), ("user", "thanks"))
-    target: Any = kinds.build(
-        Spec(path="x", messages="m", score="generate"),
-        [Example(0, messages=turns)],
-        TargetSetting(family, WHERE, 512),
-    )
+    section = target_section(path="x", messages="m", score="generate")
+    target: Any = section.build([Example(0, messages=turns)], TargetSetting(family, WHERE, 512))
     assert target.answers == ["three"]
     assert str(family.tokenizer.decode(target.prompts[0])).endswith("why</s>\n<s>assistant\n")
 
@@ -297,7 +307,7 @@ def test_a_metric_that_fails_names_the_function(
 
 
 def norms(model: Any, tokenizer: Any) -> list[float]:
-    return [float(p.norm()) for p in model.parameters()][:6]
+    return [float(p.detach().norm()) for p in model.parameters()][:6]
 
 
 def lengths(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -310,9 +320,9 @@ ROWS = [{"q": "the cat"}, {"q": "a"}, {"q": "one plus two is three"}]
 def function(
     family: CausalLM, given: Any, rows: Any = None, keep: Sequence[int] = (0, 2)
 ) -> Function:
-    return Function(
-        Spec(score="python", function=given), rows, keep, TargetSetting(family, WHERE, 512)
-    )
+    section = PythonTarget(score="python", function=given)
+    contents = None if rows is None else [plain_content(row) for row in rows]
+    return Function(section, rows, keep, TargetSetting(family, WHERE, 512), contents)
 
 
 def test_a_function_with_rows_scores_each(family: CausalLM) -> None:
@@ -335,7 +345,7 @@ def test_results_may_be_tensors_and_booleans(family: CausalLM) -> None:
     assert function(family, lambda m, t, rows: torch.tensor([1.0, 0.5, 0.0]), ROWS).score(
         family.load()
     ).values == (1, 0.5, 0)
-    assert checked([True, False], 2, WHERE) == (1.0, 0.0)
+    assert checked([True, False], WHERE) == (1.0, 0.0)
 
 
 def explode(model: Any, tokenizer: Any, rows: Any = None) -> list[float]:
@@ -376,63 +386,6 @@ def test_a_function_that_raises_over_rows_names_the_target(family: CausalLM) -> 
         function(family, explode, ROWS).score(family.load())
 
 
-CODE = """
-from __future__ import annotations
-from dataclasses import dataclass
-
-@dataclass
-class Judge:
-    factor: float = 2.0
-
-def score(model, tokenizer, rows):
-    return [Judge().factor * len(row["q"]) for row in rows]
-
-number = 3
-"""
-
-
-def test_functions_are_loaded_from_files_and_modules(
-    family: CausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "json.py").write_text(
-        CODE
-    )  # a file may be called like an installed module and must not hide it
-    loaded = load_function(f"{tmp_path / 'json.py'}:score", WHERE)
-    assert loaded(None, None, ROWS) == [14.0, 2.0, 42.0]
-    assert sys.modules["json"].__name__ == "json" and hasattr(sys.modules["json"], "dumps")
-    (tmp_path / "judge_of_mine.py").write_text(CODE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert load_function("judge_of_mine:score", WHERE)(None, None, ROWS) == [14.0, 2.0, 42.0]
-    assert load_function(norms, WHERE) is norms
-    assert function(family, f"{tmp_path / 'json.py'}:score", ROWS).score(family.load()).values == (
-        14.0,
-        2.0,
-        42.0,
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("score", "must be module:function"),
-        ("{0}/nowhere.py:score", "no file"),
-        ("nowhere_at_all:score", "No module named"),
-        ("{0}/code.py:missing", "no attribute 'missing'"),
-        ("{0}/code.py:number", "is not a function"),
-        ("{0}/syntax.py:score", "SyntaxError"),
-        ("{0}/raises.py:score", "ZeroDivisionError"),
-    ],
-)
-def test_a_function_that_cannot_be_loaded_names_the_key(
-    tmp_path: Path, name: str, message: str
-) -> None:
-    (tmp_path / "code.py").write_text(CODE)
-    (tmp_path / "syntax.py").write_text("def score(:")
-    (tmp_path / "raises.py").write_text("1 / 0")
-    with pytest.raises(RecipeError, match=rf"^targets\.x\.function: .*{message}"):
-        load_function(name.format(tmp_path), WHERE)
-
-
 def test_a_function_cannot_change_its_rows_for_the_next_model(family: CausalLM) -> None:
     rows = [{"q": "a", "tags": [1]} for _ in range(3)]
 
@@ -444,80 +397,6 @@ def test_a_function_cannot_change_its_rows_for_the_next_model(family: CausalLM) 
 
     target = function(family, greedy, rows)
     assert target.score(family.load()).values == target.score(family.load()).values == (1.0,) * 3
-
-
-def make(factor: float) -> Callable[..., list[float]]:
-    return lambda m, t: [factor] * 3
-
-
-def scaled(m: Any, t: Any, factor: float = 1.0) -> list[float]:
-    return [factor] * 3
-
-
-class Scorer:
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def __call__(self, m: Any, t: Any) -> list[float]:
-        return [self.factor] * 3
-
-    def other(self, m: Any, t: Any) -> list[float]:
-        return [self.factor] * 3
-
-
-def test_the_fingerprint_of_a_function_is_its_code_and_what_is_bound_to_it(tmp_path: Path) -> None:
-    two = [lambda m, t: [1.0], lambda m, t: [2.0]]
-    different: list[Any] = [
-        make(1.0),
-        make(2.0),
-        functools.partial(scaled, factor=1.0),
-        functools.partial(scaled, factor=2.0),
-        scaled,
-        Scorer(1.0),
-        Scorer(2.0),
-        Scorer(1.0).other,
-        Scorer(2.0).other,
-        *two,
-        norms,
-        None,
-    ]
-    prints = [source_of(given) for given in different]
-    assert len(set(prints)) == len(prints)
-    assert source_of(make(1.0)) == prints[0] and source_of(Scorer(2.0)) == prints[6]
-    assert source_of(functools.partial(scaled, factor=2.0)) == prints[3]
-    file = tmp_path / "code.py"
-    file.write_text(CODE)
-    first = source_of(f"{file}:score")
-    assert first == source_of(f"{file}:score") != source_of(f"{file}:number")
-    file.write_text(CODE.replace("2.0", "3.0"))
-    assert source_of(f"{file}:score") != first
-
-
-def helper() -> float:
-    return 1.0
-
-
-def uses_helper(m: Any, t: Any) -> list[float]:
-    return [helper()]
-
-
-def test_the_fingerprint_follows_functions_of_the_same_module(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = source_of(uses_helper)
-
-    def helper() -> float:
-        return 2.0
-
-    monkeypatch.setitem(globals(), "helper", helper)
-    assert source_of(uses_helper) != before
-
-
-def test_the_fingerprint_of_a_recursive_function_ends() -> None:
-    def count(n: int) -> int:
-        return n and 1 + count(n - 1)
-
-    assert source_of(count) == source_of(count)
 
 
 # --- the contract
@@ -579,13 +458,14 @@ def test_an_address_is_examples_and_settings_and_no_name(family: CausalLM, kind:
     address = target.address()
     assert address == KINDS[kind](family).address()
     renamed = TargetSetting(family, "targets.other", 99)
-    again = {"loss": {}, "generate": {"score": "generate", "max_new_tokens": 5}}.get(
-        kind, {"score": "choice", "options": list(OPTIONS), "normalize": kind == "choice"}
-    )
+    again: dict[str, Any] = {
+        "loss": {},
+        "generate": {"score": "generate", "max_new_tokens": 5},
+    }.get(kind, {"score": "choice", "options": list(OPTIONS), "normalize": kind == "choice"})
     examples = QUESTIONS if "choice" in kind else PAIRS
-    assert kinds.build(spec(**again), examples, renamed).address() == address
-    assert kinds.build(spec(**again), examples[:-1], renamed).address() != address
-    assert kinds.build(spec(**again), examples[::-1], renamed).address() != address
+    assert build(family, examples, renamed, **again).address() == address
+    assert build(family, examples[:-1], renamed, **again).address() != address
+    assert build(family, examples[::-1], renamed, **again).address() != address
 
 
 def test_addresses_differ_by_kind_and_setting(family: CausalLM) -> None:

@@ -1,4 +1,4 @@
-"""The one finetune(): the same bits every time, on the completions alone, as the arithmetic of its settings says."""
+"""The one finetune(): the same bits every time, on completions alone, as its settings say."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import tiny
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -65,8 +67,11 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor], atol: float) -> bool
 
 
 def off(one: dict[str, Tensor], other: dict[str, Tensor], atol: float) -> float:
-    """The share of values that differ. AdamW moves by near the gradient's sign: where it is all but zero (as it is for the
-    bias of GPT-2's keys), rounding decides, so a few may."""
+    """The share of values that differ.
+
+    AdamW moves by near the gradient's sign: where it is all but zero (as it is for the bias of
+    GPT-2's keys), rounding decides, so a few may.
+    """
     assert set(one) == set(other)
     return sum(int(((one[n] - other[n]).abs() > atol).sum()) for n in one) / sum(
         t.numel() for t in one.values()
@@ -123,7 +128,7 @@ def test_a_full_fine_tune_loads_as_any_model(family: CausalLM, tmp_path: Path) -
 
 
 def test_a_fine_tune_keeps_the_bases_settings(family: CausalLM, tmp_path: Path) -> None:
-    """The trainer turns the cache off in the configuration; saved like that, generation would be slow for ever."""
+    """The trainer turns the cache off; saved like that, generation would be slow for ever."""
     trained(family, encode(family, 4), tmp_path)
     old, new = (
         json.loads(Path(p, "config.json").read_text()) for p in (family.base.path, tmp_path)
@@ -171,7 +176,7 @@ def test_an_adapter_on_a_bf16_base_is_trained_in_float32(base: BaseOf, tmp_path:
 def one_step(
     family: CausalLM, sequences: Sequence[Encoded], settings: Train, everything: bool = False
 ) -> dict[str, Tensor]:
-    """The reference: one step of AdamW on the mean loss of the scored tokens, one sequence at a time."""
+    """One step of AdamW on the mean loss of the scored tokens, one sequence at a time."""
     model = family.load()
     count = sum(len(s.ids) - 1 if everything else s.num_scored for s in sequences)
     for s in sequences:
@@ -305,6 +310,33 @@ def test_a_plan_counts_steps_and_tokens(changes: dict[str, Any], expected: Sched
     assert plan(100, 1000, settings) == expected
 
 
+@hypothesis.settings(derandomize=True, deadline=None)
+@hypothesis.given(
+    st.integers(1, 500),
+    st.integers(1, 9),
+    st.integers(1, 4),
+    st.sampled_from(("epochs", "max_tokens", "max_steps")),
+    st.integers(1, 40),
+    st.floats(0, 0.99),
+)
+def test_a_plan_is_what_was_asked_for_to_a_step(
+    num: int, batch: int, accumulate: int, unit: str, much: int, warmup: float
+) -> None:
+    """Sequences of 10 tokens: the last batch of an epoch may be short, and is a step."""
+    asked = {unit: 10 * much if unit == "max_tokens" else much}
+    values = {"batch_size": batch, "gradient_accumulation": accumulate, "warmup_ratio": warmup}
+    found = plan(num, 10 * num, Train(**values, **asked))
+    per_epoch = math.ceil(num / (batch * accumulate))
+    wanted = {
+        "epochs": much * per_epoch,
+        "max_steps": much,
+        "max_tokens": max(1, much * per_epoch / num),
+    }[unit]
+    assert abs(found.num_steps - wanted) <= 0.5
+    assert found.num_tokens == round(10 * num * found.num_steps / per_epoch)
+    assert 0 <= found.warmup_steps < found.num_steps
+
+
 def test_steps_and_tokens_are_as_planned(family: CausalLM, tmp_path: Path) -> None:
     sequences = encode(family, 20)
     steps: list[int] = []
@@ -313,7 +345,7 @@ def test_steps_and_tokens_are_as_planned(family: CausalLM, tmp_path: Path) -> No
     total = sum(len(s.ids) for s in sequences)
     assert steps == [1] * 6 == [1] * plan(20, total, settings).num_steps
     assert num_tokens == 2 * total == plan(20, total, settings).num_tokens
-    assert 0 < seconds < 60
+    assert seconds > 0
 
 
 @pytest.mark.parametrize(

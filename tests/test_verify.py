@@ -14,12 +14,11 @@ import mergetomix as m2m
 from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.records import Mixture, Scores, Trial
-from mergetomix.report import markdown
+from mergetomix.report import tables
 from mergetomix.results import Verification
 from mergetomix.session.finetunes import Finetunes
 from mergetomix.session.session import open_session
 from mergetomix.stages import checks, pipeline, requirements, search
-from mergetomix.statistics import posterior
 
 
 def values_of(folder: Path, **checks: Any) -> dict[str, Any]:
@@ -173,7 +172,7 @@ def test_a_new_exponent_scores_only_the_best_again(
     def always(views: Any, reals: Any, unit: Any, default: float) -> float:
         return 0.5
 
-    monkeypatch.setattr(posterior, "likeliest_exponent", always)
+    monkeypatch.setattr(checks, "likeliest_exponent", always)
     values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
     with open_session(recipe, Heard()) as session:
@@ -268,7 +267,7 @@ def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
     )
     mixture = Mixture(("a",), (1.0,))
     found = Verification(mixture, (), (), (), {"t": many, "u": few}, 1.0, 0.9, "")
-    ((target, num, pearson, spearman, *_, noise, possible),) = markdown.fidelity_cells(found)
+    ((target, num, pearson, spearman, *_, noise, possible),) = tables.agreement(found)[1:]
     assert (target, num, spearman, noise) == ("t", "6", "1 (1 to 1)", "0.1000")
     assert float(pearson.split()[0]) < 1 and 0.9 < float(possible) <= 1
 

@@ -1,4 +1,4 @@
-"""What `write_proxy` leaves: a folder that loads, whole or not at all, and one adapter that is the merge."""
+"""What `write_proxy` leaves: a folder that loads, whole or not at all, or one adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mergetomix import merge
 from mergetomix.experts.bank import Bank
 from mergetomix.experts.deltas import params, read_delta
 from mergetomix.export import folder, write
-from mergetomix.export.card import _fenced
+from mergetomix.export.card import fenced
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.records import Mixture
 from mergetomix.sections.merge import Merge
@@ -175,7 +175,7 @@ def test_a_base_in_bfloat16_gives_a_merge_in_bfloat16(tmp_path: Path) -> None:
 
 
 def test_a_base_loaded_in_bfloat16_is_not_rounded_twice(tmp_path: Path) -> None:
-    """With base.dtype: bfloat16 the run scores rounded merges; float32 is written from the sum itself."""
+    """With base.dtype: bfloat16 the run scores rounded merges; float32 is written from the sum."""
     plain = adapted(tmp_path, train={"method": "lora", "max_length": 32, "max_steps": 1})
     model_of(plain.base.path).bfloat16().save_pretrained(plain.base.path)
     recipe = m2m.load_recipe(tmp_path / "recipe.yaml", ["base.dtype=bfloat16"])
@@ -229,7 +229,7 @@ def test_the_adapter_on_the_base_is_the_merge(recipe: m2m.Recipe, tmp_path: Path
 
 
 def test_the_adapter_is_read_back_as_the_sum(recipe: m2m.Recipe, tmp_path: Path) -> None:
-    """By the reader that gives experts to the bank, so that a written adapter may be another recipe's expert."""
+    """By the reader of experts, so that a written adapter may be another recipe's expert."""
     m2m.write_proxy(
         recipe, ["a", "b", "c"], tmp_path / "adapter", WEIGHTS, form=m2m.Form(adapter=True)
     )
@@ -292,7 +292,8 @@ def test_a_rank_over_the_sum_is_exact(tmp_path: Path) -> None:
     assert "rank 64 was asked for, which is over that sum" in card_of(tmp_path / "out")[1]
 
 
-@pytest.mark.parametrize("method", ["linear", "ties", "fisher"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "fisher"])
 def test_no_expert_of_another_dataset_is_trained(tmp_path: Path, method: str) -> None:
     values = recipe_values(tmp_path, ("a", "b", "c"))
     values["train"]["max_steps"] = 2
@@ -307,6 +308,7 @@ def test_no_expert_of_another_dataset_is_trained(tmp_path: Path, method: str) ->
     assert torch.equal(logits(model_of(tmp_path / "some")), logits(model_of(tmp_path / "all")))
 
 
+@pytest.mark.slow
 def test_experts_are_trained_where_they_are_missing(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     values["train"] |= {"method": "lora", "max_steps": 2, "lora": {"rank": 2, "alpha": 4}}
@@ -447,10 +449,11 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
 
 
 def test_the_card_fences_whatever_the_recipe_quotes() -> None:
-    assert _fenced("a: 1\n") == "```yaml\na: 1\n```"
-    assert _fenced("a: '````'\n").startswith("`````yaml\n")
+    assert fenced("a: 1\n") == "```yaml\na: 1\n```"
+    assert fenced("a: '````'\n").startswith("`````yaml\n")
 
 
+@pytest.mark.slow
 def test_rows_in_the_recipe_are_counted_in_the_card_and_kept_beside_it(tmp_path: Path) -> None:
     values = recipe_values(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""Tiny real models, built in code: random weights, a byte-level tokenizer, saved as a user's folder would be."""
+"""Tiny real models, built in code: random weights, a byte-level tokenizer, saved like a user's."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHAT = (
 
 
 def tokenizer(start: bool, chat: bool) -> Any:
-    """Byte-level BPE with `<s>`, `</s>` and `<pad>`; with `start`, it puts `<s>` before a text of its own accord."""
+    """Byte-level BPE with `<s>`, `</s>` and `<pad>`; with `start`, it puts `<s>` before a text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -162,7 +162,7 @@ def pairs(*rows: tuple[str, str]) -> list[Example]:
 
 
 def reference_nll(model: Any, ids: Sequence[int], labels: Sequence[int]) -> float:
-    """-log p summed over labelled tokens, by transformers on one sequence, in float64 behind the logits."""
+    """-log p summed over labelled tokens, by transformers on one sequence; float64 from logits on."""
     with torch.no_grad():
         logits = model(torch.tensor([list(ids)])).logits[0].double()
     logps = logits.log_softmax(-1)

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import small_clip as clip
 import torch
 from numpy.typing import NDArray
 
-from mergetomix.demo import clip
 from mergetomix.models.images.classifier import ImageClassifier
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
 from mergetomix.sections.source import Dataset
-from mergetomix.sections.target import TargetSection
+from mergetomix.targets.kinds import KINDS
 
 SIDE, PATCH = 12, 4
+ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 CLASSES = ("red cat", "blue dog", "green cow")
 TEMPLATES = ("a photo of a {}.", "one {} alone.")
 WHERE = "datasets.x"
@@ -39,10 +45,12 @@ def rows(count: int, seed: int = 0, classes: Sequence[str] = CLASSES) -> list[di
 def source(
     given: Any, classes: Sequence[str] | None = CLASSES, target: bool = False, **changes: Any
 ) -> Any:
+    """A dataset, or a target that is scored by its loss unless `score` says otherwise."""
     fields = {"image": "image", "label": "label", "templates": list(TEMPLATES), **changes}
     place = {"path": str(given)} if isinstance(given, str | Path) else {"rows": given}
     names = {} if classes is None else {"classes": list(classes)}
-    return (TargetSection if target else Dataset)(**place, **names, **fields)
+    score = {"score": "loss", **fields} if target else fields
+    return (KINDS[score["score"]] if target else Dataset)(**place, **names, **score)
 
 
 def save_processor(folder: Path, side: int, **changes: Any) -> None:
@@ -70,12 +78,7 @@ def siglip_base(folder: Path) -> str:
     tokenizer = clip.tokenizer_of(
         clip.words_of([t.replace("{}", name) for t in TEMPLATES for name in CLASSES])
     )
-    encoder = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
+    encoder = {**ENCODER, "num_hidden_layers": 1}
     marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
     text = {
         **encoder,
@@ -92,42 +95,32 @@ def siglip_base(folder: Path) -> str:
     return str(folder)
 
 
-def vit_base(folder: Path, classes: Sequence[str] = CLASSES, **changes: Any) -> str:
-    from transformers import ViTConfig, ViTForImageClassification
+def names(classes: Sequence[str]) -> dict[str, Any]:
+    places = {name: i for i, name in enumerate(classes)}
+    return {"id2label": dict(enumerate(classes)), "label2id": places}
 
-    names = {
-        "id2label": dict(enumerate(classes)),
-        "label2id": {name: i for i, name in enumerate(classes)},
-    }
-    settings = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
+
+def vit(**changes: Any) -> Any:
+    from transformers import ViTConfig
+
+    shape = {"image_size": SIDE, "patch_size": PATCH, "initializer_range": 0.2}
     torch.manual_seed(0)
-    config = ViTConfig(
-        image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **settings, **names, **changes
-    )
-    ViTForImageClassification(config).save_pretrained(folder)
+    return ViTConfig(**shape, **ENCODER, **changes)
+
+
+def vit_base(folder: Path, classes: Sequence[str] = CLASSES, **changes: Any) -> str:
+    from transformers import ViTForImageClassification
+
+    ViTForImageClassification(vit(**names(classes), **changes)).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)
 
 
 def bare_base(folder: Path) -> str:
     """A vision transformer without a head."""
-    from transformers import ViTConfig, ViTModel
+    from transformers import ViTModel
 
-    torch.manual_seed(0)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    ViTModel(
-        ViTConfig(image_size=SIDE, patch_size=PATCH, initializer_range=0.2, **shape)
-    ).save_pretrained(folder)
+    ViTModel(vit()).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)
 
@@ -135,15 +128,9 @@ def bare_base(folder: Path) -> str:
 def resnet_base(folder: Path, classes: Sequence[str] = CLASSES) -> str:
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    names = {
-        "id2label": dict(enumerate(classes)),
-        "label2id": {name: i for i, name in enumerate(classes)},
-    }
+    shape = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
     torch.manual_seed(0)
-    config = ResNetConfig(
-        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", **names
-    )
-    ResNetForImageClassification(config).save_pretrained(folder)
+    ResNetForImageClassification(ResNetConfig(**shape, **names(classes))).save_pretrained(folder)
     save_processor(folder, SIDE)
     return str(folder)
 

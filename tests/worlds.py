@@ -1,10 +1,11 @@
-"""Objectives made by hand, for searches: what a mixture is worth, with derivatives, without any model."""
+"""Objectives made by hand, for searches: what a mixture is worth, with derivatives, no model."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture
+from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Options, Setting, Strategy, Told
 
 Worth = Callable[[frozenset[str]], float]
+Answer = Callable[[Ask], Told]
 
 
 def objective_of(num_targets: int = 2, aim: Any = "gain") -> Objective:
@@ -29,7 +32,7 @@ def setting_of(
     budget: int | None = None,
     *,
     front: bool = False,
-    world: World | None = None,
+    world: World | Rugged | None = None,
     differentiable: bool = False,
     options: Options | None = None,
 ) -> Setting:
@@ -43,9 +46,10 @@ def setting_of(
 
 @dataclass(frozen=True)
 class World:
-    """Targets t whose gain is V_t(0) - V_t(c), V_t(c) = sum_j a_tj log cosh(u_tj . c + s_tj): smooth, and no quadratic.
+    """Targets t whose gain is V_t(0) - V_t(c), V_t(c) = sum_j a_tj log cosh(u_tj . c + s_tj).
 
-    With `curved` zero it is the quadratic with the same slope and curvature at c = 0.
+    That is smooth, and no quadratic. With `curved` false it is the quadratic with the same slope
+    and curvature at c = 0.
     """
 
     names: tuple[str, ...]
@@ -68,31 +72,22 @@ class World:
         for target in range(self.num_targets):
             value, slope_N = self.gain(target, c_N)
             values[f"t{target}"] = value
-            gradients[f"t{target}"] = dict(zip(self.names, map(float, slope_N), strict=True))
-        return Told(
-            asked.mixture,
-            self.objective.combine(values),
-            values,
-            gradients if asked.gradient else None,
-        )
+            gradients[f"t{target}"] = dict(zip(self.names, slope_N.tolist(), strict=True))
+        objective = self.objective.combine(values)
+        return Told(asked.mixture, objective, values, gradients if asked.gradient else None)
 
     def gain(self, target: int, c_N: np.ndarray) -> tuple[float, np.ndarray]:
         """The gain of a target and its derivative."""
         rng = np.random.default_rng([self.seed, target])
         num, hidden = len(self.names), 4 * len(self.names)
-        u_JN, s_J, a_J = (
-            rng.normal(size=(hidden, num)),
-            rng.normal(size=hidden),
-            rng.uniform(0, 1, hidden) / hidden,
-        )
+        u_JN, s_J = rng.normal(size=(hidden, num)), rng.normal(size=hidden)
+        a_J = rng.uniform(0, 1, hidden) / hidden
         h_J, tanh_J = u_JN @ c_N, np.tanh(s_J)
+        change_J = tanh_J * h_J + (1 - tanh_J**2) * h_J**2 / 2
+        slope_J = tanh_J + (1 - tanh_J**2) * h_J
         if self.curved:
-            change_J, slope_J = np.log(np.cosh(h_J + s_J) / np.cosh(s_J)), np.tanh(h_J + s_J)
-        else:
-            change_J, slope_J = (
-                tanh_J * h_J + (1 - tanh_J**2) * h_J**2 / 2,
-                tanh_J + (1 - tanh_J**2) * h_J,
-            )
+            change_J = np.log(np.cosh(h_J + s_J) / np.cosh(s_J))
+            slope_J = np.tanh(h_J + s_J)
         return -float(a_J @ change_J), -(a_J * slope_J) @ u_JN
 
     def worth(self, mixture: Mixture) -> float:
@@ -102,10 +97,12 @@ class World:
 
 @dataclass(frozen=True)
 class Rugged:
-    """One target without any structure, whose derivative is as arbitrary; the same for the same mixture."""
+    """One target without any structure, its derivative as arbitrary; the same for one mixture."""
 
     names: tuple[str, ...]
     seed: int = 0
+    exponent: float = 1.0
+    objective: Objective = field(default_factory=partial(objective_of, 1))
 
     def told(self, asked: Ask) -> Told:
         """The answer to what a strategy asks."""
@@ -115,8 +112,8 @@ class Rugged:
         return Told(asked.mixture, value, {"t0": value}, gradients if asked.gradient else None)
 
 
-def plain(worth: Worth) -> Callable[[Ask], Told]:
-    """The answers of one target whose value depends on the datasets alone and has no derivative."""
+def plain(worth: Worth) -> Answer:
+    """The answers of one target whose value is of the datasets alone and has no derivative."""
 
     def told(asked: Ask) -> Told:
         value = worth(frozenset(asked.mixture.datasets))
@@ -125,14 +122,22 @@ def plain(worth: Worth) -> Callable[[Ask], Told]:
     return told
 
 
-def search_through(
-    strategy: Strategy, told: Callable[[Ask], Told], num: int | None = None
-) -> list[Told]:
+def search_through(strategy: Strategy, told: Answer, num: int | None = None) -> list[Told]:
     """Goes on for `num` trials, or to the end; gives everything told."""
     while (num is None or len(strategy.state()) < num) and (asked := strategy.ask()):
         strategy.tell(told(asked[0]))
         assert len(strategy.state()) < 20_000, "it does not end"
     return list(strategy.state())
+
+
+def cost_of(state: list[Told]) -> int:
+    """Forward passes that some trials took."""
+    return sum(Ask(told.mixture, told.gradients is not None).cost for told in state)
+
+
+def tried(state: list[Told]) -> list[Mixture]:
+    """The mixtures of some trials."""
+    return [told.mixture for told in state]
 
 
 def best(state: list[Told]) -> Mixture:
@@ -149,9 +154,7 @@ SPACES = {
     "at most two": Subsets(tuple("abcdef"), 1, 2),
     "with c": Subsets(tuple("abcde"), require=frozenset("c")),
     "with c, without d": Subsets(tuple("abcde"), require=frozenset("c"), forbid=frozenset("d")),
-    "with c and three more": Subsets(
-        tuple("abcdef"), 4, 5, require=frozenset("c"), forbid=frozenset("d")
-    ),
+    "with c and three more": Subsets(tuple("abcdef"), 4, 5, frozenset("c"), frozenset("d")),
     "nothing to choose": Subsets(tuple("abc"), 3),
     "all required": Subsets(tuple("abc"), require=frozenset("abc")),
     "by size": Subsets(tuple("abc"), sizes={"a": 1, "b": 2, "c": 5}),
@@ -160,10 +163,21 @@ SPACES = {
         tuple("abcdefg"), 2, 6, frozenset("g"), groups=(frozenset("ab"), frozenset("def"))
     ),
 }
-WEIGHTS = {
-    "weights": Simplex(tuple("abcd")),
-    "capped weights": Simplex(
-        tuple("abcdef"), 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5}
-    ),
-}
+CAPPED = Simplex(tuple("abcdef"), 2, 4, frozenset("c"), frozenset("d"), 0.05, {"a": 0.3, "b": 0.5})
+WEIGHTS = {"weights": Simplex(tuple("abcd")), "capped weights": CAPPED}
 ALL_SPACES: dict[str, Space] = {**SPACES, **WEIGHTS}
+
+
+def is_in(space: Space, mixture: Mixture) -> bool:
+    """Whether a search of a space may try a mixture, a subset with the space's own weights."""
+    if isinstance(space, Simplex):
+        return mixture in space
+    datasets = frozenset(mixture.datasets)
+    return datasets in space and mixture == space.mixture(datasets)
+
+
+def searched(name: str, space: str) -> list[Told]:
+    """A short search of a strategy over one of ALL_SPACES."""
+    world = World(ALL_SPACES[space].names)
+    setting = setting_of(ALL_SPACES[space], 3, 12, world=world)
+    return search_through(build(name, setting), world.told)

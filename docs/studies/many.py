@@ -1,12 +1,14 @@
-"""Search among many datasets: what grows with their number, and who finds the best mixture at the same price.
+"""Search among many datasets: what grows with their number, and who finds the best at one price.
 
-python docs/studies/many.py run WORK NUM SEED     with NUM files of the standard library; writes search/many-NUM-seedSEED.json
-python docs/studies/many.py show                  the tables of all that is there
-python docs/studies/many.py plot                  search/many.svg: seconds and memory by number of datasets
+python docs/studies/many.py run WORK NUM SEED    with NUM files of the standard library;
+                                                 writes search/many-NUM-seedSEED.json
+python docs/studies/many.py show                 the tables of all that is there
+python docs/studies/many.py plot                 search/many.svg: seconds and memory by number
 
-Datasets are the largest files inside packages, none of the targets' own; the base is the demo's, which saw top-level modules
-alone. WORK holds the experts and every score met. No search can be compared with all mixtures here: what counts is the best
-objective that each strategy finds, as a share of the way from the mean of random mixtures to the best that anyone found.
+Datasets are the largest files inside packages, none of the targets' own; the base is the demo's,
+which saw top-level modules alone. WORK holds the experts and every score met. No search can be
+compared with all mixtures here: what counts is the best objective that each strategy finds, as a
+share of the way from the mean of random mixtures to the best that anyone found.
 """
 
 from __future__ import annotations
@@ -23,17 +25,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from mergetomix import merge
-from mergetomix.demo import BASE, library, sources
+from mergetomix.demo.text import BASE, library, sources
 from mergetomix.mixtures.spaces import Subsets
+from mergetomix.objectives.objective import Objective
 from mergetomix.progress import Silent
 from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores, gain
-from mergetomix.search.gradient.strategy import default_budget
+from mergetomix.search.stopping import default_budget
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Ask, Setting, Told, mean_value
-from mergetomix.session.evaluations import trial_of
-from mergetomix.session.gradients import slopes
+from mergetomix.search.strategy import Ask, Setting, Told
 from mergetomix.session.session import Session, open_session
 
 TARGETS = ("concurrent", "logging", "urllib")
@@ -73,10 +73,12 @@ def recipe_text(work: Path, num: int, seed: int) -> str:
         *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS),
     ]
     lines.append(
-        f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n"
+        "train: {method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, "
+        f"seed: {seed}}}\n"
     )
     lines.append(
-        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n"
+        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\n"
+        "device: cpu\nbatch_tokens: 4096\n"
     )
     return "".join(lines) + f"store: {work / 'store'}\nrun_dir: {work / 'run'}\n"
 
@@ -95,7 +97,7 @@ class Live:
     passes_s: dict[bool, list[float]] = field(default_factory=lambda: {False: [], True: []})
 
     def told(self, asked: Ask, targets: tuple[str, ...]) -> Told:
-        """The answer to what a strategy asks; seconds of those that the store does not hold are noted."""
+        """The answer to what a strategy asks; notes the seconds of those that the store lacks."""
         held = (
             self.session.store.scores(
                 self.session.addresses.proxy(asked.mixture), self.addresses[0], "select"
@@ -103,15 +105,15 @@ class Live:
             is not None
         )
         started = time.monotonic()
-        trial = trial_of(self.session, asked.mixture, self.base)
+        scores = self.session.evaluations.proxy(asked.mixture, "select")
         gradients = None
         if asked.gradient:
-            found = slopes(self.session, asked.mixture, self.base)
+            found = self.session.gradients.of(asked.mixture, self.base)
             gradients = {name: found[name] for name in targets}
         if not held:
             self.passes_s[asked.gradient].append(time.monotonic() - started)
-        values = {name: gain(trial.scores[name], self.base[name]) for name in targets}
-        return Told(asked.mixture, mean_value(values), values, gradients)
+        values = {name: gain(scores[name], self.base[name]) for name in targets}
+        return Told(asked.mixture, fmean(values.values()), values, gradients)
 
     @property
     def addresses(self) -> list[str]:
@@ -124,18 +126,14 @@ def one_search(
 ) -> dict[str, Any]:
     """How one search went. `own_s` is the strategy's own time, evaluations left out."""
     space, targets = Subsets(live.session.spaces.searched.allowed), OBJECTIVES[objective]
-    setting = Setting(
-        space, search_seed, budget, mean_value, partial(merge.coefficients, exponent=EXPONENT), True
-    )
+    wanted = Objective(dict.fromkeys(targets, 1.0))
+    setting = Setting(space, wanted, EXPONENT, search_seed, budget, True)
     started = time.monotonic()
     strategy = build(name, setting)
     own_s, passes, best, best_mixture = time.monotonic() - started, 0, float("-inf"), ""
-    while True:
-        own_s, asked = timed(own_s, strategy.ask)
-        if asked is None:
-            break
-        told = live.told(asked, targets)
-        passes += asked.cost
+    while asked := strategy.ask():
+        told = live.told(asked[0], targets)
+        passes += asked[0].cost
         if told.objective > best:
             best, best_mixture = told.objective, str(told.mixture)
         own_s, _ = timed(own_s, partial(strategy.tell, told))
@@ -166,7 +164,7 @@ def run(work: Path, num: int, seed: int) -> None:
         about = {
             "num": num,
             "seed": seed,
-            "budget": default_budget(num),
+            "budget": default_budget("gradient", num),
             "experts_s": round(sum(experts_s), 1),
         }
         about |= {
@@ -183,7 +181,7 @@ def run(work: Path, num: int, seed: int) -> None:
         }
         found = []
         for objective, name, search_seed in product(OBJECTIVES, STRATEGIES, SEARCH_SEEDS):
-            found.append(one_search(live, objective, name, search_seed, default_budget(num)))
+            found.append(one_search(live, objective, name, search_seed, about["budget"]))
             print(*found[-1].values(), flush=True)
         seconds = {
             "value_s": median(live.passes_s[False]),
@@ -204,14 +202,14 @@ def records() -> list[dict[str, Any]]:
 
 
 def reached(run: Mapping[str, Any], objective: str, line: Mapping[str, Any]) -> float:
-    """How far a search came from the mean of random mixtures (0) to the best that anyone found (1)."""
+    """How far a search came from the mean of random mixtures (0) to the best found (1)."""
     top = max(each["best"] for each in run["searches"] if each["objective"] == objective)
     mean = run["random"][objective]
     return float((line["best"] - mean) / (top - mean))
 
 
 def show() -> None:
-    """What each strategy reached by number of datasets and objective, then what the searches took."""
+    """What each strategy reached by datasets and objective, then what the searches took."""
     runs = sorted(records(), key=lambda run: (run["num"], run["seed"]))
     print(
         "| datasets | budget | objective | "
@@ -230,11 +228,10 @@ def show() -> None:
                 if (run["num"], line["objective"], line["strategy"]) == (num, objective, name)
             ]
             cells.append(f"{fmean(some):.3f} ({min(some):.3f} to {max(some):.3f})")
-        print(f"| {num} | {default_budget(num)} | {objective} | {' | '.join(cells)} |")
+        print(f"| {num} | {default_budget('gradient', num)} | {objective} | {' | '.join(cells)} |")
     print(
-        "\n| datasets | experts | bank | value | gradient | gradient strategy itself | one search | peak memory |\n"
-        + "|---" * 8
-        + "|"
+        "\n| datasets | experts | bank | value | gradient | gradient strategy itself | one search "
+        "| peak memory |\n" + "|---" * 8 + "|"
     )
     for run in runs:
         own = own_s(run)
@@ -250,7 +247,7 @@ def show() -> None:
 
 
 def search_s(run: Mapping[str, Any]) -> float:
-    """Seconds of the evaluations of one search by gradients, all targets scored: three fifths of its passes are gradients'."""
+    """Seconds of one gradient search's evaluations; gradients take three fifths of its passes."""
     gradients = int(0.6 * run["budget"]) // 3
     return float(gradients * run["gradient_s"] + (run["budget"] - 3 * gradients) * run["value_s"])
 

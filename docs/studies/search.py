@@ -1,11 +1,14 @@
-"""How close strategies come to the best of all 4,095 mixtures of twelve datasets, and for how many forward passes.
+"""How close strategies come to the best of 4,095 mixtures of twelve datasets, and at what price.
 
-python docs/studies/search.py table WORK 1      every mixture's proxy on every target, for experts of seed 1; resumable
-python docs/studies/search.py compare WORK 1    each strategy against that table, with real gradients; after `table`
+python docs/studies/search.py table WORK 1      every mixture's proxy on every target, for experts
+                                                of seed 1; resumable
+python docs/studies/search.py compare WORK 1    each strategy against that table, with real
+                                                gradients; after `table`
 python docs/studies/search.py show              the tables of all seeds that are there
 
-Twelve packages of Python's standard library are the datasets, others the targets; the base is the demo's. WORK holds the
-experts and the gradients met so far. A strategy's regret is (best - found) / (best - mean), over all mixtures.
+Twelve packages of Python's standard library are the datasets, others the targets; the base is the
+demo's. WORK holds the experts and the gradients met so far. A strategy's regret is
+(best - found) / (best - mean), over all mixtures.
 """
 
 from __future__ import annotations
@@ -14,23 +17,23 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from mergetomix import merge
-from mergetomix.demo import BASE, sources
+from mergetomix.demo.text import BASE, sources
 from mergetomix.mixtures.spaces import Subsets
+from mergetomix.objectives.objective import Objective
 from mergetomix.progress import Silent
 from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Ask, Setting, Told, mean_value
+from mergetomix.search.strategy import Ask, Setting, Told
 from mergetomix.session.session import Session, open_session
 
 DATASETS = (
@@ -44,7 +47,7 @@ KEPT_EVERY = 50
 
 
 def recipe_text(work: Path, seed: int) -> str:
-    """The recipe of a seed: which tokens of the packages are trained on and scored, and the training's own draws."""
+    """The recipe of a seed, which draws the tokens that are trained on and scored."""
     lines = [f"base: {BASE}\n", "datasets:\n"]
     lines += [
         f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 20000, seed: {seed}}}\n'
@@ -56,10 +59,12 @@ def recipe_text(work: Path, seed: int) -> str:
         *(f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS),
     ]
     lines.append(
-        f"train: {{method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, seed: {seed}}}\n"
+        "train: {method: full, learning_rate: 1.5e-4, batch_size: 4, max_length: 256, "
+        f"seed: {seed}}}\n"
     )
     lines.append(
-        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\ndevice: cpu\nbatch_tokens: 4096\n"
+        f"merge: {{scale: {{exponent: {EXPONENT}}}}}\nselect_fraction: 0.5\n"
+        "device: cpu\nbatch_tokens: 4096\n"
     )
     return "".join(lines) + f"store: {work / 'store'}\nrun_dir: {work / 'run'}\n"
 
@@ -71,7 +76,7 @@ def subset(datasets: tuple[str, ...]) -> str:
 
 @dataclass
 class Real:
-    """The experts of one seed, merged and scored on demand; scores and gradients met once are kept in files."""
+    """The experts of one seed, merged and scored on demand; what was met once is kept in files."""
 
     session: Session
     work: Path
@@ -143,11 +148,9 @@ class Real:
             self.gradients[key] = found
         return self.gradients[key]
 
-    def told(
-        self, asked: Ask, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]
-    ) -> Told:
+    def told(self, asked: Ask, objective: Objective) -> Told:
         """The answer to what a strategy asks: gains are fractions of the base's loss."""
-        index = {name: TARGETS.index(name) for name in targets}
+        index = {name: TARGETS.index(name) for name in objective.weights}
         losses = self.losses(asked.mixture)
         values = {name: 1 - losses[i] / self.base[name] for name, i in index.items()}
         gradients = None
@@ -157,7 +160,7 @@ class Real:
                 name: {d: -s / self.base[name] for d, s in slopes[i].items()}
                 for name, i in index.items()
             }
-        return Told(asked.mixture, combine(values), values, gradients)
+        return Told(asked.mixture, objective.combine(values), values, gradients)
 
 
 def _replace(path: Path, text: str) -> None:
@@ -199,10 +202,11 @@ def table(work: Path, seed: int) -> None:
                     print(i, round(time.monotonic() - started), flush=True)
 
 
-OBJECTIVES: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, float]], float]]] = {
-    **{name: ((name,), mean_value) for name in TARGETS},
-    "mean of all": (TARGETS, mean_value),
-    "worst of all": (TARGETS, lambda values: min(values.values())),
+ALIKE = dict.fromkeys(TARGETS, 1.0)
+OBJECTIVES = {
+    **{name: Objective({name: 1.0}) for name in TARGETS},
+    "mean of all": Objective(ALIKE),
+    "worst of all": Objective(ALIKE, "worst"),
 }
 STRATEGIES = ("gradient", "greedy", "regression", "optuna")
 SEARCH_SEEDS = (0, 1, 2)
@@ -220,10 +224,8 @@ def compare(work: Path, seed: int) -> None:
             )
         found = []
         for objective, strategy, search_seed in product(OBJECTIVES, STRATEGIES, SEARCH_SEEDS):
-            line = one_search(real, objective, strategy, search_seed)
-            if line is not None:
-                found.append(line)
-                print(*line.values(), flush=True)
+            found.append(one_search(real, objective, strategy, search_seed))
+            print(*found[-1].values(), flush=True)
             real.keep()
     lines = ",\n".join(json.dumps(line) for line in found)
     _replace(
@@ -232,31 +234,19 @@ def compare(work: Path, seed: int) -> None:
     )
 
 
-def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[str, Any] | None:
-    """How one search went, None where there is no such strategy. `own_s` leaves out what evaluations took."""
-    targets, combine = OBJECTIVES[objective]
-    coefficients = partial(merge.coefficients, exponent=EXPONENT)
-    try:
-        strategy = build(
-            name, Setting(Subsets(DATASETS), search_seed, BUDGET, combine, coefficients, True)
-        )
-    except ValueError as error:
-        print(error, flush=True)
-        return None
+def one_search(real: Real, objective: str, name: str, search_seed: int) -> dict[str, Any]:
+    """How one search went. `own_s` leaves out what evaluations took."""
+    wanted = OBJECTIVES[objective]
+    strategy = build(name, Setting(Subsets(DATASETS), wanted, EXPONENT, search_seed, BUDGET, True))
     own_s, passes, best, curve = 0.0, 0, -math.inf, []
-    while True:
-        started = time.monotonic()
-        asked = strategy.ask()
-        own_s += time.monotonic() - started
-        if asked is None:
-            break
-        told = real.told(asked, targets, combine)
-        passes, best = passes + asked.cost, max(best, told.objective)
+    while asked := strategy.ask():
+        told = real.told(asked[0], wanted)
+        passes, best = passes + asked[0].cost, max(best, told.objective)
         curve.append((passes, best))
         started = time.monotonic()
         strategy.tell(told)
         own_s += time.monotonic() - started
-    spread = Spread.of(real, targets, combine)
+    spread = Spread.of(real, wanted)
     regrets = [
         spread.regret(max((b for p, b in curve if p <= limit), default=None)) for limit in LOOKED_AT
     ]
@@ -284,13 +274,9 @@ class Spread:
     all: list[float]
 
     @classmethod
-    def of(
-        cls, real: Real, targets: tuple[str, ...], combine: Callable[[Mapping[str, float]], float]
-    ) -> Spread:
+    def of(cls, real: Real, objective: Objective) -> Spread:
         """From the table."""
-        return cls(
-            [real.told(Ask(mixture), targets, combine).objective for mixture in Subsets(DATASETS)]
-        )
+        return cls([real.told(Ask(mixture), objective).objective for mixture in Subsets(DATASETS)])
 
     def regret(self, best: float | None) -> float | None:
         """(best of all - found) / (best - mean of all)."""
@@ -306,7 +292,7 @@ class Spread:
 
 
 def show() -> None:
-    """Mean regret of each strategy by objective and forward passes, over the seeds that are there."""
+    """Mean regret of each strategy by objective and forward passes, over all seeds."""
     lines = [
         line
         for path in sorted(OUT.glob("compare-seed*.json"))
@@ -330,7 +316,8 @@ def show() -> None:
             )
             cells = " | ".join(f"{mean:.2%}" for mean in means)
             print(
-                f"| {objective} | {name} | {len(some)} | {cells} | {worst:.2%} | {hits} of {len(some)} |"
+                f"| {objective} | {name} | {len(some)} | {cells} "
+                f"| {worst:.2%} | {hits} of {len(some)} |"
             )
 
 

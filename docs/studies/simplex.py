@@ -1,10 +1,11 @@
 """Search over weights: every strategy at the same price, on the weights of twelve datasets.
 
-python docs/studies/simplex.py run WORK SEED     with the experts of `search.py table WORK SEED`; search/simplex-seedSEED.json
-python docs/studies/simplex.py show              the table of all seeds that are there
+python docs/studies/simplex.py run WORK SEED    with the experts of `search.py table WORK SEED`;
+                                                writes search/simplex-seedSEED.json
+python docs/studies/simplex.py show             the table of all seeds that are there
 
-Nothing says which weights are best, so a search is measured by the way from the mean of random weights (0) to the best that any
-search of the same target and seed found (1).
+Nothing says which weights are best, so a search is measured by the way from the mean of random
+weights (0) to the best that any search of the same target and seed found (1).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ import yaml
 from many import Live, timed
 from search import DATASETS, EXPONENT, OUT, TARGETS, recipe_text
 
-from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex
+from mergetomix.objectives.objective import Objective
 from mergetomix.recipe import recipe
 from mergetomix.search.strategies import build
-from mergetomix.search.strategy import Ask, Options, Setting, mean_value
+from mergetomix.search.strategy import Ask, Options, Setting
 from mergetomix.session.session import open_session
 
 STRATEGIES: dict[str, tuple[str, Options]] = {
@@ -67,17 +68,12 @@ def run(work: Path, seed: int) -> None:
 def one_search(live: Live, target: str, name: str, search_seed: int) -> dict[str, Any]:
     """How one search went. `own_s` is the strategy's own time, evaluations left out."""
     kind, options = STRATEGIES[name]
-    coefficients = partial(merge.coefficients, exponent=EXPONENT)
-    strategy = build(
-        kind, Setting(SPACE, search_seed, BUDGET, mean_value, coefficients, True, options=options)
-    )
+    wanted = Objective({target: 1.0})
+    strategy = build(kind, Setting(SPACE, wanted, EXPONENT, search_seed, BUDGET, True, options))
     own_s, passes, best, mixture = 0.0, 0, float("-inf"), ""
-    while True:
-        own_s, asked = timed(own_s, strategy.ask)
-        if asked is None:
-            break
-        told = live.told(asked, (target,))
-        passes += asked.cost
+    while asked := strategy.ask():
+        told = live.told(asked[0], (target,))
+        passes += asked[0].cost
         if told.objective > best:
             best, mixture = told.objective, str(told.mixture)
         own_s, _ = timed(own_s, partial(strategy.tell, told))
@@ -86,7 +82,7 @@ def one_search(live: Live, target: str, name: str, search_seed: int) -> dict[str
 
 
 def show() -> None:
-    """What each strategy reached by target, means and least over searches, and how often it was the best or as good."""
+    """What each strategy reached by target: the mean over searches, and the least."""
     runs = [json.loads(path.read_text()) for path in sorted(OUT.glob("simplex-seed*.json"))]
     print(
         "| target | searches | "

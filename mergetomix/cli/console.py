@@ -1,4 +1,4 @@
-"""Tables for the terminal, drawn with rich and plain where the output is no terminal."""
+"""Tables for the terminal, drawn with rich and plain if the output is no terminal."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from rich.table import Table
 from mergetomix.progress import duration
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune
-from mergetomix.report import markdown
-from mergetomix.report.compromise import front_of, given_up
+from mergetomix.report import sentences, tables
+from mergetomix.report.tradeoffs import front_of, given_up
 from mergetomix.results import Result, Selection, Verification
 from mergetomix.search.strategies import counted
 from mergetomix.stages.plan import Plan
@@ -25,140 +25,105 @@ SAMPLE_CHARS = 160
 
 
 def show_result(result: Result, recipe: Recipe) -> None:
-    """The ranking, the selection, the final table, what it cost, and where everything is."""
+    """Prints the ranking, the selection, the final table, the cost, and where everything is."""
     show_ranking(result.selection, recipe)
     if result.verification is not None:
         show_verification(result.verification)
     show_given_up(result.selection, result.verification)
     title = "Final table: examples that the search never saw"
-    _table(
-        title,
-        markdown.final_header(recipe),
-        [markdown.final_cells(row, recipe) for row in result.table],
-    )
-    _line(markdown.legend(recipe))
-    for text in markdown.verdict(result):
+    _show(title, tables.final(result.table, recipe))
+    _line(sentences.legend(recipe))
+    for text in sentences.verdict(result):
         _line(f"selected: {text}")
-    _table("Cost", ["what", "seconds"], markdown.cost_cells(result))
+    _show("Cost", tables.costs(result.cost))
     _line(f"report: {result.run_dir}/report.md")
     if result.row("final") is not None:
         _line(f"model:  {result.run_dir}/final")
 
 
 def show_ranking(selection: Selection, recipe: Recipe) -> None:
-    """The best trials, and the mixture chosen."""
-    shown = selection.trials[: markdown.NUM_RANKED]
-    title = f"Ranking: best {len(shown)} of {markdown.num_proxies(selection)} ({selection.strategy} search)"
-    rows = [markdown.rank_cells(i + 1, trial, recipe) for i, trial in enumerate(shown)]
-    _table(title, markdown.rank_header(recipe), rows)
+    """Prints the best trials, and the mixture chosen."""
+    ranking = tables.ranking(selection, recipe)
+    num = f"best {len(ranking) - 1} of {sentences.num_proxies(selection)}"
+    _show(f"Ranking: {num} ({selection.strategy} search)", ranking)
     if selection.objective is not None and selection.objective.aim == "pareto":
         front = front_of(selection)
-        _table(
-            f"Front: {markdown.front_text(front)}",
-            markdown.front_header(selection),
-            markdown.front_cells(front, selection),
-        )
+        _show(f"Front: {sentences.front_size(front)}", tables.front(front, selection))
     if selection.stopped:
-        _line(markdown.racing_text(selection))
-    _line(f"best by proxy: {markdown.mixture_text(selection.mixture)}")
+        _line(sentences.racing(selection))
+    _line(f"best by proxy: {selection.mixture}")
 
 
 def show_verification(verification: Verification) -> None:
-    """The checks, the pick, what cannot be told apart from it, and how well proxies rank."""
-    _table(
-        "Checks: real fine-tunes on the select part",
-        markdown.CHECK_HEADER,
-        markdown.check_cells(verification),
-    )
-    for text in markdown.verification_lines(verification):
+    """Prints the checks, the pick, what cannot be told apart from it, and how well proxies rank."""
+    _show("Checks: real fine-tunes on the select part", tables.checks(verification))
+    for text in sentences.verification_lines(verification):
         _line(text)
 
 
 def show_given_up(selection: Selection, verification: Verification | None = None) -> None:
-    """What the pick gives up on every target; nothing where there is one."""
-    lines = given_up(selection, verification)
-    if lines:
+    """Prints what the pick gives up on every target; nothing if there is one."""
+    if lines := given_up(selection, verification):
         title = "What each target gives up: gains of proxies on the select part"
-        _table(title, markdown.GIVEN_UP_HEADER, markdown.given_up_cells(lines))
-        if units := markdown.units_text(selection):
+        _show(title, tables.given_up(lines))
+        if units := sentences.units(selection):
             _line(units)
 
 
 def show_experts(experts: Sequence[Finetune]) -> None:
-    """What each expert took, and where it is."""
-    rows = [
-        [e.dataset, str(e.num_examples), str(e.num_tokens), f"{e.train_s:.1f}", e.path]
-        for e in experts
-    ]
-    _table("Experts", ["dataset", "sequences", "tokens trained", "seconds", "path"], rows)
+    """Prints what each expert took, and where it is."""
+    header, *rows = tables.experts(experts)
+    places = [[*row, each.path] for row, each in zip(rows, experts, strict=True)]
+    _show("Experts", [[*header, "path"], *places])
 
 
 def show_plan(plan: Plan) -> None:
-    """Datasets as training sees them, targets, and what the run will take."""
+    """Prints datasets as training sees them, targets, and what the run will take."""
     for dataset in plan.datasets:
-        _line(
-            f"{dataset.name}: columns {', '.join(dataset.columns)}"
-            if dataset.columns
-            else f"{dataset.name}:"
-        )
+        columns = f" columns {', '.join(dataset.columns)}" if dataset.columns else ""
+        _line(f"{dataset.name}:{columns}")
         for sample in dataset.samples:
             _line("    " + " ".join(_piece(text, scored) for text, scored in sample))
     _line("(in [brackets]: what is trained on)")
-    rows = [
+    datasets = [["name", "rows", "examples taken", "sequences", "tokens"]] + [
         [d.name, str(d.num_rows), str(d.num_examples), str(d.num_sequences), str(d.num_tokens)]
         for d in plan.datasets
     ]
-    _table("Datasets", ["name", "rows", "examples taken", "sequences", "tokens"], rows)
-    rows = [[t.name, t.score, str(t.num_select), str(t.num_report)] for t in plan.targets]
-    _table("Targets", ["name", "score", "examples for the search", "for the final table"], rows)
-    _table("Plan", ["what", "value"], plan_cells(plan))
-
-
-def plan_cells(plan: Plan) -> list[list[str]]:
-    """The plan's figures, the cost beside that of fine-tuning on every mixture."""
-    total = plan.train_s + plan.evaluate_s
-    return [
-        ["fine-tunes", f"{plan.num_finetunes}, of which {plan.num_reused} are in the store"],
-        [
-            "mixtures tried",
-            f"{plan.num_mixtures} of {counted(plan.num_space)} ({plan.strategy} search)",
-        ],
-        [
-            "time expected",
-            f"{duration(total)}: {duration(plan.train_s)} training, {duration(plan.evaluate_s)} search",
-        ],
-        ["disk expected", f"{plan.disk_bytes / 1e6:.0f} MB of {plan.free_bytes / 1e9:.0f} GB free"],
-        [
-            f"fine-tuning on every mixture{' tried' if math.isinf(plan.num_space) else ''}",
-            duration(plan.brute_force_s),
-        ],
+    _show("Datasets", datasets)
+    targets = [["name", "score", "examples for the search", "for the final table"]] + [
+        [t.name, t.score, str(t.num_select), str(t.num_report)] for t in plan.targets
     ]
+    _show("Targets", targets)
+    tried = f"{plan.num_mixtures} of {counted(plan.num_space)} ({plan.strategy} search)"
+    total = duration(plan.train_s + plan.evaluate_s)
+    time = f"{total}: {duration(plan.train_s)} training, {duration(plan.evaluate_s)} search"
+    every = f"fine-tuning on every mixture{' tried' if math.isinf(plan.num_space) else ''}"
+    values = {
+        "fine-tunes": f"{plan.num_finetunes}, of which {plan.num_reused} are in the store",
+        "mixtures tried": tried,
+        "time expected": time,
+        "disk expected": f"{plan.disk_bytes / 1e6:.0f} MB of {plan.free_bytes / 1e9:.0f} GB free",
+        every: duration(plan.brute_force_s),
+    }
+    _show("Plan", [["what", "value"], *map(list, values.items())])
 
 
 def show_status(store: Store) -> None:
-    """What a store holds and how far its runs are."""
-    counts = store.counts()
-    _table(
-        f"Store {store.path}",
-        ["what", "count"],
-        [[name.replace("_", " "), str(n)] for name, n in counts.items()],
-    )
-    rows = [
-        [str(run["id"]), str(run["run_dir"]), state_of(run), str(run["started"])]
+    """Prints what a store holds and how far its runs are."""
+    counts = [[name.replace("_", " "), str(n)] for name, n in store.counts().items()]
+    _show(f"Store {store.path}", [["what", "count"], *counts])
+    runs = [
+        [str(run["id"]), str(run["run_dir"]), _state_of(run), str(run["started"])]
         for run in store.runs()[-10:]
     ]
-    _table("Runs", ["id", "folder", "state", "started"], rows)
+    _show("Runs", [["id", "folder", "state", "started"], *runs])
 
 
-def state_of(run: dict[str, Any]) -> str:
-    """A run's state in a few words."""
+def _state_of(run: dict[str, Any]) -> str:
     if run["outcome"]:
         return str(run["outcome"])
-    if not run["alive"]:
-        return (
-            f"stopped at {run['stage']}, {run['done']} of {run['total']}; the same command goes on"
-        )
-    return f"running: {run['stage']}, {run['done']} of {run['total']}"
+    place = f"{run['stage']}, {run['done']} of {run['total']}"
+    return f"running: {place}" if run["alive"] else f"stopped at {place}; the same command goes on"
 
 
 def _piece(text: str, scored: bool) -> str:
@@ -167,8 +132,9 @@ def _piece(text: str, scored: bool) -> str:
     return f"[{shown}]" if scored else shown
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _show(title: str, lines: tables.Table) -> None:
     _line(f"\n{title}")
+    header, *rows = lines
     table = Table(box=box.SIMPLE_HEAD)
     for i, name in enumerate(header):
         numeric = bool(rows) and all(_is_number(row[i]) for row in rows)

@@ -1,13 +1,14 @@
-"""The first recipe: a commented file to change, with the mapping of each source guessed from its columns."""
+"""The first recipe: a commented file to change, which says how each source's rows are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mergetomix.data.tables import IMAGE_SUFFIXES
+from mergetomix.data.files import IMAGE_SUFFIXES, KINDS, TEXTS
 from mergetomix.errors import DataError, UserError
-from mergetomix.recipe.recipe import DATA_SUFFIXES, Recipe, resolve_data_path
+from mergetomix.recipe.paths import resolve_data_path
+from mergetomix.recipe.recipe import Recipe
 from mergetomix.recipe.yaml import read_values
 from mergetomix.sections.source import Dataset
 
@@ -19,10 +20,23 @@ PAIRS = (
     ("input", "output"),
     ("source", "target"),
 )
-DOCUMENTS = (".md", ".rst", ".txt", ".py")
+MAPPINGS = (
+    {"messages": "messages"},
+    *({"prompt": prompt, "completion": completion} for prompt, completion in PAIRS),
+    {"text": "text"},
+)
+"""Which columns of a source may be what; the first that a source has is taken."""
 
 IMAGES = """\
-family: image-classifier         # folders of classes, or x and y in an archive; number labels need classes: [cat, dog]
+# folders of classes, or x and y in an archive; number labels need classes: [cat, dog]
+family: image-classifier
+"""
+DATASETS = """\
+  math: {path: data/math.jsonl, prompt: question, completion: answer}
+  notes: {path: "docs/**/*.md", text: true}
+"""
+TARGETS = """\
+  held: {path: data/held.jsonl, prompt: question, completion: answer, score: loss}
 """
 TEXT = """\
 # yaml-language-server: $schema=recipe.schema.json
@@ -30,7 +44,8 @@ TEXT = """\
 #   mergetomix check THIS_FILE   reads everything, shows rows and the plan
 #   mergetomix run THIS_FILE     trains the experts, searches, fine-tunes, reports
 
-{family}base: {base}                     # a folder or a hub id; for a revision: {{path: ..., revision: main}}
+{family}# a folder or a hub id; for a revision: {{path: ..., revision: main}}
+base: {base}
 
 datasets:                        # the candidates: a file, glob, folder or hub id each
 {datasets}
@@ -60,14 +75,19 @@ final:
   train: true                    # fine-tune on the selected mixture
   baselines: [all, random]       # and, to compare, on all datasets and on random mixtures
 
-select_fraction: 0.5             # share of each target that the search sees; the rest is for the final table
+# share of each target that the search sees; the rest is for the final table
+select_fraction: 0.5
 store: .mergetomix
 run_dir: runs/first
 """
 
 
 def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
-    """`NAME=PATH` strings as a mapping. Raises UserError for one that is no such pair."""
+    """Returns `NAME=PATH` strings as a mapping. Raises `UserError` for one that is no such pair.
+
+    >>> pairs(["math=data/math.jsonl", "code=src"], "--dataset")
+    {'math': 'data/math.jsonl', 'code': 'src'}
+    """
     found: dict[str, str] = {}
     for text in given or ():
         name, equals, path = text.partition("=")
@@ -85,33 +105,32 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
 def recipe(
     base: str | None, datasets: Mapping[str, str], targets: Mapping[str, str], folder: Path
 ) -> str:
-    """The text of a recipe in `folder`; where nothing is given, an example that says what to put there."""
+    """Returns the text of a recipe in `folder`, with examples for what is not given."""
+    family, model, some, one = "", "Qwen/Qwen2.5-0.5B", DATASETS, TARGETS
     if any(has_images(path, folder) for path in (*datasets.values(), *targets.values())):
-        shown, wanted = (
-            {name: f"{{path: {_quoted(path)}}}" for name, path in some.items()}
-            for some in (datasets, targets)
-        )
-        model = base or "openai/clip-vit-base-patch32"
-        return TEXT.format(
-            family=IMAGES, base=model, datasets=_lines(shown), targets=_lines(wanted)
-        )
-    shown = {
-        name: f"{{path: {_quoted(path)}, {guess(path, folder)}}}" for name, path in datasets.items()
-    } or {
-        "math": "{path: data/math.jsonl, prompt: question, completion: answer}",
-        "notes": '{path: "docs/**/*.md", text: true}',
-    }
-    wanted = {
-        name: f"{{path: {_quoted(path)}, {guess(path, folder)}, score: loss}}"
-        for name, path in targets.items()
-    } or {"held": "{path: data/held.jsonl, prompt: question, completion: answer, score: loss}"}
+        family, model, some, one = IMAGES, "openai/clip-vit-base-patch32", "", ""
+
+    def lines(sources: Mapping[str, str], ending: str = "") -> str:
+        found = ""
+        for name, path in sources.items():
+            quoted = f'"{path}"' if any(c in path for c in "*?[]{}:,# ") else path
+            how = "" if family else f", {guess(path, folder)}{ending}"
+            found += f"  {name}: {{path: {quoted}{how}}}\n"
+        return found
+
     return TEXT.format(
-        family="", base=base or "Qwen/Qwen2.5-0.5B", datasets=_lines(shown), targets=_lines(wanted)
+        family=family,
+        base=base or model,
+        datasets=lines(datasets) or some,
+        targets=lines(targets, ", score: loss") or one,
     )
 
 
 def has_images(path: str, folder: Path) -> bool:
-    """Whether a local path holds labelled images: an archive of arrays, a table of both, or a folder for each class."""
+    """Returns whether a local path holds labelled images.
+
+    They are an archive of arrays, a table of images and labels, or a folder for each class.
+    """
     place = Path(resolve_data_path(path, folder.resolve()))
     if place.suffix == ".npz":
         return True
@@ -123,26 +142,23 @@ def has_images(path: str, folder: Path) -> bool:
 
 
 def guess(path: str, folder: Path) -> str:
-    """How the rows at `path` become examples, by the names of its columns; a hub id is not looked at."""
-    if path.removesuffix(".gz").endswith(DOCUMENTS):
+    """Returns how the rows at `path` become examples, by the names of its columns.
+
+    A hub id is not looked at.
+    """
+    if path.removesuffix(".gz").endswith(TEXTS):
         return "text: true"
     resolved = resolve_data_path(path, folder.resolve())
     columns = _columns(resolved) if Path(resolved).is_absolute() else ()
-    if "messages" in columns:
-        return "messages: messages"
-    for prompt, completion in PAIRS:
-        if prompt in columns and completion in columns:
-            return f"prompt: {prompt}, completion: {completion}"
-    if "text" in columns:
-        return "text: text"
-    return "prompt: prompt, completion: completion"
+    how = next((each for each in MAPPINGS if set(each.values()) <= set(columns)), MAPPINGS[1])
+    return ", ".join(f"{key}: {column}" for key, column in how.items())
 
 
 def _columns(path: str) -> tuple[str, ...]:
-    """The columns of a local source; a missing file is named, one of another kind has none."""
+    """Returns the columns of a local source; none for a file that is no table."""
     from mergetomix.data import reading
 
-    if not path.removesuffix(".gz").endswith(DATA_SUFFIXES) and not Path(path).is_dir():
+    if not path.removesuffix(".gz").endswith(tuple(KINDS)) and not Path(path).is_dir():
         return ()
     rows = reading.read_rows(Dataset(path=path, completion="any", max_examples=1), "init")
     if not rows:
@@ -151,18 +167,10 @@ def _columns(path: str) -> tuple[str, ...]:
 
 
 def store_of(path: Path) -> Path:
-    """The store that a recipe, a run's folder or a store's path leads to."""
+    """Returns the store that a recipe, a run's folder or a store's path leads to."""
     if path.is_dir() and (path / "recipe.yaml").is_file() and not (path / "ledger.sqlite").exists():
         path = path / "recipe.yaml"
     if not path.is_file():
         return path
     store = read_values(path).get("store") or Recipe.model_fields["store"].default
     return path.resolve().parent / Path(str(store)).expanduser()
-
-
-def _lines(entries: Mapping[str, str]) -> str:
-    return "".join(f"  {name}: {text}\n" for name, text in entries.items())
-
-
-def _quoted(path: str) -> str:
-    return f'"{path}"' if any(c in path for c in "*?[]{}:,# ") else path

@@ -8,9 +8,10 @@ from mergetomix.data.examples import Example, Examples
 
 
 def shared(dataset: Examples, target: Examples) -> list[tuple[int, int]]:
-    """Pairs (row of the dataset, row of the target) that say the same once whitespace around each string is trimmed.
+    """Returns pairs (row of the dataset, row of the target) that say the same.
 
-    Prompt and completion, the text, or all messages must be equal; options do not count.
+    Whitespace around each string is trimmed. Prompt and completion, the text, or all messages must
+    be equal; options do not count.
     """
     rows: dict[tuple[Any, ...], list[int]] = {}
     for item in target.items:

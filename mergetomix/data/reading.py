@@ -1,4 +1,4 @@
-"""The examples of one source."""
+"""Read the examples of one source, or its rows as they are."""
 
 from __future__ import annotations
 
@@ -10,32 +10,25 @@ from mergetomix.sections.source import Source
 
 
 def read(source: Source, where: str) -> Examples:
-    """The examples of one source, `where` being its place in the recipe, such as `datasets.math`.
+    """Returns the examples of one source; `where` is its place, such as `datasets.math`.
 
     Raises:
-        DataError: the source cannot be read, is empty, or a row cannot be mapped; names the key, and the file or row.
+        DataError: the source cannot be read, is empty, or a row cannot be mapped; names the key,
+            and the file or row.
     """
     table = open_table(source, where)
-    kept = table.kept()
     to_example = mapping(source, where, table.columns)
-    drawn = draw(kept, source)
-    items = tuple(
-        to_example(index, row) for index, row in zip(drawn, table.take(drawn), strict=True)
-    )
-    return Examples(
-        name=where.partition(".")[2] or where,
-        where=where,
-        items=items,
-        num_rows=len(table.rows),
-        num_empty_files=len(table.empty),
-        columns=() if source.files else table.columns,
-        raw=tuple(table.take(kept[:3])),
-        num_binary_files=table.num_binary,
-    )
+    drawn = draw(table.kept(), source)
+    items = tuple(map(to_example, drawn, table.take(drawn)))
+    noun = "files" if source.files else "rows"
+    passed = {f"empty {noun}": len(table.empty), "binary files": table.num_binary}
+    notes = [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
+    columns = () if source.files else table.columns
+    return Examples(where, items, len(table.rows), columns, tuple(notes))
 
 
 def read_rows(source: Source, where: str) -> list[Row]:
-    """The rows that `read` would draw, as they are: for a function of the user's, which needs no mapping.
+    """Returns the rows that `read` would draw, as they are: a user's function needs no mapping.
 
     Raises:
         DataError: the source cannot be read or is empty.
@@ -45,5 +38,5 @@ def read_rows(source: Source, where: str) -> list[Row]:
 
 
 def plain_content(row: Row) -> dict[str, str]:
-    """What a row is made of, as plain values."""
+    """Returns what a row is made of, as plain values."""
     return {str(key): repr(value) for key, value in row.items()}

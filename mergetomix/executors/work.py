@@ -47,7 +47,7 @@ class FinetuneWork:
 
 
 @dataclass(frozen=True)
-class Trained:
+class FinetuneResult:
     """The result of FinetuneWork; the model lies in the work's folder."""
 
     num_examples: int
@@ -73,7 +73,7 @@ class ScoringWork:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoringResult:
     """The result of ScoringWork: for every piece its address, scores and seconds."""
 
     merge_s: float
@@ -93,7 +93,7 @@ class GradientWork:
 
 
 @dataclass(frozen=True)
-class Derivatives:
+class GradientResult:
     """The result of GradientWork: d loss / d c_i by the address of expert i."""
 
     by_expert: Mapping[str, float]
@@ -111,7 +111,7 @@ class StatisticWork:
 
 
 Work: TypeAlias = FinetuneWork | ScoringWork | GradientWork | StatisticWork
-Outcome: TypeAlias = Trained | Scored | Derivatives | None
+Outcome: TypeAlias = FinetuneResult | ScoringResult | GradientResult | None
 CarryOut: TypeAlias = Callable[[Work], Outcome]
 
 

@@ -1,1 +1,1 @@
-"""An expert's delta as it lies on the disk, and the live model whose params become any mixture's proxy."""
+"""An expert's delta as it lies on the disk, and the live model that becomes any mixture's proxy."""

@@ -1,25 +1,27 @@
-"""Experts' deltas as they lie on the disk: a full model's own tensors, mapped, or the factors of an adapter."""
+"""Experts' deltas as they lie on the disk: a full model's tensors, mapped, or LoRA factors."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mergetomix import merge
 from mergetomix.errors import ModelError
 from mergetomix.experts import sums
-from mergetomix.models.family import Family
+from mergetomix.merge.sums import exact
+from mergetomix.models.family import Loads
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 PREFIX = "base_model.model."
-# What makes a LoRA adapter more than scaling * B A on linear layers, by its key in adapter_config.json.
+_FROM_THIS_BASE = "experts must come from this base"
+
 INEXACT = (
     "use_dora",
     "modules_to_save",
@@ -36,106 +38,110 @@ INEXACT = (
     "use_bdlora",
     "use_qalora",
 )
-# Ways to start an adapter that change the base's own weights.
+"""The keys of adapter_config.json that make an adapter more than scaling * B A on linear layers."""
+
 MOVES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-
-
-class Delta(Protocol):
-    """An expert's params minus the base's."""
-
-    def names(self) -> set[str]:
-        """The params that differ from the base's."""
-        ...
-
-    def dense(self, name: str, base: Tensor) -> Tensor:
-        """The delta of one param, float32, in the base's shape."""
-        ...
+"""Ways to start an adapter that change the base's own weights."""
 
 
 @dataclass(frozen=True)
 class FullDelta:
-    """A delta held as the expert's own tensors, one for each param that changed: it is what they are more than the base's.
+    """A delta held as the expert's own tensors, one for each param that changed.
 
-    The difference is taken in float64 where it is used, so it is exact, and nothing is kept but what the file holds.
+    The delta is what they are more than the base's. The difference is taken in float64 where it is
+    used, so it is exact, and nothing is kept but what the file holds.
 
-    `spans` are the largest absolute values of the differences. `mapped` says whether the tensors are pages of a file.
+    Args:
+        spans: the largest absolute values of the differences.
+        mapped: whether the tensors are pages of a file.
     """
 
     tensors: Mapping[str, Tensor]
     spans: Mapping[str, float]
     mapped: bool = False
 
-    def names(self) -> set[str]:
-        """The params that changed."""
-        return set(self.tensors)
+    def names(self) -> Set[str]:
+        """Returns the params that changed."""
+        return self.tensors.keys()
 
     def dense(self, name: str, base: Tensor) -> Tensor:
-        """Expert minus base, rounded to float32."""
-        expert = self.tensors[name]
+        """Returns the delta of one param, rounded to float32; zero if it did not change."""
+        expert = self.tensors.get(name, base)
         return expert.to(base.device).float() - base.float()
+
+    def dot(self, name: str, gradient: Tensor, base: Tensor) -> float:
+        """Returns the sum of gradient * delta over one param's elements."""
+        expert = self.tensors[name].reshape(-1)
+        return sums.dot(gradient.to(base.device).reshape(-1), expert, base.reshape(-1))
 
     @property
     def num_bytes(self) -> int:
         """What the tensors take."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    def resident(self, device: torch.device | str) -> FullDelta:
-        """The same in the memory of a device."""
-        return FullDelta(
-            {name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()},
-            self.spans,
-        )
+    def resident(self, device: torch.device) -> FullDelta:
+        """Returns the same in the memory of a device."""
+        copies = {name: tensor.to(device, copy=True) for name, tensor in self.tensors.items()}
+        return FullDelta(copies, self.spans)
 
 
 @dataclass(frozen=True)
 class LoraDelta:
-    """A delta held as factors: scaling * B @ A for each adapted param, with B (out, rank) and A (rank, in).
+    """A delta held as factors: scaling * B A for each adapted param.
 
-    `transposed` names the params that the model keeps as (in, out).
+    Args:
+        factors: (B, A) with the shapes (out, rank) and (rank, in).
+        transposed: the params that the model keeps as (in, out).
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scaling: float
     transposed: frozenset[str] = frozenset()
 
-    def names(self) -> set[str]:
-        """The adapted params."""
-        return set(self.factors)
+    def names(self) -> Set[str]:
+        """Returns the adapted params."""
+        return self.factors.keys()
 
     def dense(self, name: str, base: Tensor) -> Tensor:
-        """scaling * B @ A in the base's shape, float32."""
+        """Returns the delta of one param, float32, in the base's shape; zero if not adapted."""
+        if name not in self.factors:
+            return base.new_zeros(base.shape).float()
         product = merge.lora_product([self.factors[name]], [self.scaling])
         return product.T if name in self.transposed else product
 
+    def dot(self, name: str, gradient: Tensor, base: Tensor) -> float:
+        """Returns the sum of gradient * delta over one param's elements."""
+        b, a = self.factors[name]
+        outer = gradient.T if name in self.transposed else gradient
+        return self.scaling * float(exact((b.to(outer).T @ outer) * a.to(outer)).sum())
+
 
 def params(model: nn.Module) -> dict[str, Tensor]:
-    """The floating-point params by name, each storage once."""
+    """Returns the floating-point params by name, each storage once."""
     return {name: p for name, p in model.named_parameters() if p.is_floating_point()}
 
 
-def nonfinite(model: nn.Module, names: Iterable[str] | None = None) -> str | None:
-    """The first param that holds a value that is not finite, or None."""
-    import torch
-
-    wanted = params(model)
-    return next((n for n in names or wanted if not torch.isfinite(wanted[n]).all()), None)
+def nonfinite(model: nn.Module) -> str | None:
+    """Returns the first param that holds a value that is not finite, or None."""
+    return next((name for name, p in params(model).items() if not p.isfinite().all()), None)
 
 
 def read_delta(
-    family: Family, base: Mapping[str, Tensor], path: str, where: str, scratch: Path | None = None
+    family: Loads, base: Mapping[str, Tensor], path: str, where: str, scratch: Path | None = None
 ) -> FullDelta | LoraDelta:
-    """The delta of the expert in folder `path`: a full model or a LoRA adapter, in safetensors.
+    """Returns the delta of the expert in folder `path`: a full model or a LoRA adapter.
 
-    A model's tensors stay in its files, mapped. Where its files name them otherwise than the loaded model does, they are
-    written to the folder `scratch` and mapped from there; without one they are held in memory.
+    A model's tensors stay in its files, mapped. If its files name them otherwise than the loaded
+    model does, they are written to the folder `scratch` and mapped from there; without one they are
+    held in memory.
 
     Args:
         base: the base's params.
         where: the expert's place in the recipe, for errors.
 
     Raises:
-        ModelError: a tensor is missing, extra, misshapen, not finite or less precise than the base's, or the adapter is of
-            a kind that is no plain product.
+        ModelError: a tensor is missing, extra, misshapen, not finite or less precise than the
+            base's, the adapter is of a kind that is no plain product, or it is no safetensors.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -155,50 +161,55 @@ def read_delta(
 
 
 def mapped(
-    family: Family, folder: Path, base: Mapping[str, Tensor], where: str
+    family: Loads, folder: Path, base: Mapping[str, Tensor], where: str
 ) -> dict[str, Tensor] | None:
-    """The tensors of a model's safetensors files as they are stored, mapped; None where their names are not the params'.
+    """Returns the tensors of a model's safetensors files as they are stored, mapped.
+
+    Returns None if their names are not the params'.
 
     Raises:
         ModelError: a file is broken.
     """
-    from safetensors import safe_open
-
     index = folder / "model.safetensors.index.json"
     with family.errors(str(folder), where):
-        names = (
-            sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if index.exists()
-            else ["model.safetensors"]
-        )
+        names = {"model.safetensors"}
+        if index.exists():
+            names = set(json.loads(index.read_text())["weight_map"].values())
         if not all((folder / name).is_file() for name in names):
             return None
         found: dict[str, Tensor] = {}
-        for name in names:
-            with safe_open(folder / name, framework="pt") as file:
-                found |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping: it has no iterator)
+        for name in sorted(names):
+            found |= _pages(folder / name)
     plain = set(found) == set(base) and all(tensor.is_floating_point() for tensor in found.values())
     return found if plain else None
 
 
-def _spilled(delta: FullDelta, file: Path) -> FullDelta:
+def _pages(file: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, mapped."""
     from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping: it has no iterator)
+
+
+def _spilled(delta: FullDelta, file: Path) -> FullDelta:
+    """Returns the same with its tensors in a file, mapped."""
     from safetensors.torch import save_file
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in delta.tensors.items()}, file
-    )
-    with safe_open(file, framework="pt") as opened:
-        return FullDelta(
-            {name: opened.get_tensor(name) for name in delta.tensors}, delta.spans, mapped=True
-        )
+    tensors = {name: each.detach().cpu().contiguous() for name, each in delta.tensors.items()}
+    save_file(tensors, file)
+    return FullDelta(_pages(file), delta.spans, mapped=True)
 
 
 def compare(
     base: Mapping[str, Tensor], expert: Mapping[str, Tensor], where: str, is_mapped: bool = False
 ) -> FullDelta:
-    """The params of an expert that differ from the base's. Raises ModelError naming the first tensor that does not fit."""
+    """Returns the params of an expert that differ from the base's.
+
+    Raises:
+        ModelError: a tensor does not fit; the first one is named.
+    """
     for name in sorted(set(base) ^ set(expert)):
         side = "lacks" if name in base else "has, but the base lacks,"
         raise ModelError(where, f"the expert {side} the tensor {name}")
@@ -206,12 +217,9 @@ def compare(
     for name, tensor in base.items():
         if expert[name].shape != tensor.shape:
             shapes = f"{tuple(expert[name].shape)} in the expert, {tuple(tensor.shape)} in the base"
-            raise ModelError(
-                where,
-                f"the tensor {name} has the shape {shapes}",
-                hint="experts must come from this base",
-            )
-        span = sums.span(expert[name], tensor)
+            message = f"the tensor {name} has the shape {shapes}"
+            raise ModelError(where, message, hint=_FROM_THIS_BASE)
+        span = sums.span(expert[name].detach().reshape(-1), tensor.detach().reshape(-1))
         if not math.isfinite(span):
             raise _not_finite(name, where)
         if span:
@@ -221,122 +229,106 @@ def compare(
 
 
 def _check_precision(name: str, expert: Tensor, base: Tensor, where: str) -> None:
-    """Raises ModelError where an expert has fewer digits than the base: what differs would be their rounding."""
+    """Raises ModelError if an expert has fewer digits than the base: they differ by rounding."""
     import torch
 
     if torch.finfo(expert.dtype).eps <= torch.finfo(base.dtype).eps or torch.equal(
         base.to(expert.dtype).to(base.dtype), base
     ):
         return  # a base that was stored with as few digits lost none
-    kinds = f"{str(expert.dtype).removeprefix('torch.')}, the base's as {str(base.dtype).removeprefix('torch.')}"
-    message = f"the expert's tensor {name} stands as {kinds}: what they differ by would be rounding"
-    raise ModelError(
-        where, message, hint="save the expert in the base's number type, or give it as an adapter"
+    own, bases = (str(each.dtype).removeprefix("torch.") for each in (expert, base))
+    message = (
+        f"the expert's tensor {name} stands as {own}, the base's as {bases}:"
+        " what they differ by would be rounding"
     )
+    hint = "save the expert in the base's number type, or give it as an adapter"
+    raise ModelError(where, message, hint=hint)
 
 
-def _lora(family: Family, base: Mapping[str, Tensor], path: Path, where: str) -> LoraDelta:
+def _not_finite(name: str, where: str) -> ModelError:
+    return ModelError(where, f"the tensor {name} of the expert holds values that are not finite")
+
+
+# --- adapters
+
+
+def _lora(family: Loads, base: Mapping[str, Tensor], folder: Path, where: str) -> LoraDelta:
     from safetensors.torch import load_file
 
-    file = path / "adapter_model.safetensors"
+    file = folder / "adapter_model.safetensors"
     if not file.exists():
-        raise ModelError(
-            where,
-            f"{path} holds no adapter_model.safetensors",
-            hint="only safetensors are read, never pickles",
-        )
-    with family.errors(str(path), where):
-        config = json.loads((path / "adapter_config.json").read_text())
+        message = f"{folder} holds no adapter_model.safetensors"
+        raise ModelError(where, message, hint="only safetensors are read, never pickles")
+    with family.errors(str(folder), where):
+        config = json.loads((folder / "adapter_config.json").read_text())
         _refuse_inexact(config, where)
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-        _check_scaling(rank, alpha, where)
+        if rank < 1 or not math.isfinite(alpha):
+            needed = "an adapter needs a rank r of at least 1 and a finite lora_alpha"
+            raise ModelError(where, f"{needed}, not {rank} and {alpha}")
         tensors = load_file(file)
-    factors = {name: _on_device(pair, base, name) for name, pair in _pairs(tensors, where).items()}
-    for name, pair in factors.items():
+    factors = {}
+    for name, pair in _pairs(tensors, where).items():
         _check_pair(name, pair, base, name in family.transposed, where)
         if pair[1].shape[0] != rank:
-            message = f"the adapter of {name} has the rank {pair[1].shape[0]}, its configuration says r: {rank}"
-            raise ModelError(where, message, hint="the scaling follows from r, so both must be one")
+            message = f"the adapter of {name} has the rank {pair[1].shape[0]}, its configuration"
+            hint = "the scaling follows from r, so both must be one"
+            raise ModelError(where, f"{message} says r: {rank}", hint=hint)
+        # beside the param that they change, so that products are taken there
+        factors[name] = pair[0].to(base[name].device), pair[1].to(base[name].device)
     family.check_expert(None, frozenset(factors), where)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     return LoraDelta(factors, scaling, family.transposed)
 
 
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
-    """Adapters whose delta is not scaling * B A on this very base, with one scaling, are refused by name."""
-    if config.get("peft_type") != "LORA":
-        raise ModelError(
-            where, f"adapters of type {config.get('peft_type')} cannot be merged exactly; LORA can"
-        )
+    """Raises ModelError if the delta is not scaling * B A on this very base, with one scaling."""
+    kind, bias = config.get("peft_type"), config.get("bias", "none")
+    if kind != "LORA":
+        raise ModelError(where, f"adapters of type {kind} cannot be merged exactly; LORA can")
     for key in INEXACT:
         if config.get(key):
             raise ModelError(where, f"an adapter with {key} set cannot be merged exactly")
-    if config.get("bias", "none") != "none":
-        raise ModelError(where, f"an adapter with bias: {config['bias']} cannot be merged exactly")
+    if bias != "none":
+        raise ModelError(where, f"an adapter with bias: {bias} cannot be merged exactly")
     start = str(config.get("init_lora_weights", True)).lower()
     if start.startswith(MOVES_BASE):
+        message = f"an adapter with init_lora_weights: {start} stands on a changed base"
         hint = "convert it to a plain adapter with PEFT's path_initial_model_for_weight_conversion"
-        raise ModelError(
-            where, f"an adapter with init_lora_weights: {start} stands on a changed base", hint=hint
-        )
-
-
-def _check_scaling(rank: int, alpha: float, where: str) -> None:
-    if rank < 1 or not math.isfinite(alpha):
-        raise ModelError(
-            where,
-            f"an adapter needs a rank r of at least 1 and a finite lora_alpha, not {rank} and {alpha}",
-        )
+        raise ModelError(where, message, hint=hint)
 
 
 def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """(B, A) of every adapted param."""
+    """Returns (B, A) of every adapted param."""
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for key in sorted(tensors):
         stem, found, side = key.rpartition(".lora_")
         if not found or side not in ("A.weight", "B.weight") or not key.startswith(PREFIX):
-            raise ModelError(
-                where,
-                f"the adapter's tensor {key} is no LoRA factor, so it cannot be merged exactly",
-            )
-        other = f"{stem}.lora_{'B' if side[0] == 'A' else 'A'}.weight"
-        if other not in tensors:
-            raise ModelError(where, f"the adapter lacks the tensor {other}")
-        pairs[f"{stem.removeprefix(PREFIX)}.weight"] = (
-            tensors[f"{stem}.lora_B.weight"],
-            tensors[f"{stem}.lora_A.weight"],
-        )
+            message = f"the adapter's tensor {key} is no LoRA factor"
+            raise ModelError(where, f"{message}, so it cannot be merged exactly")
+        for other in (f"{stem}.lora_B.weight", f"{stem}.lora_A.weight"):
+            if other not in tensors:
+                raise ModelError(where, f"the adapter lacks the tensor {other}")
+        name = f"{stem.removeprefix(PREFIX)}.weight"
+        pairs[name] = tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"]
     if not pairs:
         raise ModelError(where, "the adapter holds no tensors")
     return pairs
 
 
-def _on_device(
-    pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], name: str
-) -> tuple[Tensor, Tensor]:
-    """The factors beside the param that they change, so that products are taken there."""
-    device = base[name].device if name in base else None
-    return pair[0].to(device), pair[1].to(device)
-
-
 def _check_pair(
     name: str, pair: tuple[Tensor, Tensor], base: Mapping[str, Tensor], transposed: bool, where: str
 ) -> None:
-    import torch
-
+    """Raises ModelError if the factors of one param do not fit the base, or are not finite."""
     if name not in base:
-        raise ModelError(
-            where, f"the adapter changes {name}, which the base lacks or shares with another tensor"
-        )
+        message = f"the adapter changes {name}, which the base lacks or shares with another tensor"
+        raise ModelError(where, message)
     b, a = pair
     shape = (b.shape[0], a.shape[1]) if a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] else None
     wanted = tuple(base[name].shape)[:: -1 if transposed else 1]
     if shape != wanted:
-        message = f"the adapter of {name} has the factors B {tuple(b.shape)} and A {tuple(a.shape)}, the base needs {wanted}"
-        raise ModelError(where, message, hint="experts must come from this base")
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+        factors = f"the factors B {tuple(b.shape)} and A {tuple(a.shape)}"
+        message = f"the adapter of {name} has {factors}, the base needs {wanted}"
+        raise ModelError(where, message, hint=_FROM_THIS_BASE)
+    if not (a.isfinite().all() and b.isfinite().all()):
         raise _not_finite(name, where)
-
-
-def _not_finite(name: str, where: str) -> ModelError:
-    return ModelError(where, f"the tensor {name} of the expert holds values that are not finite")

@@ -1,120 +1,99 @@
-"""The model card of a written mixture: what it was made of, in Markdown with YAML in front, as model hubs read it."""
+"""The model card of a written mixture: Markdown with YAML in front, as model hubs read it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from mergetomix import merge
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
+from mergetomix.session.finetunes import environment
 
 if TYPE_CHECKING:
     from mergetomix.export.adapter import Adapter
+    from mergetomix.session.session import Session
 
-TAGS = ["merge", "mergetomix"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a mixture was made of.
-
-    Args:
-        factors: the factor on each expert's delta, by dataset; none where the merge is no sum.
-        addresses: of the base's content under "", and of each expert, by dataset.
-        revision: of the base, where it is known.
-        versions: of the packages that made it.
-    """
-
-    recipe: Recipe
-    mixture: Mixture
-    factors: Mapping[str, float]
-    addresses: Mapping[str, str]
-    revision: str | None
-    versions: Mapping[str, str]
+SUMS = ("linear",)
+"""Methods whose merge is base + sum_i c_i delta_i, so that adapters make an adapter."""
 
 
-def card(origin: Origin, dtype: str, adapter: Adapter | None = None) -> str:
-    """The text of README.md."""
-    parts = [
-        _front(origin, adapter),
-        f"# {origin.mixture}",
-        _summary(origin, adapter),
-        _experts(origin),
-        "\n".join(f"- {line}" for line in _facts(origin, dtype)),
-    ]
-    if adapter is not None:
-        parts += [
-            "## Adapter",
-            "\n".join(f"- {line}" for line in adapter.sentences()),
-            _errors(adapter),
-        ]
-    text = yaml.safe_dump(_short(origin.recipe), sort_keys=False, allow_unicode=True, width=120)
-    return "\n\n".join([*parts, "## Recipe", _fenced(text)]) + "\n"
-
-
-def _front(origin: Origin, adapter: Adapter | None) -> str:
+def card(session: Session, mixture: Mixture, dtype: str, adapter: Adapter | None = None) -> str:
+    """Returns the text of README.md, for a merged model or for an adapter."""
+    recipe = session.recipe
     values = {
-        "base_model": origin.recipe.base.path,
+        "base_model": recipe.base.path,
         "base_model_relation": "merge" if adapter is None else "adapter",
         "library_name": "transformers" if adapter is None else "peft",
-        "tags": TAGS if adapter is None else [*TAGS, "lora"],
+        "tags": ["merge", "mergetomix", *([] if adapter is None else ["lora"])],
     }
-    return f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---"
+    versions = environment(session.opened)
+    names = {**versions["versions"], "python": versions["python"]}
+    parts = [
+        f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---",
+        f"# {mixture}",
+        _summary(recipe, mixture, names.get("mergetomix", ""), adapter is not None),
+        _experts(session, mixture),
+        _listed([*_facts(session, dtype), f"versions: {', '.join(map(' '.join, names.items()))}"]),
+    ]
+    if adapter is not None:
+        lines = [f"| {name} | {error:.3g} |" for name, error in adapter.errors.items()]
+        table = "\n".join(["| param | relative error |", "|---|---|", *lines])
+        summary = "<summary>Relative error of every param</summary>"
+        hidden = f"<details>{summary}\n\n{table}\n\n</details>"
+        parts += ["## Adapter", _listed(adapter.sentences()), hidden]
+    text = yaml.safe_dump(_short(recipe), sort_keys=False, allow_unicode=True, width=120)
+    return "\n\n".join([*parts, "## Recipe", fenced(text)]) + "\n"
 
 
-def _summary(origin: Origin, adapter: Adapter | None) -> str:
-    kind = "A merge of" if adapter is None else "One LoRA adapter for the merge of"
-    loads = "`from_pretrained`" if adapter is None else "`PeftModel.from_pretrained`, on the base"
-    count = len(origin.mixture)
-    experts = "one fine-tune" if count == 1 else f"{count} fine-tunes"
+def _summary(recipe: Recipe, mixture: Mixture, version: str, is_adapter: bool) -> str:
+    kind = "One LoRA adapter for the merge of" if is_adapter else "A merge of"
+    loads = "`PeftModel.from_pretrained`, on the base" if is_adapter else "`from_pretrained`"
+    experts = "one fine-tune" if len(mixture) == 1 else f"{len(mixture)} fine-tunes"
     return (
-        f"{kind} {experts} of `{origin.recipe.base.path}`, each on one dataset alone. Nothing was trained on the datasets "
-        f"together. Made by mergetomix {origin.versions.get('mergetomix', '')} (Merge to Mix, arXiv 2505.16066). "
-        f"Load it with {loads}."
+        f"{kind} {experts} of `{recipe.base.path}`, each on one dataset alone. Nothing was trained"
+        f" on the datasets together. Made by mergetomix {version} (Merge to Mix, arXiv 2505.16066)."
+        f" Load it with {loads}."
     )
 
 
-def _experts(origin: Origin) -> str:
-    """A row for each dataset."""
+def _experts(session: Session, mixture: Mixture) -> str:
+    """Returns a table with a row for each dataset."""
+    recipe = session.recipe
+    is_sum = recipe.merge.method in SUMS
+    factors = merge.coefficients(mixture, recipe.merge.scale.exponent) if is_sum else {}
     lines = [
         "| dataset | weight | factor of its delta | data | expert's address |",
         "|---|---|---|---|---|",
     ]
-    for name, weight in origin.mixture.as_dict().items():
-        spec = origin.recipe.datasets[name]
-        source = "rows given in the recipe" if spec.path is None else f"`{spec.path}`"
-        factor = f"{origin.factors.get(name, 0.0):.6g}" if origin.factors else "no sum"
-        lines.append(
-            f"| {name} | {weight:.6g} | {factor} | {source} | `{origin.addresses[name]}` |"
-        )
+    for name, weight in mixture.as_dict().items():
+        path, address = recipe.datasets[name].path, session.addresses.expert(name)
+        source = "rows given in the recipe" if path is None else f"`{path}`"
+        factor = f"{factors.get(name, 0.0):.6g}" if is_sum else "no sum"
+        lines.append(f"| {name} | {weight:.6g} | {factor} | {source} | `{address}` |")
     return "\n".join(lines)
 
 
-def _facts(origin: Origin, dtype: str) -> list[str]:
-    recipe = origin.recipe
-    options = "".join(f", {name} {value:g}" for name, value in recipe.merge.options.items())
-    revision = f", revision `{origin.revision}`" if origin.revision else ""
-    versions = ", ".join(f"{name} {version}" for name, version in origin.versions.items())
+def _facts(session: Session, dtype: str) -> list[str]:
+    base, section = session.recipe.base, session.recipe.merge
+    known = getattr(session.inputs.family.config, "_commit_hash", None) or base.revision
+    revision = f", revision `{known}`" if known else ""
+    options = "".join(f", {name} {value:g}" for name, value in section.options.items())
     return [
-        f"base: `{recipe.base.path}`{revision}, address of its content `{origin.addresses['']}`",
-        f"method: {recipe.merge.method}{options}, exponent of the scale: {recipe.merge.scale.exponent:g}",
+        f"base: `{base.path}`{revision}, address of its content `{session.addresses.base}`",
+        f"method: {section.method}{options}, exponent of the scale: {section.scale.exponent:g}",
         f"number type: {dtype}",
-        f"versions: {versions}",
     ]
 
 
-def _errors(adapter: Adapter) -> str:
-    lines = [f"| {name} | {error:.3g} |" for name, error in adapter.errors.items()]
-    table = "\n".join(["| param | relative error |", "|---|---|", *lines])
-    return f"<details><summary>Relative error of every param</summary>\n\n{table}\n\n</details>"
+def _listed(lines: list[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def _short(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's values; rows written in it are only counted, for they would make a book of the card."""
+    """Returns the recipe's values; rows written in it are only counted, for they are many."""
     values: dict[str, Any] = yaml.safe_load(dump(recipe))
     for section in ("datasets", "targets"):
         for source in values[section].values():
@@ -123,8 +102,12 @@ def _short(recipe: Recipe) -> dict[str, Any]:
     return values
 
 
-def _fenced(text: str) -> str:
-    """YAML as a block of code, whatever it quotes."""
+def fenced(text: str) -> str:
+    """Returns YAML as a block of code, whatever it quotes.
+
+    >>> fenced("a: 1\\n")
+    '```yaml\\na: 1\\n```'
+    """
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}yaml\n{text}{fence}"

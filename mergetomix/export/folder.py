@@ -28,9 +28,12 @@ class Form:
 
     Args:
         adapter: whether as an adapter, which only a sum of LoRA experts is.
-        rank: of the adapter, the nearest one of that rank; None keeps all, the sum of the experts' ranks.
-        dtype: `float32`, `bfloat16` or `float16`; None is the base's for a model, and float32 for an adapter.
-        max_shard_size: largest file of a model's weights, such as `5GB`; None is as transformers has it.
+        rank: of the adapter, the nearest one of that rank; None keeps all, the sum of the experts'
+            ranks.
+        dtype: `float32`, `bfloat16` or `float16`; None is the base's for a model, and float32 for
+            an adapter.
+        max_shard_size: largest file of a model's weights, such as `5GB`; None is as transformers
+            has it.
 
     Raises:
         UserError: something that cannot be, or goes with the other kind only.
@@ -42,41 +45,35 @@ class Form:
     max_shard_size: str | None = None
 
     def __post_init__(self) -> None:
-        if self.rank is not None and not self.adapter:
-            raise UserError(
-                "a rank is an adapter's, and this writes a merged model", hint="add --adapter"
-            )
-        if self.rank is not None and self.rank < 1:
-            raise UserError(f"the rank of an adapter must be at least 1, not {self.rank}")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise UserError(
-                f"the number type must be one of {', '.join(DTYPES)}, not {self.dtype!r}"
-            )
-        if self.max_shard_size is not None and self.adapter:
-            raise UserError(
-                "an adapter is one file, which is not split", hint="leave --max-shard-size out"
-            )
-        if self.max_shard_size is not None and not _SIZE.fullmatch(self.max_shard_size.strip()):
-            raise UserError(
-                f"a size of files is a number with KB, MB, GB or TB, such as 5GB, not {self.max_shard_size!r}"
-            )
+        rank, dtype, size = self.rank, self.dtype, self.max_shard_size
+        if rank is not None and not self.adapter:
+            message = "a rank is an adapter's, and this writes a merged model"
+            raise UserError(message, hint="add --adapter")
+        if rank is not None and rank < 1:
+            raise UserError(f"the rank of an adapter must be at least 1, not {rank}")
+        if dtype is not None and dtype not in DTYPES:
+            raise UserError(f"the number type must be one of {', '.join(DTYPES)}, not {dtype!r}")
+        if size is not None and self.adapter:
+            message = "an adapter is one file, which is not split"
+            raise UserError(message, hint="leave --max-shard-size out")
+        if size is not None and not _SIZE.fullmatch(size.strip()):
+            message = "a size of files is a number with KB, MB, GB or TB, such as 5GB"
+            raise UserError(f"{message}, not {size!r}")
 
 
 def check_free(out: Path) -> None:
-    """Raises UserError where `out` holds something already, or cannot be made."""
+    """Raises UserError if `out` holds something already, or cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is no empty folder", hint="name a new folder")
     above = next(each for each in out.absolute().parents if each.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(
-            f"{out} cannot be made: {above} is no folder that can be written to",
-            hint="name another folder",
-        )
+        message = f"{out} cannot be made: {above} is no folder that can be written to"
+        raise UserError(message, hint="name another folder")
 
 
 @contextmanager
 def place(out: Path) -> Iterator[Path]:
-    """An empty folder beside `out` to write in; on a clean exit it becomes `out`, on an exception it goes.
+    """Gives an empty folder to write in, which becomes `out` on a clean exit, else goes.
 
     Raises:
         UserError: `out` holds something, or the disk is full.
@@ -100,12 +97,6 @@ def place(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def describe(folder: Path, card: str, recipe: str) -> None:
-    """The model card and the recipe beside the weights."""
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "recipe.yaml").write_text(recipe, encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class AdapterFiles:
     """An adapter that PEFT loads, with `save_pretrained` as a model has it.
@@ -122,21 +113,21 @@ class AdapterFiles:
     transposed: frozenset[str] = frozenset()
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors`, with one rank and scaling 1: alpha is the rank."""
+        """Writes the adapter with one rank and scaling 1: alpha is the rank."""
         from peft import LoraConfig
         from safetensors.torch import save_file
 
-        names = [name.removesuffix(".weight") for name in sorted(self.adapter.factors)]
+        factors, rank = self.adapter.factors, self.adapter.rank
+        names = [name.removesuffix(".weight") for name in sorted(factors)]
         tensors = {}
         for name in names:
-            tall, flat = self.adapter.factors[f"{name}.weight"]
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = tall.contiguous().cpu()
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = flat.contiguous().cpu()
+            for side, factor in zip("BA", factors[f"{name}.weight"], strict=True):
+                tensors[f"{PREFIX}{name}.lora_{side}.weight"] = factor.contiguous().cpu()
         config = LoraConfig(
-            r=self.adapter.rank,
-            lora_alpha=self.adapter.rank,
+            r=rank,
+            lora_alpha=rank,
             target_modules=target_modules(names, self.modules),
-            fan_in_fan_out=all(name in self.transposed for name in self.adapter.factors),
+            fan_in_fan_out=all(name in self.transposed for name in factors),
             inference_mode=True,
             **self.config,
         )
@@ -145,9 +136,12 @@ class AdapterFiles:
 
 
 def target_modules(adapted: Collection[str], modules: Collection[str]) -> list[str]:
-    """Names that PEFT finds these modules by, and no others.
+    """Returns names that PEFT finds these modules by, and no others.
 
-    A last part such as `q_proj` where every module with it is adapted, full names elsewhere.
+    A name is its last part, such as `q_proj`, if every module with it is adapted, or the full name.
+
+    >>> target_modules(["a.q", "b.q", "a.k"], ["a.q", "b.q", "a.k", "b.k"])
+    ['a.k', 'q']
     """
     others = {name.rpartition(".")[2] for name in set(modules) - set(adapted)}
     lasts = {name: name.rpartition(".")[2] for name in adapted}

@@ -1,4 +1,4 @@
-"""Write a mixture as a folder of the user's own: the merged model, or one adapter that stands for it."""
+"""Writes a mixture as a folder: the merged model, or one adapter that stands for it."""
 
 from __future__ import annotations
 
@@ -6,43 +6,37 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mergetomix import merge
 from mergetomix.errors import UserError
 from mergetomix.experts.deltas import LoraDelta, nonfinite, params, read_delta
 from mergetomix.export import adapter, card, folder
 from mergetomix.export.folder import Form
+from mergetomix.merge.lora import Pair
 from mergetomix.recipe.errors import nearest
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
-from mergetomix.session.finetunes import environment
 from mergetomix.session.session import Session
 from mergetomix.stages import pipeline
 from mergetomix.stages.requirements import check_space
 
-if TYPE_CHECKING:
-    import torch
-
-SUMS = ("linear",)
-"""Methods whose merge is base + sum_i c_i delta_i, so that adapters make an adapter."""
+_FULL = "the expert of {!r} is a full model, and only adapters make an adapter"
 
 
 @dataclass(frozen=True)
 class Written:
-    """What was written: where, in which number type, and the adapter where it is one."""
+    """What was written: where, in which number type, and the adapter if it is one."""
 
     path: Path
     dtype: str
     adapter: adapter.Adapter | None = None
 
     def sentences(self) -> list[str]:
-        """What a person should know of it."""
+        """Returns what a person should know of it."""
         what = "the merged model" if self.adapter is None else "an adapter"
-        return [
-            f"wrote {self.path}: {what} in {self.dtype}",
-            *([] if self.adapter is None else self.adapter.sentences()),
-        ]
+        more = [] if self.adapter is None else self.adapter.sentences()
+        return [f"wrote {self.path}: {what} in {self.dtype}", *more]
 
 
 def check(recipe: Recipe, datasets: Sequence[str], out: Path, form: Form) -> None:
@@ -51,45 +45,36 @@ def check(recipe: Recipe, datasets: Sequence[str], out: Path, form: Form) -> Non
     folder.check_free(out)
     if not form.adapter:
         return
-    if recipe.merge.method not in SUMS:
-        message = f"a merge by {recipe.merge.method} is no sum of the experts' deltas, so no adapter holds it"
+    method = recipe.merge.method
+    if method not in card.SUMS:
+        message = f"a merge by {method} is no sum of the experts' deltas, so no adapter holds it"
         raise UserError(message, hint="leave --adapter out, or add --set merge.method=linear")
-    full = [name for name in datasets if not _is_adapter(recipe, name)]
-    if full:
-        message = f"the expert of {full[0]!r} is a full model, and only adapters make an adapter"
-        raise UserError(
-            message, hint="leave --adapter out; experts are adapters with train.method: lora"
-        )
+    for name in datasets:
+        given = recipe.datasets[name].expert
+        is_full = recipe.train.method != "lora"
+        if given is not None:
+            is_full = not (Path(given) / "adapter_config.json").exists()
+        if is_full:
+            hint = "leave --adapter out; experts are adapters with train.method: lora"
+            raise UserError(_FULL.format(name), hint=hint)
 
 
 def _check_names(recipe: Recipe, datasets: Sequence[str]) -> None:
+    known = list(recipe.datasets)
     if not datasets:
-        raise UserError("name at least one dataset", hint=", ".join(recipe.datasets))
-    unknown = [name for name in dict.fromkeys(datasets) if name not in recipe.datasets]
+        raise UserError("name at least one dataset", hint=", ".join(known))
+    unknown = [name for name in dict.fromkeys(datasets) if name not in known]
     if unknown:
-        wrong = "; ".join(
-            f"no dataset is called {name!r}{nearest(name, list(recipe.datasets))}"
-            for name in unknown
-        )
-        raise UserError(wrong, hint=f"the recipe has {', '.join(recipe.datasets)}")
+        wrong = [f"no dataset is called {name!r}{nearest(name, known)}" for name in unknown]
+        raise UserError("; ".join(wrong), hint=f"the recipe has {', '.join(known)}")
     twice = sorted({name for name in datasets if datasets.count(name) > 1})
     if twice:
-        raise UserError(
-            f"the dataset {twice[0]!r} stands twice", hint="weigh it more with --weights"
-        )
-
-
-def _is_adapter(recipe: Recipe, name: str) -> bool:
-    given = recipe.datasets[name].expert
-    return (
-        recipe.train.method == "lora"
-        if given is None
-        else (Path(given) / "adapter_config.json").exists()
-    )
+        message = f"the dataset {twice[0]!r} stands twice"
+        raise UserError(message, hint="weigh it more with --weights")
 
 
 def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
-    """Write a mixture in some form; those of its experts that the store lacks are trained first.
+    """Writes a mixture in some form; those of its experts that the store lacks are trained first.
 
     Raises:
         UserError: `out` holds something, or a number is too large for the number type.
@@ -97,129 +82,81 @@ def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
     folder.check_free(out)
     check_space(session, [(Mixture.union([name]), None) for name in mixture.datasets])
     pipeline.experts_of(session.finetunes, mixture.datasets)
-    return (
-        _write_adapter(session, mixture, out, form)
-        if form.adapter
-        else _write_model(session, mixture, out, form)
-    )
+    if form.adapter:
+        return _write_adapter(session, mixture, out, form)
+    return _write_model(session, mixture, out, form)
 
 
 def _write_model(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
-    bank, family = session.proxies.bank(mixture.datasets), session.inputs.family
-    dtype = model_dtype(session, form)
-    session.proxies.rule(
-        mixture.datasets
-    )  # what a method needs of the experts is measured in the base's own number type
-    bank.model.to(dtype)  # first, so that the float32 sums are rounded once
-    session.proxies.live(mixture, session.recipe.merge.scale.exponent)
-    _check_fits(nonfinite(bank.model), dtype)
-    with folder.place(out) as partial:
-        family.save(bank.model, partial, form.max_shard_size)
-        folder.describe(
-            partial, card.card(_origin(session, mixture), _name(dtype)), dump(session.recipe)
-        )
-    return Written(out, _name(dtype))
-
-
-def model_dtype(session: Session, form: Form) -> torch.dtype:
-    """The number type of a merged model: as asked for, else as `base.dtype` says, else as the base's own folder has it."""
     import torch
 
-    family = session.inputs.family
+    bank = session.proxies.bank(mixture.datasets)
+    dtype = _model_dtype(session, form)
+    # what a method needs of the experts is measured in the base's own number type
+    session.proxies.rule(mixture.datasets)
+    bank.model.to(getattr(torch, dtype))  # first, so that the float32 sums are rounded once
+    session.proxies.live(mixture, session.recipe.merge.scale.exponent)
+    name = nonfinite(bank.model)
+    if name is not None:
+        raise _does_not_fit(name, dtype)
+    return _save(session, mixture, Written(out, dtype), bank.model, form)
+
+
+def _model_dtype(session: Session, form: Form) -> str:
+    """Returns the number type asked for, or what `base.dtype` says, or the base's own."""
+    import torch
+
     if form.dtype is not None:
-        return _dtype(form.dtype)
-    stated = getattr(family.config, "dtype", None) if session.recipe.base.dtype == "auto" else None
-    if isinstance(stated, torch.dtype) and stated.is_floating_point:
-        return stated
-    return next(iter(params(session.proxies.bank().model).values())).dtype
+        return form.dtype
+    config, base = session.inputs.family.config, session.recipe.base
+    stated = getattr(config, "dtype", None) if base.dtype == "auto" else None
+    if not (isinstance(stated, torch.dtype) and stated.is_floating_point):
+        stated = next(iter(params(session.proxies.bank().model).values())).dtype
+    return str(stated).removeprefix("torch.")
 
 
 def _write_adapter(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
-    family, dtype = session.inputs.family, _dtype(form.dtype or "float32")
+    import torch
+
+    family, dtype = session.inputs.family, form.dtype or "float32"
     factors = merge.coefficients(mixture, session.recipe.merge.scale.exponent)
     model = family.load()
-    deltas = {name: _lora(session, params(model), name) for name in sorted(factors)}
-    terms: dict[str, list[Any]] = {}
-    for name, delta in deltas.items():
+    terms: dict[str, list[tuple[Pair, float]]] = {}
+    for name in sorted(factors):
+        path, where = str(session.proxies.folder(name)), f"datasets.{name}.expert"
+        delta = read_delta(family, params(model), path, where)
+        if not isinstance(delta, LoraDelta):
+            raise UserError(_FULL.format(name))
         for param, pair in delta.factors.items():
             terms.setdefault(param, []).append((pair, factors[name] * delta.scaling))
-    found = adapter.combine(dict(sorted(terms.items())), form.rank, dtype)
-    _check_fits(
-        next((name for name, pair in found.factors.items() if not _finite(pair)), None), dtype
-    )
+    found = adapter.combine(dict(sorted(terms.items())), form.rank, getattr(torch, dtype))
+    for name, pair in found.factors.items():
+        if not all(side.isfinite().all() for side in pair):
+            raise _does_not_fit(name, dtype)
     modules = [name for name, _ in model.named_modules()]
-    files = folder.AdapterFiles(
-        found, modules, _peft_config(session, next(iter(deltas))), family.transposed
-    )
-    with folder.place(out) as partial:
-        family.save(files, partial)
-        folder.describe(
-            partial, card.card(_origin(session, mixture), _name(dtype), found), dump(session.recipe)
-        )
-    return Written(out, _name(dtype), found)
-
-
-def _lora(session: Session, base: Any, name: str) -> LoraDelta:
-    delta = read_delta(
-        session.inputs.family, base, str(session.proxies.folder(name)), f"datasets.{name}.expert"
-    )
-    if not isinstance(delta, LoraDelta):
-        raise UserError(
-            f"the expert of {name!r} is a full model, and only adapters make an adapter"
-        )
-    return delta
+    config = _peft_config(session, min(factors))
+    files = folder.AdapterFiles(found, modules, config, family.transposed)
+    return _save(session, mixture, Written(out, dtype, found), files, form)
 
 
 def _peft_config(session: Session, dataset: str) -> dict[str, Any]:
-    """What of PEFT's configuration follows from the base and its task, the latter as an expert has it."""
+    """Returns what of PEFT's configuration follows from the base, and its task as an expert's."""
     own = json.loads((session.proxies.folder(dataset) / "adapter_config.json").read_text())
     of_task = {key: own.get(key) for key in ("task_type", "auto_mapping")}
-    return {
-        **of_task,
-        "base_model_name_or_path": session.recipe.base.path,
-        "revision": session.recipe.base.revision,
-    }
+    base = session.recipe.base
+    return {**of_task, "base_model_name_or_path": base.path, "revision": base.revision}
 
 
-def _origin(session: Session, mixture: Mixture) -> card.Origin:
-    family, base = session.inputs.family, session.recipe.base
-    about = environment(session.opened)
-    addresses = {
-        "": session.addresses.base,
-        **{name: session.addresses.expert(name) for name in mixture.datasets},
-    }
-    revision = getattr(family.config, "_commit_hash", None) or base.revision
-    factors = (
-        merge.coefficients(mixture, session.recipe.merge.scale.exponent)
-        if session.recipe.merge.method in SUMS
-        else {}
-    )
-    return card.Origin(
-        session.recipe,
-        mixture,
-        factors,
-        addresses,
-        revision,
-        {**about["versions"], "python": about["python"]},
-    )
+def _save(session: Session, mixture: Mixture, written: Written, model: Any, form: Form) -> Written:
+    """Writes a model or an adapter, its card and the recipe, all of them or nothing."""
+    text = card.card(session, mixture, written.dtype, written.adapter)
+    with folder.place(written.path) as partial:
+        session.inputs.family.save(model, partial, form.max_shard_size)
+        (partial / "README.md").write_text(text, encoding="utf-8")
+        (partial / "recipe.yaml").write_text(dump(session.recipe), encoding="utf-8")
+    return written
 
 
-def _check_fits(name: str | None, dtype: torch.dtype) -> None:
-    if name is not None:
-        message = f"{name} holds numbers that are not finite in {_name(dtype)}"
-        raise UserError(message, hint="write it with --dtype float32 or bfloat16")
-
-
-def _finite(pair: Any) -> bool:
-    return all(bool(side.isfinite().all()) for side in pair)
-
-
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, name)
-    return found
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def _does_not_fit(param: str, dtype: str) -> UserError:
+    message = f"{param} holds numbers that are not finite in {dtype}"
+    return UserError(message, hint="write it with --dtype float32 or bfloat16")

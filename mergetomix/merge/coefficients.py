@@ -1,4 +1,4 @@
-"""Numbers from a mixture's weights alone: how many datasets it has in effect, and the factors on deltas."""
+"""What follows from a mixture's weights alone: its effective number of datasets, and factors."""
 
 from __future__ import annotations
 
@@ -9,31 +9,44 @@ from mergetomix.records import Mixture
 
 
 def scale(num_datasets: float, exponent: float) -> float:
-    """scale(k) = k ** -exponent: the factor on the sum of k deltas."""
+    """Returns scale(k) = k ** -exponent, the factor on the sum of k deltas.
+
+    >>> scale(4, 0.5)
+    0.5
+    """
     return math.pow(num_datasets, -exponent)
 
 
 def effective_number(weights: Sequence[float]) -> float:
-    """k = 1 / sum_i w_i^2 (Kish's effective number) of weights on the simplex.
+    """Returns k = 1 / sum_i w_i^2 (Kish's effective number) of weights on the simplex.
 
-    It is the number of datasets where weights are equal, and one where a single dataset has nearly all the weight.
+    It is the number of datasets if weights are equal, and one if a single dataset has all weight.
+
+    >>> effective_number([1 / 3, 1 / 3, 1 / 3]), effective_number([0.5, 0.3, 0.2])
+    (3.0, 2.631578947)
     """
-    return round(
-        1 / math.fsum(weight**2 for weight in weights), 9
-    )  # equal weights give a whole number
+    squares = math.fsum(weight**2 for weight in weights)
+    return round(1 / squares, 9)  # equal weights give a whole number
 
 
 def gain(weights: Sequence[float], exponent: float) -> float:
-    """k * scale(k) = k ** (1 - exponent), k the effective number: the factor on a merged delta that is a mean.
+    """Returns k * scale(k) = k ** (1 - exponent), the factor on a merged delta that is a mean.
 
-    One where a single dataset has all the weight, so that its mixture is its expert whatever the exponent.
+    k is the effective number. The factor is one if a single dataset has all the weight, so that
+    its mixture is its expert whatever the exponent.
     """
     num = effective_number(weights)
     return num * scale(num, exponent)
 
 
 def coefficients(mixture: Mixture, exponent: float) -> dict[str, float]:
-    """The factor on each expert's delta, c_i = k * scale(k) * w_i, without those that are zero. See `gain`."""
+    """Returns the factor on each expert's delta, c_i = k * scale(k) * w_i, without those of zero.
+
+    >>> coefficients(Mixture(("code", "maths"), (0.5, 0.5)), exponent=1)
+    {'code': 0.5, 'maths': 0.5}
+    >>> coefficients(Mixture(("code", "maths"), (1.0, 0.0)), exponent=0)
+    {'code': 1.0}
+    """
     active = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
     factor = gain(list(active.values()), exponent)
     return {name: factor * weight for name, weight in active.items()}

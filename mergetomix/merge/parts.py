@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,10 +20,12 @@ class Parts:
         base: its values, of any shape and floating type.
         deltas: expert minus base, float32, of the base's shape, one for each expert.
         weights: the mixture's weights, on the simplex, one for each expert.
-        experts: what each expert is, as a text that its content gives: what a random method draws for an expert depends on
-            the seed, this text and the param's name alone, never on the rest of the mixture.
-        statistics: one tensor for each expert: the diagonal Fisher information, of the param's shape, or the Gram matrix
-            of the layer's inputs, (in, in); empty where the method needs none, or where the param has none.
+        experts: what each expert is, as a text that its content gives: what a random method draws
+            for an expert depends on the seed, this text and the param's name alone, never on the
+            rest of the mixture.
+        statistics: one tensor for each expert: the diagonal Fisher information, of the param's
+            shape, or the Gram matrix of the layer's inputs, (in, in); empty if the method needs
+            none, or the param has none.
         transposed: whether the param stands as (in, out), as GPT-2 keeps it, and not as (out, in).
     """
 
@@ -40,32 +43,20 @@ class Method:
     """One way to merge: params <- base + gain * combine(parts, **options).
 
     Args:
-        combine: gives the merged delta, float32, of the base's shape; it changes none of its arguments.
-        options: the hyper-parameters that it heeds, by their names in OPTIONS.
-        source: the paper.
-        formula: the merged delta in a line.
+        combine: gives the merged delta, float32, of the base's shape; it changes none of its
+            arguments.
         needs: the statistic that it weighs experts by, `fisher` or `gram`, or None.
         scaled: whether gain = k * scale(k) multiplies the merged delta; otherwise it is 1.
         max_experts: the most experts that it takes, None for any number.
     """
 
     combine: Callable[..., Tensor]
-    options: tuple[str, ...]
-    source: str
-    formula: str
     needs: str | None = None
     scaled: bool = True
     max_experts: int | None = None
 
-
-@dataclass(frozen=True)
-class Option:
-    """A hyper-parameter: the smallest and the largest value that make sense, and what it says.
-
-    `default` is None where methods differ: `defaults` gives each one's.
-    """
-
-    default: float | None
-    low: float
-    high: float
-    text: str
+    @property
+    def options(self) -> dict[str, float]:
+        """The hyper-parameters that it heeds, with the values they have unless they are given."""
+        parameters = inspect.signature(self.combine).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}

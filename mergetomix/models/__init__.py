@@ -1,1 +1,1 @@
-"""The kinds of model that can be fine-tuned: each in a folder of its own, behind the protocols of `family`."""
+"""The kinds of model that can be fine-tuned, each in a folder behind the protocols of `family`."""

@@ -6,37 +6,35 @@ import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Protocol
 
 
 class Item(Protocol):
-    """What is trained on and scored: tokens of a text, or patches of an image. `example` is the example's place."""
+    """What is trained on and scored: the tokens of a text, or the patches of an image."""
 
     @property
     def example(self) -> int:
         """The place of its example among those that were encoded together."""
-        ...
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that a model reads; the patches of an image, or one where a model makes none."""
-        ...
+        """Tokens that a model reads; patches of an image, or one if a model makes none."""
 
     @property
     def num_scored(self) -> int:
         """Predictions that count in the loss."""
-        ...
 
     def fingerprint(self) -> bytes:
-        """Everything that training and scoring depend on."""
-        ...
+        """Returns everything that training and scoring depend on."""
 
 
 @dataclass(frozen=True)
 class Encoding:
     """The sequences of some examples, and how many examples were too long.
 
-    `cut` lost the start of their prompt, `split` became several sequences, `ended` lost the end of their answer.
+    `num_cut` examples lost the start of their prompt, `num_split` became several sequences, and
+    `num_ended` lost the end of their answer.
     """
 
     sequences: tuple[Any, ...]
@@ -52,24 +50,22 @@ class Encoding:
 
 
 def take_tokens(encoding: Encoding, max_tokens: int | None, seed: int) -> Encoding:
-    """At most `max_tokens` tokens in whole sequences (one at least), drawn by `seed` and kept in order."""
+    """Returns at most `max_tokens` tokens in whole sequences (one at least).
+
+    They are drawn by `seed` and kept in order.
+    """
     if max_tokens is None or encoding.num_tokens <= max_tokens:
         return encoding
     order = list(range(len(encoding.sequences)))
     random.Random(seed).shuffle(order)
-    kept: list[int] = []
-    total = 0
-    for i in order:
-        total += encoding.sequences[i].num_tokens
-        if kept and total > max_tokens:
-            break
-        kept.append(i)
+    totals = accumulate(encoding.sequences[i].num_tokens for i in order)
+    kept = [i for i, total in zip(order, totals, strict=True) if total <= max_tokens] or order[:1]
     sequences = tuple(encoding.sequences[i] for i in sorted(kept))
     return replace(encoding, sequences=sequences, num_examples=len({s.example for s in sequences}))
 
 
 def content(sequences: Sequence[Item]) -> str:
-    """The address of some sequences."""
+    """Returns the address of some sequences: a SHA-256 in hex."""
     sha = hashlib.sha256()
     for sequence in sequences:
         sha.update(sequence.fingerprint())
@@ -77,6 +73,10 @@ def content(sequences: Sequence[Item]) -> str:
 
 
 def counted(counts: Mapping[str, int], what: str) -> list[str]:
-    """One line that says how many of which sources something happens to, or none."""
+    """Returns one line that says how many of which sources something happens to, or none.
+
+    >>> counted({"a": 2, "b": 0, "c": 1}, "texts are cut")
+    ['texts are cut: a 2, c 1']
+    """
     some = [f"{name} {count}" for name, count in counts.items() if count]
     return [f"{what}: {', '.join(some)}"] if some else []

@@ -1,7 +1,9 @@
-"""Model families: everything that differs between kinds of model lies behind this seam.
+"""What the rest of the package may ask of a family of models, by protocols of one purpose each.
 
-Search, merging, verifying and reporting know of a family what `Family` says, and never which one it is.
+Search, merging, verifying and reporting know no more of a kind of model than what stands here.
 """
+
+# ruff: noqa: D102  (each protocol says what its members give)
 
 from __future__ import annotations
 
@@ -22,252 +24,160 @@ if TYPE_CHECKING:
     from mergetomix.sections.train import Lora, Train
     from mergetomix.store.store import Store
 
-
 UNITS = {"causal-lm": "nats per token", "image-classifier": "nats per image"}
 """The unit of a loss, by family."""
 
 
-class Reads(Protocol):
-    """Turns sources of the recipe into sequences that the model reads.
+class Encodes(Protocol):
+    """Turns examples into sequences, and sequences into batches.
 
-    `has_texts` says whether examples are texts that can be compared by their words.
+    `where` is the examples' place in the recipe, for errors. Batches have at most `batch_tokens`
+    tokens (or one sequence), and are the same every time.
+    """
+
+    def encode(self, examples: Sequence[Example], where: str) -> Encoding: ...
+    def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]: ...
+
+
+class Reads(Encodes, Protocol):
+    """Turns sources of the recipe into examples that the model can learn from.
+
+    `has_texts` says whether examples can be compared by their words, and `limits` what the user
+    should know of the model's limits, a sentence each. `rows` gives rows for a function of the
+    user's, and what each is made of, as plain values. `settle` looks at all sources together, by
+    their place in the recipe, before any is encoded. `notes` says what the user should know of how
+    examples became sequences, and `shown` gives the pieces of an example for a person to read,
+    and whether each is trained on.
     """
 
     name: ClassVar[str]
     has_texts: ClassVar[bool]
+    limits: tuple[str, ...]
 
-    @property
-    def limits(self) -> tuple[str, ...]:
-        """What the user should know of the model's limits, a sentence each."""
-        ...
-
-    def read(self, source: Source, where: str) -> Examples:
-        """Returns the examples of one source of the recipe."""
-        ...
-
-    def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]:
-        """Returns rows for a function of the user's, and what each is made of, as plain values."""
-        ...
-
-    def settle(self, sources: Mapping[str, Examples]) -> None:
-        """Looks at all sources together, by their place in the recipe, before any is encoded."""
-        ...
-
-    def encode(self, examples: Sequence[Example], where: str) -> Encoding:
-        """Returns examples as sequences."""
-        ...
-
-    def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
-        """Returns what the user should know of how examples became sequences."""
-        ...
-
-    def shown(self, example: Example, where: str) -> list[tuple[str, bool]]:
-        """Returns the pieces of an example for a person to read, and whether each is trained on."""
-        ...
+    def read(self, source: Source, where: str) -> Examples: ...
+    def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]: ...
+    def settle(self, sources: Mapping[str, Examples]) -> None: ...
+    def notes(self, encodings: Mapping[str, Encoding]) -> list[str]: ...
+    def shown(self, example: Example, where: str) -> list[tuple[str, bool]]: ...
 
 
 class Loads(Protocol):
-    """Loads the base and its fine-tunes, and says which experts fit the base."""
+    """Loads the base and its fine-tunes, and says which experts fit the base.
+
+    `config` is transformers' configuration, `processor` a tokenizer or an image processor,
+    `transposed` the params that stand as (in, out), and `key` the address of the base's content.
+    `load` gives the base, or a full fine-tune of it, in evaluation mode on the device;
+    `load_finetune` a full model or an adapter on the base. `errors` turns what loading raises for
+    a broken model into a ModelError that names it.
+
+    `check_folder` raises ModelError if an expert's folder reads its input otherwise than the base,
+    and `check_expert` if an expert changes params that no fine-tune of this family does; its
+    `load` gives the expert's model, and is None if it is an adapter.
+    """
 
     @property
-    def config(self) -> Any:
-        """transformers' configuration of the base."""
-        ...
-
+    def config(self) -> Any: ...
     @property
-    def processor(self) -> Any:
-        """What turns examples into tensors: a tokenizer or an image processor."""
-        ...
-
+    def processor(self) -> Any: ...
     @property
-    def transposed(self) -> frozenset[str]:
-        """The params that stand as (in, out)."""
-        ...
-
-    def key(self, store: Store) -> str:
-        """Returns the address of the base's content."""
-        ...
-
-    def load(self, path: str | None = None, where: str = "base.path") -> Any:
-        """Returns the base, or a full fine-tune of it, in evaluation mode on the device."""
-        ...
-
-    def load_finetune(self, path: str) -> Any:
-        """Returns a fine-tune of this package's: a full model, or an adapter on the base."""
-        ...
-
+    def transposed(self) -> frozenset[str]: ...
+    def key(self, store: Store) -> str: ...
+    def load(self, path: str | None = None, where: str = "base.path") -> Any: ...
+    def load_finetune(self, path: str) -> Any: ...
     def errors(
         self, path: str | None = None, where: str = "base.path"
-    ) -> AbstractContextManager[None]:
-        """Turns what loading raises for a broken model into a ModelError that names it."""
-        ...
-
-    def check_folder(self, folder: Path, where: str) -> None:
-        """Raises ModelError where an expert's folder reads its input otherwise than the base."""
-        ...
-
+    ) -> AbstractContextManager[None]: ...
+    def check_folder(self, folder: Path, where: str) -> None: ...
     def check_expert(
         self, load: Callable[[], Any] | None, changed: frozenset[str], where: str
-    ) -> None:
-        """Raises ModelError where an expert changes what no fine-tune of this family does.
-
-        Args:
-            load: gives the expert's model; None where it is an adapter.
-            changed: the params that it changes.
-        """
-        ...
+    ) -> None: ...
 
 
 class Trains(Protocol):
-    """Fine-tunes the base, and writes what came of it."""
+    """Fine-tunes the base, and writes what came of it for `from_pretrained` to load.
+
+    `bf16` says whether it computes in bfloat16, and `settings` what a fine-tune depends on beside
+    the recipe's section `train`. `trainer` is one of transformers' for the base, whose state counts
+    the tokens seen; `training_loss` is the loss of one batch with its graph, as training takes it;
+    `adapted` is the base with fresh adapters. `max_shard_size` is the largest file of a full
+    model's weights, such as `5GB`. `num_saved` counts the params of a saved fine-tune.
+    """
 
     device: str
 
     @property
-    def bf16(self) -> bool:
-        """Whether it computes in bfloat16."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """Returns what a fine-tune depends on beside the recipe's section `train`."""
-        ...
-
+    def bf16(self) -> bool: ...
+    def settings(self) -> dict[str, Any]: ...
     def trainer(
         self, sequences: Sequence[Any], settings: Train, arguments: Mapping[str, Any]
-    ) -> Any:
-        """Returns transformers' Trainer (or one of its kin) of the base on these sequences.
-
-        Its state counts the tokens seen.
-        """
-        ...
-
-    def training_loss(self, model: Any, sequences: Sequence[Any]) -> Any:
-        """Returns the loss of one batch with its graph, as training takes it."""
-        ...
-
-    def adapted(self, model: Any, lora: Lora) -> Any:
-        """Returns the base with fresh adapters."""
-        ...
-
-    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
-        """Writes a model (full or adapter) and its processor for `from_pretrained` to load.
-
-        Args:
-            max_shard_size: largest file of a full model's weights, such as `5GB`; None is as
-                transformers has it.
-        """
-        ...
-
-    def num_trained(self, lora: Lora | None) -> int:
-        """Returns how many params a fine-tune trains."""
-        ...
-
-    def num_saved(self, lora: Lora | None) -> int:
-        """Returns how many params a saved fine-tune holds."""
-        ...
+    ) -> Any: ...
+    def training_loss(self, model: Any, sequences: Sequence[Any]) -> Any: ...
+    def adapted(self, model: Any, lora: Lora) -> Any: ...
+    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None: ...
+    def num_saved(self, lora: Lora | None) -> int: ...
 
 
 @runtime_checkable
-class TakesLosses(Protocol):
-    """Has a loss for every sequence."""
+class TakesLosses(Encodes, Protocol):
+    """Has a loss for every sequence: -log p summed over its scored predictions, in nats.
 
-    def encode(self, examples: Sequence[Example], where: str) -> Encoding:
-        """Returns examples as sequences."""
-        ...
+    `losses` are those of one batch with their graph, float64 on the CPU, shape (sequences,);
+    `negative_log_likelihoods` those of all batches in the original order of the sequences.
+    """
 
-    def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]:
-        """Returns batches of at most `batch_tokens` tokens each (or one sequence).
-
-        They are the same every time.
-        """
-        ...
-
-    def losses(self, model: Any, batch: Any) -> Tensor:
-        """Returns the sum over scored predictions of -log p for every sequence of a batch.
-
-        In nats; float64 on the CPU, shape (sequences,), with its graph where gradients are on.
-        """
-        ...
-
-    def negative_log_likelihoods(self, model: Any, batches: Sequence[Any]) -> list[float]:
-        """Returns the same for every sequence of all batches, in the original order."""
-        ...
+    def losses(self, model: Any, batch: Any) -> Tensor: ...
+    def negative_log_likelihoods(self, model: Any, batches: Sequence[Any]) -> list[float]: ...
 
 
 @runtime_checkable
-class ClassifiesImages(Protocol):
-    """Says of images which class is the likeliest."""
+class ClassifiesImages(Encodes, Protocol):
+    """Says of every image, in the original order, whether its class is the likeliest."""
 
-    def encode(self, examples: Sequence[Example], where: str) -> Encoding:
-        """Returns examples as sequences."""
-        ...
-
-    def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]:
-        """Returns batches of at most `batch_tokens` tokens each (or one sequence)."""
-        ...
-
-    def right(self, model: Any, batches: Sequence[Any]) -> list[bool]:
-        """Returns whether its class is the likeliest, for every image in its original order."""
-        ...
+    def right(self, model: Any, batches: Sequence[Any]) -> list[bool]: ...
 
 
 class EncodesPrompts(Protocol):
-    """Encodes the text before an answer."""
+    """Encodes the text before an answer, so short that the model has room for `num_new` tokens."""
 
-    def prompt_ids(self, example: Example, where: str, num_new: int = 0) -> list[int]:
-        """Returns the tokens before the answer, so few that the model has room for `num_new`."""
-        ...
+    def prompt_ids(self, example: Example, where: str, num_new: int = 0) -> list[int]: ...
 
 
 @runtime_checkable
 class ScoresOptions(EncodesPrompts, Protocol):
-    """Scores options behind a prompt."""
+    """Scores options behind a prompt by the sum over their tokens of -log p, in nats.
+
+    `max_length` is the longest sequence, in tokens. `tokens` gives the ids of a piece of text
+    without special tokens; `shorten` a prompt's start token and its last tokens, at most `room` in
+    all; `asked` questions that any model can be asked, in batches of at most `batch_tokens` tokens.
+    """
 
     max_length: int
 
-    def tokens(self, text: str) -> list[int]:
-        """Returns the token ids of a piece of text, without special tokens."""
-        ...
-
-    def shorten(self, prompt: list[int], room: int) -> list[int]:
-        """Returns the start token and the last tokens of a prompt, at most `room` in all."""
-        ...
-
-    def asked(self, questions: Sequence[Question], batch_tokens: int) -> Asked:
-        """Returns questions, ready for models, in batches of at most `batch_tokens` tokens."""
-        ...
-
-    def option_losses(self, model: Any, asked: Asked) -> list[list[float]]:
-        """Returns the sum over an option's tokens of -log p, in nats, for every option."""
-        ...
+    def tokens(self, text: str) -> list[int]: ...
+    def shorten(self, prompt: list[int], room: int) -> list[int]: ...
+    def asked(self, questions: Sequence[Question], batch_tokens: int) -> Asked: ...
 
 
 @runtime_checkable
 class GeneratesText(EncodesPrompts, Protocol):
-    """Continues prompts; `limit` is the model's longest sequence, None where it has none."""
+    """Continues prompts greedily, each answer cut before the first of the stop strings.
+
+    `limit` is the model's longest sequence, None if it has none; `room` the longest prompt that
+    leaves the model `num_new` tokens for an answer.
+    """
 
     limit: int | None
 
-    def room(self, num_new: int) -> int:
-        """Returns the longest prompt that leaves the model `num_new` tokens for an answer."""
-        ...
-
+    def room(self, num_new: int) -> int: ...
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[str]:
-        """Returns greedy continuations as text, each cut before the first of the stop strings."""
-        ...
+    ) -> list[str]: ...
 
 
 class HasStates(Protocol):
-    """Shows what the model's head reads."""
+    """Has the mean of what the model's head reads over all tokens or images; float64, (hidden,)."""
 
-    def mean_state(self, model: Any, sequences: Sequence[Any], batch_tokens: int) -> Any:
-        """Returns the mean of what the head reads, over all tokens (or images).
-
-        float64, shape (hidden,).
-        """
-        ...
+    def mean_state(self, model: Any, sequences: Sequence[Any], batch_tokens: int) -> Any: ...
 
 
 class Family(Reads, Loads, Trains, TakesLosses, HasStates, Protocol):

@@ -9,9 +9,9 @@ from mergetomix.sections.train import Train
 
 
 def open_family(name: str, base: Base, device: str, train: Train, images: Images) -> Family:
-    """Returns the family of a name, with its base. Loads no weights.
+    """Returns the family of a name, with its base; loads no weights.
 
-    Raises UserError where the base is not there or of another kind.
+    Raises UserError if the base is not there or of another kind.
     """
     if name == "causal-lm":
         from mergetomix.models.causal_lm.model import CausalLM

@@ -1,6 +1,6 @@
-"""Points that no other point beats everywhere, and how much of the space they reach: numbers in, numbers out.
+"""Points that no other point beats everywhere, and how much of the space they reach.
 
-Legend of shapes: K points, T targets. Everything is better when higher.
+Legend of shapes: K points, T targets. Higher is better everywhere.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ Array = NDArray[np.float64]
 
 
 def is_front(points_KT: ArrayLike) -> NDArray[np.bool_]:
-    """Which points no other dominates: is as good on every target and better on one. Equal points are all in, or all out."""
+    """Returns which points no other one dominates: is as good on every target and better on one.
+
+    Equal points are all in, or all out. Raises ValueError for points that are not finite rows.
+
+    >>> is_front([[1, 0], [0, 1], [0, 0]]).tolist()
+    [True, True, False]
+    """
     points = _points(points_KT)
-    # a point that dominates another comes before it in this order, so the first that is left is always of the front
+    # a point that dominates another comes before it, so the first that is left is of the front
     left, found = np.lexsort(-points.T[::-1]), np.zeros(len(points), dtype=bool)
     while left.size:
         first = points[left[0]]
@@ -26,9 +32,13 @@ def is_front(points_KT: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(points_KT: ArrayLike, reference_T: ArrayLike) -> float:
-    """The volume of all that lies above the reference and below some point; exact.
+    """Returns the exact volume of all that lies above the reference and below some point.
 
-    A point counts only as far as it is above the reference: one that is not so on every target adds nothing.
+    A point that is not above the reference on every target adds nothing. Raises ValueError for
+    points that are not finite rows.
+
+    >>> hypervolume([[2, 1], [1, 3]], [0, 0])
+    4.0
     """
     above = _points(points_KT) - np.asarray(reference_T, dtype=float)
     above = above[(above > 0).all(axis=1)]
@@ -36,17 +46,16 @@ def hypervolume(points_KT: ArrayLike, reference_T: ArrayLike) -> float:
 
 
 def _volume(points_KT: Array) -> float:
-    """Of some points of a front, above zero: each point's box without what those that are higher on the last target hold of
-    it. Cut at the point, these are all as high as it is there, so what they hold is a volume of one dimension less (the
-    exclusive volumes of While, Bradstreet and Barone 2012, with that step down)."""
+    """Returns the volume of a front's points, which are above zero.
+
+    Each point adds its box without what those that are higher on the last target hold of it. Cut
+    at the point, these are all as high as it is there, so what they hold is a volume of one
+    dimension less (the exclusive volumes of While, Bradstreet and Barone 2012).
+    """
     if not len(points_KT):
         return 0.0
     if points_KT.shape[1] == 1:
         return float(points_KT.max())
-    if points_KT.shape[1] == 2:
-        stairs = points_KT[np.argsort(-points_KT[:, 0], kind="stable")]
-        tops = np.maximum.accumulate(stairs[:, 1])
-        return float(stairs[:, 0] @ np.diff(tops, prepend=0.0))
     ordered, total = points_KT[np.argsort(points_KT[:, -1], kind="stable")], 0.0
     for place, point in enumerate(ordered):
         cut = np.minimum(ordered[place + 1 :, :-1], point[:-1])

@@ -1,18 +1,18 @@
-"""Plain values of a recipe: YAML with every key once, and `--set` on top."""
+"""Read plain values of a recipe: YAML with every key once, and `--set` on top."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mergetomix.data.errors import one_line
 from mergetomix.errors import RecipeError, UserError
 
 
 def read_values(path: Path) -> Any:
-    """What a YAML file says; what is wrong with the file is a RecipeError."""
+    """Returns what a YAML file says. Raises RecipeError if it cannot be read."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
     except FileNotFoundError:
@@ -26,7 +26,7 @@ def read_values(path: Path) -> Any:
         raise RecipeError("", f"{path} is not text in UTF-8") from None
     except (yaml.YAMLError, ValueError) as error:
         # an impossible date is a ValueError
-        raise RecipeError("", f"{path} is not valid YAML: {_one_line(error)}") from None
+        raise RecipeError("", f"{path} is not valid YAML: {one_line(error)}") from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -38,43 +38,49 @@ class _UniqueKeys(yaml.SafeLoader):
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
-                )
+                message = f"the key {key.value!r} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
             seen.add((key.tag, str(key.value)))
         return node
 
 
 def override(raw: dict[str, Any], change: str) -> None:
-    """Puts one `a.b=value` of `--set` into the values of a recipe. Raises UserError where it is no such thing."""
-    key, equals, text = change.partition("=")
-    if not equals or not key.strip():
-        raise UserError(
-            f"--set needs key=value, not {change!r}",
-            hint="for example --set train.learning_rate=1e-3",
-        )
+    """Puts one `a.b=value` of `--set` into the values of a recipe.
+
+    A name with dots is taken whole if it is there.
+
+    >>> values = {"datasets": {"v1.2": {}}}
+    >>> override(values, "datasets.v1.2.seed=7")
+    >>> override(values, "train.lora.rank=4")
+    >>> values
+    {'datasets': {'v1.2': {'seed': 7}}, 'train': {'lora': {'rank': 4}}}
+
+    Raises:
+        UserError: it is no such thing.
+    """
+    key, _, text = change.partition("=")
+    if "=" not in change or not key.strip():
+        hint = "for example --set train.learning_rate=1e-3"
+        raise UserError(f"--set needs key=value, not {change!r}", hint=hint)
     try:
         value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"--set {change}: not valid YAML: {_one_line(error)}") from None
+        raise UserError(f"--set {change}: not valid YAML: {one_line(error)}") from None
     if isinstance(raw.get("base"), str) and key.strip().startswith("base."):
         raw["base"] = {"path": raw["base"]}
-    place, parts = raw, key.strip().split(".")
-    while len(head := _head(parts, place)) < len(parts):
-        name, parts = ".".join(head), parts[len(head) :]
+    place, name, rest = raw, *_first(key.strip().split("."), raw)
+    while rest:
         if place.get(name) is None:
             place[name] = {}
         if not isinstance(place[name], dict):
             raise UserError(f"--set {change}: {name} is not a section")
         place = place[name]
-    place[".".join(parts)] = value
+        name, rest = _first(rest, place)
+    place[name] = value
 
 
-def _head(parts: list[str], place: Mapping[str, Any]) -> list[str]:
-    """The first key of a dotted path: the longest that is there, for names may hold dots; else the first part."""
-    found = (parts[:end] for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in place)
-    return next(found, parts[:1])
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _first(parts: list[str], place: dict[str, Any]) -> tuple[str, list[str]]:
+    """Returns the first key of a dotted path, the longest that is there, and the rest."""
+    ends = (end for end in range(len(parts), 0, -1) if ".".join(parts[:end]) in place)
+    end = next(ends, 1)
+    return ".".join(parts[:end]), parts[end:]

@@ -1,1 +1,1 @@
-"""What a person looks at after a run: `result.json`, `report.md`, the final model. Computes no scores."""
+"""What a person looks at after a run: `result.json`, `report.md`, the final model."""

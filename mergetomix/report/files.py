@@ -1,4 +1,4 @@
-"""What a person looks at: `result.json` and `report.md`. Computes no scores."""
+"""Writes what a run leaves in its folder: recipe, `result.json`, `report.md`, the final model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from mergetomix.report.document import to_dict
 from mergetomix.report.markdown import model_card, render
 from mergetomix.results import Result
 
-__all__ = ["render", "to_dict", "write"]
-
 
 def write(result: Result, recipe: Recipe) -> Path:
-    """Write the resolved recipe, `result.json`, `report.md` and the final model into the run's folder; gives the folder.
+    """Writes everything into the run's folder and returns the folder.
 
     Each file appears whole or not at all.
     """
@@ -31,7 +29,10 @@ def write(result: Result, recipe: Recipe) -> Path:
 
 
 def begin(recipe: Recipe) -> Path:
-    """Make the run's folder and write the resolved recipe into it: `status` finds the store by it while the run goes on."""
+    """Makes the run's folder and writes the resolved recipe into it.
+
+    By the recipe, `status` finds the store while the run goes on.
+    """
     folder = Path(recipe.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     _put(folder / "recipe.yaml", dump(recipe))
@@ -39,8 +40,11 @@ def begin(recipe: Recipe) -> Path:
 
 
 def hand_over(source: Path, to: Path, card: str) -> None:
-    """The fine-tune in folder `source` as a folder of the user's own: weights are linked where the disk allows, the rest is
-    copied, and a model card says where it comes from. Raises Fault where the disk does not take it."""
+    """Makes the fine-tune in folder `source` a folder of the user's own, with a model card.
+
+    Weights are linked if the disk allows it; the rest is copied. Raises `Fault` if the disk does
+    not take it.
+    """
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -48,10 +52,10 @@ def hand_over(source: Path, to: Path, card: str) -> None:
     except shutil.Error as error:  # it holds a line for every file
         shutil.rmtree(partial, ignore_errors=True)
         reason = str(error.args[0][0][2]).partition(": ")[0]
-        message = f"the final model cannot be written to {to}: {reason}"
         raise Fault(
-            message,
-            hint=f"it is in {source}; make room, or set another run_dir, and run the same command again",
+            f"the final model cannot be written to {to}: {reason}",
+            hint=f"it is in {source}; make room, or set another run_dir, and run the same command"
+            " again",
         ) from None
     (partial / "README.md").unlink(missing_ok=True)
     _put(partial / "README.md", card)
@@ -60,13 +64,13 @@ def hand_over(source: Path, to: Path, card: str) -> None:
 
 
 def _link_weights(source: str, to: str) -> None:
-    if source.endswith(".safetensors"):
-        try:
+    try:
+        if source.endswith(".safetensors"):
             os.link(source, to)
-        except OSError:
-            shutil.copy2(source, to)
-    else:
-        shutil.copy2(source, to)
+            return
+    except OSError:
+        pass
+    shutil.copy2(source, to)
 
 
 def _put(path: Path, text: str) -> None:

@@ -1,26 +1,28 @@
-"""Search strategies behind one seam: `ask` what to try next, `tell` what it was worth.
-
-A strategy never evaluates anything and is a function of its setting and of what it was told, so that a resumed search goes on
-as the uninterrupted one would.
-"""
+"""The seam behind which strategies search: `ask` what to try next, `tell` what it was worth."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import abc
+import importlib
+import math
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, TypeVar
 
-from mergetomix.mixtures.spaces import Space
+import numpy as np
+
+from mergetomix.mixtures.spaces import Space, Subsets
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture
 
 VALUE_COST, GRADIENT_COST = 1, 3
-"""Forward passes of a value, and of a value with its gradient: the backward pass costs about two."""
+"""Forward passes of a value, and of one with its gradient: the backward pass costs about two."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """What to try next; `gradient` says whether the derivative in the experts' coefficients is wanted too."""
+    """What to try next, with its derivative in the experts' coefficients if `gradient` is true."""
 
     mixture: Mixture
     gradient: bool = False
@@ -35,10 +37,11 @@ class Ask:
 class Told:
     """What a mixture was worth; everything is better when higher.
 
-    `values` are gains over the base by target, `objective` their combination. `gradients`, by target and dataset, are
-    d value / d c_i with c_i the coefficient of the dataset's expert in the merge, for every dataset that the space allows,
-    whether or not it is in the mixture. `smooth`, where given, are by target what `gradients` are the derivatives of, for
-    targets whose own value has none: gains of a companion loss.
+    `values` are gains over the base by target, `objective` is what they make together.
+    `gradients`, by target and dataset, are d value / d c_i, with c_i the coefficient of the
+    dataset's expert in the merge, for every dataset that the space allows, whether or not it is in
+    the mixture. `smooth`, if given, are by target what `gradients` are the derivatives of: for a
+    target whose own value has none, the gain of a companion loss.
     """
 
     mixture: Mixture
@@ -47,11 +50,6 @@ class Told:
     gradients: Mapping[str, Mapping[str, float]] | None = None
     smooth: Mapping[str, float] | None = None
 
-    @property
-    def cost(self) -> int:
-        """Forward passes that it took."""
-        return VALUE_COST if self.gradients is None else GRADIENT_COST
-
 
 Regressor = Literal["auto", "lightgbm", "log_linear", "gp"]
 Sampler = Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"]
@@ -59,8 +57,11 @@ Sampler = Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"]
 
 @dataclass(frozen=True)
 class Options:
-    """What single strategies heed: `regressor` is for `regression`; `sampler`, and `storage`, the URL of a database in which
-    the trials are kept for others to look at, for `optuna`."""
+    """What single strategies heed.
+
+    `regressor` is for `regression`. `sampler` is for `optuna`, and so is `storage`, the URL of a
+    database in which the trials are kept for others to look at.
+    """
 
     regressor: Regressor = "auto"
     sampler: Sampler = "auto"
@@ -68,7 +69,10 @@ class Options:
 
 
 class SettingError(ValueError):
-    """A strategy cannot do what its setting asks; `key` is what of the recipe's section `search` is to be changed."""
+    """A strategy cannot do what its setting asks.
+
+    `key` is what is to be changed in the recipe's section `search`.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -79,8 +83,8 @@ class SettingError(ValueError):
 class Setting:
     """What all strategies are built from.
 
-    `objective` is what of several targets is best; where it is `pareto`, mixtures are looked for
-    that no other beats on all targets. The experts' coefficients in the merge of weights w are
+    `objective` is what of several targets is best; if it is `pareto`, mixtures are looked for that
+    no other beats on all targets. The experts' coefficients in the merge of weights w are
     c_i = k^(1 - exponent) w_i, with k the effective number of datasets. `budget` is in forward
     passes over the targets (`Ask.cost`), None for as many as the strategy thinks right.
     `differentiable` says whether every target has a gradient, its own or a companion loss's.
@@ -100,40 +104,121 @@ class Setting:
         return self.objective.aim == "pareto"
 
 
-class Strategy(Protocol):
-    """Chooses which mixtures to try next.
+T = TypeVar("T")
+Steps = Generator[Sequence[Ask], Sequence[Told], T]
+"""Steps of a search that end in a T."""
 
-    A strategy evaluates nothing. It is a function of its setting and of what it was told: told the
-    same again, it goes on as it would have.
+
+class Strategy(abc.ABC):
+    """Chooses which mixtures to try next, and evaluates none.
+
+    It is written as a generator that yields what to try, all that does not wait for another's
+    answer, and is sent what that was worth. It is a function of its setting and of what it was
+    told: told the same again, it goes on as it would have. The search is over if the steps have
+    ended, or the next mixture would cost more than is left of the budget.
     """
 
     name: str
 
-    def ask(self) -> tuple[Ask, ...]:
-        """Returns what to try next: all that does not wait for another's answer.
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self._told: list[Told] = []
+        self._spent = 0
+        self._waiting: deque[Ask] = deque()
+        self._answers: list[Told] = []
+        self._run = self._steps()
+        self._is_begun = self._is_last = False
+        self._go_on()
 
-        Empty when the search is over. What was told since is left out of it.
-        """
-        ...
+    @abc.abstractmethod
+    def _steps(self) -> Steps[None]:
+        """Yields the search's steps; they may look at what was told so far, and at nothing else."""
+
+    @abc.abstractmethod
+    def _foreseen(self) -> int:
+        """Returns about how many trials there will be in all, without a budget."""
+
+    def ask(self) -> tuple[Ask, ...]:
+        """Returns what of the step at hand was not told yet; empty when the search is over."""
+        return tuple(self._waiting)
 
     def tell(self, told: Told) -> None:
         """Takes what the first mixture that is asked for was worth.
 
-        Raises ValueError where it is another mixture, or lacks the gradient.
+        Raises ValueError if it is another mixture, or lacks the gradient.
         """
-        ...
+        if not self._waiting or told.mixture != self._waiting[0].mixture:
+            raise ValueError(f"{told.mixture} was not asked for")
+        if self._waiting[0].gradient and told.gradients is None:
+            raise ValueError(f"the gradient of {told.mixture} was asked for")
+        self._spent += self._waiting.popleft().cost
+        self._told.append(told)
+        self._answers.append(told)
+        self._go_on()
 
     def expected(self) -> int:
-        """Returns about how many trials there will be in all; at least those told."""
-        ...
+        """Returns about how many trials there will be in all; once over, the number told."""
+        if not self._waiting:
+            return len(self._told)
+        num = max(self._foreseen(), len(self._told) + len(self._waiting))
+        if self.setting.budget is None:
+            return num
+        return min(num, len(self._told) + (self.setting.budget - self._spent) // VALUE_COST)
 
     def chance(self) -> float | None:
-        """Returns the probability that a mixture not tried is better than the best that was.
+        """Returns the probability that an untried mixture is better than the best that was tried.
 
-        None where the strategy has no opinion.
+        None if the strategy has no opinion.
         """
-        ...
+        return None
 
-    def state(self) -> Sequence[Told]:
+    def state(self) -> list[Told]:
         """Returns everything told, in order."""
-        ...
+        return list(self._told)
+
+    def _go_on(self) -> None:
+        """Takes steps until one asks for something, or the search is over."""
+        while not self._waiting and not self._is_last:
+            answers, self._answers = self._answers, []
+            try:
+                wanted = self._run.send(answers) if self._is_begun else next(self._run)
+            except StopIteration:
+                self._is_last = True
+                return
+            self._is_begun = True
+            left = math.inf if self.setting.budget is None else self.setting.budget - self._spent
+            for asked in wanted:
+                left -= asked.cost
+                if left < 0:
+                    self._is_last = True
+                    break
+                self._waiting.append(asked)
+
+    def _subsets(self) -> Subsets:
+        """Returns the space of a strategy that tries subsets. Raises ValueError for another."""
+        if not isinstance(self.setting.space, Subsets):
+            able = "gradient, regression and optuna search do both"
+            raise ValueError(f"{self.name} search tries subsets, not weights; {able}")
+        return self.setting.space
+
+    def _tried(self) -> list[Mixture]:
+        return [told.mixture for told in self._told]
+
+    def _rng(self) -> np.random.Generator:
+        """Returns draws that depend on the seed and on how far the search is."""
+        return np.random.default_rng([self.setting.seed, len(self._told)])
+
+
+def one(asked: Ask) -> Steps[Told]:
+    """Asks for one mixture and returns what it was worth."""
+    (told,) = yield (asked,)
+    return told
+
+
+def check_installed(package: str, key: str, what: str) -> None:
+    """Raises SettingError if a package that something takes is not installed."""
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        message = f'{what} takes the package {package}: pip install "mergetomix[search]"'
+        raise SettingError(key, message) from None

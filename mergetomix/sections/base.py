@@ -15,6 +15,7 @@ class Base(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub model; null is its main branch."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number type of the weights: `auto` is bfloat16 for LoRA on a GPU that has it, else float32."""
+    """Number type of the weights: `auto` is bfloat16 for LoRA on a GPU that has it, else
+    float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""

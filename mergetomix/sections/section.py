@@ -7,8 +7,6 @@ from typing import Annotated, Any, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Text = Annotated[str, Field(min_length=1)]
-
-
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy, which draws, takes for a seed."""
 
@@ -16,7 +14,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 class Section(BaseModel):
     """A frozen part of the recipe that knows its keys."""
 
-    # Defaults are validated too: `epochs: 1` and no epochs at all are then the same value, and the same address.
+    # Defaults are validated too: `epochs: 1` and no epochs at all then have the same address.
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
@@ -32,7 +30,6 @@ class Section(BaseModel):
         # pydantic takes true for 1, and YAML takes yes and on for true
         wanted = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and not {bool, Any} & {wanted, *get_args(wanted)}:
-            raise ValueError(
-                f"must not be {str(value).lower()}; YAML takes yes, no, on and off for it, so quote a text"
-            )
+            yaml = "YAML takes yes, no, on and off for it, so quote a text"
+            raise ValueError(f"must not be {str(value).lower()}; {yaml}")
         return value

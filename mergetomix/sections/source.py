@@ -1,9 +1,9 @@
-"""Where rows come from, and how a row becomes an example."""
+"""The source of rows, and how a row becomes an example."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -16,12 +16,20 @@ SOURCE_DEFAULTS: Mapping[str, Mapping[str, str]] = {
 
 
 class Source(Section):
-    """Where rows come from and how a row becomes an example: `prompt` and `completion`, `messages`, or `text`."""
+    """A source of rows, and how a row becomes an example.
+
+    That is by `prompt` and `completion`, `messages`, `text`, or an `image` and its `label`.
+    `needs_mapping` is false where a source may leave both out.
+    """
+
+    needs_mapping: ClassVar[bool] = True
 
     path: Text | None = None
-    """A file, glob or folder (jsonl, json, csv, tsv, parquet, each also .gz; plain text), or a hub id."""
+    """A file, glob or folder (jsonl, json, csv, tsv, parquet, each also .gz; plain text), or a hub
+    id."""
     rows: Any = None
-    """The rows themselves, instead of a path: a list of mappings, or a `datasets.Dataset` from Python."""
+    """The rows themselves, instead of a path: a list of mappings, or a `datasets.Dataset` from
+    Python."""
     name: str | None = None
     """Configuration of a hub dataset, such as `main`."""
     split: str = "train"
@@ -29,26 +37,29 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
     prompt: str | None = None
-    """The prompt: a column, or a format string over columns such as `"Q: {question}\\nA:"`. Not trained on."""
+    """The prompt: a column, or a format string over columns such as `"Q: {question}\\nA:"`. Not
+    trained on."""
     completion: str | None = None
     """What the model should answer: a column or a format string. The loss is taken here alone."""
     messages: str | None = None
     """A column of chat messages (`role`, `content`), rendered by the tokenizer's chat template."""
     text: str | bool | None = None
-    """`true`: every file is one document. A string: the column (or format string) that holds the text."""
+    """`true`: every file is one document. A string: the column (or format string) that holds the
+    text."""
     image: str | None = None
-    """The column of images: names of files, encoded bytes, arrays, or an Image of `datasets`. For family: image-classifier,
-    where it is `image` unless given."""
+    """The column of images: names of files, encoded bytes, arrays, or an Image of `datasets`. For
+    family: image-classifier, where it is `image` unless given."""
     label: str | None = None
-    """The column of labels: names of classes, or numbers that count `classes` from 0. `label` unless given; the
-    folders' names where a folder holds one for each class."""
+    """The column of labels: names of classes, or numbers that count `classes` from 0. `label`
+    unless given; the folders' names where a folder holds one for each class."""
     classes: list[Text] | None = None
-    """The names of the classes in order; null takes them from the source: its folders, its ClassLabel, or the labels."""
+    """The names of the classes in order; null takes them from the source: its folders, its
+    ClassLabel, or the labels."""
     templates: list[Text] = Field(default=["a photo of a {}."])
     """For a text head: what a text says of a class, {} being its name; several are averaged."""
     lines_per_example: int | None = Field(default=None, ge=1)
-    """With `text: true`: cut every document into examples of so many lines; null keeps it whole. A target of few long documents
-    needs it: what is compared is examples."""
+    """With `text: true`: cut every document into examples of so many lines; null keeps it whole. A
+    target of few long documents needs it: what is compared is examples."""
     max_examples: int | None = Field(default=None, ge=1)
     """Take at most so many rows, drawn by the seed."""
     max_tokens: int | None = Field(default=None, ge=1)
@@ -58,26 +69,18 @@ class Source(Section):
 
     @model_validator(mode="after")
     def _one_mapping(self) -> Source:
-        kinds = [
-            k
-            for k in ("completion", "messages", "text", "label")
-            if getattr(self, k) not in (None, False)
-        ]
-        if len(kinds) > 1:
-            raise ValueError(
-                f"give one of completion, messages, text, label, not {' and '.join(kinds)}"
-            )
-        if not kinds and not self._needs_no_mapping():
-            raise ValueError(
-                "say how a row becomes an example: prompt and completion, messages, text (or family: image-classifier)"
-            )
-        if self.prompt is not None and "completion" not in kinds and not self._needs_no_mapping():
+        keys = ("completion", "messages", "text", "label")
+        given = [key for key in keys if getattr(self, key) not in (None, False)]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(keys)}, not {' and '.join(given)}")
+        if self.needs_mapping and not given:
+            known = "prompt and completion, messages, text (or family: image-classifier)"
+            raise ValueError(f"say how a row becomes an example: {known}")
+        if self.needs_mapping and self.prompt is not None and "completion" not in given:
             raise ValueError("prompt needs a completion beside it")
-        for template in self.templates:
-            if "{}" not in template:
-                raise ValueError(
-                    f"templates: {template!r} must hold {{}}, where the class's name goes"
-                )
+        for text in self.templates:
+            if "{}" not in text:
+                raise ValueError(f"templates: {text!r} must hold {{}}, where the class's name goes")
         if self.lines_per_example is not None and not self.files:
             raise ValueError("lines_per_example cuts documents, so it needs text: true")
         return self
@@ -86,12 +89,9 @@ class Source(Section):
     def _one_source(self) -> Source:
         if self.path is not None and self.rows is not None:
             raise ValueError("give path or rows, not both")
-        if self.path is None and self.rows is None and not self._needs_no_mapping():
+        if self.needs_mapping and self.path is None and self.rows is None:
             raise ValueError("give a path")
         return self
-
-    def _needs_no_mapping(self) -> bool:
-        return False
 
     @property
     def files(self) -> bool:
@@ -103,13 +103,5 @@ class Dataset(Source):
     """A candidate: data that one may fine-tune on."""
 
     expert: Text | None = None
-    """A folder with an expert already trained on this dataset from the same base (safetensors): used instead of training."""
-
-
-class WithOptions(Source):
-    """A source whose examples have options, of which the completion is the right one."""
-
-    options: str | list[str] | None = None
-    """The options shared by all examples, or the column that lists an example's own."""
-    option_format: str = "{option}"
-    """How an option is written after the prompt, such as `" {option}"`."""
+    """A folder with an expert already trained on this dataset from the same base (safetensors):
+    used instead of training."""

@@ -30,3 +30,13 @@ class WithHead(TargetSection):
     head: Text | None = None
     """For images.head: own: the dataset whose head scores this target; null takes the only one with
     the same classes."""
+
+
+class WithOptions(TargetSection):
+    """A target whose examples have options, of which the completion is the right one."""
+
+    options: str | list[str] | None = None
+    """The options shared by all examples, or the column that lists an example's own. The right one
+    is the completion."""
+    option_format: str = "{option}"
+    """How an option is written after the prompt, such as `" {option}"`."""

@@ -24,7 +24,10 @@ class Lora(Section):
 
 
 class Augment(Section):
-    """Random changes of training images, another one every time an image is seen. All off by default."""
+    """Random changes of training images, another one every time an image is seen.
+
+    All are off by default.
+    """
 
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability of a mirror image, left for right."""
@@ -37,12 +40,16 @@ class Augment(Section):
 
 
 class Anchor(Section):
-    """General data mixed into every fine-tune, experts and real ones alike: it keeps them near each other."""
+    """General data mixed into every fine-tune, experts and real ones alike.
+
+    It keeps them near each other.
+    """
 
     dataset: Dataset
     """Where the general data comes from, as for a candidate."""
     share: float = Field(gt=0, lt=1)
-    """Share of a fine-tune's sequences that are general data: 0.5 adds as many as there are of its own."""
+    """Share of a fine-tune's sequences that are general data: 0.5 adds as many as there are of its
+    own."""
 
 
 class Train(Section):
@@ -73,11 +80,11 @@ class Train(Section):
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     packing: bool = False
-    """Lay a batch's sequences end to end instead of padding them; each attends to itself alone, so the loss is the same.
-    Saves time on a GPU with flash attention."""
+    """Lay a batch's sequences end to end instead of padding them; each attends to itself alone, so
+    the loss is the same. Saves time on a GPU with flash attention."""
     max_length: int = Field(default=1024, ge=8)
-    """Longest sequence in tokens; the model's own limit holds where it is lower. Longer texts are cut into several sequences;
-    longer prompts lose their beginning."""
+    """Longest sequence in tokens; the model's own limit holds where it is lower. Longer texts are
+    cut into several sequences; longer prompts lose their beginning."""
     seed: Seed = 0
     """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
     anchor: Anchor | None = None

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mergetomix.errors import Fault, TrainingError
-from mergetomix.executors.work import ModelReference, Scored, ScoringWork
+from mergetomix.executors.work import ModelReference, ScoringResult, ScoringWork
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Finetune, Mixture, Part, Scores, Trial
 from mergetomix.session.addresses import Addresses
@@ -142,7 +142,7 @@ class Evaluations:
         """Hands work out and keeps what comes back; yields the work that is done, in any order."""
         for done in self._open.executor.run(work):
             found, own = done.result(), done.work
-            assert isinstance(found, Scored)
+            assert isinstance(found, ScoringResult)
             assert isinstance(own, ScoringWork)
             model = own.model
             with self._store.transaction():
@@ -151,7 +151,7 @@ class Evaluations:
                     self._store.add_scores(model.key, address, own.part, scores, seconds)
             yield own
 
-    def take(self, work: ScoringWork) -> Scored:
+    def take(self, work: ScoringWork) -> ScoringResult:
         """Carries out the work: scores a model on some targets or blocks of their examples."""
         model, merge_s = self._loaded(work.model)
         found = []
@@ -161,7 +161,7 @@ class Evaluations:
             scores = scored_within_memory(scorer, model, name)
             found.append((address, scores, time.monotonic() - started))
             check_finite(scores, work.model, name, scorer.places)
-        return Scored(merge_s, tuple(found))
+        return ScoringResult(merge_s, tuple(found))
 
     def _loaded(self, model: ModelReference) -> tuple[Any, float]:
         """A model, and the seconds that merging it took."""
@@ -170,7 +170,7 @@ class Evaluations:
         if model.kind == "base":
             return self._proxies.base(), 0.0
         assert model.mixture is not None
-        self._proxies.bank()
+        self._proxies.read()
         started = time.monotonic()
         live = self._proxies.live(model.mixture, model.exponent)
         return live, time.monotonic() - started

@@ -12,7 +12,7 @@ import numpy as np
 
 from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
-from mergetomix.executors.work import FinetuneWork, Trained
+from mergetomix.executors.work import FinetuneResult, FinetuneWork
 from mergetomix.mixtures import rows
 from mergetomix.models.encoding import Item
 from mergetomix.progress import Listener
@@ -172,7 +172,7 @@ class Finetunes:
                     yield work.mixture, failed
                     continue
                 trained = done.result()
-                assert isinstance(trained, Trained)
+                assert isinstance(trained, FinetuneResult)
                 yield work.mixture, self._keep(draft, work, trained)
             yield from _emptied(ready)
         finally:
@@ -196,7 +196,7 @@ class Finetunes:
             self._store.add_finetune(record, self._addresses.settings(seed), about)
 
     def _keep(
-        self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: Trained
+        self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: FinetuneResult
     ) -> Finetune:
         """Puts a trained model in its place in the store, and its record beside it."""
         given = self._given(work.mixture)
@@ -215,11 +215,11 @@ class Finetunes:
             return None
         return self._recipe.datasets[mixture.members[0]].expert
 
-    def train(self, work: FinetuneWork) -> Trained:
+    def train(self, work: FinetuneWork) -> FinetuneResult:
         """Carries out the work: trains the model in the work's folder."""
         mixture, sequences = work.mixture, self.sequences(work.mixture, work.seed)
         if self._given(mixture) is not None:
-            return Trained(len(sequences), 0, 0.0)
+            return FinetuneResult(len(sequences), 0, 0.0)
         settings = self.train_settings(mixture)
         if work.seed is not None:
             settings = settings.model_copy(update={"seed": work.seed})
@@ -234,7 +234,7 @@ class Finetunes:
                 )
             except TrainingError as error:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
-        return Trained(len(sequences), num_tokens, seconds)
+        return FinetuneResult(len(sequences), num_tokens, seconds)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from mergetomix.errors import Fault
-from mergetomix.executors.work import Derivatives, GradientWork, ModelReference, ScoringWork
+from mergetomix.executors.work import GradientResult, GradientWork, ModelReference, ScoringWork
 from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.session.addresses import Addresses
 from mergetomix.session.evaluations import Evaluations
@@ -116,8 +116,9 @@ class Gradients:
             if not agreement >= LEAST_AGREEMENT:
                 self._open.warn(
                     f"target {name}: the loss of its answers, which the search learnt from, ranks"
-                    f" the {len(trials)} mixtures tried unlike its score (Spearman {agreement:.2f});"
-                    " set search.strategy: regression, greedy or exhaustive"
+                    f" the {len(trials)} mixtures tried unlike its score"
+                    f" (Spearman {agreement:.2f}); set search.strategy: regression, greedy or"
+                    " exhaustive"
                 )
 
     # --- derivatives
@@ -170,14 +171,14 @@ class Gradients:
         if experts <= set(known.by_expert):
             return known.by_expert
         new = next(self._open.executor.run([GradientWork(key, model, target)])).result()
-        assert isinstance(new, Derivatives)
+        assert isinstance(new, GradientResult)
         by_expert = {**known.by_expert, **new.by_expert}
         with self._store.artifact(key) as folder:
             kept = {"by_expert": by_expert, "seconds": known.seconds + new.seconds}
             (folder / FILE).write_text(json.dumps(kept))
         return by_expert
 
-    def take(self, work: GradientWork) -> Derivatives:
+    def take(self, work: GradientWork) -> GradientResult:
         """Carries out the work: one forward and backward pass over a target's examples."""
         started = time.monotonic()
         scorer, mixture = self.scorer(work.target), work.model.mixture
@@ -187,19 +188,19 @@ class Gradients:
         model = self._proxies.live(mixture, work.model.exponent)
         hint = "lower batch_tokens, or set search.strategy: regression"
         with enough_memory(f"the gradient of target {work.target}", hint):
-            _, gradient = self._proxies.bank().gradient(scorer.target.parts(model))
+            _, gradient = self._proxies.read().gradient(scorer.target.parts(model))
         odd = next((name for name, value in gradient.items() if value - value != 0), None)
         if odd is not None:
             what = f"the derivative of target {work.target} in the weight of {odd}"
             hint = "set search.strategy: greedy, or base.dtype: float32"
             raise Fault(f"{what} is {gradient[odd]} at {mixture}", hint=hint)
         by_expert = {self._addresses.expert(name): value for name, value in gradient.items()}
-        return Derivatives(by_expert, time.monotonic() - started)
+        return GradientResult(by_expert, time.monotonic() - started)
 
 
-def _known(file: Path) -> Derivatives:
+def _known(file: Path) -> GradientResult:
     """The derivatives in a file; none where there is no file."""
     if not file.exists():
-        return Derivatives({}, 0.0)
+        return GradientResult({}, 0.0)
     found = json.loads(file.read_text())
-    return Derivatives(found["by_expert"], found["seconds"])
+    return GradientResult(found["by_expert"], found["seconds"])

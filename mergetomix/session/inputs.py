@@ -1,4 +1,7 @@
-"""Everything that a recipe names, read and checked before any training: datasets as sequences, targets ready to score."""
+"""Everything that a recipe names, read and checked before any training.
+
+Datasets become training sequences, targets become scorers over their select and report parts.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from mergetomix.data import leaks, splits
 from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.models.encoding import Encoding, Item, content, counted, take_tokens
-from mergetomix.models.family import Family
+from mergetomix.models.family import ClassifiesImages, Family
 from mergetomix.models.opening import open_family
 from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
@@ -41,17 +44,14 @@ class Material:
 class Scorer:
     """A target over one part of its examples, with the address that its scores are kept under.
 
-    Where mixtures race, `blocks` are the examples in the order in which they are seen, each block a scorer of its own with its
-    `stage` of the race and the `places` of its examples among all; their scores together are the target's (`blocks.py`).
-    `num_cut` prompts lost their beginning to leave room for the answer. `num_tokens` are read in one evaluation; zero where
-    that is not known, as for a function.
+    If mixtures race, `blocks` are the examples in the order in which they are seen, each block a
+    scorer of its own with its `stage` of the race and the `places` of its examples among all;
+    their scores together are the target's.
     """
 
     target: Target
     address: str
     num_examples: int
-    num_cut: int = 0
-    num_tokens: int = 0
     blocks: tuple[Scorer, ...] = ()
     places: tuple[int, ...] = ()
     stage: int = 0
@@ -62,13 +62,17 @@ class Scorer:
         return [self.address, *(block.address for block in self.blocks)]
 
     def score(self, model: Any) -> Scores:
-        """The scores of a model."""
+        """Returns the scores of a model."""
         return self.target.score(model)
 
 
 @dataclass
 class Inputs:
-    """What a recipe names, ready for use."""
+    """What a recipe names, ready for use.
+
+    `candidates` are the datasets, `wanted` the targets that have examples, `scorers` all targets
+    by part and name.
+    """
 
     recipe: Recipe
     family: Family
@@ -80,13 +84,45 @@ class Inputs:
     _contents: dict[str, str] = field(default_factory=dict)
     _companions: dict[str, Scorer | None] = field(default_factory=dict)
 
+    # --- datasets
+
     def sequences(self, name: str) -> Sequence[Item]:
-        """The training sequences of a dataset."""
+        """Returns the training sequences of a dataset."""
         return self.candidates[name].encoding.sequences
 
+    def content(self, name: str) -> str:
+        """Returns the address of a dataset's training sequences."""
+        if name not in self._contents:
+            self._contents[name] = content(self.sequences(name))
+        return self._contents[name]
+
+    def expert_content(self, name: str, store: Store) -> str | None:
+        """Returns the address of an expert that the user gives, or None if one is trained."""
+        path = self.recipe.datasets[name].expert
+        if path is None:
+            return None
+        files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.json"))
+        return hash_files(files, store)
+
+    @property
+    def sizes(self) -> dict[str, float]:
+        """Training sequences of each dataset."""
+        return {name: float(len(self.sequences(name))) for name in self.candidates}
+
+    @property
+    def scored_tokens(self) -> dict[str, float]:
+        """Tokens of one pass over each dataset on which the loss is taken."""
+        return {
+            name: float(sum(each.num_scored for each in self.sequences(name)))
+            for name in self.candidates
+        }
+
     def general(self, num: int) -> list[Item]:
-        """`num` sequences of the anchor dataset: the first of an order drawn by its seed, so that a larger draw holds a smaller
-        one; taken round again where there are too few."""
+        """Returns `num` sequences of the anchor dataset.
+
+        They are the first of an order drawn by its seed, so that a larger draw holds a smaller
+        one; taken round again if there are too few.
+        """
         if self.anchor is None or self.recipe.train.anchor is None:
             return []
         sequences = self.anchor.encoding.sequences
@@ -95,39 +131,20 @@ class Inputs:
         return [sequences[order[i % len(order)]] for i in range(num)]
 
     def anchor_content(self) -> str:
-        """The address of the anchor dataset's sequences, in their order."""
-        return (
-            ""
-            if self.anchor is None
-            else content(self.general(len(self.anchor.encoding.sequences)))
-        )
+        """Returns the address of the anchor dataset's sequences, in their order."""
+        if self.anchor is None:
+            return ""
+        return content(self.general(len(self.anchor.encoding.sequences)))
 
-    def content(self, name: str) -> str:
-        """The address of a dataset's training sequences."""
-        if name not in self._contents:
-            self._contents[name] = content(self.sequences(name))
-        return self._contents[name]
+    def finetune_bytes(self) -> int:
+        """Returns the disk that one fine-tune takes: float32 params, and what comes with them."""
+        lora = self.recipe.train.lora if self.recipe.train.method == "lora" else None
+        return 4 * self.family.num_saved(lora) + 4_000_000
 
-    @property
-    def sizes(self) -> dict[str, float]:
-        """Training sequences of each dataset."""
-        return {
-            name: float(len(candidate.encoding.sequences))
-            for name, candidate in self.candidates.items()
-        }
-
-    @property
-    def scored_tokens(self) -> dict[str, float]:
-        """Tokens of one pass over each dataset on which the loss is taken."""
-        sequences = {
-            name: candidate.encoding.sequences for name, candidate in self.candidates.items()
-        }
-        return {
-            name: float(sum(each.num_scored for each in own)) for name, own in sequences.items()
-        }
+    # --- targets
 
     def targets(self, part: Part) -> Mapping[str, Scorer]:
-        """The targets over the select or the report part of their examples."""
+        """Returns the targets over the select or the report part of their examples."""
         return self.scorers[part]
 
     def scorer(self, name: str, part: Part, address: str) -> Scorer:
@@ -140,20 +157,23 @@ class Inputs:
         return found
 
     def select_examples(self, target: str) -> Sequence[Example]:
-        """The examples of a target's select part; none for a function's target."""
+        """Returns the examples of a target's select part; none for a function's target."""
         if target not in self.wanted:
             return ()
-        spec = self.recipe.targets[target]
-        return splits.split(self.wanted[target].examples, self.recipe.select_fraction, spec.seed)[0]
+        seed = self.recipe.targets[target].seed
+        return splits.split(self.wanted[target].examples, self.recipe.select_fraction, seed)[0]
 
     def companion(self, target: str) -> Scorer | None:
-        """The loss that stands for a target's score where derivatives are needed: of its right answers on the same select
-        examples. None where there are no answers, as with a function without prompt and completion."""
+        """Returns the loss that stands for a target's score if derivatives are needed.
+
+        It is that of the right answers on the same select examples. None without answers, as with
+        a function that has no prompt and completion.
+        """
         if target not in self._companions:
             examples = self._answered(target)
             setting = TargetSetting(self.family, f"targets.{target}", self.recipe.batch_tokens)
             try:
-                found = _lossy(examples, setting) if examples else None
+                found = _scorer_of(Loss(examples, setting), examples, setting) if examples else None
             except DataError as error:
                 self.warnings.append(f"target {target} has no companion loss: {error}")
                 found = None
@@ -170,71 +190,56 @@ class Inputs:
         items = self.family.read(spec, f"targets.{target}").items
         return [items[row] for row in scorer.keep]
 
-    def expert_content(self, name: str, store: Store) -> str | None:
-        """The address of an expert that the user gives, or None where one is trained."""
-        path = self.recipe.datasets[name].expert
-        if path is None:
-            return None
-        files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.json"))
-        return hash_files(files, store)
-
-    def finetune_bytes(self) -> int:
-        """Disk that one fine-tune takes: its params in float32, and what comes with them."""
-        lora = self.recipe.train.lora if self.recipe.train.method == "lora" else None
-        return 4 * self.family.num_saved(lora) + 4_000_000
-
 
 def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
-    """Read the base's configuration and tokenizer, every dataset and every target.
+    """Reads the base's configuration and tokenizer, every dataset and every target.
 
     Raises:
         UserError: something cannot be read or does not fit; names its place in the recipe.
     """
-    settings = recipe.train
-    _refuse_foreign(recipe)
-    family = open_family(recipe.family, recipe.base, recipe.device, settings, recipe.images)
-    warnings = list(family.limits)
+    family = open_family(recipe.family, recipe.base, recipe.device, recipe.train, recipe.images)
+    if not isinstance(family, ClassifiesImages):
+        _refuse_foreign(recipe)
     read = _read(recipe, family, listener)
-    anchor = read.pop("train.anchor.dataset", None)
-    found = {name: read[f"datasets.{name}"] for name in recipe.datasets}
-    wanted = {name: read[f"targets.{name}"] for name in recipe.targets if f"targets.{name}" in read}
-    general = () if anchor is None else (anchor,)
-    family.settle({each.where: each for each in (*found.values(), *general, *wanted.values())})
+    family.settle(read)
     candidates = {
-        name: _candidate(recipe.datasets[name], examples, family)
-        for name, examples in found.items()
+        name: _candidate(spec, read[f"datasets.{name}"], family)
+        for name, spec in recipe.datasets.items()
     }
     materials = {
-        name: _target_material(recipe.targets[name], examples, family)
-        for name, examples in wanted.items()
+        name: _target_material(spec, read[f"targets.{name}"], family)
+        for name, spec in recipe.targets.items()
+        if f"targets.{name}" in read
     }
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
     for name, spec in recipe.targets.items():
-        setting = TargetSetting(family, f"targets.{name}", recipe.batch_tokens)
-        racing = recipe.search.racing is not None
-        if name in materials:
-            both = _scorers(spec, materials[name].examples, setting, recipe.select_fraction, racing)
-        elif isinstance(spec, PythonTarget):
-            both = _python_scorers(spec, setting, recipe.select_fraction, racing)
+        both = _scorers(
+            recipe,
+            spec,
+            materials.get(name),
+            TargetSetting(family, f"targets.{name}", recipe.batch_tokens),
+        )
         scorers["select"][name], scorers["report"][name] = both
-    warnings += _notes(candidates | materials, family)
-    prompts = {
-        name: sum(scorers[part][name].num_cut for part in scorers) for name in recipe.targets
-    }
-    warnings += counted(prompts, "prompts lose their beginning to leave room for max_new_tokens")
-    _check_shared(candidates, materials, warnings)
-    beside = (
-        None
-        if settings.anchor is None or anchor is None
-        else _candidate(settings.anchor.dataset, anchor, family)
+    every = candidates | materials
+    warnings = [
+        *family.limits,
+        *family.notes({name: material.encoding for name, material in every.items()}),
+        *(note for material in every.values() for note in material.examples.notes),
+        *counted(
+            {n: sum(scorers[part][n].target.num_cut for part in scorers) for n in recipe.targets},
+            "prompts lose their beginning to leave room for max_new_tokens",
+        ),
+        *_shared(candidates, materials),
+    ]
+    anchor = recipe.train.anchor
+    general = (
+        None if anchor is None else _candidate(anchor.dataset, read["train.anchor.dataset"], family)
     )
-    return Inputs(recipe, family, candidates, scorers, warnings, beside, materials)
+    return Inputs(recipe, family, candidates, scorers, warnings, general, materials)
 
 
 def _refuse_foreign(recipe: Recipe) -> None:
-    """Raises RecipeError for a key that only another family heeds, so that none is ignored."""
-    if recipe.family == "image-classifier":
-        return
+    """Raises RecipeError for a key that only image classifiers heed, so that none is ignored."""
     default = type(recipe).model_fields["images"].default
     augment = recipe.train.augment
     foreign = {"images": recipe.images != default, "train.augment": augment is not None}
@@ -247,10 +252,8 @@ def _refuse_foreign(recipe: Recipe) -> None:
 
 
 def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
-    """The examples of every source, by its place in the recipe; a target that is a function brings its own."""
-    sources: dict[str, Source] = {
-        f"datasets.{name}": spec for name, spec in recipe.datasets.items()
-    }
+    """The examples of every source, by its place in the recipe; a function brings its own."""
+    sources: dict[str, Source] = {f"datasets.{n}": spec for n, spec in recipe.datasets.items()}
     if recipe.train.anchor is not None:
         sources["train.anchor.dataset"] = recipe.train.anchor.dataset
     for name, spec in recipe.targets.items():
@@ -265,15 +268,6 @@ def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examp
     return found
 
 
-def _notes(materials: Mapping[str, Material], family: Family) -> list[str]:
-    """What the user should know of how rows became examples, and examples sequences."""
-    encodings = {name: material.encoding for name, material in materials.items()}
-    return [
-        *family.notes(encodings),
-        *(note for material in materials.values() for note in material.examples.notes()),
-    ]
-
-
 def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
     where = examples.where
     encoding = take_tokens(family.encode(examples.items, where), spec.max_tokens, spec.seed)
@@ -283,130 +277,113 @@ def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
 
 
 def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Material:
-    where = examples.where
-    encoding = family.encode(examples.items, where)
-    if spec.max_tokens is not None:
-        examples = examples.take(_within_tokens(encoding, spec.max_tokens, spec.seed))
-        encoding = family.encode(examples.items, where)
-    return Material(examples, encoding)
-
-
-def _scorers(
-    spec: AnyTarget,
-    examples: Examples,
-    setting: TargetSetting,
-    select_fraction: float,
-    racing: bool,
-) -> tuple[Scorer, Scorer]:
-    """The target over its select and its report part."""
-    select, report = splits.split(examples, select_fraction, spec.seed)
-    blocks = (
-        _blocks(select, spec, setting, lambda some: _scorer(spec, some, setting)) if racing else ()
-    )
-    return replace(_scorer(spec, select, setting), blocks=blocks), _scorer(spec, report, setting)
-
-
-def _blocks(
-    select: Sequence[Example],
-    spec: AnyTarget,
-    setting: TargetSetting,
-    scorer: Callable[[list[Example]], Scorer],
-) -> tuple[Scorer, ...]:
-    """The select part cut as a race sees it. Raises DataError where there are too few examples to race on."""
-    if len(select) < race.MIN_EXAMPLES:
-        message = f"search.racing needs at least {race.MIN_EXAMPLES} select examples, and there are {len(select)}"
-        raise DataError(
-            setting.where,
-            message,
-            hint="give the target more rows, raise select_fraction, or leave racing out",
-        )
-    order, found, start = splits.drawn_order(select, spec.seed), [], 0
-    for stage, end in enumerate(race.stages(len(select))):
-        places = tuple(
-            sorted(order[start:end])
-        )  # in the examples' own order, as batches are made of the whole
-        if places:
-            found.append(
-                replace(scorer([select[place] for place in places]), places=places, stage=stage)
-            )
-        start = end
-    return tuple(found)
-
-
-def _scorer(spec: AnyTarget, part: Sequence[Example], setting: TargetSetting) -> Scorer:
-    target = spec.build(part, setting)
-    # scores depend on the batches they were computed in, by a rounding
-    address = digest(target.address(), setting.batch_tokens)
-    return Scorer(target, address, len(part), target.num_cut, target.num_tokens)
-
-
-def _lossy(examples: Sequence[Example], setting: TargetSetting) -> Scorer:
-    """The loss of some examples."""
-    loss = Loss(examples, setting)
-    return Scorer(
-        loss, digest(loss.address(), setting.batch_tokens), len(examples), 0, loss.num_tokens
-    )
-
-
-def _python_scorers(
-    spec: PythonTarget, setting: TargetSetting, select_fraction: float, racing: bool
-) -> tuple[Scorer, Scorer]:
-    """A function's target: over rows where it has data, else over the scores that it returns for the base."""
-    rows, contents = setting.family.rows(spec, setting.where) if spec.has_data else (None, [])
-    if rows is None:
-        function = load_function(spec.function, setting.where)
-        num = len(
-            call(function, setting.family.load(), setting.family.processor, None, setting.where)
-        )
-    else:
-        num = len(rows)
-    texts = [repr(contents[i]) if rows is not None else str(i) for i in range(num)]
-    items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
-    select, report = splits.split(
-        Examples(setting.where, setting.where, items, num, 0, (), ()), select_fraction, spec.seed
-    )
-
-    def scorer(part: Sequence[Example]) -> Scorer:
-        keep = [item.row for item in part]
-        some = [contents[i] for i in keep] if rows is not None else None
-        target = Function(
-            spec, None if rows is None else [rows[i] for i in keep], keep, setting, some
-        )
-        return Scorer(target, target.address(), len(keep))
-
-    blocks = _blocks(select, spec, setting, scorer) if racing else ()
-    return replace(scorer(select), blocks=blocks), scorer(report)
-
-
-def _within_tokens(encoding: Encoding, max_tokens: int, seed: int) -> list[int]:
-    """Places of whole examples of at most `max_tokens` tokens in all (two examples at least), drawn by the seed."""
+    """A target's examples; of more than `max_tokens` tokens, whole ones drawn by the seed."""
+    encoding = family.encode(examples.items, examples.where)
+    if spec.max_tokens is None:
+        return Material(examples, encoding)
     sizes = [0] * encoding.num_examples
     for sequence in encoding.sequences:
         sizes[sequence.example] += sequence.num_tokens
     order = list(range(len(sizes)))
-    random.Random(seed).shuffle(order)
+    random.Random(spec.seed).shuffle(order)
     kept: list[int] = []
     for i in order:
-        if len(kept) >= 2 and sum(sizes[j] for j in kept) + sizes[i] > max_tokens:
+        # two at least, as one cannot be split
+        if len(kept) >= 2 and sum(sizes[j] for j in kept) + sizes[i] > spec.max_tokens:
             break
         kept.append(i)
-    return sorted(kept)
+    some = examples.take(sorted(kept))
+    return Material(some, family.encode(some.items, examples.where))
 
 
-def _check_shared(
-    candidates: Mapping[str, Material], wanted: Mapping[str, Material], warnings: list[str]
-) -> None:
-    """A target that a dataset holds whole says nothing; one that it shares some rows with is worth a warning."""
+def _scorers(
+    recipe: Recipe, spec: AnyTarget, material: Material | None, setting: TargetSetting
+) -> tuple[Scorer, Scorer]:
+    """A target over its select and its report part."""
+    if isinstance(spec, PythonTarget):
+        examples, scorer = _of_function(spec, setting)
+    else:
+        assert material is not None
+        examples = material.examples
+
+        def scorer(part: Sequence[Example]) -> Scorer:
+            return _scorer_of(spec.build(part, setting), part, setting)
+
+    select, report = splits.split(examples, recipe.select_fraction, spec.seed)
+    racing = recipe.search.racing is not None
+    blocks = _blocks(select, spec.seed, setting.where, scorer) if racing else ()
+    return replace(scorer(select), blocks=blocks), scorer(report)
+
+
+def _scorer_of(target: Target, part: Sequence[Example], setting: TargetSetting) -> Scorer:
+    # scores depend on the batches they were computed in, by a rounding
+    return Scorer(target, digest(target.address(), setting.batch_tokens), len(part))
+
+
+def _of_function(
+    spec: PythonTarget, setting: TargetSetting
+) -> tuple[Examples, Callable[[Sequence[Example]], Scorer]]:
+    """A function's target: over rows if it has data, else over its scores of the base."""
+    family, where = setting.family, setting.where
+    rows, contents = family.rows(spec, where) if spec.has_data else (None, [])
+    if rows is None:
+        function = load_function(spec.function, where)
+        num = len(call(function, family.load(), family.processor, None, where))
+        texts = [str(i) for i in range(num)]
+    else:
+        texts = [repr(each) for each in contents]
+    items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
+
+    def scorer(part: Sequence[Example]) -> Scorer:
+        keep = [item.row for item in part]
+        some = None if rows is None else [rows[i] for i in keep]
+        made_of = None if rows is None else [contents[i] for i in keep]
+        target = Function(spec, some, keep, setting, made_of)
+        return Scorer(target, target.address(), len(keep))
+
+    return Examples(where, items, len(items)), scorer
+
+
+def _blocks(
+    select: Sequence[Example],
+    seed: int,
+    where: str,
+    scorer: Callable[[Sequence[Example]], Scorer],
+) -> tuple[Scorer, ...]:
+    """The select part cut as a race sees it. Raises DataError for too few examples."""
+    if len(select) < race.MIN_EXAMPLES:
+        wanted = f"at least {race.MIN_EXAMPLES} select examples, and there are {len(select)}"
+        hint = "give the target more rows, raise select_fraction, or leave racing out"
+        raise DataError(where, f"search.racing needs {wanted}", hint=hint)
+    order, found, start = splits.drawn_order(select, seed), [], 0
+    for stage, end in enumerate(race.stages(len(select))):
+        # in the examples' own order, as batches are made of the whole
+        places = tuple(sorted(order[start:end]))
+        if places:
+            block = scorer([select[place] for place in places])
+            found.append(replace(block, places=places, stage=stage))
+        start = end
+    return tuple(found)
+
+
+def _shared(candidates: Mapping[str, Material], wanted: Mapping[str, Material]) -> list[str]:
+    """Warnings of examples that a target shares with a dataset.
+
+    Raises DataError if a dataset holds the whole target, which then says nothing.
+    """
+    found = []
     for target, material in wanted.items():
+        num = len(material.examples.items)
         for name, candidate in candidates.items():
             rows = {row for _, row in leaks.shared(candidate.examples, material.examples)}
-            if rows and len(rows) == len(material.examples.items):
-                message = f"every example is also in datasets.{name}: the target would reward learning it by heart"
-                raise DataError(
-                    f"targets.{target}", message, hint="keep the target's rows out of the datasets"
+            if rows and len(rows) == num:
+                message = (
+                    f"every example is also in datasets.{name}: the target would reward learning it"
+                    " by heart"
                 )
+                hint = "keep the target's rows out of the datasets"
+                raise DataError(f"targets.{target}", message, hint=hint)
             if rows:
-                warnings.append(
-                    f"targets.{target} shares {len(rows)} of its {len(material.examples.items)} examples with datasets.{name}"
-                    f" (first: row {min(rows)})"
-                )
+                what = f"{len(rows)} of its {num} examples with datasets.{name}"
+                found.append(f"targets.{target} shares {what} (first: row {min(rows)})")
+    return found

@@ -64,7 +64,8 @@ class OpenRecipe:
 
     def tell_reused(self, what: str) -> None:
         """Says, once, how much of a stage was in the store."""
-        text = f"{what}: {self.reused.get(what, 0)} of {len(self._met.get(what, {}))} were in the store"
+        num, num_met = self.reused.get(what, 0), len(self._met.get(what, {}))
+        text = f"{what}: {num} of {num_met} were in the store"
         if self.reused.get(what) and text not in self._told:
             self._told.add(text)
             self.listener.note(text)

@@ -30,12 +30,22 @@ class Proxies:
         self._live: tuple[Mixture, float] | None = None
         self._statistics: dict[str, Mapping[str, Any]] = {}
 
+    @property
+    def are_read(self) -> bool:
+        """Whether the experts are in memory."""
+        return self._bank is not None
+
     def bank(self, datasets: Sequence[str] | None = None) -> Bank:
-        """Returns the live base and the experts of some datasets, read when first asked for.
+        """Returns the live base and the experts of some datasets, for the caller to change.
 
         Args:
             datasets: None is all that a mixture may hold.
         """
+        self._live = None
+        return self.read(datasets)
+
+    def read(self, datasets: Sequence[str] | None = None) -> Bank:
+        """Reads the experts of some datasets, unless that was done; the model stays as it is."""
         if self._bank is None:
             family = self._open.inputs.family
             model = family.load()
@@ -60,8 +70,8 @@ class Proxies:
         return Path(record.path)
 
     def live(self, mixture: Mixture, exponent: float) -> Any:
-        """Returns the live model as a mixture's proxy."""
-        bank = self.bank()
+        """Returns the live model as a mixture's proxy; merges unless it is that already."""
+        bank = self.read()
         if self._live != (mixture, exponent):
             self._live = None
             if self._open.recipe.merge.method == "linear":
@@ -121,12 +131,12 @@ class Proxies:
         from safetensors.torch import save_file
 
         inputs, text = self._open.inputs, f"{work.statistic} of the expert {work.dataset}"
-        bank, self._live = self.bank(), None
+        bank = self.bank()
         bank.set({work.dataset: 1.0})
         with self._open.listener.task("search", text, 1) as advance:
             compute = statistics.STATISTICS[work.statistic]
             sequences = inputs.sequences(work.dataset)
-            found = compute(inputs.family, bank.model, sequences, self._open.recipe.batch_tokens)
+            found = compute(inputs.family, bank.model, sequences)
             tensors = {param: each.cpu().contiguous() for param, each in found.items()}
             save_file(tensors, Path(work.folder) / FILE)
             advance(1)

@@ -81,4 +81,4 @@ class Spaces:
         sequences = {name: self._inputs.sequences(name) for name in self._recipe.datasets}
         num_tokens = {name: sum(each.num_tokens for each in own) for name, own in sequences.items()}
         num_sequences = {name: len(own) for name, own in sequences.items()}
-        return self.length.caps(self.length.sizes(num_sequences, num_tokens), most)
+        return self.length.caps(num_sequences, num_tokens, most)

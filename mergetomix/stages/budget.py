@@ -1,8 +1,8 @@
 """What a search may cost, and what it has cost so far.
 
-A budget is in forward passes over the targets, in examples scored, or in minutes. The last two become forward passes: of so
-many examples, or of the seconds that the base took. What minutes became is kept in the store, so that a search that is taken
-up again makes the same plan.
+A budget is in forward passes over the targets, in examples scored, or in minutes. The last two
+become forward passes: of so many examples, or of the seconds that the base took. What minutes
+became is kept in the store, so that a search that is taken up again makes the same plan.
 """
 
 from __future__ import annotations
@@ -23,19 +23,28 @@ from mergetomix.store.address import digest
 
 @dataclass(frozen=True)
 class Limit:
-    """The end of a search: forward passes that it may plan with, and seconds after which it plans no more; None for none."""
+    """The end of a search: forward passes to plan with, and seconds after which none is planned.
+
+    None is no end.
+    """
 
     num_passes: int | None = None
     seconds: float | None = None
 
     def half(self, up: bool = False) -> Limit:
-        """Half of it, passes rounded down or up."""
+        """Returns half of it, passes rounded down or up.
+
+        >>> Limit(7).half(), Limit(7).half(up=True)
+        (Limit(num_passes=3, seconds=None), Limit(num_passes=4, seconds=None))
+        """
         passes = None if self.num_passes is None else (self.num_passes + int(up)) // 2
         return Limit(passes, None if self.seconds is None else self.seconds / 2)
 
 
 def limit_of(session: Session) -> Limit:
-    """The recipe's `search.budget`. For minutes the base's scores must be in the store: they say what a pass takes.
+    """Returns the recipe's `search.budget`.
+
+    Minutes become passes once the base's scores are in the store: they say what a pass takes.
 
     Raises:
         RecipeError: it does not pay for one evaluation of the targets.
@@ -44,16 +53,12 @@ def limit_of(session: Session) -> Limit:
     if wanted is None or isinstance(wanted, int):
         return Limit(wanted)
     number, unit = wanted.split()
-    if unit == "examples":
-        each = sum(scorer.num_examples for scorer in session.inputs.targets("select").values())
-        return Limit(
-            _whole(
-                float(number) / each,
-                f"{wanted}, but the targets have {each} to score for every mixture",
-            )
-        )
-    seconds = 60 * float(number)
-    return Limit(_of_seconds(session, seconds), seconds)
+    if unit == "minutes":
+        seconds = 60 * float(number)
+        return Limit(_passes_in(session, seconds), seconds)
+    each = sum(scorer.num_examples for scorer in session.inputs.targets("select").values())
+    message = f"{wanted}, but the targets have {each} to score for every mixture"
+    return Limit(_whole(float(number) / each, message))
 
 
 def _whole(passes: float, message: str) -> int:
@@ -62,21 +67,23 @@ def _whole(passes: float, message: str) -> int:
     return math.floor(passes)
 
 
-def _of_seconds(session: Session, seconds: float) -> int | None:
-    """Forward passes that fit in a time, as they did when it was first asked for; None where the base was not scored yet."""
+def _passes_in(session: Session, seconds: float) -> int | None:
+    """Forward passes that fit in a time, as they did when it was first asked for.
+
+    None if the base was not scored yet.
+    """
     addresses = [scorer.address for scorer in session.inputs.targets("select").values()]
-    base = session.addresses.base
+    base, store = session.addresses.base, session.store
     key = digest("passes", base, sorted(addresses), seconds)
-    file = session.store.artifact_path(key) / "passes.json"
+    file = store.artifact_path(key) / "passes.json"
     if file.exists():
         return int(json.loads(file.read_text()))
-    _, each = session.store.seconds([base], addresses, "select")
+    _, each = store.seconds([base], addresses, "select")
     if not each:
         return None
-    passes = _whole(
-        seconds / each, f"{duration(seconds)}, but scoring the targets once takes {duration(each)}"
-    )
-    with session.store.artifact(key) as folder:
+    message = f"{duration(seconds)}, but scoring the targets once takes {duration(each)}"
+    passes = _whole(seconds / each, message)
+    with store.artifact(key) as folder:
         (folder / file.name).write_text(json.dumps(passes))
     return passes
 
@@ -90,7 +97,7 @@ class Meter:
 
     @property
     def seconds(self) -> float:
-        """Since the search began."""
+        """Seconds since the search began."""
         return time.monotonic() - self.started
 
     def is_over(self, limit: Limit) -> bool:
@@ -98,12 +105,11 @@ class Meter:
         return limit.seconds is not None and self.seconds >= limit.seconds
 
     def line(self, strategy: Strategy, trials: Sequence[Trial]) -> str:
-        """The best so far, the price so far, and the chance that more would help where the strategy has an opinion."""
+        """Returns the best so far, the price so far, and the chance that more would help."""
         best = max(trials, key=lambda trial: trial.objective)
-        text = f"best {best.objective:+.4f} ({best.mixture}) for {self.num_passes} forward passes, {duration(self.seconds)}"
+        price = f"{self.num_passes} forward passes, {duration(self.seconds)}"
+        text = f"best {best.objective:+.4f} ({best.mixture}) for {price}"
         chance = strategy.chance()
-        return (
-            text
-            if chance is None
-            else f"{text}; a better one is left with a chance of {chance:.0%}"
-        )
+        if chance is None:
+            return text
+        return f"{text}; {chance:.0%} chance that an untried mixture is better"

@@ -30,7 +30,7 @@ from mergetomix.stages.search import first_strategy, objective_of_selection, sea
 
 
 def run(recipe: Recipe, listener: Listener | None = None) -> Result:
-    """Does everything: experts, the best mixture by proxy, checks, a real fine-tune, the evidence."""
+    """Does everything: experts, search, checks, the final fine-tune, and the evidence."""
     with open_session(recipe, listener) as session:
         experts = train_experts(session)
         selection = search_mixtures(session)
@@ -78,7 +78,7 @@ def experts_of(made: Finetunes, names: Sequence[str]) -> tuple[Finetune, ...]:
 
 
 def verify_mixtures(session: Session, selection: Selection) -> Verification | None:
-    """Returns what a few real fine-tunes say of the pick; None where the recipe turns checks off."""
+    """Returns what a few real fine-tunes say of the pick; None if the recipe wants no checks."""
     budget = num_checks(session)
     if not budget:
         return None

@@ -1,4 +1,7 @@
-"""What a run will train, and whether the recipe, the data and the disk allow it: asked before anything is trained."""
+"""What a run will train, and whether the recipe, the data and the disk allow it.
+
+It is asked before anything is trained.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +18,22 @@ NUM_CHECKS = 3
 
 
 def num_checks(session: Session) -> int:
-    """How many checks to pay for. Raises RecipeError where there are fewer mixtures to check than the recipe wants."""
+    """Returns how many checks to pay for.
+
+    Raises RecipeError if there are fewer mixtures to check than the recipe wants.
+    """
     num, budget = session.spaces.searched.num_plural, session.recipe.verify.budget
     if budget is None:
         return int(min(NUM_CHECKS, num))
     if budget > num:
-        message = (
-            f"{budget} checks, but the search may choose among {num} mixtures of several datasets"
-        )
-        raise RecipeError(
-            "verify.budget",
-            message,
-            hint="a mixture of one dataset is its own expert and needs no check",
-        )
+        choice = f"the search may choose among {num} mixtures of several datasets"
+        hint = "a mixture of one dataset is its own expert and needs no check"
+        raise RecipeError("verify.budget", f"{budget} checks, but {choice}", hint=hint)
     return budget
 
 
 def baselines(session: Session) -> dict[str, Mixture]:
-    """The mixtures that the final table compares with, by name."""
+    """Returns the mixtures that the final table compares with, by name."""
     options, space = session.recipe.final, session.spaces.searched
     found = {"all datasets": everything(space)} if "all" in options.baselines else {}
     if "random" in options.baselines:
@@ -42,22 +43,27 @@ def baselines(session: Session) -> dict[str, Mixture]:
 
 
 def finetunes(session: Session) -> list[tuple[Mixture, int | None]]:
-    """The mixture of every fine-tune of a run, each once, with its seed where that is not train.seed. What is checked and
-    chosen is not known before the search: others stand for it."""
-    space, checks, seed = session.spaces.searched, num_checks(session), session.recipe.train.seed
-    repeats = session.recipe.verify.repeats if checks else 0
+    """Returns the mixture of every fine-tune of a run, each once, with its seed.
+
+    The seed is None where it is train.seed. What is checked and chosen is not known before the
+    search: others stand for it.
+    """
+    recipe, space = session.recipe, session.spaces.searched
+    checks = num_checks(session)
+    repeats = recipe.verify.repeats if checks else 0
     some = stand_ins(space, max(checks, repeats, 1))
     wanted = [Mixture.union([name]) for name in space.allowed]
-    wanted += some[: max(checks, int(session.recipe.final.train))]
+    wanted += some[: max(checks, int(recipe.final.train))]
     wanted += baselines(session).values()
-    return [(mixture, None) for mixture in dict.fromkeys(wanted)] + [
-        (mixture, seed + 1) for mixture in some[:repeats]
-    ]
+    again = [(mixture, recipe.train.seed + 1) for mixture in some[:repeats]]
+    return [*((mixture, None) for mixture in dict.fromkeys(wanted)), *again]
 
 
 def stand_ins(space: Space, num: int) -> list[Mixture]:
-    """At most `num` mixtures of a space that stand for those that a search will find: of half the datasets, two at least, or
-    drawn where there are groups or weights."""
+    """Returns at most `num` mixtures that stand for those that a search will find.
+
+    They are of half the datasets, two at least, or drawn if there are groups or weights.
+    """
     if isinstance(space, Simplex) or space.groups:
         drawn = space.sample(4 * num, seed=0)
         return sorted(drawn, key=lambda mixture: len(mixture) == 1)[:num]
@@ -68,20 +74,21 @@ def stand_ins(space: Space, num: int) -> list[Mixture]:
 
 
 def check_length(session: Session) -> None:
-    """Raises RecipeError where training is too short to take a sequence of every dataset that a weighted mixture may have."""
+    """Raises RecipeError if training is too short to take a sequence of every dataset."""
     if session.recipe.search.draws_rows:
         session.finetunes.counts(everything(session.spaces.searched))
 
 
 def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]]) -> None:
-    """Raises StoreError where the disk has no room for the planned fine-tunes, with their seeds, that the store lacks."""
-    given = {name for name, spec in session.recipe.datasets.items() if spec.expert is not None}
-    wanted = [(mixture, seed) for mixture, seed in planned if set(mixture.members) - given]
-    todo = [mixture for mixture, seed in wanted if session.finetunes.known(mixture, seed) is None]
-    needed = session.inputs.finetune_bytes() * len(todo)
-    free = session.store.free_bytes()
+    """Raises StoreError if the disk has no room for planned fine-tunes that the store lacks."""
+    datasets, store = session.recipe.datasets.items(), session.store
+    given = {name for name, spec in datasets if spec.expert is not None}
+    num = sum(
+        bool(set(mixture.members) - given) and session.finetunes.known(mixture, seed) is None
+        for mixture, seed in planned
+    )
+    needed, free = num * session.inputs.finetune_bytes(), store.free_bytes()
     if needed > free:
-        message = f"{session.store.path} has {free / 1e9:.1f} GB free, and the fine-tunes need about {needed / 1e9:.1f} GB"
-        raise StoreError(
-            message, hint="free some space, name another store, or train with method: lora"
-        )
+        wanted = f"the fine-tunes need about {needed / 1e9:.1f} GB"
+        hint = "free some space, name another store, or train with method: lora"
+        raise StoreError(f"{store.path} has {free / 1e9:.1f} GB free, and {wanted}", hint=hint)

@@ -18,6 +18,7 @@ from mergetomix.session.evaluations import trial_of
 from mergetomix.session.session import Session
 from mergetomix.stages.budget import Limit, Meter, limit_of
 from mergetomix.stages.race import Race
+from mergetomix.stages.ranking import ranked
 from mergetomix.statistics import agreement
 from mergetomix.statistics.standard_errors import standard_errors
 
@@ -308,17 +309,8 @@ def judged(trials: Sequence[Trial], objective: Objective, base: Base) -> list[Tr
     return [replace(each, objective=objective.of(each.scores, base)) for each in trials]
 
 
-def ranked(trials: Sequence[Trial]) -> tuple[Trial, ...]:
-    """Returns trials, the best objective first; of equals the one with fewer datasets."""
-
-    def place(trial: Trial) -> tuple[float, int, tuple[str, ...]]:
-        return -trial.objective, len(trial.mixture), trial.mixture.datasets
-
-    return tuple(sorted(trials, key=place))
-
-
 def warn_of_blunt_targets(session: Session, trials: Sequence[Trial]) -> None:
-    """Says of each target whose examples cannot tell its best mixture from its worst how many would."""
+    """Names targets whose examples cannot tell their best mixture from their worst."""
     for name in session.recipe.targets if len(trials) > 1 else ():
         scores = [trial.scores[name] for trial in trials]
         best, worst = (pick(scores, key=lambda each: each.mean) for pick in (max, min))

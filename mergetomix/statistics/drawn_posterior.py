@@ -1,9 +1,10 @@
 """What checks say of an objective that is no weighted sum of the targets' gains.
 
-The smallest of several gains is not distributed as one gain is. So every target has a posterior of its own (`calibrate`), the
-objective is taken of draws from all of them, and everything else is taken from these draws. Approximate in two ways: given the
-checks, targets are drawn apart from each other; and where a normal distribution is asked for (the worth of a check, the chance
-of an alternative), it is the one with the draws' means and covariances.
+The smallest of several gains is not distributed as one gain is. So every target has a posterior of
+its own, the objective is taken of draws from all of them, and everything else is taken from these
+draws. Approximate in two ways: given the checks, targets are drawn apart from each other; and if a
+normal distribution is asked for (the worth of a check, the chance of an alternative), it is the one
+with the draws' means and covariances.
 
 Array names end in their shape: D draws, M mixtures, R resamples, E examples.
 """
@@ -31,14 +32,13 @@ class DrawnPosterior(Posterior):
     drawn_DM: Array
 
     def interval(self, confidence: float) -> tuple[Array, Array]:
-        """Quantiles of the draws."""
-        low_M, high_M = np.quantile(
-            self.drawn_DM, [0.5 - confidence / 2, 0.5 + confidence / 2], axis=0
-        )
+        """Returns quantiles of the draws."""
+        low, high = 0.5 - confidence / 2, 0.5 + confidence / 2
+        low_M, high_M = np.quantile(self.drawn_DM, [low, high], axis=0)
         return low_M, high_M
 
     def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
-        """The first of the draws, whatever the seed."""
+        """Returns the first of the draws, whatever the seed."""
         return self.drawn_DM[:num]
 
 
@@ -48,12 +48,12 @@ def posterior_of(
     known: Mapping[str, Mapping[int, float]],
     units: Mapping[str, Unit],
 ) -> DrawnPosterior:
-    """The real objectives of M mixtures, given the real gains of some.
+    """Returns the real objectives of M mixtures, given the real gains of some.
 
     Args:
         views: what is known of the mixtures' gains before any real fine-tune, by target.
         known: real gains by target and row.
-        units: of the prior, by target.
+        units: units of the prior, by target.
     """
     each = {
         name: linear.posterior_of(views[name], known[name], unit=units[name])
@@ -63,44 +63,14 @@ def posterior_of(
         (name, found.draws(seed=place)) for place, (name, found) in enumerate(each.items())
     )
     first, dof = next(iter(each.values())), min(found.dof for found in each.values())
-    rows = sorted(first.known)
-    mean_M = drawn_DM.mean(axis=0)
-    mean_M[rows] = drawn_DM[
-        0, rows
-    ]  # all draws are equal there, and a mean of equals may be a rounding away
+    rows, mean_M = sorted(first.known), drawn_DM.mean(axis=0)
+    # all draws are equal there, and a mean of equals may be a rounding away
+    mean_M[rows] = drawn_DM[0, rows]
     away_DM = drawn_DM - mean_M
     shrunk = (dof - 2) / dof if dof > 2 else 1.0
     scale_MM = shrunk * away_DM.T @ away_DM / len(drawn_DM)
-    return DrawnPosterior(
-        mean_M,
-        scale_MM,
-        dof,
-        first.known,
-        sum(found.log_evidence for found in each.values()),
-        drawn_DM,
-    )
-
-
-def likeliest_exponent(
-    views: Mapping[str, Mapping[float, Views]],
-    reals: Mapping[str, Array],
-    units: Mapping[str, Unit],
-    default: float,
-) -> float:
-    """The exponent of the scale under which the checks of all targets together are likeliest.
-
-    Args:
-        views: the checked mixtures by target and exponent.
-        reals: their real gains by target.
-    """
-    evidence: dict[float, float] = {}
-    for name, by_exponent in views.items():
-        for exponent, known in by_exponent.items():
-            found = linear.posterior_of(
-                known, dict(enumerate(reals[name].tolist())), unit=units[name]
-            ).log_evidence
-            evidence[exponent] = evidence.get(exponent, 0.0) + found
-    return linear.likeliest(evidence, default)
+    log_evidence = sum(found.log_evidence for found in each.values())
+    return DrawnPosterior(mean_M, scale_MM, dof, first.known, log_evidence, drawn_DM)
 
 
 def example_sd(
@@ -109,8 +79,10 @@ def example_sd(
     other: Mapping[str, Scores],
     base: Mapping[str, Scores],
 ) -> float:
-    """Standard deviation of the difference of two models' objectives over draws of the examples (bootstrap): the same draw for
-    both and for the base."""
+    """Returns the sd of the difference of two models' objectives over draws of the examples.
+
+    It is a bootstrap: both models and the base are resampled by the same draw.
+    """
     pairs = {
         name: resampled_gains([one[name], other[name]], base[name]) for name in objective.weights
     }
@@ -121,12 +93,14 @@ def example_sd(
 
 
 def resampled_gains(models: Sequence[Scores], base: Scores) -> list[Array]:
-    """The gain of every model on one target over resamples of its examples, shape (R,) each. One example is always itself."""
+    """Returns every model's gain on one target over resamples of its examples, shape (R,) each.
+
+    One example is always itself.
+    """
     weights_E = np.array(base.weights)
     counts_RE = _counts(len(weights_E))
-    counts_RE = np.where(
-        (counts_RE @ weights_E > 0)[:, None], counts_RE, 1.0
-    )  # what has no weight is the sample itself
+    # a resample without weight is the sample itself
+    counts_RE = np.where((counts_RE @ weights_E > 0)[:, None], counts_RE, 1.0)
     start_R, *means = (
         counts_RE @ (weights_E * np.array(each.values)) / (counts_RE @ weights_E)
         for each in (base, *models)
@@ -139,8 +113,6 @@ def resampled_gains(models: Sequence[Scores], base: Scores) -> list[Array]:
 
 @lru_cache(maxsize=4)
 def _counts(num_examples: int) -> Array:
-    """How often each example is drawn in each resample, shape (R, E)."""
-    rng = np.random.default_rng(0)
-    return rng.multinomial(
-        num_examples, np.full(num_examples, 1 / num_examples), size=NUM_RESAMPLES
-    ).astype(float)
+    """Returns how often each example is drawn in each resample, shape (R, E)."""
+    rng, shares_E = np.random.default_rng(0), np.full(num_examples, 1 / num_examples)
+    return rng.multinomial(num_examples, shares_E, size=NUM_RESAMPLES).astype(float)

@@ -1,4 +1,4 @@
-"""One standard error of the gain on each target: the unit of `search.objective: standard_errors`."""
+"""One standard error of the gain on each target: the unit of `objective: standard_errors`."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ def standard_errors(
 ) -> dict[str, float]:
     """Returns one standard error of the gain by target.
 
-    It is the median over the single experts of the standard error of their paired difference to
-    the base on the same examples. Experts without one, as they change nothing on the target, are
-    left out.
+    It is the median over the single experts of the standard error of their paired difference to the
+    base on the same examples. Experts that change nothing on the target have none.
 
     Raises:
-        ValueError: all experts are left out on a target; names it.
+        ValueError: no expert has one on a target, which is named.
     """
     found = {}
     for name, start in base.items():
@@ -36,7 +35,7 @@ def standard_errors(
 
 
 def standard_error(scores: Scores, base: Scores) -> float:
-    """Returns the standard error of a gain; zero where all examples differ alike."""
+    """Returns the standard error of a gain; zero if all examples differ alike."""
     values, start, weights = scores.values, base.values, base.weights
     mean, sd = paired_difference(values, start, weights, num_resamples=NUM_RESAMPLES)
     sd = sd if sd > ROUNDING * abs(mean) else 0.0

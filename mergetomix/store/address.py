@@ -1,4 +1,4 @@
-"""Addresses by content: two things have one address where they are the same, in every process and on every machine."""
+"""Addresses by content: equal things have equal ones, in every process and on every machine."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
-"""Part of every address and of the ledger: a change means that what stores hold must be computed again."""
+"""Part of every address and of the ledger: if it changes, what stores hold is computed again."""
 
 
 def digest(*parts: Any) -> str:
-    """The address of a thing: 32 hex digits of the SHA-256 of its parts and of `SCHEMA_VERSION`, as canonical JSON.
+    """Returns the address of plain values: 32 hex digits of the SHA-256 of their canonical JSON.
 
-    The order of a dict's keys does not matter, and a tuple is as good as a list; 1, 1.0 and True are three different
-    things, and so are 0.0 and -0.0. Raises `TypeError` for anything but str, int, float, bool, None, list, tuple and
-    dict with str keys, and `ValueError` for NaN and infinities.
+    The order of a dict's keys does not matter, and a tuple is as good as a list; 1, 1.0 and True
+    are three different things, and so are 0.0 and -0.0. `SCHEMA_VERSION` is always a part.
+
+    >>> digest("base", {"a": 1, "b": (2, 3)}) == digest("base", {"b": [2, 3], "a": 1})
+    True
+    >>> digest(1) == digest(1.0)
+    False
+
+    Raises:
+        TypeError: a part is no str, int, float, bool, None, list, tuple, or dict with str keys.
+        ValueError: a number is NaN or infinite.
     """
     _check_plain(parts)
     text = json.dumps(
@@ -26,7 +34,7 @@ def digest(*parts: Any) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content in hex. Raises `OSError` where it cannot be read."""
+    """Returns the SHA-256 of a file's content in hex. Raises `OSError` if it cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -36,9 +44,8 @@ def _check_plain(value: Any) -> None:
         for key, item in value.items():
             # JSON would turn 1 into "1", and two different dicts would share an address.
             if not isinstance(key, str):
-                raise TypeError(
-                    f"the keys of a digest's dict must be str, not {type(key).__name__}: {key!r}"
-                )
+                kind = type(key).__name__
+                raise TypeError(f"the keys of a digest's dict must be str, not {kind}: {key!r}")
             _check_plain(item)
     elif isinstance(value, list | tuple):
         for item in value:

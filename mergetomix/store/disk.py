@@ -1,4 +1,4 @@
-"""Files as the store needs them: time stamps, sizes, flushes to the disk, and what a full disk looks like."""
+"""What the store asks of the disk: time stamps, sizes, flushes, and what to say when it is full."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ _NETWORK = re.compile(r"nfs|cifs|smb|fuse|lustre|gpfs|beegfs|ceph|afs|9p|gluster
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
-    """`(num_bytes, mtime_ns, ctime_ns)` of a file."""
+    """Returns `(num_bytes, mtime_ns, ctime_ns)` of a file."""
     stat = path.stat()
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def stats(folder: Path) -> Iterator[os.stat_result]:
-    """Of every file and folder below; what another process removes meanwhile is left out."""
+    """Yields what the system knows of every file and folder below a folder.
+
+    What another process removes meanwhile is left out.
+    """
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
             with suppress(OSError):
@@ -31,12 +34,12 @@ def stats(folder: Path) -> Iterator[os.stat_result]:
 
 
 def size_bytes(folder: Path) -> int:
-    """How much the files below a folder hold."""
+    """Returns how much the files below a folder hold."""
     return sum(stat.st_size for stat in stats(folder) if S_ISREG(stat.st_mode))
 
 
 def flush(folder: Path) -> None:
-    """Waits until every file and folder below, and the folder itself, is on the disk."""
+    """Waits until a folder, and every file and folder below it, is on the disk."""
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
             if Path(root, name).is_file():
@@ -54,7 +57,7 @@ def fsync(path: Path) -> None:
 
 
 def is_no_space(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that the disk (or the quota) is full."""
+    """Returns whether an error, or one that it came from, says that the disk or quota is full."""
     # Libraries wrap it: safetensors raises an error of its own that only quotes the system's words.
     codes, words = (errno.ENOSPC, errno.EDQUOT), os.strerror(errno.ENOSPC)
     for _ in range(8):
@@ -67,33 +70,23 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def no_space(path: Path, free_bytes: int) -> StoreError:
-    """What the user hears when the disk is full."""
+    """Returns what the user hears when the disk is full."""
     hint = "make space and run again; what was done before is in the store"
     return StoreError(f"disk full while writing {path}: {free_bytes} bytes are free", hint=hint)
 
 
-def from_os(error: OSError, path: Path) -> StoreError:
-    """What the user hears when the store at `path` cannot be opened."""
-    if is_no_space(error):
-        return StoreError(
-            f"disk full: the store {path} cannot be opened",
-            hint="make space, or name another store",
-        )
-    return StoreError(
-        f"the store must be a folder that can be written: {error}", hint="name another store"
-    )
-
-
 def is_on_network(path: Path) -> bool:
-    """Whether a folder lies on a file system that other hosts may share; False where the system does not say."""
+    """Returns whether a folder lies on a file system that other hosts may share.
+
+    It is False if the system does not say.
+    """
     try:
         lines = Path("/proc/self/mounts").read_text(errors="replace").splitlines()
     except OSError:
         return False
-    mounts = [line.split()[1:3] for line in lines]
-    full = Path(os.path.realpath(path))
-    # Of two mounts at one place the later hides the earlier, and max() gives the first of equals.
-    inside = [(point, kind) for point, kind in reversed(mounts) if full.is_relative_to(point)]
-    return (
-        bool(inside) and _NETWORK.match(max(inside, key=lambda mount: len(mount[0]))[1]) is not None
-    )
+    full, best, kind = Path(os.path.realpath(path)), "", ""
+    for _, point, found, *_ in map(str.split, lines):
+        # If two mounts have one place, the later hides the earlier.
+        if full.is_relative_to(point) and len(point) >= len(best):
+            best, kind = point, found
+    return _NETWORK.match(kind) is not None

@@ -1,4 +1,8 @@
-"""Who chooses best for the same compute, how well proxies rank, and whether the intervals hold what they say."""
+"""Who chooses best for the same compute, how well proxies rank, and whether intervals are honest.
+
+Array names end in their shape: M mixtures, S seeds, G points of a grid, K steps, T targets, R
+resamples, U mixtures that are unknown.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,52 @@ from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from mergetomix.records import Estimate
-from mergetomix.statistics import agreement, posterior
+from mergetomix.statistics import agreement
 from mergetomix.statistics.posterior import Array
 from mergetomix.study.rivals import RIVALS, Curve, Rival, checked
 from mergetomix.study.truth import World
 
 NUM_CHECKS = 3
 """Checks of our own method whose compute every rival may spend."""
+COVERED_CHECKS = 5
+"""Checks up to which the coverage of intervals is told."""
 GRID = 40
 """Points of the curves of regret against compute."""
+_ROUNDING = 1e-9
+
+
+# --- who chooses best
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One world with every rival's curves, by the rival's name; empty if a rival has no answer.
+
+    `budget` is the compute of our method with NUM_CHECKS checks, `random_regret` the mean mixture's
+    regret, which a random pick loses; one if all mixtures are equal.
+    """
+
+    world: World
+    budget: float
+    random_regret: float
+    curves: Mapping[str, Sequence[Curve]]
+
+    def scores_of(self, rival: Rival) -> Array:
+        """Returns what each mixture, if a rival picks it, scores on the report part."""
+        return self.world.proxy_report_M if rival.merged else self.world.real_report_M
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a rival picked in one world, mean over its draws.
 
-    `regret` is the best real score minus the pick's, on the report part (nats per token for a loss); `normalised` is that over
-    the mean mixture's regret: 0 is the best mixture, 1 a random pick. `rank` is 1 for the best. `compute` is what was spent, as
-    a share of what our method with NUM_CHECKS checks spends.
+    `regret` is the best real score minus the pick's, on the report part (nats per token for a
+    loss); `normalised` is that over the mean mixture's regret: 0 is the best mixture, 1 a random
+    pick. `rank` is 1 for the best. `compute` is what was spent, as a share of what our method with
+    NUM_CHECKS checks spends.
     """
 
     seed: int
@@ -50,143 +80,112 @@ class Standing:
     outcomes: tuple[Outcome, ...]
 
 
-@dataclass(frozen=True)
-class Contest:
-    """One world with every rival's curves, by the rival's name; empty where a rival has no answer."""
-
-    world: World
-    budget: float
-    curves: Mapping[str, Sequence[Curve]]
-
-
-def race(world: World, num_draws: int) -> Contest:
+def contest(world: World, num_draws: int) -> Contest:
     """Lets every rival choose; chance is drawn `num_draws` times."""
-    budget = budget_of(world)
-    return Contest(
-        world,
-        budget,
-        {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS},
-    )
+    budget = checked(world, NUM_CHECKS)[-1].compute
+    regret = float(world.real_report_M.max() - world.real_report_M.mean())
+    curves = {rival.name: list(rival.curves(world, num_draws, budget)) for rival in RIVALS}
+    return Contest(world, budget, regret if regret > 0 else 1.0, curves)
 
 
-def standings(races: Sequence[Contest], confidence: float) -> list[Standing]:
-    """Every rival that has an answer everywhere, at the compute of our method with NUM_CHECKS checks."""
-    found = []
+def standings(contests: Sequence[Contest], confidence: float) -> list[Standing]:
+    """Returns every rival that has an answer everywhere, at the compute of the budget."""
+    missing, found = absent(contests), []
     for rival in RIVALS:
-        outcomes = [_outcome(rival, each) for each in races if each.curves[rival.name]]
-        if len(outcomes) == len(races):
-            found.append(_standing(rival.name, outcomes, confidence))
+        if rival.name in missing:
+            continue
+        outcomes = tuple(_outcome(rival, each) for each in contests)
+        targets = [each.target for each in outcomes]
+        numbers = {
+            key: estimate([getattr(each, key) for each in outcomes], targets, confidence)
+            for key in ("regret", "normalised", "rank")
+        }
+        compute = fmean(each.compute for each in outcomes)
+        found.append(Standing(rival.name, **numbers, compute=compute, outcomes=outcomes))
     return found
 
 
-def absent(races: Sequence[Contest]) -> dict[str, int]:
-    """Rivals that lack an answer in some worlds, and in how many: they are in no table."""
-    missing = {rival.name: sum(not each.curves[rival.name] for each in races) for rival in RIVALS}
+def absent(contests: Sequence[Contest]) -> dict[str, int]:
+    """Returns the rivals that lack an answer in some worlds, and in how many; no table has them."""
+    missing = {rival.name: sum(not c.curves[rival.name] for c in contests) for rival in RIVALS}
     return {name: num for name, num in missing.items() if num}
 
 
-def budget_of(world: World) -> float:
-    """The compute of our method with NUM_CHECKS checks."""
-    return checked(world, NUM_CHECKS)[-1].compute
-
-
-def _outcome(rival: Rival, race: Contest) -> Outcome:
-    world, budget = race.world, race.budget
-    ends = [_at(curve, budget) for curve in race.curves[rival.name]]
-    scores = [
-        float((world.proxy_report_M if rival.merged else world.real_report_M)[row])
-        for _, row in ends
-    ]
-    regrets = [float(world.real_report_M.max()) - score for score in scores]
-    ranks = [1 + int(np.sum(world.real_report_M > score)) for score in scores]
-    picks = tuple(str(world.mixtures[row]) for _, row in ends)
-    spent = fmean(compute for compute, _ in ends) / budget
-    regret = fmean(regrets)
+def _outcome(rival: Rival, contest: Contest) -> Outcome:
+    world, ends = contest.world, [_at(c, contest.budget) for c in contest.curves[rival.name]]
+    scores = contest.scores_of(rival)[[row for _, row in ends]]
+    regret = fmean(world.real_report_M.max() - scores)
     return Outcome(
-        world.seed, world.target, regret, regret / mean_regret(world), fmean(ranks), spent, picks
+        world.seed,
+        world.target,
+        regret=regret,
+        normalised=regret / contest.random_regret,
+        rank=fmean(1 + int(np.sum(world.real_report_M > score)) for score in scores),
+        compute=fmean(compute for compute, _ in ends) / contest.budget,
+        picks=tuple(str(world.mixtures[row]) for _, row in ends),
     )
 
 
 def _at(curve: Curve, budget: float) -> tuple[float, int]:
-    """The last step that the budget pays for; the first one where it pays for none."""
-    affordable = [step for step in curve if step[0] <= budget * (1 + 1e-9)]
+    """Returns the last step that the budget pays for; the first one if it pays for none."""
+    affordable = [step for step in curve if step[0] <= budget * (1 + _ROUNDING)]
     return affordable[-1] if affordable else curve[0]
-
-
-def mean_regret(world: World) -> float:
-    """The mean mixture's regret: what a random pick loses. One where all mixtures are equal."""
-    regret = float(world.real_report_M.max() - world.real_report_M.mean())
-    return regret if regret > 0 else 1.0
-
-
-def _standing(name: str, outcomes: Sequence[Outcome], confidence: float) -> Standing:
-    targets = [each.target for each in outcomes]
-    columns = {
-        key: [getattr(each, key) for each in outcomes] for key in ("regret", "normalised", "rank")
-    }
-    numbers = {key: estimate(values, targets, confidence) for key, values in columns.items()}
-    return Standing(
-        name, **numbers, compute=fmean(each.compute for each in outcomes), outcomes=tuple(outcomes)
-    )
 
 
 def estimate(
     values: Sequence[float], targets: Sequence[str], confidence: float, num_resamples: int = 2000
 ) -> Estimate:
-    """A mean and its percentile bootstrap interval over draws of targets with all their seeds: seeds of one target share data
-    and examples, and are no independent draws."""
-    groups = [
-        np.array([v for v, t in zip(values, targets, strict=True) if t == name])
-        for name in dict.fromkeys(targets)
-    ]
-    sums_T, counts_T = (
-        np.array([group.sum() for group in groups]),
-        np.array([len(group) for group in groups]),
-    )
-    drawn_RT = np.random.default_rng(0).integers(len(groups), size=(num_resamples, len(groups)))
+    """Returns a mean and its percentile bootstrap interval over targets with all their seeds.
+
+    Seeds of one target share data and examples, and are no independent draws.
+    """
+    names = list(dict.fromkeys(targets))
+    places = [names.index(target) for target in targets]
+    sums_T, counts_T = np.bincount(places, weights=values), np.bincount(places)
+    drawn_RT = np.random.default_rng(0).integers(len(names), size=(num_resamples, len(names)))
     means_R = sums_T[drawn_RT].sum(axis=1) / counts_T[drawn_RT].sum(axis=1)
     low, high = np.quantile(means_R, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Estimate(float(np.mean(values)), float(low), float(high))
 
 
-def mean_curves(races: Sequence[Contest]) -> dict[str, tuple[Array, Array]]:
-    """Mean normalised regret against compute for every rival: compute as a share of the budget, shape (GRID,), and regret."""
+def mean_curves(contests: Sequence[Contest]) -> dict[str, tuple[Array, Array]]:
+    """Returns every rival's compute, as a share of the budget, and mean normalised regret.
+
+    Both have the shape (GRID,); regret is nan before the first pick.
+    """
     grid_G = np.linspace(0, 1.5, GRID)
     found = {}
     for rival in RIVALS:
-        lines = [line for race in races for line in _lines(rival, race, grid_G)]
+        lines = [
+            _line(rival, each, curve, grid_G)
+            for each in contests
+            for curve in each.curves[rival.name]
+        ]
         if lines:
-            mean_G = np.mean(np.array(lines), axis=0)
-            found[rival.name] = (grid_G, np.where(np.isfinite(mean_G), mean_G, np.nan))
+            found[rival.name] = (grid_G, np.mean(np.array(lines), axis=0))
     return found
 
 
-def _lines(rival: Rival, race: Contest, grid_G: Array) -> list[Array]:
-    """The normalised regret of each of a rival's curves on a grid of compute; nan before its first pick."""
-    world, budget, unit = race.world, race.budget, mean_regret(race.world)
-    scores_M = world.proxy_report_M if rival.merged else world.real_report_M
-    lines = []
-    for curve in race.curves[rival.name]:
-        compute_K = np.array([compute / budget for compute, _ in curve])
-        regret_K = np.array(
-            [(world.real_report_M.max() - scores_M[row]) / unit for _, row in curve]
-        )
-        places_G = np.searchsorted(compute_K, grid_G + 1e-9, side="right") - 1
-        lines.append(np.where(places_G >= 0, regret_K[np.maximum(places_G, 0)], np.nan))
-    return lines
+def _line(rival: Rival, contest: Contest, curve: Curve, grid_G: Array) -> Array:
+    compute_K, row_K = map(np.array, zip(*curve, strict=True))
+    regret_K = contest.world.real_report_M.max() - contest.scores_of(rival)[row_K]
+    places_G = np.searchsorted(compute_K / contest.budget, grid_G + _ROUNDING, side="right") - 1
+    line_G = regret_K[np.maximum(places_G, 0)] / contest.random_regret
+    return np.where(places_G >= 0, line_G, np.nan)
 
 
 # --- how well proxies rank
 
 
 @dataclass(frozen=True)
-class Faith:
-    """How well the proxies of one target rank its real fine-tunes, mean over seeds, by exponent of the scale.
+class TargetRanks:
+    """How well the proxies of one target rank its real fine-tunes, by exponent of the scale.
 
-    Mixtures of one dataset count too: they are among what one chooses from. `mixed` leaves them out. `possible` is what a
-    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; None with one seed. `pooled` is the
-    Spearman correlation of the experts pooled, `predicted` that of the calibrated predictions, by number of checks, over the
-    mixtures that were not checked.
+    All are means over seeds. Mixtures of one dataset count too: they are among what one chooses
+    from. `mixed` leaves them out. `possible` is what a perfect proxy would reach given `noise_sd`,
+    the standard deviation between seeds; None with one seed. `pooled` is the Spearman correlation
+    of the experts pooled, `predicted` that of the calibrated predictions, by number of checks, over
+    the mixtures that were not checked.
     """
 
     target: str
@@ -201,52 +200,39 @@ class Faith:
     possible: float | None
 
 
-def faith(worlds: Sequence[World]) -> list[Faith]:
-    """One line for each target."""
-    names = list(dict.fromkeys(world.target for world in worlds))
-    return [_faith(name, [world for world in worlds if world.target == name]) for name in names]
+def target_ranks(worlds: Sequence[World]) -> list[TargetRanks]:
+    """Returns how well proxies rank, for each target."""
+    names = dict.fromkeys(world.target for world in worlds)
+    return [_ranks(name, [world for world in worlds if world.target == name]) for name in names]
 
 
-def _faith(target: str, worlds: Sequence[World]) -> Faith:
-    measured: dict[float, list[agreement.Fidelity]] = {}
-    mixed: dict[float, list[float]] = {}
+def _ranks(target: str, worlds: Sequence[World]) -> TargetRanks:
+    found: dict[str, dict[float, list[float]]] = {}
     for world in worlds:
-        several = np.array([len(mixture) > 1 for mixture in world.mixtures])
+        real_M, several = world.real_select_M, [len(mixture) > 1 for mixture in world.mixtures]
         for exponent, proxy_M in world.proxies.items():
-            every = agreement.fidelity(proxy_M, world.real_select_M, num_resamples=1)
-            some = agreement.fidelity(
-                proxy_M[several], world.real_select_M[several], num_resamples=1
-            )
-            if every is not None:
-                measured.setdefault(exponent, []).append(every)
-            if some is not None:
-                mixed.setdefault(exponent, []).append(some.spearman.value)
+            every = agreement.fidelity(proxy_M, real_M, num_resamples=1) or {}
+            some = agreement.fidelity(proxy_M[several], real_M[several], num_resamples=1) or {}
+            mixed = {"mixed": some["spearman"]} if some else {}
+            for name, each in (every | mixed).items():
+                value = float("nan") if each is None else each.value
+                found.setdefault(name, {}).setdefault(exponent, []).append(value)
     means = {
-        name: {
-            exponent: fmean(_value(each, name) for each in list_)
-            for exponent, list_ in measured.items()
-        }
-        for name in ("pearson", "spearman", "kendall", "top_quarter")
+        name: {exponent: fmean(values) for exponent, values in found.get(name, {}).items()}
+        for name in ("pearson", "spearman", "kendall", "mixed", "top_quarter")
     }
-    noise = agreement.noise_sd(reals_by_seed(worlds))
-    possible = None
+    noise, possible = agreement.noise_sd(reals_by_seed(worlds)), None
     if noise is not None:
-        possible = fmean(agreement.ceiling(world.real_select_M, noise).spearman for world in worlds)
-    return Faith(
-        target,
-        **means,
-        mixed={e: fmean(v) for e, v in mixed.items()},
-        pooled=fmean(_spearman(world.pooled_M, world.real_select_M) for world in worlds),
-        predicted={
-            num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)
-        },
-        noise_sd=noise,
-        possible=possible,
+        possible = fmean(agreement.ceiling(world.real_select_M, noise) for world in worlds)
+    predicted = {num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)}
+    pooled = fmean(_spearman(world.pooled_M, world.real_select_M) for world in worlds)
+    return TargetRanks(
+        target, **means, pooled=pooled, predicted=predicted, noise_sd=noise, possible=possible
     )
 
 
 def reals_by_seed(worlds: Sequence[World]) -> Array:
-    """Real select scores of one target, shape (seeds, mixtures); nan where a fine-tune failed."""
+    """Returns real select scores of one target: (seeds, mixtures); nan if a fine-tune failed."""
     mixtures = list(dict.fromkeys(mixture for world in worlds for mixture in world.mixtures))
     real_SM = np.full((len(worlds), len(mixtures)), np.nan)
     for row, world in enumerate(worlds):
@@ -255,21 +241,14 @@ def reals_by_seed(worlds: Sequence[World]) -> Array:
 
 
 def _predicted(world: World, num_checks: int) -> float:
-    """Spearman correlation between the predictions after some checks and the reals, over the mixtures not checked."""
+    """Returns how predictions after some checks rank the reals of the mixtures not checked."""
     last = checked(world, num_checks)[-1]
     rows = [row for row in range(len(world.mixtures)) if row not in last.checked]
     return _spearman(last.posterior.mean_M[rows], world.real_select_M[rows])
 
 
 def _spearman(one_M: Array, other_M: Array) -> float:
-    from scipy.stats import spearmanr
-
     return float(spearmanr(one_M, other_M).statistic)
-
-
-def _value(measured: agreement.Fidelity, name: str) -> float:
-    statistic = measured.statistics[name]
-    return float("nan") if statistic is None else statistic.value
 
 
 # --- whether intervals are honest
@@ -277,7 +256,7 @@ def _value(measured: agreement.Fidelity, name: str) -> float:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often intervals of mixtures that were not checked held the real score, after `num_checks` checks.
+    """How often intervals of mixtures that were not checked held the real score, after some checks.
 
     `width` is the mean width of an interval over the standard deviation of the real scores.
     """
@@ -288,26 +267,21 @@ class Coverage:
     width: float
 
 
-def coverage(worlds: Sequence[World], confidence: float, most: int = 5) -> list[Coverage]:
-    """One line for each number of checks, over all worlds."""
+def coverage(worlds: Sequence[World], confidence: float) -> list[Coverage]:
+    """Returns the coverage after each number of checks, over all worlds."""
     found = []
-    for num in range(most + 1):
+    for num in range(COVERED_CHECKS + 1):
         hits, widths = [], []
         for world in worlds:
-            steps = checked(world, num)
-            if len(steps) == num + 1:
-                hit_U, width_U = _held(world, steps[-1].posterior, confidence)
-                hits += hit_U.tolist()
-                widths += (width_U / max(1e-12, float(world.real_select_M.std()))).tolist()
+            steps, truth_M = checked(world, num), world.real_select_M
+            if len(steps) <= num:
+                continue
+            low_M, high_M = steps[num].posterior.interval(confidence)
+            known = steps[num].posterior.known
+            unknown = [i for i in range(len(truth_M)) if i not in known]
+            hits += ((low_M <= truth_M) & (truth_M <= high_M))[unknown].tolist()
+            spread = max(1e-12, float(truth_M.std()))
+            widths += ((high_M - low_M)[unknown] / spread).tolist()
         if hits:
             found.append(Coverage(num, fmean(hits), len(hits), fmean(widths)))
     return found
-
-
-def _held(world: World, posterior: posterior.Posterior, confidence: float) -> tuple[Array, Array]:
-    """Which intervals of unknown mixtures hold the truth, and their widths."""
-    low_M, high_M = posterior.interval(confidence)
-    unknown = [i for i in range(len(low_M)) if i not in posterior.known]
-    truth_U = world.real_select_M[unknown]
-    held_U = (low_M[unknown] <= truth_U) & (truth_U <= high_M[unknown])
-    return held_U.astype(float), high_M[unknown] - low_M[unknown]

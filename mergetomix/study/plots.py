@@ -1,4 +1,4 @@
-"""The pictures of a study, as SVG files: proxy against real for every target, and regret against compute."""
+"""The pictures of a study, as SVG files: proxy against real for every target, regret by compute."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from mergetomix.errors import UserError
 from mergetomix.statistics.posterior import Array
+from mergetomix.study.compare import NUM_CHECKS
 from mergetomix.study.rivals import checked
 from mergetomix.study.truth import World
 
@@ -18,8 +19,10 @@ COLUMNS = 3
 
 
 def proxy_against_real(worlds: Sequence[World], path: Path) -> None:
-    """One panel for each target: every mixture of every seed, its proxy against its real fine-tune on the select part, with the
-    pick of the first seed marked."""
+    """Draws every mixture's proxy against its real fine-tune, select part, a panel for each target.
+
+    The panel has all seeds and marks the pick of the first.
+    """
     plt = _pyplot()
     targets = list(dict.fromkeys(world.target for world in worlds))
     rows = math.ceil(len(targets) / COLUMNS)
@@ -32,55 +35,37 @@ def proxy_against_real(worlds: Sequence[World], path: Path) -> None:
 
 
 def _panel(axis: Any, worlds: Sequence[World]) -> None:
+    dots = {"s": 10, "cmap": "viridis", "alpha": 0.7}
+    star = {"s": 110, "marker": "*", "c": "crimson", "label": "pick"}
     for number, world in enumerate(worlds):
         sizes_M = [len(mixture) for mixture in world.mixtures]
-        dots = axis.scatter(
-            world.proxy_M, world.real_select_M, c=sizes_M, s=10, cmap="viridis", alpha=0.7
-        )
-        pick = checked(world, 3)[-1].pick
+        drawn = axis.scatter(world.proxy_M, world.real_select_M, c=sizes_M, **dots)
         if number == 0:
-            axis.scatter(
-                [world.proxy_M[pick]],
-                [world.real_select_M[pick]],
-                s=110,
-                marker="*",
-                c="crimson",
-                label="pick",
-            )
-    axis.figure.colorbar(dots, ax=axis, label="datasets in the mixture")
+            pick = checked(world, NUM_CHECKS)[-1].pick
+            axis.scatter(world.proxy_M[pick], world.real_select_M[pick], **star)
+    axis.figure.colorbar(drawn, ax=axis, label="datasets in the mixture")
     unit = f"- loss, {worlds[0].unit}" if worlds[0].kind == "loss" else "score"
-    axis.set_title(worlds[0].target)
-    axis.set_xlabel(f"proxy ({unit})")
-    axis.set_ylabel(f"real ({unit})")
+    axis.set(title=worlds[0].target, xlabel=f"proxy ({unit})", ylabel=f"real ({unit})")
     axis.legend(loc="lower right")
 
 
 def regret_against_compute(curves: Mapping[str, tuple[Array, Array]], path: Path) -> None:
-    """The mean normalised regret of every rival; compute as a share of our method's with three checks. A point is a rival that
-    spends one fixed amount."""
+    """Draws the mean normalised regret of every rival by compute.
+
+    Compute is a share of our method's with three checks; a point is a rival that spends one fixed
+    amount.
+    """
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(9, 5.5))
     colours = plt.get_cmap("tab20").colors
     for number, (name, (compute_G, regret_G)) in enumerate(curves.items()):
-        ours = name.startswith("Merge to Mix")
         shown = np.isfinite(regret_G)
         if not shown.any():
             continue
-        axis.plot(
-            compute_G,
-            regret_G,
-            label=name,
-            color=colours[number % 20],
-            linewidth=2.5 if ours else 1.2,
-        )
-        start = int(np.argmax(shown))
-        axis.plot(
-            [compute_G[start]],
-            [regret_G[start]],
-            marker="o",
-            markersize=4,
-            color=colours[number % 20],
-        )
+        start, width = int(np.argmax(shown)), 2.5 if name.startswith("Merge to Mix") else 1.2
+        colour = colours[number % len(colours)]
+        axis.plot(compute_G, regret_G, label=name, color=colour, linewidth=width)
+        axis.plot(compute_G[start], regret_G[start], marker="o", markersize=4, color=colour)
     axis.set_xlabel("compute, as a share of Merge to Mix with three checks")
     axis.set_ylabel("mean normalised regret (0: the best mixture, 1: a random pick)")
     axis.axhline(0, color="grey", linewidth=0.5)

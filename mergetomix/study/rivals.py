@@ -1,19 +1,20 @@
-"""How else one could choose: each rival spends compute step by step and has, after every step, a mixture that it would pick.
+"""How else one could choose: each rival spends compute step by step and has a pick after each.
 
-A curve is a list of (compute, row): the compute spent so far in forward passes of one token, and the mixture picked then. The
-final fine-tune on the pick is left out everywhere: it is the same for all.
+A curve is a list of (compute, row): the compute spent so far in forward passes of one token, and
+the mixture picked then. The final fine-tune on the pick is left out everywhere: it is the same for
+all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import numpy as np
 
 from mergetomix.statistics import regression
 from mergetomix.statistics.posterior import (
-    Array,
     Posterior,
     Unit,
     likeliest_exponent,
@@ -32,14 +33,16 @@ BEYOND = 1.5
 """How far past the budget a curve is followed."""
 RANDOM_RUNS = 4
 """Real runs of random mixtures before a search by regression begins."""
+MOST_CHECKS = 8
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A way to choose. `curves` gives one curve, or several where chance has a hand in it, from a world, the number of draws
-    and the compute that the comparison is made at.
+    """A way to choose.
 
-    Where `merged` is true the merged model itself is used instead of a fine-tune.
+    `curves` gives one curve, or several if chance has a hand in it, from a world, the number of
+    draws and the compute that the comparison is made at. If `merged` is true the merged model
+    itself is used instead of a fine-tune.
     """
 
     name: str
@@ -48,7 +51,10 @@ class Rival:
 
 
 def best_of(world: World, rows: Sequence[int], spent: float = 0.0) -> Curve:
-    """Fine-tunes on mixtures one after the other and picks the best so far by the select part; the first is picked unseen."""
+    """Fine-tunes on mixtures one after the other and picks the best so far by the select part.
+
+    The first is picked unseen.
+    """
     curve, best = [(spent, rows[0])], rows[0]
     for row in rows:
         spent += world.check_cost(row)
@@ -57,160 +63,136 @@ def best_of(world: World, rows: Sequence[int], spent: float = 0.0) -> Curve:
     return curve
 
 
-def random_choice(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-    """Mixtures in random order."""
+def orders(world: World, num_draws: int) -> Iterator[list[int]]:
+    """Yields random orders of the mixtures."""
     for draw in range(num_draws):
-        order = np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures))
-        yield best_of(world, order.tolist())
+        rng = np.random.default_rng([world.seed, draw])
+        yield rng.permutation(len(world.mixtures)).tolist()
+
+
+def random_choice(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
+    """Takes mixtures in random order."""
+    yield from (best_of(world, order) for order in orders(world, num_draws))
 
 
 def all_data(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-    """The union of all datasets, in which each counts by its size; nothing is measured."""
+    """Takes the union of all datasets, in which each counts by its size; nothing is measured."""
     row = world.row(world.datasets)
     if row is not None:
         yield [(0.0, row)]
 
 
 def best_single(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-    """The dataset whose expert is best."""
+    """Takes the dataset whose expert is best."""
     if world.singles:
         yield best_of(world, world.singles)[-1:]
 
 
-def nearest(kind: str) -> Callable[[World, int, float], Iterator[Curve]]:
-    """The nearest dataset, then also the two nearest, and so on, as far as the compute goes."""
-
-    def curves(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-        if kind not in world.similarities:
-            return
+def nearest(kind: str, world: World, num_draws: int, budget: float) -> Iterator[Curve]:
+    """Takes the nearest dataset, then also the two nearest, and so on, as far as compute goes."""
+    if kind in world.similarities:
         ranked = ranking(world.similarities[kind])
         rows = [world.row(ranked[:k]) for k in range(1, len(ranked) + 1)]
         spent = float(world.embed_tokens) if kind == "hidden state" else 0.0
         yield best_of(world, [row for row in rows if row is not None], spent)
 
-    return curves
 
-
-def regressed(kind: str) -> Callable[[World, int, float], Iterator[Curve]]:
-    """Real runs of random mixtures, and the mixture that a regression on them predicts to be best."""
-
-    def curves(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-        for draw in range(num_draws):
-            order = (
-                np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures)).tolist()
-            )
-            yield _regressed(
-                world, order[: affordable(world, order, BEYOND * budget)], kind, draw, budget
-            )
-
-    return curves
+def regressed(kind: str, world: World, num_draws: int, budget: float) -> Iterator[Curve]:
+    """Takes random mixtures, then the one that a regression on their real runs predicts best."""
+    weights_MN = world.weights_MN
+    for draw, order in enumerate(orders(world, num_draws)):
+        curve, spent, last = [(0.0, order[0])], 0.0, affordable(world, order, budget)
+        followed = order[: affordable(world, order, BEYOND * budget)]
+        for num, row in enumerate(followed, start=1):
+            spent += world.check_cost(row)
+            if num < LEAST_RUNS or (kind == "LightGBM" and num not in (*SOME_RUNS, last)):
+                continue
+            runs = weights_MN[order[:num]], world.real_select_M[order[:num]], weights_MN
+            if kind == "linear":
+                predicted_M = regression.linear(*runs)
+            else:
+                predicted_M = regression.boosted(*runs, draw)
+            # of equals one drawn at random, since trees give many
+            best = np.flatnonzero(predicted_M >= predicted_M.max() - 1e-12)
+            pick = int(np.random.default_rng([draw, len(best)]).choice(best))
+            curve.append((spent, pick))
+        yield curve
 
 
 def affordable(world: World, order: Sequence[int], budget: float) -> int:
-    """How many of these real runs a budget pays for, LEAST_RUNS at least."""
+    """Returns how many of these real runs a budget pays for, LEAST_RUNS at least."""
     spent = np.cumsum([world.check_cost(row) for row in order])
     return max(LEAST_RUNS, int(np.sum(spent <= budget * (1 + 1e-9))))
 
 
-def _regressed(world: World, order: list[int], kind: str, draw: int, budget: float) -> Curve:
-    weights_MN, curve, spent = world.weights_MN, [(0.0, order[0])], 0.0
-    last = affordable(world, order, budget)
-    for num, row in enumerate(order, start=1):
-        spent += world.check_cost(row)
-        if num < LEAST_RUNS or (kind == "LightGBM" and num not in (*SOME_RUNS, last)):
-            continue
-        runs = order[:num]
-        if kind == "linear":
-            predicted_M = regression.linear(weights_MN[runs], world.real_select_M[runs], weights_MN)
-        else:
-            predicted_M = regression.boosted(
-                weights_MN[runs], world.real_select_M[runs], weights_MN, draw
-            )
-        curve.append((spent, _first_best(predicted_M, draw)))
-    return curve
-
-
 def searched(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-    """The strongest way without proxies that we know: a few random runs, then always the mixture that a linear regression on
-    which datasets are present predicts to be best of those not yet run. The best run so far is picked."""
+    """Searches by regression on real runs: the strongest way without proxies that we know.
+
+    A few random runs, then always the mixture that a linear regression on which datasets are
+    present predicts to be best of those not yet run. The best run so far is picked.
+    """
     present_MN = (world.weights_MN > 0) / world.weights_MN.shape[1]
-    for draw in range(num_draws):
-        order = np.random.default_rng([world.seed, draw]).permutation(len(world.mixtures)).tolist()
+    for order in orders(world, num_draws):
         runs = order[:RANDOM_RUNS]
         while len(runs) < len(order) and affordable(world, runs, BEYOND * budget) == len(runs):
             predicted_M = regression.linear(present_MN[runs], world.real_select_M[runs], present_MN)
-            runs.append(
-                max(
-                    (row for row in order if row not in runs),
-                    key=lambda row: float(predicted_M[row]),
-                )
-            )
+            left = [row for row in order if row not in runs]
+            runs.append(left[int(np.argmax(predicted_M[left]))])
         yield best_of(world, runs)
 
 
-def _first_best(predicted_M: Array, draw: int) -> int:
-    """The row with the highest prediction; of equals one drawn at random, since trees give many."""
-    best = np.flatnonzero(predicted_M >= predicted_M.max() - 1e-12)
-    return int(np.random.default_rng([draw, len(best)]).choice(best))
-
-
-def by_proxy(exponent: float | None) -> Callable[[World, int, float], Iterator[Curve]]:
-    """The best proxy, unchecked; None is the recipe's exponent of the scale."""
-
-    def curves(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-        proxy_M = world.proxy_M if exponent is None else world.proxies[exponent]
-        yield [(world.proxies_cost, int(np.argmax(proxy_M)))]
-
-    return curves
+def by_proxy(
+    exponent: float | None, world: World, num_draws: int, budget: float
+) -> Iterator[Curve]:
+    """Takes the best proxy, unchecked; None is the recipe's exponent of the scale."""
+    proxy_M = world.proxies[world.exponent if exponent is None else exponent]
+    yield [(world.proxies_cost, int(np.argmax(proxy_M)))]
 
 
 def with_checks(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
-    """The best proxy, then what checks make of it."""
+    """Takes the best proxy, then what checks make of it."""
     yield [(step.compute, step.pick) for step in checked(world)]
 
 
 @dataclass(frozen=True)
 class Step:
-    """The state of `verify` after some checks: which rows were checked, the pick, and all predictions."""
+    """The state of `verify` after some checks: which rows were checked, the pick, predictions."""
 
     checked: tuple[int, ...]
     pick: int
     posterior: Posterior
-    exponent: float
     compute: float
 
 
-def checked(
-    world: World,
-    num_checks: int = 8,
-    confidence: float = 1.0,
-    exponents: Sequence[float] | None = None,
-) -> list[Step]:
-    """What `verify` would do in this world at some exponents (those of the study), check by check; the first step has none.
+def checked(world: World, num_checks: int = MOST_CHECKS) -> Sequence[Step]:
+    """Returns what `verify` would do in this world, check by check; the first step has none."""
+    return _all_checked(world)[: num_checks + 1]
 
-    Scoring at another exponent costs compute as it does in a run: the checked mixtures at every exponent, all at a new one.
+
+@lru_cache(maxsize=256)
+def _all_checked(world: World) -> list[Step]:
+    """Returns the steps up to MOST_CHECKS.
+
+    Scoring at another exponent costs compute as it does in a run: the checked mixtures at every
+    exponent, all at a new one.
     """
-    candidates = sorted(exponents if exponents is not None else world.proxies)
-    unit = Unit.of(world.proxy_M)
+    unit, real_M = Unit.of(world.proxy_M), world.real_select_M
     spent, exponent, scored = world.proxies_cost, world.exponent, {world.exponent}
     rows: list[int] = []
     steps: list[Step] = []
     while True:
-        known = {row: float(world.real_select_M[row]) for row in rows}
+        known = {row: float(real_M[row]) for row in rows}
         posterior = posterior_of(world.views(exponent), known, unit=unit)
-        steps.append(
-            Step(tuple(rows), int(np.argmax(posterior.mean_M)), posterior, exponent, spent)
-        )
-        chosen, _ = next_check(posterior, None if rows else world.proxies[exponent], confidence)
-        if chosen is None or len(rows) == num_checks:
+        pick = int(np.argmax(posterior.mean_M))
+        steps.append(Step(tuple(rows), pick, posterior, spent))
+        chosen, _ = next_check(posterior, None if rows else world.proxies[exponent], confidence=1.0)
+        if chosen is None or len(rows) == MOST_CHECKS:
             return steps
         rows.append(chosen)
-        spent += world.check_cost(chosen) + world.eval_tokens * len(
-            [each for each in candidates if each not in scored]
-        )
-        views = {each: world.views(each, rows) for each in candidates}
-        real_C = world.real_select_M[rows]
-        exponent = likeliest_exponent(views, real_C, unit, world.exponent)
+        num_new = len(set(world.proxies) - scored)
+        spent += world.check_cost(chosen) + world.eval_tokens * num_new
+        views = {"": {each: world.views(each, rows) for each in world.proxies}}
+        exponent = likeliest_exponent(views, {"": real_M[rows]}, {"": unit}, world.exponent)
         if exponent not in scored:
             scored.add(exponent)
             spent += world.eval_tokens * (len(world.mixtures) - len(world.singles) - len(rows))
@@ -220,15 +202,15 @@ RIVALS = (
     Rival("random choice", random_choice),
     Rival("all data, each dataset by its size", all_data),
     Rival("best single dataset", best_single),
-    Rival("nearest by hidden state of the base", nearest("hidden state")),
-    Rival("nearest by TF-IDF", nearest("TF-IDF")),
-    Rival("nearest by sentence embedding", nearest("sentence embedding")),
-    Rival("importance of n-grams (DSIR)", nearest("n-grams")),
-    Rival("regression on real runs, linear", regressed("linear")),
-    Rival("regression on real runs, LightGBM (RegMix)", regressed("LightGBM")),
+    Rival("nearest by hidden state of the base", partial(nearest, "hidden state")),
+    Rival("nearest by TF-IDF", partial(nearest, "TF-IDF")),
+    Rival("nearest by sentence embedding", partial(nearest, "sentence embedding")),
+    Rival("importance of n-grams (DSIR)", partial(nearest, "n-grams")),
+    Rival("regression on real runs, linear", partial(regressed, "linear")),
+    Rival("regression on real runs, LightGBM (RegMix)", partial(regressed, "LightGBM")),
     Rival("search by regression on real runs", searched),
-    Rival("merged model used as final", by_proxy(None), merged=True),
-    Rival("Merge to Mix as in the paper", by_proxy(1.0)),
-    Rival("Merge to Mix, unchecked", by_proxy(None)),
+    Rival("merged model used as final", partial(by_proxy, None), merged=True),
+    Rival("Merge to Mix as in the paper", partial(by_proxy, 1.0)),
+    Rival("Merge to Mix, unchecked", partial(by_proxy, None)),
     Rival("Merge to Mix with checks", with_checks),
 )

@@ -1,1 +1,1 @@
-"""From a model to scores: a kind of target in each file, its section of the recipe beside its scorer."""
+"""From a model to scores: a kind of target in each file, its section beside its scorer."""

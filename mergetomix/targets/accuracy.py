@@ -1,4 +1,4 @@
-"""Whether an image's own class is the likeliest."""
+"""Score images by whether their own class is the likeliest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mergetomix.models.family import ClassifiesImages
 from mergetomix.records import Scores
 from mergetomix.sections.target import WithHead
 from mergetomix.store.address import digest
-from mergetomix.targets.target import TargetKind, TargetSetting, unable
+from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
 class AccuracyTarget(WithHead, TargetKind):
@@ -28,13 +28,13 @@ class AccuracyTarget(WithHead, TargetKind):
 
 
 class Accuracy:
-    """One for each image whose own class is the likeliest, else zero. The first of equals counts."""
+    """One for each image whose own class is the likeliest, else zero; the first of equals wins."""
 
     num_cut = 0
 
     def __init__(self, examples: Sequence[Example], setting: TargetSetting) -> None:
         if not isinstance(setting.family, ClassifiesImages):
-            raise unable(setting, "accuracy")
+            raise setting.unable("accuracy")
         self.family = setting.family
         self.sequences = self.family.encode(examples, setting.where).sequences
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
@@ -46,5 +46,4 @@ class Accuracy:
 
     def score(self, model: Any) -> Scores:
         """Returns 1.0 or 0.0 for each image."""
-        values = tuple(float(right) for right in self.family.right(model, self.batches))
-        return Scores("score", values, (1.0,) * len(values))
+        return equal_scores([float(right) for right in self.family.right(model, self.batches)])

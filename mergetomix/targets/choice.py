@@ -1,4 +1,4 @@
-"""Whether the right one of several options is the likeliest."""
+"""Score questions by whether the right one of several options is the likeliest."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mergetomix.models.causal_lm.questions import Question
 from mergetomix.models.encoding import content
 from mergetomix.models.family import ScoresOptions
 from mergetomix.records import Scores
-from mergetomix.sections.source import WithOptions
+from mergetomix.sections.target import WithOptions
 from mergetomix.store.address import digest
-from mergetomix.targets.target import TargetKind, TargetSetting, unable
+from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
 class ChoiceTarget(WithOptions, TargetKind):
@@ -56,7 +56,7 @@ class Choice:
         self, section: ChoiceTarget, examples: Sequence[Example], setting: TargetSetting
     ) -> None:
         if not isinstance(setting.family, ScoresOptions):
-            raise unable(setting, "choice")
+            raise setting.unable("choice")
         self.family = setting.family
         self.normalize = section.normalize
         self.right = [example.options.index(example.completion) for example in examples]
@@ -66,20 +66,20 @@ class Choice:
         self.asked = self.family.asked(self.questions, setting.batch_tokens)
 
     def _encode(self, example: Example, index: int, where: str) -> Question:
-        """Prompt and options as tokens.
+        """Returns prompt and options as tokens.
 
         A prompt that is too long loses its beginning, as much of it as the longest option needs:
         all options of an example are compared behind one prompt.
         """
         most = self.family.max_length - 1
-        options = [self.family.tokens(option)[:most] for option in example.options]
-        for option, ids in zip(example.options, options, strict=True):
-            if not ids:
-                message = f"the option {option!r} of row {example.row} has no tokens"
-                raise DataError(f"{where}.options", message)
+        options = tuple(tuple(self.family.tokens(each)[:most]) for each in example.options)
+        if () in options:
+            empty = example.options[options.index(())]
+            message = f"the option {empty!r} of row {example.row} has no tokens"
+            raise DataError(f"{where}.options", message)
         room = self.family.max_length - max(map(len, options))
         prompt = self.family.shorten(self.family.prompt_ids(example, where), room)
-        return Question(tuple(prompt), tuple(map(tuple, options)), index)
+        return Question(tuple(prompt), options, index)
 
     def address(self) -> str:
         """Returns the address of tokens, the right options, and how they are compared."""
@@ -89,9 +89,9 @@ class Choice:
     def score(self, model: Any) -> Scores:
         """Returns 1.0 or 0.0 for each example."""
         values = []
-        found = self.family.option_losses(model, self.asked)
+        found = self.asked.losses(model)
         for right, lengths, losses in zip(self.right, self.lengths, found, strict=True):
             divisors = lengths if self.normalize else [1] * len(lengths)
             costs = [loss / each for loss, each in zip(losses, divisors, strict=True)]
             values.append(float(costs.index(min(costs)) == right))
-        return Scores("score", tuple(values), (1.0,) * len(values))
+        return equal_scores(values)

@@ -1,4 +1,4 @@
-"""Greedy answers, compared with the right ones."""
+"""Score greedy answers by comparing them with the right ones."""
 
 from __future__ import annotations
 
@@ -15,17 +15,10 @@ from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.family import GeneratesText
 from mergetomix.records import Scores
 from mergetomix.store.address import digest
-from mergetomix.targets.function import (
-    asked,
-    checked,
-    load_function,
-    names_a_function,
-    source_of,
-)
-from mergetomix.targets.target import TargetKind, TargetSetting, unable
+from mergetomix.targets.function import UserFunction, checked, load_function, source_of, users_code
+from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
-# A minus behind a digit or letter is a hyphen or a difference; commas count where they part
-# thousands.
+# A minus behind a digit or letter is a hyphen or a difference; commas count if they part thousands.
 NUMBER = re.compile(
     r"(?:(?<!\w)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<!\w)-)?\.\d+", re.ASCII
 )
@@ -44,13 +37,23 @@ class GenerateTarget(TargetKind):
     pattern: str | None = None
     """For `metric: regex`: the first group (or the whole match) must equal the completion after
     trimming."""
-    function: str | Callable[..., Any] | None = None
-    """For `metric: function`: `module:function` or `file.py:function`, or a function from Python."""
+    function: UserFunction = None
+    """For `metric: function`: `module:function` or `file.py:function`, or a function from
+    Python."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Stop after so many tokens."""
     stop: list[str] = Field(default=["\n"])
     """The answer ends before the first of these strings; an empty list ends it at the end token
     alone."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return value
 
     @model_validator(mode="after")
     def _complete(self) -> GenerateTarget:
@@ -62,52 +65,33 @@ class GenerateTarget(TargetKind):
             raise ValueError("name a function, such as scoring.py:my_function")
         return self
 
-    _function = field_validator("function")(names_a_function)
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-        return value
-
     def build(self, examples: Sequence[Example], setting: TargetSetting) -> Generate:
         """Returns the target over some of its examples."""
         return Generate(self, examples, setting)
 
 
 class Generate:
-    """The metric of each example's greedy answer: one for right and zero for wrong.
-
-    Or what the user's function says.
-    """
+    """The metric of each example's greedy answer: 1 or 0, or what the user's function says."""
 
     def __init__(
         self, section: GenerateTarget, examples: Sequence[Example], setting: TargetSetting
     ) -> None:
         if not isinstance(setting.family, GeneratesText):
-            raise unable(setting, "generate")
-        self.family = setting.family
-        self.section, self.where = section, setting.where
+            raise setting.unable("generate")
+        self.family, self.section, self.where = setting.family, section, setting.where
         self.answers = [answer_of(example) for example in examples]
         limit, num_new = self.family.limit, section.max_new_tokens
         if limit is not None and num_new >= limit:
-            message = (
-                f"must be under the model's limit of {limit} tokens, so that a prompt fits;"
-                f" got {num_new}"
-            )
-            raise DataError(f"{setting.where}.max_new_tokens", message)
-        self.prompts = [self.family.prompt_ids(each, setting.where, num_new) for each in examples]
+            rule = f"must be under the model's limit of {limit} tokens, so that a prompt fits"
+            raise DataError(f"{self.where}.max_new_tokens", f"{rule}; got {num_new}")
+        self.prompts = [self.family.prompt_ids(each, self.where, num_new) for each in examples]
         room = self.family.room(num_new)
-        whole = (self.family.prompt_ids(example, setting.where) for example in examples)
+        whole = (self.family.prompt_ids(example, self.where) for example in examples)
         self.num_cut = sum(len(prompt) > room for prompt in whole)
         self.settings = Generation(num_new, tuple(section.stop), setting.batch_tokens)
         # an answer's length is not known before; its limit stands for it
         self.num_tokens = sum(len(prompt) + num_new for prompt in self.prompts)
-        self.metric = pick_metric(section, setting.where)
+        self.metric = pick_metric(section, self.where)
 
     def address(self) -> str:
         """Returns the address of prompts, right answers, the metric and how the answer ends."""
@@ -118,49 +102,65 @@ class Generate:
     def score(self, model: Any) -> Scores:
         """Returns one value an example; all weights are one."""
         outputs = self.family.generate(model, self.prompts, self.settings)
-        pairs = list(zip(outputs, self.answers, strict=True))
-        values = asked(
-            lambda: [self.metric(output, answer) for output, answer in pairs], self.where
-        )
-        return Scores("score", checked(values, len(pairs), self.where), (1.0,) * len(pairs))
+        with users_code(self.where):
+            values = list(map(self.metric, outputs, self.answers))
+        return equal_scores(checked(values, self.where))
 
 
 def answer_of(example: Example) -> str:
-    """The right answer: the completion, or the assistant's last turn."""
+    """Returns the right answer: the completion, or the assistant's last turn."""
     return example.messages[last_reply(example)][1] if example.messages else example.completion
 
 
-def pick_metric(spec: GenerateTarget, where: str) -> Callable[[str, str], float]:
-    """The function (output, right answer) -> value of a target's section."""
-    if spec.metric == "number":
-        return number
-    if spec.metric == "regex":
-        pattern = re.compile(spec.pattern or "")
+def pick_metric(section: GenerateTarget, where: str) -> Callable[[str, str], float]:
+    """Returns the function of an output and the right answer that a target's section names."""
+    if section.metric == "function":
+        return load_function(section.function, where)
+    if section.metric == "regex":
+        pattern = re.compile(section.pattern or "")
         return lambda output, answer: matches(pattern, output, answer)
-    if spec.metric == "function":
-        return load_function(spec.function, where)
-    return exact
+    return number if section.metric == "number" else exact
 
 
 def exact(output: str, answer: str) -> float:
-    """1.0 where output and answer are equal after trimming white space."""
+    r"""Returns 1.0 if output and answer are equal after trimming white space, else 0.0.
+
+    >>> exact(" three\n", "three"), exact("Three", "three")
+    (1.0, 0.0)
+    """
     return float(output.strip() == answer.strip())
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, thousands separators taken out; None where there is none."""
+    """Returns the last number in a text, thousands separators taken out; None if there is none.
+
+    >>> last_number("12 apples cost $1,234.50 in all")
+    Decimal('1234.50')
+    """
     found = NUMBER.findall(text)
     return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def number(output: str, answer: str) -> float:
-    """1.0 where the last numbers of output and answer are equal; an answer without a number is never met."""
+    """Returns 1.0 if the last numbers of output and answer are equal, else 0.0.
+
+    An answer without a number is never met.
+
+    >>> number("so 1,234.50.", "#### 1234.5"), number("none", "none")
+    (1.0, 0.0)
+    """
     wanted = last_number(answer)
     return float(wanted is not None and last_number(output) == wanted)
 
 
 def matches(pattern: re.Pattern[str], output: str, answer: str) -> float:
-    """1.0 where the pattern's first group (or whole match) in the output equals the answer after trimming."""
+    r"""Returns 1.0 if what the pattern finds in the output equals the answer after trimming.
+
+    That is the first group of its first match, or the whole match of a pattern without groups.
+
+    >>> matches(re.compile(r"is (\w+)"), "it is three, is four", "three")
+    1.0
+    """
     found = pattern.search(output)
     if found is None:
         return 0.0

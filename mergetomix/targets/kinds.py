@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, Union
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import GetCoreSchemaHandler, GetPydanticSchema
+from pydantic_core import CoreSchema, core_schema
 
 from mergetomix.errors import RecipeError
 from mergetomix.models.family import Family
@@ -16,7 +16,7 @@ from mergetomix.targets.loss import LossTarget
 from mergetomix.targets.python import PythonTarget
 from mergetomix.targets.target import TargetKind
 
-KINDS: Mapping[str, type[TargetKind]] = {
+KINDS: dict[str, type[TargetKind]] = {
     "loss": LossTarget,
     "accuracy": AccuracyTarget,
     "choice": ChoiceTarget,
@@ -26,49 +26,48 @@ KINDS: Mapping[str, type[TargetKind]] = {
 DEFAULT = "loss"
 
 
-def score_of(value: Any) -> Any:
-    """Returns the kind of a target that is plain values or a section."""
-    return value.get("score", DEFAULT) if isinstance(value, Mapping) else value.score
-
-
-def without_others(value: Any) -> Any:
-    """Returns a target's values without keys of other kinds that say nothing.
-
-    Resolved recipes once held the keys of all kinds, those of the others at their defaults.
-    """
-    own = KINDS.get(score_of(value)) if isinstance(value, Mapping) else None
-    if own is None:
-        return value
-    return {
-        key: each
-        for key, each in value.items()
-        if key in own.model_fields or not _is_idle(key, each)
-    }
-
-
-def _is_idle(key: str, value: Any) -> bool:
-    others = [kind.model_fields[key] for kind in KINDS.values() if key in kind.model_fields]
-    return any(field.default == value for field in others)
-
-
 def kinds_with(key: str) -> list[str]:
-    """Returns the kinds whose section has a key."""
+    """Returns the kinds whose section has a key.
+
+    >>> kinds_with("function")
+    ['generate', 'python']
+    """
     return [score for score, kind in KINDS.items() if key in kind.model_fields]
 
 
 def check_score(family: Family, section: TargetKind, where: str) -> None:
-    """Raises RecipeError where a family of models cannot be scored so."""
+    """Raises RecipeError if a family of models cannot be scored as a section says."""
     if not isinstance(family, section.needs):
         known = ", ".join(sorted(s for s, kind in KINDS.items() if isinstance(family, kind.needs)))
         message = f"family {family.name} has {known}, but not {section.score}"
         raise RecipeError(f"{where}.score", message)
 
 
-if TYPE_CHECKING:
-    AnyTarget: TypeAlias = TargetKind
-else:
-    AnyTarget = Annotated[
-        Union[tuple(Annotated[kind, Tag(score)] for score, kind in KINDS.items())],  # noqa: UP007 (of a tuple that is computed)
-        Discriminator(score_of),
-        BeforeValidator(without_others),
-    ]
+def _own_values(values: Any) -> Any:
+    """Returns a target's values with its `score`, without keys of other kinds that say nothing.
+
+    Resolved recipes of earlier releases hold the keys of all kinds, the others at their defaults.
+    """
+    if not isinstance(values, dict):
+        return values
+    values = {"score": DEFAULT, **values}
+    own = KINDS.get(str(values["score"]))
+    if own is None:
+        return values
+    return {
+        key: value
+        for key, value in values.items()
+        if key in own.model_fields
+        or all(KINDS[score].model_fields[key].default != value for score in kinds_with(key))
+    }
+
+
+def _union(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """Returns pydantic's schema of a section of any kind, told apart by its `score`."""
+    sections = {score: handler.generate_schema(kind) for score, kind in KINDS.items()}
+    union = core_schema.tagged_union_schema(sections, "score")
+    return core_schema.no_info_before_validator_function(_own_values, union)
+
+
+AnyTarget: TypeAlias = Annotated[TargetKind, GetPydanticSchema(_union)]
+"""A target of a recipe: pydantic makes of it the section of the kind that its `score` names."""

@@ -1,4 +1,4 @@
-"""Negative log-likelihood of completions, of texts, or of the classes of images."""
+"""Score by the negative log-likelihood of completions, of texts, or of the classes of images."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ class Loss:
         self.num_scored = [0] * len(examples)
         for sequence in self.sequences:
             self.num_scored[sequence.example] += sequence.num_scored
-        for example, count in zip(examples, self.num_scored, strict=True):
-            if count == 0:
-                message = f"row {example.row} has no token to score"
-                raise DataError(setting.where, message, hint="leave such rows out")
+        if 0 in self.num_scored:
+            row = examples[self.num_scored.index(0)].row
+            hint = "leave such rows out"
+            raise DataError(setting.where, f"row {row} has no token to score", hint=hint)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
 
@@ -70,4 +70,4 @@ class Loss:
         for sequence, nll in zip(self.sequences, losses, strict=True):
             sums[sequence.example] += nll
         values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
-        return Scores("loss", values, tuple(float(count) for count in self.num_scored))
+        return Scores("loss", values, tuple(map(float, self.num_scored)))

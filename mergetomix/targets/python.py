@@ -1,30 +1,30 @@
-"""A user's own function as a target."""
+"""Score by a function of the user's, which gets the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from mergetomix.data.examples import Example
-from mergetomix.data.reading import plain_content
 from mergetomix.errors import DataError
 from mergetomix.records import Scores
 from mergetomix.sections.target import WithHead
 from mergetomix.store.address import digest
-from mergetomix.targets.function import call, load_function, names_a_function, source_of
-from mergetomix.targets.target import Target, TargetKind, TargetSetting
+from mergetomix.targets.function import UserFunction, call, load_function, source_of
+from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
 class PythonTarget(WithHead, TargetKind):
     """Your own function, which gets the model and returns one score for every example."""
 
     needs: ClassVar[type[Any]] = object
+    needs_mapping: ClassVar[bool] = False
 
     score: Literal["python"]
     """`python`: your `function`."""
-    function: str | Callable[..., Any] | None = None
+    function: UserFunction = None
     """`module:function` or `file.py:function`, or a function from Python."""
 
     @model_validator(mode="after")
@@ -33,22 +33,18 @@ class PythonTarget(WithHead, TargetKind):
             raise ValueError("name a function, such as scoring.py:my_function")
         return self
 
-    _function = field_validator("function")(names_a_function)
-
-    def _needs_no_mapping(self) -> bool:
-        return True
-
-    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Target:
+    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Function:
         """Returns the target over a function's own examples, `row` being the place of each."""
         return Function(self, None, [example.row for example in examples], setting)
 
 
 class Function:
-    """Scores given by `function(model, processor)`, or `function(model, processor, rows)` where the target has
-    data; the processor is the tokenizer of a language model, the image processor of a classifier.
+    """Scores that `function(model, processor)` gives, or `function(model, processor, rows)`.
 
-    Without data the function returns a score for every example it knows, the same number each time, and `keep` says which
-    of them belong to this part.
+    The processor is the tokenizer of a language model, the image processor of a classifier. A
+    function with `rows` gives a score for each of them, whose `contents` are plain values for the
+    address. One without gives a score for every example it knows, the same number each time, and
+    `keep` says which of them belong to this part.
     """
 
     num_cut = num_tokens = 0
@@ -62,34 +58,24 @@ class Function:
         contents: Sequence[Any] | None = None,
     ) -> None:
         self.function = load_function(section.function, setting.where)
-        self.processor = setting.family.processor
-        self.rows, self.keep, self.where = rows, list(keep), setting.where
         self.source = source_of(section.function)
-        self.contents = (
-            contents
-            if contents is not None or rows is None
-            else [plain_content(row) for row in rows]
-        )
+        self.processor, self.where = setting.family.processor, setting.where
+        self.rows, self.keep, self.contents = rows, list(keep), contents
 
     def address(self) -> str:
-        """The function's source and the rows it gets."""
-        return digest(
-            "python",
-            self.source,
-            None if self.rows is None else list(self.contents or ()),
-            self.keep,
-        )
+        """Returns the address of the function's source and the rows it gets."""
+        contents = None if self.contents is None else list(self.contents)
+        return digest("python", self.source, contents, self.keep)
 
     def score(self, model: Any) -> Scores:
-        """One value an example, higher is better; all weights are one."""
+        """Returns one value an example, higher is better; all weights are one."""
+        key = f"{self.where}.function"
         values = call(self.function, model, self.processor, self.rows, self.where)
         if self.rows is None:
             if len(values) <= max(self.keep):
                 message = f"the function returned {len(values)} scores, fewer than the first time"
-                raise DataError(f"{self.where}.function", message)
+                raise DataError(key, message)
             values = tuple(values[i] for i in self.keep)
         elif len(values) != len(self.rows):
-            raise DataError(
-                f"{self.where}.function", f"{len(values)} scores for {len(self.rows)} rows"
-            )
-        return Scores("score", values, (1.0,) * len(values))
+            raise DataError(key, f"{len(values)} scores for {len(self.rows)} rows")
+        return equal_scores(values)

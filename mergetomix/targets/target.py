@@ -21,7 +21,7 @@ class Target(Protocol):
     """Examples and a way to score a model on them. Built once, used for every model.
 
     `num_cut` prompts lost their beginning to leave room for the answer. `num_tokens` are read in
-    one evaluation; zero where that is not known, as for a function.
+    one evaluation; zero if that is not known, as for a function.
     """
 
     num_cut: int
@@ -56,6 +56,11 @@ class TargetSetting:
     where: str
     batch_tokens: int
 
+    def unable(self, score: str) -> RecipeError:
+        """Returns the error of a family of models that cannot be scored so."""
+        message = f"family {self.family.name} cannot do score: {score}"
+        return RecipeError(f"{self.where}.score", message)
+
 
 class TargetKind(TargetSection, abc.ABC):
     """The section of one kind of target, which builds the targets of that kind.
@@ -69,11 +74,12 @@ class TargetKind(TargetSection, abc.ABC):
     def build(self, examples: Sequence[Example], setting: TargetSetting) -> Target:
         """Returns the target over some of its examples.
 
-        Raises DataError where an example cannot be scored.
+        Raises:
+            DataError: an example cannot be scored.
+            RecipeError: the family of models cannot be scored so.
         """
 
 
-def unable(setting: TargetSetting, score: str) -> RecipeError:
-    """Returns the error of a family of models that cannot be scored so."""
-    message = f"family {setting.family.name} cannot do score: {score}"
-    return RecipeError(f"{setting.where}.score", message)
+def equal_scores(values: Sequence[float]) -> Scores:
+    """Returns scores of examples that all weigh the same."""
+    return Scores("score", tuple(values), (1.0,) * len(values))

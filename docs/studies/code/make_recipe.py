@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mergetomix.demo import BASE, DATASETS, sources
+from mergetomix.demo.text import BASE, DATASETS, sources
 
 TARGETS = ("concurrent", "importlib", "logging", "multiprocessing", "urllib")
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from mergetomix.demo import clip
+sys.path.insert(0, str(Path(__file__).parents[1] / "demo_bases"))
+import small_clip as clip  # noqa: E402
 
 Pixels = NDArray[np.uint8]
 SHAPE = clip.Shape(side=28, patch=7, width=64, num_layers=3)

@@ -25,42 +25,51 @@ def continuations(
     prompts: Sequence[Sequence[int]],
     settings: Generation,
 ) -> list[str]:
-    """The continuations of prompts as one batch, padded before, each cut before the first of the stop strings."""
+    """Returns the continuations of prompts, each cut before the first of the stop strings.
+
+    The longest prompts are first, in batches of at most `batch_tokens` tokens with what may follow.
+    """
+    found: dict[int, str] = {}
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    while order:
+        width = len(prompts[order[0]]) + settings.max_new_tokens
+        size = max(1, settings.batch_tokens // width)
+        group, order = order[:size], order[size:]
+        texts = _batch(model, tokenizer, [prompts[i] for i in group], settings)
+        for stop in settings.stop:
+            texts = [text.split(stop, 1)[0] for text in texts]
+        found |= dict(zip(group, texts, strict=True))
+    return [found[i] for i in range(len(prompts))]
+
+
+def _batch(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    settings: Generation,
+) -> list[str]:
+    """Returns the continuations of prompts as one batch, padded before."""
     import torch
-
-    width, pad = max(len(prompt) for prompt in prompts), int(tokenizer.pad_token_id)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device)
-    mask = torch.tensor(
-        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
-    )
-    config = _config(model, tokenizer, settings)
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=tokenizer
-        )
-    return [
-        _before(text, settings.stop)
-        for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-    ]
-
-
-def _config(model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generation) -> Any:
-    """transformers' settings: a row ends at an end token of the model's or the tokenizer's, or behind a stop string."""
     from transformers import GenerationConfig
 
+    width, pad = max(map(len, prompts)), int(tokenizer.pad_token_id)
+    ids = [[pad] * (width - len(each)) + list(each) for each in prompts]
+    mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
     ends = getattr(model.generation_config, "eos_token_id", None)
     ends = list(ends) if isinstance(ends, list | tuple) else [ends] if ends is not None else []
-    return GenerationConfig(
+    config = GenerationConfig(
         max_new_tokens=settings.max_new_tokens,
         do_sample=False,
-        use_cache=True,  # whatever the model was saved with: without, every token reads all that came before again
+        use_cache=True,  # whatever the model was saved with: without, every token reads all again
         eos_token_id=sorted({*ends, int(tokenizer.eos_token_id)}),
-        pad_token_id=int(tokenizer.pad_token_id),
+        pad_token_id=pad,
         stop_strings=list(settings.stop) or None,
     )
-
-
-def _before(text: str, stops: Sequence[str]) -> str:
-    for stop in stops:
-        text = text.split(stop, 1)[0]
-    return text
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            generation_config=config,
+            tokenizer=tokenizer,
+        )
+    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))

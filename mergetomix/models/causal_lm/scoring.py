@@ -11,39 +11,52 @@ if TYPE_CHECKING:
     import torch
 
 PIECE = {"cpu": 2**20}
-"""Logits whose logarithms are taken at once, by kind of device: on a CPU 4 MiB in float32, which its cache holds."""
+"""Logits whose logarithms are taken at once: 4 MiB in float32 on a CPU, which its cache holds."""
 OTHER_PIECE = 2**26
 
 
 def token_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
-    """-log p of every scored token of a batch, in nats; float32 on the model's device, shape (K,), with its graph."""
-    inputs = batch.inputs(model.dtype)
-    logits_PV = logits_at(model, batch.scored.places_P, inputs)
+    """Returns -log p of every scored token of a batch, in nats, with its graph.
+
+    float32 on the model's device, shape (K,).
+    """
+    logits_PV = logits_at(model, batch.scored.places_P, batch.inputs(model.dtype))
     return _losses(logits_PV, batch.scored)
 
 
 def sums(losses: Sequence[torch.Tensor], batches: Sequence[TokenBatch]) -> torch.Tensor:
-    """The losses of tokens, summed for every line of the batches in turn; float64 on the CPU."""
+    """Returns the losses of tokens, summed for every line of the batches in turn.
+
+    float64 on the CPU.
+    """
     import torch
 
-    losses_K = torch.cat(list(losses)).cpu().double()
-    starts, num = [], 0
+    owners, num = [], 0
     for batch in batches:
-        starts.append(num)
+        owners.append(batch.scored.owners_K + num)
         num += len(batch.rows)
-    owners_K = torch.cat(
-        [batch.scored.owners_K + start for batch, start in zip(batches, starts, strict=True)]
-    )
-    return torch.zeros(num, dtype=torch.float64).index_add(0, owners_K, losses_K)
+    losses_K = torch.cat(list(losses)).cpu().double()
+    return torch.zeros(num, dtype=torch.float64).index_add(0, torch.cat(owners), losses_K)
+
+
+def losses_in_order(model: Any, batches: Sequence[TokenBatch]) -> list[float]:
+    """Returns the sum over scored tokens of -log p, in nats, in the original order of the rows."""
+    import torch
+
+    with torch.inference_mode():
+        found = sums([token_losses(model, batch) for batch in batches], batches).tolist()
+    rows = [row for batch in batches for row in batch.rows]
+    return [value for _, value in sorted(zip(rows, found, strict=True))]
 
 
 def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The model's logits at some places of a batch, each row * width + column; shape (P, V).
+    """Returns the model's logits at some places of a batch, row * width + column; shape (P, V).
 
-    The head gets the hidden states of these places alone. It is a hook on the head that hands them over, so the model's own
-    forward does all the rest, whatever it makes of its logits (scaling, soft caps), under adapters too. The argument
-    `logits_to_keep`, which many models have, takes columns common to all rows in some versions of transformers, and is not
-    there in all models. A model that does not say what its head is computes all its logits.
+    The head gets the hidden states of these places alone. It is a hook on the head that hands them
+    over, so the model's own forward does all the rest, whatever it makes of its logits (scaling,
+    soft caps), under adapters too. The argument `logits_to_keep`, which many models have, takes
+    columns common to all rows in some versions of transformers, and is not there in all models.
+    A model that does not say what its head is computes all its logits.
     """
     shape = inputs["input_ids"].shape
 
@@ -64,21 +77,22 @@ def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor
 
 
 def _losses(logits_PV: torch.Tensor, scored: Scored) -> torch.Tensor:
-    """-log p of the wanted tokens.
+    """Returns -log p of the wanted tokens.
 
-    Without a graph a piece at a time, so that the logarithms take little memory beside the logits; with one they are all
-    kept for the gradient anyway.
+    Without a graph it is taken a piece at a time, so that the logarithms take little memory beside
+    the logits; with one they are all kept for the gradient anyway.
     """
     import torch
 
-    num, size = len(scored.picks), logits_PV.shape[-1]
-    step = max(
-        1, num if logits_PV.requires_grad else PIECE.get(logits_PV.device.type, OTHER_PIECE) // size
-    )
+    device, num = logits_PV.device, len(scored.picks_K)
+    step = PIECE.get(device.type, OTHER_PIECE) // logits_PV.shape[-1]
+    step = max(1, num if logits_PV.requires_grad else step)
     pieces = [logits_PV.new_zeros(0, dtype=torch.float32)]
     for start in range(0, num, step):
-        end = min(start + step, num)
-        first, last = scored.picks[start], scored.picks[end - 1]
-        logp_NV = logits_PV[first : last + 1].log_softmax(dim=-1, dtype=torch.float32)
-        pieces.append(-logp_NV[scored.picks_K[start:end] - first, scored.wanted_K[start:end]])
+        picks_N = scored.picks_K[start : start + step]
+        logp_NV = logits_PV[int(picks_N[0]) : int(picks_N[-1]) + 1].log_softmax(
+            dim=-1, dtype=torch.float32
+        )
+        wanted_N = scored.wanted_K[start : start + step]
+        pieces.append(-logp_NV[(picks_N - picks_N[0]).to(device), wanted_N])
     return torch.cat(pieces)

@@ -1,35 +1,67 @@
-"""Pictures as the model reads them: decoded, through its own image processor, kept in memory as far as that goes."""
+"""Pictures as the model reads them: through its own image processor, of the shape that it takes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergetomix.data.examples import Examples
 from mergetomix.data.image import Picture
-from mergetomix.errors import Fault, ModelError
+from mergetomix.errors import DataError, Fault, ModelError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+PLAIN_PATCH = (16, 16)
+"""Pixels that count as one token if a model makes no patches."""
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image, its class as a place among its head's classes, and the key of that head."""
+
+    picture: Picture
+    label: int
+    head: str
+    example: int
+    num_tokens: int
+
+    @property
+    def num_scored(self) -> int:
+        """An image has one class."""
+        return 1
+
+    def fingerprint(self) -> bytes:
+        """Returns pixels, class, head, and the example that they are of."""
+        return repr((self.picture.digest, self.label, self.head, self.example)).encode()
+
 
 class Pixels:
-    """Pictures to tensors of shape (colours, height, width), float32.
+    """Pictures as tensors of shape (colours, height, width), float32, kept in memory if they fit.
+
+    `side` is (height, width) of what the model reads, None if it reads any; `patch` is that of a
+    patch, None if it makes none.
 
     Args:
-        processor: gives the model's image processor; asked once.
-        num_channels: 3, or 1 for grey.
+        processor: gives the model's image processor.
+        config: of what reads images.
         memory_gib: what may be kept in memory.
     """
 
-    def __init__(self, processor: Callable[[], Any], num_channels: int, memory_gib: float) -> None:
+    def __init__(self, processor: Callable[[], Any], config: Any, memory_gib: float) -> None:
         self._processor = processor
-        self.mode = "L" if num_channels == 1 else "RGB"
+        self.num_channels = int(getattr(config, "num_channels", 3))
+        self.side = _pair(getattr(config, "image_size", None))
+        self.patch = _pair(getattr(config, "patch_size", None))
         self.room_bytes = int(memory_gib * 2**30)
         self._kept: dict[str, Tensor] = {}
+        self._sizes: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def get(self, picture: Picture) -> Tensor:
-        """One picture's pixels."""
+        """Returns one picture's pixels."""
         known = self._kept.get(picture.digest)
         if known is not None:
             return known
@@ -37,46 +69,107 @@ class Pixels:
             made = self.processed(picture.open(), picture.name)
         except ValueError as error:
             raise Fault(f"{picture.name} could be read before and cannot be now: {error}") from None
-        size = made.numel() * made.element_size()
-        if size <= self.room_bytes:
-            self.room_bytes -= size
+        if made.nbytes <= self.room_bytes:
+            self.room_bytes -= made.nbytes
             self._kept[picture.digest] = made
         return made
 
     def holds(self, pictures: Sequence[Picture]) -> bool:
-        """Whether all of them are kept, after taking in as many as there is room for."""
+        """Returns whether all are kept, after taking in as many as there is room for."""
         for picture in pictures:
-            if picture.digest not in self._kept:
-                size = self.get(picture).numel() * 4
-                if picture.digest not in self._kept and size > self.room_bytes:
-                    return False
+            size = 0 if picture.digest in self._kept else self.get(picture).nbytes
+            if picture.digest not in self._kept and size > self.room_bytes:
+                return False
         return True
 
     def keep_no_more(self) -> None:
-        """Leaves what is kept and takes in nothing else: worker processes would each keep their own."""
+        """Leaves what is kept and takes in nothing else: workers would each keep their own."""
         self.room_bytes = 0
 
     def stacked(self, pictures: Sequence[Picture]) -> Tensor:
-        """Shape (pictures, colours, height, width)."""
+        """Returns pixels of the shape (pictures, colours, height, width)."""
         import torch
 
         return torch.stack([self.get(picture) for picture in pictures])
 
     def processed(self, image: Image, name: str) -> Tensor:
-        """What the processor makes of an image. Raises ModelError where it cannot take it."""
+        """Returns what the processor makes of an image. Raises ModelError if it cannot take it."""
         import numpy as np
         import torch
 
-        array = np.asarray(image.convert(self.mode))
-        if array.ndim == 2:
-            array = array[:, :, None]
+        height, width = image.height, image.width
+        array = np.asarray(image.convert("L" if self.num_channels == 1 else "RGB"))
+        given = {"images": [array.reshape(height, width, -1)], "input_data_format": "channels_last"}
         try:
-            made = self._processor()(
-                images=[array], input_data_format="channels_last", return_tensors="np"
-            )["pixel_values"][0]
+            made = self._processor()(**given, return_tensors="np")["pixel_values"][0]
         except (ValueError, TypeError, KeyError, IndexError) as error:
             reason = " ".join(str(error).split())[:300]
-            raise ModelError(
-                "base.path", f"the image processor cannot take {name}: {reason}"
-            ) from None
+            message = f"the image processor cannot take {name}: {reason}"
+            raise ModelError("base.path", message) from None
         return torch.from_numpy(np.ascontiguousarray(made, dtype=np.float32))
+
+    # --- shapes
+
+    def check(self, sources: Sequence[Examples]) -> None:
+        """Raises UserError if what the processor makes of images is not what the model reads.
+
+        Images must also be of one shape, even if the model reads any.
+        """
+        from PIL import Image
+
+        resizes = bool(getattr(self._processor(), "do_resize", False))
+        wanted: tuple[int, ...] = (self.num_channels, *self.side) if self.side else ()
+        for (width, height), (where, name) in _sizes(sources).items():
+            pixels = f"{width}x{height} pixels"
+            if not resizes:
+                self._check_size((height, width), f"{name} is {pixels}", f"{where}.path")
+            found = tuple(self.processed(Image.new("RGB", (width, height)), name).shape)
+            wanted = wanted or found
+            if found == wanted:
+                continue
+            makes = f"the image processor makes {found} of {name} ({pixels})"
+            if self.side is None:
+                message = f"{makes}, but {wanted} of others, and a batch needs one shape"
+                hint = "resize or crop to one size in preprocessor_config.json"
+                raise DataError(f"{where}.path", message, hint=hint)
+            message = f"{makes}, but the model reads {wanted} (colours, height, width)"
+            hint = "mend size and crop_size in preprocessor_config.json"
+            raise ModelError("base.path", message, hint=hint)
+
+    def _check_size(self, size: tuple[int, int], has: str, where: str) -> None:
+        """Raises DataError if nothing resizes an image and the model does not read it as it is."""
+        hint = "set do_resize in the model's preprocessor_config.json"
+        if self.patch is not None and (size[0] < self.patch[0] or size[1] < self.patch[1]):
+            message = f"{has}, smaller than a patch of {self.patch[1]}x{self.patch[0]}"
+            raise DataError(where, message, hint=hint)
+        if self.side is not None and size != self.side:
+            message = f"{has}, but the model reads {self.side[1]}x{self.side[0]}"
+            raise DataError(where, message, hint=hint)
+
+    def num_tokens(self, picture: Picture) -> int:
+        """Returns the patches of a picture.
+
+        If the model makes none, they are as many as a vision transformer's of 16 x 16 pixels.
+        """
+        if picture.size not in self._sizes:
+            self._sizes[picture.size] = self.side or tuple(self.get(picture).shape[1:])
+        height, width = self._sizes[picture.size]
+        down, across = self.patch or PLAIN_PATCH
+        rounded = math.floor if self.patch else math.ceil
+        return int(max(1, rounded(height / down) * rounded(width / across)))
+
+
+def _sizes(sources: Sequence[Examples]) -> dict[tuple[int, int], tuple[str, str]]:
+    """Returns the source and the name of the first picture of each size."""
+    found: dict[tuple[int, int], tuple[str, str]] = {}
+    for examples in sources:
+        for item in examples.items:
+            if item.picture is not None:
+                found.setdefault(item.picture.size, (examples.where, item.picture.name))
+    return found
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -1,4 +1,4 @@
-"""Companion losses in units of the scores that they stand for, so that several targets can be added up and compared."""
+"""Companion losses in units of the scores that they stand for, so that targets can be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from mergetomix.search.strategy import Told
 BELIEF = 2.0
 """How many trials' worth of belief that a score rises as its companion does."""
 LEAST_SLOPE = 0.1
-"""A companion that seems to say nothing keeps a little of its say: a search that knows nothing of a target forgets it."""
+"""A companion that seems to say nothing keeps a little of its say: a search that knows nothing of a
+target forgets it."""
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,18 @@ class ScoreLine:
     slope: float
 
     def at(self, companion: float) -> float:
-        """The score expected."""
+        """Returns the score expected."""
         return self.offset + self.slope * companion
 
 
 def lines(told: Sequence[Told]) -> dict[str, ScoreLine]:
-    """By target how its companion's gain leads to the score's, from the trials so far; nothing where no target has a companion.
+    """Returns by target how its companion's gain leads to the score's; empty without companions.
 
-    A companion's gain is a share of a loss, a score's own a difference of scores, and a step of the one may be ten steps of the
-    other. The line between them is that of least squares over the trials, held to a slope of one by BELIEF trials of the spread
-    seen. A target with a derivative of its own is its own companion, and stays.
+    A companion's gain is a share of a loss, a score's own a difference of scores, and a step of the
+    one may be ten steps of the other. A target with a derivative of its own is its own companion.
     """
-    known = [
-        (each.smooth, each.values) for each in told if each.smooth is not None and is_finite(each)
-    ]
+    with_companions = [each for each in told if each.smooth is not None and is_finite(each)]
+    known = [(each.smooth or {}, each.values) for each in with_companions]
     names = known[0][1] if known else ()
     return {
         name: line([smooth[name] for smooth, _ in known], [values[name] for _, values in known])
@@ -45,7 +44,13 @@ def lines(told: Sequence[Told]) -> dict[str, ScoreLine]:
 
 
 def line(companions: Sequence[float], scores: Sequence[float]) -> ScoreLine:
-    """The line by which a companion's gains lead to scores, from those of some trials."""
+    """Returns the line by which a companion's gains lead to scores, from those of some trials.
+
+    It is that of least squares, held to a slope of one by BELIEF trials of the spread seen.
+
+    >>> line([0.0, 1.0], [0.0, 3.0])
+    ScoreLine(offset=0.5, slope=2.0)
+    """
     if all(one == other for one, other in zip(companions, scores, strict=True)):
         return ScoreLine(0.0, 1.0)
     centre, height = fmean(companions), fmean(scores)
@@ -57,7 +62,7 @@ def line(companions: Sequence[float], scores: Sequence[float]) -> ScoreLine:
 
 
 def in_units_of_scores(told: Told, lines: Mapping[str, ScoreLine]) -> Told:
-    """The same with the companions' gains and derivatives as those of the scores by some lines."""
+    """Returns the same with the companions' gains and derivatives as the scores' by some lines."""
     if not lines:
         return told
     smooth = told.smooth and {name: lines[name].at(value) for name, value in told.smooth.items()}

@@ -1,31 +1,31 @@
-"""A quadratic in the experts' coefficients, learnt from values and derivatives at a few points: numbers in, numbers out.
+"""A target as a quadratic in the experts' coefficients: what values and derivatives say of it.
 
-f(c) = b . c + c . H c / 2, with normal priors on b and H: equivalently a Gaussian process whose covariance is the sum of TERMS.
-It is zero at c = 0, the base, where the gain is zero. Experts share much of their deltas' direction, which is why the shared
-terms are there: without them twice as many points are needed.
+f(c) = b . c + c . H c / 2, zero at the base, with normal priors on b and H. That is a Gaussian
+process with the covariance of `TERMS`. Experts share much of their deltas' direction, which is why
+the shared terms are there: without them twice as many points are needed.
 
-Legend of shapes: M points observed, N experts, K points asked about, S numbers observed (values, and N for every derivative).
+Legend of shapes: K and M points, G of them with derivatives, N experts, S numbers observed (N for
+every derivative, then the values).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, solve_triangular
 
-Array = NDArray[np.float64]
-EVERY = slice(None)
+from mergetomix.search.candidates import Array
 
 TERMS = ("slope", "shared slope", "curvature", "shared curvature", "overall curvature")
-"""Parts of the prior covariance, each with its scale: u, v, u^2, u v, v^2 with u = c . c' and v = (1 . c)(1 . c')."""
+"""Parts of the covariance: u, v, u^2, u v and v^2 with u = c . c' and v = (1 . c)(1 . c')."""
 
 
 @dataclass(frozen=True)
 class Observations:
-    """Values at points, and derivatives at some of them; rows of `slopes_MN` that are not known are NaN."""
+    """Values at points, and derivatives at some; rows of `slopes_MN` that are unknown are NaN."""
 
     points_MN: Array
     values_M: Array
@@ -38,8 +38,12 @@ class Observations:
 
     @property
     def numbers_S(self) -> Array:
-        """All that was observed: the derivatives row by row, then the values, so that a new value comes last."""
+        """All that was observed: the derivatives row by row, then the values."""
         return np.concatenate([self.slopes_MN[self.sloped].ravel(), self.values_M])
+
+    def picked(self, rows: NDArray[np.intp]) -> Observations:
+        """Returns the observations at some of the points."""
+        return Observations(self.points_MN[rows], self.values_M[rows], self.slopes_MN[rows])
 
     def extends(self, other: Observations) -> bool:
         """Whether these are the others with more values after them."""
@@ -48,101 +52,65 @@ class Observations:
         )
 
 
-@dataclass(frozen=True)
-class Partials:
-    """A covariance f(u, v) of two sets of points and its partial derivatives in u and v, where they are not zero."""
-
-    f: Array
-    u: Array | None = None
-    v: Array | None = None
-    uu: Array | None = None
-    uv: Array | None = None
-    vv: Array | None = None
-
-    def picked(self, rows: Any, columns: Any) -> Partials:
-        """The same for some of the points."""
-        parts = (self.f, self.u, self.v, self.uu, self.uv, self.vv)
-        f, *others = (None if part is None else part[rows][:, columns] for part in parts)
-        assert f is not None
-        return Partials(f, *others)
-
-
-def term(index: int, u: Array, v: Array) -> Partials:
-    """One of TERMS."""
-    one, two = np.ones_like(u), np.full_like(u, 2.0)
-    return (
-        lambda: Partials(u, u=one),
-        lambda: Partials(v, v=one),
-        lambda: Partials(u**2, u=2 * u, uu=two),
-        lambda: Partials(u * v, u=v, v=u, uv=one),
-        lambda: Partials(v**2, v=2 * v, vv=two),
-    )[index]()
-
-
-def mixed(scales: Array, u: Array, v: Array) -> Partials:
-    """The sum of all terms, each times its scale."""
+def kernel(scales: Array, u: Array, v: Array) -> Array:
+    """Returns the sum of the terms, each times its scale: the covariance of values."""
     a, b, c, d, e = scales
-    return Partials(
-        f=a * u + b * v + c * u**2 + d * u * v + e * v**2,
-        u=a + 2 * c * u + d * v,
-        v=b + d * u + 2 * e * v,
-        uu=np.full_like(u, 2 * c),
-        uv=np.full_like(u, d),
-        vv=np.full_like(u, 2 * e),
-    )
+    return np.asarray(a * u + b * v + c * u**2 + d * u * v + e * v**2)
 
 
 def products(left_KN: Array, right_MN: Array) -> tuple[Array, Array]:
-    """u and v of every pair of points."""
+    """Returns u and v of every pair of points, shapes (K, M)."""
     return left_KN @ right_MN.T, np.outer(left_KN.sum(axis=1), right_MN.sum(axis=1))
 
 
-def along(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
-    """Covariance of values at the left with derivatives at the right: df/dx'_j = f_u x_j + f_v (1 . x). Shape (K, M N)."""
-    out_KMN = np.zeros((*partials.f.shape, left_KN.shape[1]))
-    if partials.u is not None:
-        out_KMN += partials.u[:, :, None] * left_KN[:, None, :]
-    if partials.v is not None:
-        out_KMN += (partials.v * left_KN.sum(axis=1)[:, None])[:, :, None]
-    return out_KMN.reshape(len(left_KN), right_MN.size)
+def values_with_slopes(scales: Array, left_KN: Array, right_MN: Array) -> Array:
+    """Returns the covariance of values at the left with derivatives at the right, shape (K, M N).
 
-
-def between(partials: Partials, left_KN: Array, right_MN: Array) -> Array:
-    """Covariance of derivatives with derivatives, shape (K N, M N).
-
-    d^2 f / dx_i dx'_j = f_u [i = j] + f_v + x_j (f_uu x'_i + f_uv p') + p (f_uv x'_i + f_vv p'), p = 1 . x, p' = 1 . x'.
+    df / dx'_j = f_u x_j + f_v (1 . x)
     """
-    (num_k, n), num_m = left_KN.shape, len(right_MN)
-    p_K, p_M = left_KN.sum(axis=1), right_MN.sum(axis=1)
-    out = np.zeros((num_k, n, num_m, n))
-    if partials.u is not None:
-        diagonal = np.arange(n)
-        out[:, diagonal, :, diagonal] += partials.u
-    if partials.v is not None:
-        out += partials.v[:, None, :, None]
-    if partials.uu is not None:
-        out += np.einsum("km,mi,kj->kimj", partials.uu, right_MN, left_KN, optimize=True)
-    if partials.uv is not None:
-        out += np.einsum("km,m,kj->kmj", partials.uv, p_M, left_KN, optimize=True)[:, None]
-        out += np.einsum("km,mi,k->kim", partials.uv, right_MN, p_K, optimize=True)[..., None]
-    if partials.vv is not None:
-        out += (partials.vv * np.outer(p_K, p_M))[:, None, :, None]
-    return out.reshape(num_k * n, num_m * n)
+    (_, b, _, d, e), (u, v) = scales, products(left_KN, right_MN)
+    sums_K1 = left_KN.sum(axis=1)[:, None]
+    along_all_KM = (b + d * u + 2 * e * v) * sums_K1
+    found_KMN = _in_u(scales, u, v)[:, :, None] * left_KN[:, None, :] + along_all_KM[:, :, None]
+    return np.asarray(found_KMN.reshape(len(left_KN), right_MN.size))
 
 
-def covariance(partials: Partials, seen: Observations) -> Array:
-    """Prior covariance of everything observed, shape (S, S)."""
-    rows = seen.sloped
-    some_MN = seen.points_MN[rows]
-    cross = along(partials.picked(EVERY, rows), seen.points_MN, some_MN)
-    return np.block(
-        [[between(partials.picked(rows, rows), some_MN, some_MN), cross.T], [cross, partials.f]]
-    )
+def slopes_with_slopes(scales: Array, points_MN: Array) -> Array:
+    """Returns the covariance of derivatives with derivatives, shape (M N, M N).
+
+    d^2 f / dx_i dx'_j = f_u [i = j] + f_v + x_j (f_uu x'_i + f_uv p') + p (f_uv x'_i + f_vv p')
+    with p = 1 . x and p' = 1 . x'
+    """
+    (_, b, c, d, e), (u, v) = scales, products(points_MN, points_MN)
+    num, n = points_MN.shape
+    sums_M = points_MN.sum(axis=1)
+    found_MNMN = np.zeros((num, n, num, n))
+    found_MNMN[:, np.arange(n), :, np.arange(n)] += _in_u(scales, u, v)
+    found_MNMN += (b + d * u + 4 * e * v)[:, None, :, None]
+    # x_j (2 c x'_i + d p') + d p x'_i, the rest of which is in the line above
+    leaning_MN = 2 * c * points_MN + d * sums_M[:, None]
+    found_MNMN += leaning_MN.T[None, :, :, None] * points_MN[:, None, None, :]
+    found_MNMN += d * (sums_M[:, None, None] * points_MN.T[None])[..., None]
+    return found_MNMN.reshape(num * n, num * n)
+
+
+def covariance(scales: Array, seen: Observations) -> Array:
+    """Returns the prior covariance of everything observed, shape (S, S)."""
+    points_MN, some_MN = seen.points_MN, seen.points_MN[seen.sloped]
+    cross = values_with_slopes(scales, points_MN, some_MN)
+    values = kernel(scales, *products(points_MN, points_MN))
+    return np.block([[slopes_with_slopes(scales, some_MN), cross.T], [cross, values]])
+
+
+def _in_u(scales: Array, u: Array, v: Array) -> Array:
+    """Returns the derivative f_u."""
+    a, _, c, d, _ = scales
+    return np.asarray(a + 2 * c * u + d * v)
 
 
 @dataclass(frozen=True)
 class QuadraticPrior:
-    """How large each term is, and how far values and derivatives are from any such polynomial; variances."""
+    """The variance of each term, and those of the noise: how far the truth is from a quadratic."""
 
     scales: tuple[float, ...]
     noise_value: float
@@ -155,84 +123,27 @@ class QuadraticPrior:
 
     @classmethod
     def of(cls, logs: Array) -> QuadraticPrior:
-        """The inverse of `logs`."""
+        """Returns the prior with these logarithms."""
         *scales, value, slope = np.exp(logs).tolist()
         return cls(tuple(scales), value, slope)
 
-
-START = QuadraticPrior((1.0, 1.0, 0.5, 0.3, 0.3), 1e-4, 1e-3)
-SPREAD = np.array([2.0] * 5 + [2.5, 2.5])
-"""Where the search for a prior starts, and how far (in logarithms) it is at home: of data in units of their own slopes."""
-LOWEST, HIGHEST = 1e-8, 1e4
-
-
-def noises(prior: QuadraticPrior, seen: Observations) -> Array:
-    """The variance of the noise of each number observed."""
-    num = len(seen.sloped) * seen.points_MN.shape[1]
-    return np.concatenate(
-        [np.full(num, prior.noise_slope), np.full(len(seen.values_M), prior.noise_value)]
-    )
-
-
-def evidence(logs: Array, parts_TSS: Array, seen: Observations) -> tuple[float, Array]:
-    """-log p(observed, prior) up to a constant, and its derivative in `logs`.
-
-    log p(y) = -y' K^-1 y / 2 - log det K / 2 for K = sum_t s_t K_t + noise (Rasmussen and Williams 2006, eq. 5.8 and 5.9), with
-    a normal prior on the logarithms around START.
-    """
-    from scipy.linalg import cho_factor, cho_solve
-
-    prior, y_S = QuadraticPrior.of(logs), seen.numbers_S
-    noise_S = noises(prior, seen)
-    matrix = np.tensordot(np.array(prior.scales), parts_TSS, 1)
-    matrix[np.diag_indices(len(y_S))] += noise_S
-    factor = cho_factor(matrix, lower=True, check_finite=False)
-    alpha_S = cho_solve(factor, y_S, check_finite=False)
-    excess = cho_solve(factor, np.eye(len(y_S)), check_finite=False) - np.outer(alpha_S, alpha_S)
-    diagonal_S, num = np.diag(excess) * noise_S, len(y_S) - len(seen.values_M)
-    slopes = [
-        scale * float(np.vdot(part, excess))
-        for scale, part in zip(prior.scales, parts_TSS, strict=True)
-    ]
-    gradient = np.array([*slopes, float(diagonal_S[num:].sum()), float(diagonal_S[:num].sum())]) / 2
-    away = (logs - START.logs) / SPREAD
-    value = y_S @ alpha_S / 2 + np.log(np.diag(factor[0])).sum() + away @ away / 2
-    return float(value), gradient + away / SPREAD
-
-
-def fit_prior(
-    seen: Observations, start: QuadraticPrior = START, max_steps: int = 40
-) -> QuadraticPrior:
-    """The prior under which what was observed, in units of its slopes, is likeliest."""
-    from scipy.optimize import minimize
-
-    u, v = products(seen.points_MN, seen.points_MN)
-    parts_TSS = np.stack([covariance(term(index, u, v), seen) for index in range(len(TERMS))])
-    bounds = [(np.log(LOWEST), np.log(HIGHEST))] * (len(TERMS) + 2)
-    found = minimize(
-        evidence,
-        start.logs,
-        (parts_TSS, seen),
-        method="L-BFGS-B",
-        jac=True,
-        bounds=bounds,
-        options={"maxiter": max_steps},
-    )
-    return QuadraticPrior.of(found.x)
+    def noises(self, seen: Observations) -> Array:
+        """Returns the variance of the noise of each number observed, shape (S,)."""
+        num = len(seen.sloped) * seen.points_MN.shape[1]
+        return np.repeat([self.noise_slope, self.noise_value], [num, len(seen.values_M)])
 
 
 class QuadraticPosterior:
-    """What the observations say of the quadratic, given a prior.
+    """The expected b and H of b . c + c . H c / 2, and how sure its values are, given a prior.
 
     Args:
-        before: the posterior of a part of the observations; where they only add values to it, its work is used.
+        before: the posterior of a part of the observations; if they only add values to it, its
+            work is used.
     """
 
     def __init__(
         self, seen: Observations, prior: QuadraticPrior, before: QuadraticPosterior | None = None
     ) -> None:
-        from scipy.linalg import solve_triangular
-
         self.seen, self.prior = seen, prior
         self._scales = np.array(prior.scales)
         grows = before is not None and before.prior == prior and seen.extends(before.seen)
@@ -243,41 +154,35 @@ class QuadraticPosterior:
         self._alpha_GN, self._alpha_M = alpha_S[:num].reshape(len(seen.sloped), -1), alpha_S[num:]
 
     def _fresh(self) -> Array:
-        """The Cholesky root of the covariance of everything observed."""
-        from scipy.linalg import cholesky
-
-        matrix = covariance(
-            mixed(self._scales, *products(self.seen.points_MN, self.seen.points_MN)), self.seen
-        )
-        matrix[np.diag_indices(len(matrix))] += noises(self.prior, self.seen)
+        """Returns the Cholesky root of the covariance of everything observed."""
+        matrix = covariance(self._scales, self.seen)
+        matrix[np.diag_indices(len(matrix))] += self.prior.noises(self.seen)
         return np.asarray(cholesky(matrix, lower=True, check_finite=False, overwrite_a=True))
 
     def _grown(self, before: QuadraticPosterior) -> Array:
-        """The root with rows for the new values: [[L, 0], [B, C]], B = K_new,old L^-T, C C' = K_new,new - B B'."""
-        from scipy.linalg import cholesky, solve_triangular
+        """Returns the root with rows for the new values.
 
+        It is [[L, 0], [B, C]] with B = K_new,old L^-T and C C' = K_new,new - B B'.
+        """
         old = len(before._root)
         rows_KS = self._cross(self.seen.points_MN[len(before.seen.values_M) :])
-        lower_KS = solve_triangular(
-            before._root, rows_KS[:, :old].T, lower=True, check_finite=False
-        ).T
+        cross_SK = rows_KS[:, :old].T
+        lower_KS = solve_triangular(before._root, cross_SK, lower=True, check_finite=False).T
         rest_KK = rows_KS[:, old:] - lower_KS @ lower_KS.T
         rest_KK[np.diag_indices(len(rest_KK))] += self.prior.noise_value
         corner_KK = cholesky(rest_KK, lower=True, check_finite=False)
         return np.block([[before._root, np.zeros((old, len(corner_KK)))], [lower_KS, corner_KK]])
 
     def _cross(self, points_KN: Array) -> Array:
-        """Prior covariance of values at some points with everything observed, shape (K, S)."""
-        rows = self.seen.sloped
-        partials = mixed(self._scales, *products(points_KN, self.seen.points_MN))
-        return np.hstack(
-            [along(partials.picked(EVERY, rows), points_KN, self.seen.points_MN[rows]), partials.f]
-        )
+        """Returns the covariance of values with everything observed, shape (K, S)."""
+        seen_MN = self.seen.points_MN
+        slopes = values_with_slopes(self._scales, points_KN, seen_MN[self.seen.sloped])
+        return np.hstack([slopes, kernel(self._scales, *products(points_KN, seen_MN))])
 
     @cached_property
     def slope_N(self) -> Array:
         """The expected b: the derivative at c = 0."""
-        own, shared = self._scales[0], self._scales[1]
+        own, shared = self._scales[:2]
         slopes_N, sums_M = self._alpha_GN.sum(axis=0), self.seen.points_MN.sum(axis=1)
         common = self._alpha_M @ sums_M + slopes_N.sum()
         return np.asarray(own * (self._alpha_M @ self.seen.points_MN + slopes_N) + shared * common)
@@ -286,12 +191,8 @@ class QuadraticPosterior:
     def curvature_NN(self) -> Array:
         """The expected H."""
         _, _, own, shared, overall = self._scales
-        x_MN, x_GN, a_M, a_GN = (
-            self.seen.points_MN,
-            self.seen.points_MN[self.seen.sloped],
-            self._alpha_M,
-            self._alpha_GN,
-        )
+        x_MN, a_M, a_GN = self.seen.points_MN, self._alpha_M, self._alpha_GN
+        x_GN = x_MN[self.seen.sloped]
         p_M, p_G, sum_G = x_MN.sum(axis=1), x_GN.sum(axis=1), a_GN.sum(axis=1)
         half_NN = own * ((x_MN.T * a_M) @ x_MN + 2 * x_GN.T @ a_GN)
         half_NN += shared * ((a_M * p_M) @ x_MN + p_G @ a_GN + sum_G @ x_GN)
@@ -299,19 +200,14 @@ class QuadraticPosterior:
         return np.asarray(half_NN + half_NN.T)
 
     def mean(self, points_KN: Array) -> Array:
-        """Expected values, shape (K,)."""
-        return np.asarray(
-            points_KN @ self.slope_N + ((points_KN @ self.curvature_NN) * points_KN).sum(axis=1) / 2
-        )
+        """Returns the expected values, shape (K,)."""
+        bent_K = ((points_KN @ self.curvature_NN) * points_KN).sum(axis=1) / 2
+        return np.asarray(points_KN @ self.slope_N + bent_K)
 
     def sd(self, points_KN: Array) -> Array:
-        """Standard deviations of the values, without the noise, shape (K,)."""
-        from scipy.linalg import solve_triangular
-
-        explained = (
-            solve_triangular(self._root, self._cross(points_KN).T, lower=True, check_finite=False)
-            ** 2
-        ).sum(axis=0)
+        """Returns the standard deviations of the values, without the noise, shape (K,)."""
+        cross_SK = self._cross(points_KN).T
+        white_SK = solve_triangular(self._root, cross_SK, lower=True, check_finite=False)
         square_K, sum_K = (points_KN**2).sum(axis=1), points_KN.sum(axis=1) ** 2
-        prior_K = mixed(self._scales, square_K, sum_K).f
-        return np.asarray(np.sqrt(np.maximum(prior_K - explained, 0.0)))
+        left_K = kernel(self._scales, square_K, sum_K) - (white_SK**2).sum(axis=0)
+        return np.asarray(np.sqrt(np.maximum(left_K, 0.0)))

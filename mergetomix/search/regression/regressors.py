@@ -1,6 +1,7 @@
-"""What a target is worth over mixtures, from a few trials' values: the regressions that a search may choose among.
+"""Regressions of a target's value over mixtures, from the values of a few trials.
 
-Legend of shapes: M trials, N datasets, K mixtures, P numbers that are squared and summed. Points are the experts' coefficients.
+Legend of shapes: M trials, N datasets, K mixtures, P numbers that are squared and summed. Points
+are the experts' coefficients.
 """
 
 from __future__ import annotations
@@ -24,27 +25,32 @@ BEND = 3.0
 """Of a law at its start: how many times larger k is than what the line changes."""
 MAX_LAW_STEPS, MAX_PROCESS_STEPS = 200, 12
 MAX_POWER = 50.0
-"""Of an exponential on the way to a law."""
+"""The largest power of an exponential on the way to a law."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A regression: values at points of shape (K, N), and how far each trial's value is from what the others say of it."""
+    """A regression: values at points of shape (K, N), and what each trial differs from the others.
+
+    `missed_M` is a trial's value less what a regression without it predicts.
+    """
 
     predict: Callable[[Array], Array]
     missed_M: Array
 
     @property
     def error(self) -> float:
-        """The mean square of what it misses: leave-one-out cross-validation."""
+        """The mean square of what is missed: leave-one-out cross-validation."""
         return float(np.mean(self.missed_M**2))
 
 
 def fit(kind: Regressor, points_MN: Array, value_M: Array, seed: int) -> Callable[[Array], Array]:
-    """The predictions of a regressor; `auto` is `gp` or `log_linear`, whichever has the less cross-validated error here.
+    """Returns the predictions of a regressor.
 
-    LightGBM is not among those that `auto` tries: it takes over ten times as long and a package that may not be there, and with
-    15 to 100 trials a Gaussian process predicted better in 18 of 22 cases (docs/decisions.md).
+    `auto` is `gp` or `log_linear`, whichever has the less cross-validated error here. LightGBM is
+    not among those that `auto` tries: it takes over ten times as long and a package that may not be
+    there, and with 15 to 100 trials a Gaussian process predicted better in 18 of 22 cases
+    (docs/decisions.md).
     """
     if kind == "lightgbm":
         return lambda points_KN: boosted(points_MN, value_M, points_KN, seed)
@@ -53,10 +59,10 @@ def fit(kind: Regressor, points_MN: Array, value_M: Array, seed: int) -> Callabl
 
 
 def process(points_MN: Array, value_M: Array) -> Fit:
-    """A Gaussian process: k(x, y) = r Matern_5/2(|x - y| / l) + n [x = y], with r, l and n likeliest (scikit-learn).
+    """Fits a Gaussian process: k(x, y) = r Matern_5/2(|x - y| / l) + n [x = y] (scikit-learn).
 
-    l is from 0.1 to 10, as weights are a few tenths apart. Left out, trial i is missed by [K^-1 y]_i / [K^-1]_ii (Rasmussen and
-    Williams 2006, eq. 5.12).
+    r, l and n are the likeliest; l is from 0.1 to 10, as weights are a few tenths apart. Left out,
+    trial i is missed by [K^-1 y]_i / [K^-1]_ii (Rasmussen and Williams 2006, eq. 5.12).
     """
     from scipy.linalg import cho_solve
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -74,42 +80,50 @@ def process(points_MN: Array, value_M: Array) -> Fit:
 
 
 def _few_steps(objective: Any, start: Array, bounds: Array) -> tuple[Array, float]:
-    """L-BFGS-B as scikit-learn has it, but not to the last digit."""
+    """Takes L-BFGS-B as scikit-learn does, but not to the last digit."""
     from scipy.optimize import minimize
 
-    found = minimize(
-        objective,
-        start,
-        method="L-BFGS-B",
-        jac=True,
-        bounds=bounds,
-        options={"maxiter": MAX_PROCESS_STEPS},
-    )
+    options = {"maxiter": MAX_PROCESS_STEPS}
+    found = minimize(objective, start, method="L-BFGS-B", jac=True, bounds=bounds, options=options)
     return found.x, float(found.fun)
 
 
 def log_linear(points_MN: Array, value_M: Array) -> Fit:
-    """value = c + k exp(t . x), the law of data mixing laws (arXiv 2403.16952), k of either sign.
+    """Fits value = c + k exp(t . x), the law of data mixing laws (arXiv 2403.16952), k of any sign.
 
-    At the least sum_i [(value_i - predicted_i)^2 + 1e-2 (t . (x_i - mean x))^2] + 1e-2 |t|^2, values in units of their standard
-    deviation (scipy's Levenberg-Marquardt), from the line that fits best, bent a little up and a little down; the better of the
-    two. Without the second term few trials are fitted by laws that explode beside them. Left out, trial i is missed by
-    r_i / (1 - h_ii) with residuals r and h the projection on the law's derivatives: exact for a line, near for a law.
+    The fit has the least sum_i [(value_i - predicted_i)^2 + 1e-2 (t . (x_i - mean x))^2]
+    + 1e-2 |t|^2, values in units of their standard deviation (scipy's Levenberg-Marquardt). It
+    starts from the line that fits best, bent a little up and a little down; the better of the two
+    is taken. Without the second term few trials are fitted by laws that explode beside them. Left
+    out, trial i is missed by r_i / (1 - h_ii) with residuals r and h the projection on the law's
+    derivatives: exact for a line, near for a law.
     """
     from scipy.optimize import least_squares
 
     mean, size = float(value_M.mean()), float(value_M.std())
     if size == 0:
         return Fit(lambda points_KN: np.full(len(points_KN), mean), np.zeros(len(value_M)))
-    squares = _Squares(points_MN, (value_M - mean) / size)
+    centred_MN = points_MN - points_MN.mean(axis=0)
+    penalty_PN = np.sqrt(RIDGE) * np.vstack([centred_MN, np.eye(points_MN.shape[1])])
+    unit_M = (value_M - mean) / size
+
+    def residuals(law: Array) -> Array:
+        return np.concatenate([_law(law, points_MN) - unit_M, penalty_PN @ law[2:]])
+
+    def slopes(law: Array) -> Array:
+        power_M = _power(law, points_MN)
+        of_powers = law[1] * power_M[:, None] * points_MN
+        of_values = np.column_stack([np.ones_like(power_M), power_M, of_powers])
+        return np.vstack([of_values, np.pad(penalty_PN, ((0, 0), (2, 0)))])
+
     tried = [
-        least_squares(squares.residuals, s, squares.slopes, method="lm", max_nfev=MAX_LAW_STEPS)
-        for s in squares.starts()
+        least_squares(residuals, start, slopes, method="lm", max_nfev=MAX_LAW_STEPS)
+        for start in _bent_lines(points_MN, unit_M)
     ]
     best = min(tried, key=lambda found: float(found.cost))
-    base, _ = np.linalg.qr(squares.slopes(best.x))
+    base, _ = np.linalg.qr(slopes(best.x))
     own_M = (base[: len(value_M)] ** 2).sum(axis=1)
-    missed_M = size * squares.residuals(best.x)[: len(value_M)] / np.maximum(1 - own_M, 1e-6)
+    missed_M = size * residuals(best.x)[: len(value_M)] / np.maximum(1 - own_M, 1e-6)
     return Fit(lambda points_KN: mean + size * _law(best.x, points_KN), missed_M)
 
 
@@ -118,37 +132,14 @@ def _power(law: Array, points_KN: Array) -> Array:
 
 
 def _law(law: Array, points_KN: Array) -> Array:
-    """c + k exp(t . x) for (c, k, t)."""
+    """Returns c + k exp(t . x) for a law (c, k, t)."""
     return np.asarray(law[0] + law[1] * _power(law, points_KN))
 
 
-class _Squares:
-    """What a law misses and is penalised by, and the derivatives of both in (c, k, t)."""
+def _bent_lines(points_MN: Array, unit_M: Array) -> list[Array]:
+    """Returns two laws near to the best line: a + b . x is a - k + k exp(b . x / k), k large."""
+    from sklearn.linear_model import Ridge
 
-    def __init__(self, points_MN: Array, value_M: Array) -> None:
-        self._points_MN, self._value_M = points_MN, value_M
-        self._penalty_PN = np.sqrt(RIDGE) * np.vstack(
-            [points_MN - points_MN.mean(axis=0), np.eye(points_MN.shape[1])]
-        )
-
-    def residuals(self, law: Array) -> Array:
-        """Of every trial, then the penalties."""
-        return np.concatenate(
-            [_law(law, self._points_MN) - self._value_M, self._penalty_PN @ law[2:]]
-        )
-
-    def slopes(self, law: Array) -> Array:
-        """Derivatives of the residuals."""
-        power_M = _power(law, self._points_MN)
-        upper = np.column_stack(
-            [np.ones_like(power_M), power_M, law[1] * power_M[:, None] * self._points_MN]
-        )
-        return np.vstack([upper, np.pad(self._penalty_PN, ((0, 0), (2, 0)))])
-
-    def starts(self) -> list[Array]:
-        """a + b . x is near to a - k + k exp(b . x / k) for a large k."""
-        from sklearn.linear_model import Ridge
-
-        line = Ridge(alpha=RIDGE).fit(self._points_MN, self._value_M)
-        sizes = (sign * BEND * max(1.0, float(np.ptp(line.coef_))) for sign in (1, -1))
-        return [np.array([line.intercept_ - k, k, *(line.coef_ / k)]) for k in sizes]
+    line = Ridge(alpha=RIDGE).fit(points_MN, unit_M)
+    sizes = (sign * BEND * max(1.0, float(np.ptp(line.coef_))) for sign in (1, -1))
+    return [np.array([line.intercept_ - k, k, *(line.coef_ / k)]) for k in sizes]

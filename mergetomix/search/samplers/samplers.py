@@ -1,4 +1,4 @@
-"""Optuna's samplers over the mixtures of a space: suggestions, and what they were worth, in memory."""
+"""Optuna's samplers over the mixtures of a space: suggestions, and what they were worth."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mergetomix.records import Mixture
-from mergetomix.search.samplers.variables import open_variables
+from mergetomix.search.samplers.variables import variables_of
 from mergetomix.search.strategy import Sampler, Setting, Told
 
 if TYPE_CHECKING:
     import optuna
 
 MANY_TARGETS = 4
-"""Targets from which on a front is NSGA-III's: crowding, by which NSGA-II spreads its own, says little there."""
+"""Targets from which on a front is NSGA-III's: NSGA-II's crowding says little there."""
 SMALLEST, LARGEST = 6, 50
 """Populations of NSGA-II and III."""
 NUM_GENERATIONS = 10
@@ -25,7 +25,7 @@ GENERATIONAL = ("cmaes", "nsga2", "nsga3")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Optuna's log, and its warnings of what is experimental."""
+    """Keeps Optuna from logging, and from warning of what is experimental."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -39,7 +39,10 @@ def quiet() -> Iterator[None]:
 
 
 def chosen(setting: Setting, num_targets: int) -> Sampler:
-    """The sampler that a setting names, or, for `auto`: NSGA-II for a front of few targets, III for one of many, else TPE."""
+    """Returns the sampler that a setting names.
+
+    `auto` is NSGA-II for a front of few targets, NSGA-III for one of many, else TPE.
+    """
     if setting.options.sampler != "auto":
         return setting.options.sampler
     if setting.front and num_targets > 1:
@@ -48,66 +51,73 @@ def chosen(setting: Setting, num_targets: int) -> Sampler:
 
 
 def open_sampler(kind: Sampler, seed: int, budget: int) -> optuna.samplers.BaseSampler:
-    """Optuna's sampler, which draws by the seed alone."""
+    """Returns Optuna's sampler, which draws by the seed alone."""
     from optuna import samplers
 
     size = min(max(budget // NUM_GENERATIONS, SMALLEST), LARGEST)
-    kinds: dict[str, Any] = {
-        "tpe": lambda: samplers.TPESampler(seed=seed),
-        "gp": lambda: samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-        "cmaes": lambda: samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-        "nsga2": lambda: samplers.NSGAIISampler(seed=seed, population_size=size),
-        "nsga3": lambda: samplers.NSGAIIISampler(seed=seed, population_size=size),
-    }
-    found: optuna.samplers.BaseSampler = kinds[kind]()
-    return found
+    if kind == "nsga2":
+        return samplers.NSGAIISampler(seed=seed, population_size=size)
+    if kind == "nsga3":
+        return samplers.NSGAIIISampler(seed=seed, population_size=size)
+    if kind == "gp":
+        return samplers.GPSampler(seed=seed)
+    return samplers.CmaEsSampler(seed=seed) if kind == "cmaes" else samplers.TPESampler(seed=seed)
 
 
-class Sampled:
-    """A study in memory. Its directions are the targets' values where the setting asks for a front, else the objective."""
+class Suggestions:
+    """A study of Optuna's in memory, so that a search depends on its seed and answers alone.
 
+    Its directions are the targets' values if the setting asks for a front, else the objective.
+    """
+
+    @quiet()
     def __init__(self, setting: Setting, targets: tuple[str, ...], budget: int) -> None:
         import optuna
 
         kind = chosen(setting, len(targets))
         self._is_generational = kind in GENERATIONAL
-        self.variables = open_variables(setting.space, kind == "cmaes", setting.seed)
-        self.metrics = targets if setting.front and len(targets) > 1 else ("objective",)
-        with quiet():
-            sampler = open_sampler(kind, setting.seed, budget)
-            self._study = optuna.create_study(
-                directions=["maximize"] * len(self.metrics), sampler=sampler
-            )
+        self._variables = variables_of(setting.space, kind == "cmaes", setting.seed)
+        self._directions = targets if setting.front and len(targets) > 1 else ()
+        self.metrics = self._directions or ("objective",)
+        self._study = optuna.create_study(
+            directions=["maximize"] * len(self.metrics),
+            sampler=open_sampler(kind, setting.seed, budget),
+        )
 
+    @quiet()
     def ask(self) -> tuple[optuna.Trial, Mixture]:
-        """A trial, and the mixture that its values stand for."""
-        with quiet():
-            trial = self._study.ask(self.variables.distributions)
-        return trial, self.variables.mixture(trial.params)
+        """Returns a trial, and the mixture that its values stand for."""
+        trial = self._study.ask(self._variables.distributions)
+        return trial, self._variables.mixture(trial.params)
 
+    @quiet()
     def given(self, mixture: Mixture) -> optuna.Trial:
-        """A trial of a mixture that did not come from the sampler."""
-        with quiet():
-            self._study.enqueue_trial(self.variables.params(mixture))
-            trial = self._study.ask(self.variables.distributions)
-            if self._is_generational:
-                _ = (
-                    trial.relative_params
-                )  # only a trial that was sampled for belongs to a generation
+        """Returns a trial of a mixture that did not come from the sampler."""
+        self._study.enqueue_trial(self._variables.params(mixture))
+        trial = self._study.ask(self._variables.distributions)
+        if self._is_generational:  # only what was sampled for belongs to a generation
+            _ = trial.relative_params
         return trial
 
-    def tell(self, trial: optuna.Trial, told: Told) -> None:
-        """What its mixture was worth; failed where that is no number."""
+    @quiet()
+    def tell(self, trial: optuna.Trial, told: Told) -> optuna.trial.FrozenTrial:
+        """Records what a trial's mixture was worth, and returns the trial as it then is.
+
+        It has failed if that is no number. Its attributes are the mixture's weights, its objective
+        and its value on every target.
+        """
         import optuna
 
-        values = self.values(told)
-        with quiet():
-            self._study.tell(trial, values, state=None if values else optuna.trial.TrialState.FAIL)
+        values = [told.values[name] for name in self._directions] or [told.objective]
+        by_target = {name: _or_none(value) for name, value in told.values.items()}
+        trial.set_user_attr("weights", told.mixture.as_dict())
+        trial.set_user_attr("objective", _or_none(told.objective))
+        trial.set_user_attr("values", by_target)
+        if not all(map(math.isfinite, values)):
+            return self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return self._study.tell(trial, values)
 
-    def values(self, told: Told) -> list[float] | None:
-        """One for each direction, or None where one is no number."""
-        found = [
-            told.objective if metric == "objective" else told.values[metric]
-            for metric in self.metrics
-        ]
-        return found if all(map(math.isfinite, found)) else None
+
+def _or_none(value: float) -> float | None:
+    """Returns a value, or None, as JSON has nothing else, for what is no number."""
+    return value if math.isfinite(value) else None

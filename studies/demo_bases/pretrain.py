@@ -1,9 +1,10 @@
-"""Pre-train the demo's base: a 1.3 M-parameter Llama on the top-level modules of Python's standard library.
+"""Pre-trains the base of the demo on text: a 1.3 M-parameter Llama on Python's standard library.
 
-Usage: python -m mergetomix.demo.pretrain OUT_DIR [EPOCHS]
+Usage: python studies/demo_bases/pretrain.py OUT_DIR [EPOCHS]
 
-The packages (asyncio, email, ...) are kept out: they are the demo's datasets and targets. The shipped checkpoint was made by
-this script; `mergetomix/demo/base/README.md` says when, where and with what result.
+It is trained on the library's top-level modules; the packages (asyncio, email, ...) are kept out,
+as they are the demo's datasets and targets. The shipped checkpoint was made by this script;
+`mergetomix/demo/base/README.md` says when, where and with what result.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SEQ_TOKENS, BATCH, PEAK_LR, WARMUP_STEPS, VOCAB = 256, 16, 3e-3, 100, 4096
 
 
 def modules() -> list[str]:
-    """The source of every top-level module of the standard library, by name."""
+    """Returns the source of every top-level module of the standard library, by name."""
     folder = Path(os.__file__).parent
     return [
         path.read_text(encoding="utf-8", errors="ignore") for path in sorted(folder.glob("*.py"))
@@ -31,7 +32,7 @@ def modules() -> list[str]:
 
 
 def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of VOCAB tokens, trained on `texts`."""
+    """Returns a byte-level BPE tokenizer of VOCAB tokens, trained on `texts`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -66,19 +67,19 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def windows(ids: torch.Tensor, offset: int) -> torch.Tensor:
-    """`ids` from `offset` on, cut into rows of SEQ_TOKENS: a new offset every epoch moves the cuts."""
+    """Returns `ids` from `offset` on, cut into rows of SEQ_TOKENS; a new offset moves the cuts."""
     num_rows = (len(ids) - offset) // SEQ_TOKENS
     return ids[offset : offset + num_rows * SEQ_TOKENS].view(num_rows, SEQ_TOKENS)
 
 
 def learning_rate(step: int, num_steps: int) -> float:
-    """Linear warm-up, then a half cosine down to a twentieth of the peak."""
+    """Returns a linear warm-up, then a half cosine down to a twentieth of the peak."""
     warm = min(1.0, (step + 1) / WARMUP_STEPS)
     return PEAK_LR * warm * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * step / num_steps)))
 
 
 def main(out_dir: str, epochs: int = 8) -> None:
-    """Train for `epochs` passes over the modules and save model and tokenizer in `out_dir`."""
+    """Trains for `epochs` passes over the modules, and saves model and tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,4 +1,7 @@
-"""A small CLIP model from nothing: two encoders, an image processor and a tokenizer, pre-trained to tell captions apart."""
+"""A small CLIP model from nothing: encoders, image processor, tokenizer, and its pre-training.
+
+The demo on images starts from such a model, and so do the study on images and the tests.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 MARKS = ("<pad>", "<start>", "<unknown>", "<end>")
-"""Their places are their ids. The end is not 2, which transformers takes for a mistake of old CLIP models."""
+"""Their places are their ids. The end is not 2, which transformers takes for a mistake of old CLIP
+models."""
 TEXT_TOKENS = 16
 BATCH = 64
 PEAK_LR = 2e-3
@@ -21,7 +25,10 @@ WARMUP_STEPS = 20
 
 @dataclass(frozen=True)
 class Shape:
-    """How large a model is. `side` and `patch` are in pixels, `width` is of both encoders and of what they share."""
+    """How large a model is.
+
+    `side` and `patch` are in pixels, `width` is of both encoders and of what they share.
+    """
 
     side: int
     patch: int
@@ -30,14 +37,12 @@ class Shape:
 
 
 def words_of(captions: Sequence[str]) -> list[str]:
-    """All words of some captions, in lower case."""
-    return sorted(
-        {word for caption in captions for word in caption.lower().replace(".", " .").split()}
-    )
+    """Returns all words of some captions, in lower case."""
+    return sorted({word for text in captions for word in text.lower().replace(".", " .").split()})
 
 
 def tokenizer_of(words: Sequence[str]) -> Any:
-    """A tokenizer of whole words."""
+    """Returns a tokenizer of whole words."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -45,21 +50,15 @@ def tokenizer_of(words: Sequence[str]) -> Any:
     built = Tokenizer(models.WordLevel(vocabulary, unk_token=MARKS[2]))
     built.normalizer = normalizers.Lowercase()
     built.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [(MARKS[1], 1), (MARKS[3], 3)]
     built.post_processor = processors.TemplateProcessing(
-        single=f"{MARKS[1]} $A {MARKS[3]}", special_tokens=ends
+        single=f"{MARKS[1]} $A {MARKS[3]}", special_tokens=[(MARKS[1], 1), (MARKS[3], 3)]
     )
-    names = {
-        "pad_token": MARKS[0],
-        "bos_token": MARKS[1],
-        "eos_token": MARKS[3],
-        "unk_token": MARKS[2],
-    }
+    names = dict(zip(("pad_token", "bos_token", "unk_token", "eos_token"), MARKS, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=built, model_max_length=TEXT_TOKENS, **names)
 
 
 def model_of(shape: Shape, vocab_size: int, seed: int = 0) -> Any:
-    """A CLIP model with random weights."""
+    """Returns a CLIP model with random weights."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -70,10 +69,11 @@ def model_of(shape: Shape, vocab_size: int, seed: int = 0) -> Any:
         "num_attention_heads": max(1, shape.width // 16),
         "projection_dim": shape.width,
     }
-    marks = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 3}
     text = {
         **encoder,
-        **marks,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 3,
         "num_hidden_layers": 2,
         "vocab_size": vocab_size,
         "max_position_embeddings": TEXT_TOKENS,
@@ -84,7 +84,7 @@ def model_of(shape: Shape, vocab_size: int, seed: int = 0) -> Any:
 
 
 def processor_of(side: int) -> Any:
-    """The image processor: to `side` x `side` pixels, from -1 to 1."""
+    """Returns the image processor: to `side` x `side` pixels, from -1 to 1."""
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     half = [0.5] * 3
@@ -102,10 +102,10 @@ def pretrain(
     epochs: int,
     out_dir: str | Path,
 ) -> float:
-    """Train both encoders to tell which caption goes with an image, and save model, tokenizer and processor.
+    """Trains both encoders to tell which caption goes with an image, and saves the model.
 
-    The loss is the cross-entropy over all captions, whose logits are the model's own; gives its mean over the last epoch, in
-    nats per image.
+    Tokenizer and processor are saved with it. The loss is the cross-entropy over all captions,
+    whose logits are the model's own; returns its mean over the last epoch, in nats per image.
     """
     import torch
     from torch.nn.functional import cross_entropy

@@ -1,0 +1,276 @@
+"""The commands. Results go to standard output, progress and warnings to standard error.
+
+Modules are imported inside the commands, so that `--help` loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import mergetomix
+from mergetomix.cli.listeners import listening
+from mergetomix.errors import UserError
+
+if TYPE_CHECKING:
+    from mergetomix.recipe.recipe import Recipe
+
+app = typer.Typer(
+    name="mergetomix",
+    help="Tells which datasets to fine-tune on: merges of experts stand for the models that nobody"
+    " trained.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich help costs a fifth of a second
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipePath = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key, such as train.seed=1. Repeatable."
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        print(f"mergetomix {mergetomix.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the recipe.")] = Path("recipe.yaml"),
+    base: Annotated[str | None, typer.Option(help="Model folder or hub id.")] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a candidate dataset. Repeatable.")
+    ] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a target. Repeatable.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented recipe, from flags or questions."""
+    from mergetomix.cli import first_recipe
+
+    if path.exists() and not force:
+        raise UserError(f"{path} exists", hint="name another file, or add --force")
+    if sys.stdin.isatty():
+        base = base or typer.prompt("Base model (folder or hub id)")
+        dataset = dataset or _ask_sources("Candidate dataset", least=2)
+        target = target or _ask_sources("Target", least=1)
+    datasets = first_recipe.pairs(dataset, "--dataset")
+    targets = first_recipe.pairs(target, "--target")
+    text = first_recipe.recipe(base, datasets, targets, path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.with_name("recipe.schema.json").write_text(_schema(), encoding="utf-8")
+    print(f"wrote {path}\nnext: look it over, then `mergetomix check {path}`")
+
+
+def _ask_sources(what: str, least: int) -> list[str]:
+    given: list[str] = []
+    while True:
+        question, optional = f"{what} {len(given) + 1} as NAME=PATH", len(given) >= least
+        if optional:
+            question += " (empty to go on)"
+        answer = typer.prompt(question, default="" if optional else None, show_default=False)
+        if not answer:
+            return given
+        given.append(answer)
+
+
+@app.command()
+def check(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Read everything and print the plan; trains nothing."""
+    from mergetomix.cli import console
+
+    loaded = _load(recipe, overrides)
+    with listening() as listener:
+        plan = mergetomix.check(loaded, listener)
+    console.show_plan(plan)
+    print(f"next: mergetomix run {recipe}")
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Experts, search, final fine-tune, report."""
+    _run(_load(recipe, overrides))
+
+
+def _run(recipe: Recipe) -> None:
+    from mergetomix.cli import console
+
+    with listening() as listener:
+        result = mergetomix.run(recipe, listener)
+    console.show_result(result, recipe)
+
+
+@app.command()
+def experts(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Stage 1: one expert for each dataset."""
+    from mergetomix.cli import console
+
+    with listening() as listener:
+        console.show_experts(mergetomix.train_experts(_load(recipe, overrides), listener))
+
+
+@app.command()
+def search(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Stage 2: evaluate proxies, rank the mixtures."""
+    from mergetomix.cli import console
+
+    loaded = _load(recipe, overrides)
+    with listening() as listener:
+        selection = mergetomix.search_mixtures(loaded, listener)
+    console.show_ranking(selection, loaded)
+    console.show_given_up(selection)
+
+
+@app.command()
+def verify(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Stage 3: fine-tune a few mixtures for real; choose by what they show.
+
+    Trains experts and searches first where that was not done.
+    """
+    from mergetomix.cli import console
+
+    loaded = _load(recipe, overrides)
+    if loaded.verify.budget == 0:
+        raise UserError("verify.budget is 0 in this recipe", hint="add --set verify.budget=3")
+    with listening() as listener:
+        selection, verification = mergetomix.verify_mixtures(loaded, listener)
+    console.show_ranking(selection, loaded)
+    if verification is not None:
+        console.show_verification(verification)
+    console.show_given_up(selection, verification)
+
+
+@app.command()
+def study(
+    recipe: RecipePath,
+    yes: Annotated[bool, typer.Option("--yes", help="Start however large it is.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Test the method: every mixture for real, other ways to choose beside it."""
+    from mergetomix.study import study as studies
+
+    loaded = _load(recipe, overrides)
+    with listening() as listener:
+        found = studies.run(loaded, listener, yes=yes)
+    print(f"wrote {studies.write(found, loaded) / 'study.md'}")
+
+
+@app.command()
+def final(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Stage 4: fine-tune on the selection, compare, report.
+
+    Trains experts and searches first where that was not done.
+    """
+    loaded = _load(recipe, overrides)
+    if not loaded.final.train:
+        raise UserError("final.train is false in this recipe", hint="add --set final.train=true")
+    _run(loaded)
+
+
+@app.command()
+def status(
+    path: Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")] = Path(
+        ".mergetomix"
+    ),
+) -> None:
+    """Show what a store holds and how far its runs are."""
+    from mergetomix.cli import console, first_recipe
+    from mergetomix.store.store import Store
+
+    with Store.peek(first_recipe.store_of(path)) as store:
+        console.show_status(store)
+
+
+@app.command()
+def merge(
+    recipe: RecipePath,
+    datasets: Annotated[str, typer.Argument(help="Names of datasets, with commas between.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="One number for each dataset, with commas between; scaled to sum to 1."),
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="One LoRA adapter instead of the merged model.")
+    ] = False,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the adapter: the nearest one. Exact without.")
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16. The base's without; float32 for an adapter."
+        ),
+    ] = None,
+    max_shard_size: Annotated[
+        str | None, typer.Option(help="Largest file of weights, such as 5GB.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Write a mixture's merged model, or one adapter for it, as a folder."""
+    names = [name.strip() for name in datasets.split(",") if name.strip()]
+    form = mergetomix.Form(adapter, rank, dtype, max_shard_size)
+    try:
+        given = None if weights is None else [float(weight) for weight in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights needs numbers with commas between, not {weights!r}") from None
+    with listening() as listener:
+        loaded = _load(recipe, overrides)
+        written = mergetomix.write_proxy(loaded, names, out, given, listener, form)
+    print("\n".join(written.sentences()))
+
+
+@app.command()
+def schema() -> None:
+    """Print the recipe's JSON schema, for editors."""
+    print(_schema(), end="")
+
+
+def _schema() -> str:
+    import json
+
+    return json.dumps(mergetomix.Recipe.model_json_schema(), indent=2) + "\n"
+
+
+@app.command()
+def demo(
+    folder: Annotated[
+        Path | None,
+        typer.Argument(help="Where to leave the recipe and the run.", show_default=False),
+    ] = None,
+    family: Annotated[
+        str,
+        typer.Option(
+            help="`text`: a language model on Python's own library. `image`: CLIP on digits."
+        ),
+    ] = "text",
+    overrides: Overrides = None,
+) -> None:
+    """Run everything offline on what every installation carries."""
+    from mergetomix import demo
+
+    path = demo.write(family, folder)
+    print(f"recipe: {path}\n")
+    _run(_load(path, overrides))
+    print(f"\nread or change the recipe, then: mergetomix run {path}")
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    return mergetomix.load_recipe(path, overrides or [])

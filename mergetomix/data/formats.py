@@ -1,0 +1,182 @@
+"""Read the rows of one file: JSON, CSV, plain text, whole documents, parquet, archives of arrays.
+
+JSON, CSV and text are read as written: the loaders of `datasets` guess types (dates are rewritten,
+the word NA becomes null, whole numbers beside a null become floats) and take `[a].jsonl` for a
+pattern.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from mergetomix.data.errors import no_data, one_line
+from mergetomix.data.files import kind_of, suffix_of
+
+Bytes: TypeAlias = gzip.GzipFile | io.BufferedReader
+
+
+class Malformed(Exception):
+    """What is wrong with a file; the text goes on behind the file's name."""
+
+
+@contextmanager
+def reading(file: Path, where: str) -> Iterator[None]:
+    """Turns what goes wrong with a file into a DataError that names it."""
+    try:
+        yield
+    except Malformed as error:
+        raise no_data(where, f"{file}{error}") from None
+    except UnicodeDecodeError as error:
+        reason = f"{error.reason} at byte {error.start}"
+        raise no_data(where, f"{file} is not text in UTF-8: {reason}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise no_data(where, f"{file} cannot be read: {one_line(error)}") from None
+
+
+def opened(file: Path) -> Bytes:
+    """Opens a file for its bytes, which are those behind the compression of a `.gz`."""
+    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+
+
+def _text(stream: Bytes, newline: str | None = None) -> io.TextIOWrapper:
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+
+
+def rows_of(file: Path, split: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a file that is no parquet; an archive of arrays may have some of a split.
+
+    Raises:
+        Malformed: the file does not hold what its name says.
+    """
+    kind = kind_of(file)
+    if kind == "npz":
+        yield from _arrays(file, split)
+        return
+    with opened(file) as stream:
+        if kind == "json":
+            yield from _json_rows(stream, is_lines=suffix_of(file) == ".jsonl")
+        elif kind == "text":
+            yield from ({"text": line.removesuffix("\n")} for line in _text(stream))
+        else:
+            yield from _csv_rows(stream, delimiter="\t" if kind == "tsv" else ",")
+
+
+def _json_rows(stream: Bytes, is_lines: bool) -> Iterator[dict[str, Any]]:
+    if is_lines:
+        yield from _json_lines(_text(stream))
+        return
+    text = _text(stream).read()
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        if text.lstrip().startswith("["):
+            raise Malformed(f", line {error.lineno}: not valid JSON: {error.msg}") from None
+        # many files named .json hold JSON Lines
+        yield from _json_lines(io.StringIO(text))
+        return
+    for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
+        yield _object(row, f"item {index} (counting from 0)")
+
+
+def _json_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError as error:
+            raise Malformed(f", line {number}: not valid JSON: {error.msg}") from None
+        if line.strip():
+            yield _object(row, f"line {number}")
+
+
+def _object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise Malformed(f", {place}: a row must be a JSON object, not {type(row).__name__}")
+    return row
+
+
+def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[dict[str, Any]]:
+    # the library's limit of 128 KiB a field is one for the process, and too short for documents
+    limit = csv.field_size_limit(sys.maxsize)
+    reader = csv.reader(_text(stream, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise Malformed(f": the header names a column twice: {', '.join(header)}")
+        for record in filter(None, reader):
+            if len(record) != len(header):
+                counts = f"{len(record)} fields, but the header has {len(header)}"
+                raise Malformed(f", line {reader.line_num}: {counts}")
+            yield dict(zip(header, record, strict=True))
+    except csv.Error as error:
+        raise Malformed(f", line {reader.line_num}: not valid: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def document(file: Path) -> str | None:
+    """Returns the text of a whole file; None if it holds zero bytes, and so no text."""
+    with opened(file) as stream:
+        content = stream.read()
+    return None if b"\0" in content else content.decode("utf-8-sig")
+
+
+def pieces(text: str, num_lines: int | None) -> list[str]:
+    r"""Returns a document in pieces of so many lines; None keeps it whole.
+
+    Pieces of whitespace alone are dropped, unless the document is all of that.
+
+    >>> pieces("one\ntwo\nthree\n", 2)
+    ['one\ntwo\n', 'three\n']
+    """
+    if num_lines is None:
+        return [text]
+    lines = text.splitlines(keepends=True)
+    cut = ["".join(lines[i : i + num_lines]) for i in range(0, len(lines), num_lines)]
+    return [piece for piece in cut if piece.strip()] or [text]
+
+
+def parquet(file: Path) -> Any:
+    """Returns a parquet file as an Arrow table. Raises Malformed."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with opened(file) as stream:
+            return pq.ParquetFile(io.BytesIO(stream.read())).read()
+    except pa.ArrowException as error:
+        raise Malformed(f" is not valid parquet: {one_line(error)}") from None
+
+
+def _arrays(file: Path, split: str) -> list[dict[str, Any]]:
+    """Returns images (x) and labels (y) of a NumPy archive; `x_train`, `y_train` if it has splits.
+
+    Raises:
+        Malformed: it is no such archive.
+    """
+    import numpy as np
+
+    try:
+        known = dict(np.load(file, allow_pickle=False).items())
+    except (ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+        raise Malformed(f" is no archive of plain arrays: {one_line(error)}") from None
+    pair = ("x", "y") if {"x", "y"} <= set(known) else (f"x_{split}", f"y_{split}")
+    if not set(pair) <= set(known):
+        listed = ", ".join(sorted(known)) or "nothing"
+        raise Malformed(f" holds {listed}, but neither x and y nor {' and '.join(pair)}")
+    x, y = np.atleast_1d(known[pair[0]]), known[pair[1]]
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if y.ndim != 1 or len(x) != len(y):
+        shapes = f"{pair[0]} {x.shape} and {pair[1]} {y.shape}"
+        raise Malformed(f": {shapes} must have one label for each image")
+    return [{"image": image, "label": label} for image, label in zip(x, y.tolist(), strict=True)]

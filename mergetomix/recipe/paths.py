@@ -1,0 +1,55 @@
+"""The paths of a recipe: they start at its folder in the file, and are absolute once loaded."""
+
+from __future__ import annotations
+
+import glob
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mergetomix.data.files import KINDS
+from mergetomix.sections.source import Dataset, Source
+
+S = TypeVar("S", bound=Source)
+
+
+def under(folder: Path, path: str) -> Path:
+    """Returns a path that starts at a folder, unless it is absolute or begins with `~`."""
+    # Path.expanduser raises for an unknown user; this leaves ~name as it stands
+    return folder / os.path.expanduser(path)  # noqa: PTH111
+
+
+def resolve_model_path(path: str, folder: Path) -> str:
+    """Returns an absolute path if one is there or meant, else the hub id as it is."""
+    local = under(folder, path).resolve()
+    return str(local) if local.exists() or _is_written_as_path(path) else path
+
+
+def resolve_data_path(path: str, folder: Path) -> str:
+    """Returns an absolute path or glob if one is there or meant, else the hub id as it is."""
+    local = under(folder, path)
+    has_suffix = path.removesuffix(".gz").lower().endswith(tuple(KINDS))
+    is_local = _is_written_as_path(path) or has_suffix or glob.has_magic(path) or local.exists()
+    return str(local) if is_local else path
+
+
+def _is_written_as_path(path: str) -> bool:
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def resolve_source(source: S, folder: Path) -> S:
+    """Returns a dataset or target whose data, expert and function are named by absolute paths."""
+    update: dict[str, Any] = {}
+    if source.path is not None:
+        update["path"] = resolve_data_path(source.path, folder)
+    if isinstance(source, Dataset) and source.expert is not None:
+        update["expert"] = str(under(folder, source.expert).resolve())
+    function = getattr(source, "function", None)
+    if isinstance(function, str):
+        file, _, name = function.rpartition(":")
+        beside = file.replace(".", "/") + ".py"  # a module beside the recipe need not be installed
+        if not file.endswith(".py") and under(folder, beside).is_file():
+            file = beside
+        if file.endswith(".py"):
+            update["function"] = f"{under(folder, file).resolve()}:{name}"
+    return source.model_copy(update=update)

@@ -1,0 +1,129 @@
+"""The sentences of the report and of the terminal."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from mergetomix.models.family import UNITS
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.report.tables import NUM_FRONT
+from mergetomix.report.tradeoffs import Front
+from mergetomix.results import Result, Selection, Verification
+
+
+def legend(recipe: Recipe) -> str:
+    """Returns what the numbers of the final table are."""
+    loss = f"a loss in {UNITS[recipe.family]} (lower is better)"
+    kinds = [
+        f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}"
+        for name, spec in recipe.targets.items()
+    ]
+    weights = ", ".join(f"{name} {spec.weight:g}" for name, spec in recipe.targets.items())
+    mean = f"mean over targets (weights {weights}) of"
+    one = "the fraction of the base's loss removed, or of the score added"
+    objective = {
+        "gain": f"{mean} {one}",
+        "standard_errors": f"{mean} {one}, in standard errors of the target",
+        "worst": f"the smallest over targets of {one}",
+        "pareto": f"1 less the largest distance over targets (weights {weights}) to the front's"
+        f" best, in its widths, of {one}",
+    }[recipe.search.objective]
+    return f"{'; '.join(kinds)}. Gain: {objective}."
+
+
+def units(selection: Selection) -> str:
+    """Returns the standard errors that gains are counted in, or nothing."""
+    found = {} if selection.objective is None else selection.objective.units
+    return "; ".join(
+        f"one standard error of {name} is a gain of {unit:.4g}"
+        for name, unit in sorted(found.items())
+    )
+
+
+def front_size(front: Front) -> str:
+    """Returns how large a front is."""
+    num = len(front.members)
+    text = f"{num} mixtures that no other beats on every target"
+    if num == 1:
+        text = "1 mixture that no other beats"
+    if num > NUM_FRONT:
+        text += f"; the {NUM_FRONT} nearest to the best of each are shown"
+    return f"{text}. Hypervolume over the base: {front.hypervolume:.4g}."
+
+
+def num_proxies(selection: Selection) -> str:
+    """Returns how many proxies were tried, and how many of them on all examples."""
+    num, tried = len(selection.trials), len(selection.trials) + len(selection.stopped)
+    if num == tried:
+        return f"{num} proxies"
+    return f"the {num} proxies of {tried} that saw every example"
+
+
+def racing(selection: Selection) -> str:
+    """Returns what racing saved, or nothing if no trial was stopped."""
+    if not selection.stopped:
+        return ""
+    made, without = selection.num_evaluated, selection.num_without_racing
+    num, tried = len(selection.stopped), len(selection.trials) + len(selection.stopped)
+    return (
+        f"racing: {num} of {tried} proxies were stopped early, as they could hardly be the best;"
+        f" {made:,} example evaluations instead of {without:,}, {without / made:.1f} times fewer"
+    )
+
+
+def verification_lines(verification: Verification) -> list[str]:
+    """Returns the pick, what cannot be told apart from it, and how well the proxies rank."""
+    pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
+    paid = f"{verification.num_paid} paid check{'' if verification.num_paid == 1 else 's'}"
+    interval = f"{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}"
+    lines = [
+        f"pick after {paid}: {pick.mixture}, objective {pick.mean:+.4f}"
+        f" ({'known' if pick.known else interval}); the best mixture with a probability of"
+        f" {pick.best_probability:.2f}; {verification.stopped}",
+        f"exponent of the scale: {verification.exponent:g}",
+    ]
+    lines += [
+        f"left out, its training failed: {mixture} ({why})"
+        for mixture, why in verification.failures
+    ]
+    if verification.alternatives:
+        shown = "; ".join(str(each.mixture) for each in verification.alternatives[:5])
+        num_more = len(verification.alternatives) - 5
+        more = f" and {num_more} more" if num_more > 0 else ""
+        lines.append(f"cannot be told apart from the pick: {shown}{more}")
+    return [*lines, _agreement(verification)]
+
+
+def _agreement(verification: Verification) -> str:
+    found = verification.agreement["objective"]
+    if found.statistics is None:
+        return (
+            f"{found.num_checks} mixtures of several datasets were checked: fewer than five say"
+            " nothing of proxies"
+        )
+    text = f"Spearman between proxies and real fine-tunes over {found.num_checks} checks: "
+    if (spearman := found.statistics["spearman"]) is not None:
+        text += f"{spearman.value:.2f} ({spearman.low:.2f} to {spearman.high:.2f})"
+    if found.possible is not None:
+        text += f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
+    return text
+
+
+def verdict(result: Result) -> list[str]:
+    """Returns the final model beside each baseline that was run, in one line each."""
+    final = result.row("final")
+    if final is None:
+        return []
+    found = {"the base": result.row("base"), "a fine-tune on all datasets": result.row("all")}
+    others = {name: row.gain for name, row in found.items() if row is not None}
+    if drawn := [row.gain for row in result.table if row.kind == "random"]:
+        num = f"{len(drawn)} real fine-tune{'s' * (len(drawn) > 1)}"
+        others[f"the mean of {num} on random mixtures"] = fmean(drawn)
+    return [
+        f"gain {final.gain:+.4f}: {_compared(final.gain, gain)} {name} ({gain:+.4f})"
+        for name, gain in others.items()
+    ]
+
+
+def _compared(gain: float, other: float) -> str:
+    return "better than" if gain > other else "the same as" if gain == other else "worse than"

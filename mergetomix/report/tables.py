@@ -1,0 +1,142 @@
+"""The tables of the report and of the terminal, as lines of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mergetomix.objectives.objective import gains
+from mergetomix.recipe.recipe import Recipe
+from mergetomix.records import Estimate, Finetune, Mixture, Portion, Scores
+from mergetomix.report.tradeoffs import Front, GivenUp
+from mergetomix.results import Cost, Row, Selection, Verification
+
+NUM_RANKED = 10
+NUM_FRONT = 20
+"""Members of a front that are shown."""
+STATISTICS = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "top_quarter": "Spearman of the top quarter",
+    "regret_1": "regret at 1",
+    "regret_3": "regret at 3",
+    "regret_5": "regret at 5",
+}
+
+
+Table = list[list[str]]
+"""Lines of as many cells each, the header first."""
+
+
+def final(models: Iterable[Row], recipe: Recipe) -> Table:
+    """Returns models with their scores on the report part and their gains."""
+    header = ["model", "datasets", *recipe.targets, "gain"]
+    return [header] + [
+        [each.name, str(each.mixture or ""), *_means(each.scores, recipe), f"{each.gain:+.4f}"]
+        for each in models
+    ]
+
+
+def ranking(selection: Selection, recipe: Recipe) -> Table:
+    """Returns the best trials."""
+    header = ["rank", "datasets", *recipe.targets, "objective"]
+    return [header] + [
+        [str(i), str(each.mixture), *_means(each.scores, recipe), f"{each.objective:+.4f}"]
+        for i, each in enumerate(selection.trials[:NUM_RANKED], 1)
+    ]
+
+
+def given_up(lines: Iterable[GivenUp]) -> Table:
+    """Returns what the pick gives up on every target."""
+    header = ["target", "gain of the pick", "best gain of a proxy", "by", "given up"]
+    return [header] + [
+        [each.target, f"{each.gain:+.4f}", f"{each.best:+.4f}", str(each.by), f"{each.less:.4f}"]
+        for each in lines
+    ]
+
+
+def front(found: Front, selection: Selection, picked: Mixture | None = None) -> Table:
+    """Returns the front's members, the knee first; what was picked after checks is marked too."""
+    names = sorted(selection.base)
+    lines = [["", "datasets", *(f"gain on {name}" for name in names)]]
+    for place, trial in enumerate(found.members[:NUM_FRONT]):
+        values = gains(trial.scores, selection.base)
+        marks = ["knee"] * (place == 0) + ["pick"] * (trial.mixture == picked)
+        shown = [f"{values[name]:+.4f}" for name in names]
+        lines.append([", ".join(marks), str(trial.mixture), *shown])
+    return lines
+
+
+def stopped(selection: Selection) -> Table:
+    """Returns the trials stopped early that came nearest to the best."""
+    return [["datasets", "examples seen", "objective expected"]] + [
+        [str(each.mixture), str(each.num_examples), f"about {each.objective:+.4f}"]
+        for each in selection.stopped[:NUM_RANKED]
+    ]
+
+
+def checks(verification: Verification) -> Table:
+    """Returns every check: the objective of the proxy and of the real fine-tune."""
+    return [["datasets", "proxy", "real", "difference", "why it was fine-tuned"]] + [
+        [str(c.mixture), *(f"{x:+.4f}" for x in (c.proxy, c.real, c.real - c.proxy)), c.origin]
+        for c in verification.checks
+    ]
+
+
+def agreement(verification: Verification) -> Table:
+    """Returns how well proxies rank, by target, without those of fewer than five checks."""
+    lines = [["target", "checks", *STATISTICS.values(), "noise", "possible"]]
+    for name, found in verification.agreement.items():
+        if found.statistics is not None:
+            values = [_estimate(found.statistics.get(key)) for key in STATISTICS]
+            noise = "" if found.noise_sd is None else f"{found.noise_sd:.4f}"
+            possible = "" if found.possible is None else f"{found.possible:.2f}"
+            lines.append([name, str(found.num_checks), *values, noise, possible])
+    return lines
+
+
+def portions(taken: Iterable[Portion]) -> Table:
+    """Returns what a weighted mixture's fine-tune takes of each dataset."""
+    return [["dataset", "share", "sequences", "tokens", "passes over it"]] + [
+        [
+            p.dataset,
+            f"{p.weight:.4f}",
+            str(p.num_examples),
+            str(p.num_tokens),
+            f"{p.num_passes:.2f}",
+        ]
+        for p in taken
+    ]
+
+
+def experts(made: Iterable[Finetune]) -> Table:
+    """Returns what each expert took."""
+    return [["dataset", "sequences", "tokens trained", "seconds"]] + [
+        [each.dataset, str(each.num_examples), str(each.num_tokens), f"{each.train_s:.1f}"]
+        for each in made
+    ]
+
+
+def costs(cost: Cost) -> Table:
+    """Returns seconds of work, whichever run did it."""
+    seconds = {
+        "experts": cost.experts_s,
+        "merging": cost.merge_s,
+        "evaluating proxies": cost.evaluate_s,
+        **({"gradients in the weights": cost.gradients_s} if cost.gradients_s > 0 else {}),
+        "checks": cost.checks_s,
+        "final fine-tune": cost.final_s,
+        "total": cost.total_s,
+        "baselines, for the table alone": cost.baselines_s,
+        "fine-tuning on every mixture instead, estimated": cost.brute_force_s_estimate,
+        "this run, reuse counted": cost.wall_s,
+    }
+    return [["what", "seconds"]] + [[name, f"{each:.1f}"] for name, each in seconds.items()]
+
+
+def _means(scores: Mapping[str, Scores], recipe: Recipe) -> list[str]:
+    return [f"{scores[name].mean:.4f}" for name in recipe.targets]
+
+
+def _estimate(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.3g} ({found.low:.3g} to {found.high:.3g})"

@@ -1,0 +1,46 @@
+"""What decides that a search stops, beside the end of a strategy's own steps.
+
+`Strategy` holds to a budget in forward passes. Without one in the recipe, search by gradients,
+regression and samplers takes a budget that suits the number of datasets, and search by gradients
+ends before it is spent if there is no hope left (`HOPE`).
+"""
+
+from __future__ import annotations
+
+from mergetomix.search.strategy import GRADIENT_COST, Setting, SettingError
+
+LEAST_BUDGET = {"gradient": 2 * GRADIENT_COST + 1, "regression": 4, "optuna": 0}
+"""Forward passes that a strategy needs at least: two gradients, or three values to fit, and one
+mixture that is predicted."""
+HOPE = 3.0
+"""Without a budget the search is over if no mixture would be better even this many standard
+deviations above what is expected of it."""
+
+
+def default_budget(strategy: str, num_datasets: int, front: bool = False) -> int:
+    """Returns the forward passes that suit so many datasets, or a front of them.
+
+    >>> default_budget("gradient", 12), default_budget("gradient", 12, front=True)
+    (40, 80)
+    >>> default_budget("regression", 12), default_budget("optuna", 12)
+    (56, 90)
+    """
+    if strategy == "gradient":
+        return (28 + num_datasets) * (2 if front else 1)
+    return 8 + 4 * num_datasets if strategy == "regression" else 30 + 5 * num_datasets
+
+
+def budget_of(strategy: str, setting: Setting) -> int:
+    """Returns the forward passes of a search, the setting's or the default.
+
+    Raises SettingError if they are too few to learn from, and too few to try the whole space.
+    """
+    space, budget = setting.space, setting.budget
+    if budget is None:
+        budget = default_budget(strategy, len(space.allowed), setting.front)
+    least = int(min(LEAST_BUDGET[strategy], space.size))
+    if budget < least:
+        by = "gradients" if strategy == "gradient" else strategy
+        message = f"takes a budget of at least {least} forward passes, not {budget}"
+        raise SettingError("budget", f"search by {by} {message}")
+    return budget

@@ -1,0 +1,185 @@
+"""The contract of executors: whoever does the work, the store and the result are the same.
+
+An executor joins by a line in EXECUTORS.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elsewhere import Elsewhere
+from recipes import Heard, recipe_values, write_recipe
+
+import mergetomix as m2m
+from mergetomix.errors import DataError, Fault, RecipeError, TrainingError
+from mergetomix.executors.in_process import InProcess
+from mergetomix.executors.work import (
+    CarryOut,
+    Done,
+    Executor,
+    Failure,
+    FinetuneWork,
+    GradientWork,
+    ModelReference,
+    ScoringWork,
+    Work,
+    attempt,
+)
+from mergetomix.records import Mixture
+from mergetomix.session.session import open_session
+from mergetomix.stages import pipeline
+from mergetomix.stages.search import search_mixtures
+
+Made = Callable[[CarryOut], Executor]
+EXECUTORS: dict[str, Callable[[Path], Made]] = {
+    "in process": lambda recipe: InProcess,
+    "one worker elsewhere": lambda recipe: lambda _: Elsewhere(recipe, 1),
+    "three workers elsewhere": lambda recipe: lambda _: Elsewhere(recipe, 3),
+}
+
+
+def values_of(folder: Path) -> dict[str, Any]:
+    values = recipe_values(folder, ("a", "b", "c"), ("t", "u"))
+    values["train"] |= {"max_steps": 2}
+    values["targets"]["u"] |= {"score": "generate", "max_new_tokens": 2}
+    return values | {"search": {"strategy": "exhaustive"}, "merge": {"method": "linear"}}
+
+
+def outcome(folder: Path, made: Callable[[Path], Made]) -> tuple[Any, Any]:
+    """The trials of a search and a gradient, and all scores that the store holds after it."""
+    path = write_recipe(folder, values_of(folder))
+    with open_session(m2m.load_recipe(path), Heard(), made(path)) as session:
+        experts = pipeline.train_experts(session)
+        selection = search_mixtures(session)
+        gradient = session.gradients.of(selection.mixture, selection.base)
+        real = session.finetunes.fit(Mixture.union(["a", "b"]), "test")
+        scores = session.evaluations.real(real, "report")
+        keys = [each.key for each in (*experts, real)]
+    sql = "SELECT model, target, part, example_values FROM scores ORDER BY model, target, part"
+    with sqlite3.connect(folder / "store" / "ledger.sqlite") as ledger:
+        kept = ledger.execute(sql).fetchall()
+    return (keys, selection, gradient, scores), kept
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    return outcome(tmp_path_factory.mktemp("wanted"), EXECUTORS["in process"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_results_do_not_depend_on_who_does_the_work(
+    name: str, tmp_path: Path, wanted: tuple[Any, Any]
+) -> None:
+    found, kept = outcome(tmp_path, EXECUTORS[name])
+    assert found == wanted[0]
+    assert kept == wanted[1]
+
+
+def pieces(num: int) -> list[Work]:
+    model = ModelReference("proxy", "k", Mixture.union(["a"]), 1.0)
+    return [GradientWork(f"key {i}", model, "t") for i in range(num)]
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_every_piece_comes_to_one_end_and_an_error_is_a_value(name: str, tmp_path: Path) -> None:
+    """Nothing in the store can be scored here: every piece of work fails, and none stops another."""
+    path = write_recipe(tmp_path, values_of(tmp_path))
+    with open_session(m2m.load_recipe(path), Heard(), EXECUTORS[name](path)) as session:
+        work = pieces(4)
+        done = list(session.opened.executor.run(work))
+    assert sorted(each.work.key for each in done) == sorted(each.key for each in work)
+    for each in done:
+        assert each.outcome is None and isinstance(each.failure, Failure)
+        assert isinstance(each.failure.error, Fault)
+        assert "is gone from the store" in each.failure.traceback
+        assert "process" in each.failure.worker
+        with pytest.raises(Fault, match="is gone from the store"):
+            each.result()
+
+
+@pytest.mark.parametrize("num_asked", [0, 1, 3])
+def test_work_is_taken_only_when_it_is_asked_for(num_asked: int) -> None:
+    taken: list[str] = []
+
+    def work() -> Iterator[Work]:
+        for each in pieces(5):
+            taken.append(each.key)
+            yield each
+
+    done = InProcess(lambda each: None).run(work())
+    for _ in range(num_asked):
+        next(done)
+    assert len(taken) == num_asked
+
+
+def test_an_interrupt_is_no_result() -> None:
+    def interrupted(work: Work) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(InProcess(interrupted).run(pieces(2)))
+
+
+ERRORS = [
+    Fault("it broke", hint="mend it"),
+    TrainingError("the loss is nan", hint="lower the rate"),
+    RecipeError("train.seed", "must be a number", hint="give one"),
+    DataError("targets.t", "is empty"),
+    ValueError("odd"),
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_come_back_whole_from_another_process(error: Exception) -> None:
+    def failing(work: Work) -> None:
+        raise error
+
+    done = pickle.loads(pickle.dumps(attempt(failing, pieces(1)[0])))
+    assert isinstance(done, Done) and done.failure is not None
+    with pytest.raises(type(error)) as raised:
+        done.result()
+    assert str(raised.value) == str(error)
+    assert getattr(raised.value, "hint", None) == getattr(error, "hint", None)
+    assert getattr(raised.value, "where", None) == getattr(error, "where", None)
+    notes = "".join(getattr(raised.value, "__notes__", []))
+    assert ("Traceback" in notes) == (type(error) is ValueError)
+
+
+def test_work_is_plain_values() -> None:
+    model = ModelReference("real", "k", Mixture.union(["a", "b"]), path="/somewhere")
+    every: list[Work] = [
+        FinetuneWork("k", Mixture.union(["a"]), None, "experts", "/folder"),
+        ScoringWork(model, "select", (("t", "address"),)),
+        *pieces(1),
+    ]
+    for work in every:
+        assert pickle.loads(pickle.dumps(work)) == work
+        assert isinstance(work.key, str) and hash(work) == hash(pickle.loads(pickle.dumps(work)))
+        assert json.loads(json.dumps(work.key)) == work.key
+
+
+@pytest.mark.slow
+def test_a_fine_tune_that_fails_elsewhere_stops_no_other(tmp_path: Path) -> None:
+    values = values_of(tmp_path)
+    rows = [{"question": f"q {i}", "answer": f" {i}"} for i in range(12)]
+    values["datasets"]["b"] = {"rows": rows, "prompt": "question", "completion": "answer"}
+    values["train"] |= {"learning_rate": 1e30}
+    path = write_recipe(tmp_path, values)
+    with open_session(
+        m2m.load_recipe(path), Heard(), EXECUTORS["three workers elsewhere"](path)
+    ) as session:
+        found = dict(
+            session.finetunes.fit_all([Mixture.union([name]) for name in "abc"], "experts")
+        )
+        assert {str(mixture) for mixture in found} == {"a", "b", "c"}
+        assert all(isinstance(each, TrainingError) for each in found.values())
+        assert list((tmp_path / "store" / "tmp").iterdir()) == []
+        with pytest.raises(TrainingError, match="expert a: .*; expert b: .*; expert c: "):
+            pipeline.experts_of(session.finetunes, ("a", "b", "c"))

@@ -1,0 +1,70 @@
+"""A store that the release before the present layout wrote is reused whole: no address changed."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recipes import TIMES, Heard
+
+import mergetomix as m2m
+from mergetomix.store.store import Store
+
+ARCHIVE = Path(__file__).parent / "fixtures" / "store-0.1.tar.xz"
+RUNS = {
+    "recipe": "run",  # every kind of target, checks with a repeat and other exponents
+    "weights": "run-lora",  # adapters, weights by regression
+    "fisher": "run-fisher",  # a statistic of every expert
+    "gradient": "run-gradient",  # derivatives, companion losses
+    "race": "run-race",  # scores in blocks
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The old store, its base, data and recipes."""
+    where = tmp_path_factory.mktemp("old")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(where, filter="data")
+    return where / "fixture"
+
+
+def plain(folder: Path, run: str) -> Any:
+    """What a run found, without what may differ between two runs."""
+    text = (folder / run / "result.json").read_text().replace(str(folder), "FOLDER")
+    found = {key: value for key, value in json.loads(text).items() if key not in TIMES}
+    for each in ("final", "baselines"):
+        found.pop(each, None)  # their paths are in the store, whose place may differ
+    return found
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_nothing_is_done_again_and_the_result_is_the_same(folder: Path, name: str) -> None:
+    with Store.peek(folder / "store") as store:
+        before = store.counts()
+    wanted, heard = plain(folder, RUNS[name]), Heard()
+    m2m.run(folder / f"{name}.yaml", heard)
+    with Store.peek(folder / "store") as store:
+        assert store.counts() == before
+    assert heard.trained() == []
+    assert_same(plain(folder, RUNS[name]), wanted)
+
+
+def assert_same(found: Any, wanted: Any, where: str = "result") -> None:
+    """Equal, numbers to the rounding of another order of sums."""
+    assert type(found) is type(wanted), where
+    if isinstance(wanted, dict):
+        assert set(found) == set(wanted), where
+        for key in wanted:
+            assert_same(found[key], wanted[key], f"{where}.{key}")
+    elif isinstance(wanted, list):
+        assert len(found) == len(wanted), where
+        for i, each in enumerate(wanted):
+            assert_same(found[i], each, f"{where}.{i}")
+    elif isinstance(wanted, float):
+        assert found == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True), where
+    else:
+        assert found == wanted, where
