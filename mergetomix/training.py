@@ -1,4 +1,4 @@
-"""The one `finetune` for experts, checks and the final model, on the trainer of a model's family."""
+"""The one `finetune` for experts, checks and the final model, on the trainer of a family."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _trained(
     out: Path,
     on_step: Callable[[int], None],
 ) -> int:
-    """Trains, saves, and returns how many tokens it took; all that holds the model is local here."""
+    """Trains, saves, and returns the tokens seen; all that holds the model is local to this."""
     import torch
     import transformers
 

@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("mergetomix", "tests", "pyproject.toml")
 TESTS = {
     "posterior": ("test_calibrate.py",),
-    "drawn_posterior": ("test_objective.py",),
+    "drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
     "opinion_pool": ("test_pool.py",),
     "race": ("test_race.py",),
-    "agreement": ("test_fidelity.py",),
-    "standard_errors": ("test_objective.py",),
+    "agreement": ("test_fidelity.py", "test_differences.py"),
+    "standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
 }
 """Modules of mergetomix/statistics, and the files of tests that state their laws."""
 SILENT = "core/ReplaceBinaryOperator_BitOr"

@@ -22,9 +22,9 @@ from mergetomix.models.causal_lm.model import CausalLM
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def small_heap() -> Iterator[None]:
-    """Puts what was there before a test out of the garbage collector's sight.
+    """Puts what was there before out of the garbage collector's sight, until the module is over.
 
     Every fine-tune collects garbage, and to look through all that transformers has loaded takes
     longer than to train a tiny model.
@@ -32,6 +32,12 @@ def small_heap() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def smaller_heap(small_heap: None) -> None:
+    """Does the same before every test, as the first ones load most."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

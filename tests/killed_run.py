@@ -1,7 +1,8 @@
-"""Runs a recipe and kills its own process, as `kill -9` would, at a given moment. Usage: killed_run.py RECIPE MOMENT
+"""Runs a recipe and kills its own process, as `kill -9` would, at a given moment.
 
-A moment is a number of steps of work: an optimizer step, an artifact begun, renamed or recorded, a trial before and after it
-is written, a file of the report. Moment 0 never comes; the number of moments is then printed.
+Usage: killed_run.py RECIPE MOMENT. A moment is a number of steps of work: an optimizer step, an
+artifact begun, renamed or recorded, a trial before and after it is written, a file of the report.
+Moment 0 never comes; the number of moments is then printed.
 """
 
 from __future__ import annotations

@@ -120,9 +120,8 @@ def test_chances_are_chances_and_fall_to_none() -> None:
     for name, space in SPACES.items():
         strategy, answer = build("exhaustive", setting_of(space)), World(space.names).told
         last = 1.0
-        while asked_now := strategy.ask():
-            asked = asked_now[0]
-            strategy.tell(answer(asked))
+        while asked := strategy.ask():
+            strategy.tell(answer(asked[0]))
             chance = strategy.chance()
             assert chance is not None and 0 <= chance < last, name
             last = chance
@@ -133,13 +132,11 @@ def test_the_chance_that_gradients_give_is_high_before_and_low_after() -> None:
     space = Subsets(tuple("abcdefghij"))
     chances, answer = [], World(space.names, num_targets=1).told
     strategy = build("gradient", setting_of(space, budget=60))
-    while asked_now := strategy.ask():
-        asked = asked_now[0]
-        strategy.tell(answer(asked))
+    while asked := strategy.ask():
+        strategy.tell(answer(asked[0]))
         chances.append(strategy.chance())
     known = [chance for chance in chances if chance is not None]
     assert all(0 <= chance <= 1 and not math.isnan(chance) for chance in known)
     assert known[-1] < 0.1 < max(known[:4])
-    assert len(search_through(build("gradient", setting_of(space, budget=60)), answer)) == len(
-        chances
-    )
+    state = search_through(build("gradient", setting_of(space, budget=60)), answer)
+    assert len(state) == len(chances)

@@ -66,6 +66,45 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num: int) -> None:
     assert 0.85 <= np.mean(held) <= 0.95
 
 
+def covariance(prior: Prior, one: int, other: int, z: Array, d: Array) -> float:
+    """What two mixtures' residuals share, term by term, in units of the proxies' spread."""
+    v, w = WEIGHTS[one], WEIGHTS[other]
+    mixed = (1 - v @ v) * (1 - w @ w)
+    terms = prior.level**2 + prior.slope**2 * z[one] * z[other] + prior.pool**2 * d[one] * d[other]
+    terms += prior.main**2 * (v @ w) / ((v @ v) * (w @ w))
+    pairs = sum(v[i] * v[j] * w[i] * w[j] for i, j in combinations(range(N), 2))
+    return float(mixed * terms + prior.pair**2 * pairs)
+
+
+def test_the_posterior_is_that_of_the_formula() -> None:
+    """Beside scipy's multivariate t and the conditional of a normal."""
+    prior = Prior(0.5, 0.3, 0.4, 0.7, 0.6, 0.2, 0.9, 0.15, 5.0)
+    proxy, real = world(9)
+    pooled = proxy + 0.2 * np.random.default_rng(9).normal(size=len(proxy))
+    unit, rows = Unit.of(proxy), SEVERAL[::4]
+    z, d, mixed = (proxy - unit.mean) / unit.sd, (pooled - proxy) / unit.sd, 1 - (WEIGHTS**2).sum(1)
+    expected = proxy + unit.sd * mixed * (prior.expected_slope * z + prior.expected_pool * d)
+    every = range(len(proxy))
+    shared = np.array([[covariance(prior, i, j, z, d) for j in every] for i in every])
+    residual, best = real[rows] - expected[rows], (-np.inf, np.empty(0), np.empty(0))
+    for factor in (0.5, 1, 2, 4, 8):
+        whole = shared + np.diag((factor * prior.own * mixed) ** 2)
+        seen = whole[np.ix_(rows, rows)]
+        chance = multivariate_t.logpdf(residual, shape=unit.sd**2 * seen, df=prior.dof)
+        solved = np.linalg.solve(seen, shared[rows]).T
+        dof = prior.dof + len(rows)
+        amplitude = (prior.dof * unit.sd**2 + residual @ np.linalg.solve(seen, residual)) / dof
+        mean = expected + solved @ residual
+        variance = amplitude * np.diag(whole - solved @ shared[rows])
+        best = max(best, (chance - np.log(factor) ** 2 / 2, mean, variance), key=lambda b: b[0])
+    found = posterior_of(views(proxy, pooled), {i: float(real[i]) for i in rows}, prior)
+    left = [i for i in SEVERAL if i not in rows]
+    assert found.log_evidence == pytest.approx(best[0], abs=1e-4)
+    assert found.dof == prior.dof + len(rows)
+    np.testing.assert_allclose(found.mean_M[left], best[1][left], atol=1e-5)
+    np.testing.assert_allclose(found.sd_M[left] ** 2, best[2][left], rtol=1e-4)
+
+
 def test_checks_make_predictions_better() -> None:
     errors = {num: [] for num in (0, 5)}  # type: dict[int, list[float]]
     for seed in range(40):
@@ -114,6 +153,7 @@ def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> Non
     found = posterior_of(views(proxy), {})
     best = max(SEVERAL, key=lambda i: proxy[i])
     assert next_check(found, proxy, 0.95) == (best, "")
+    assert next_check(found, np.zeros(len(proxy)), 0.95)[0] == SEVERAL[0]
     after = posterior_of(views(proxy), {best: float(real[best])})
     chosen, _ = next_check(after, None, 1.0)
     assert chosen == int(np.argmax(after.value_of_check())) != best
@@ -127,6 +167,16 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
         float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01
     )
     assert found.value_of_check()[0] == 0
+
+
+def test_a_check_is_worth_more_if_few_degrees_of_freedom_widen_the_posterior() -> None:
+    mean, scale = np.array([1.0, 0.8, 0.9]), np.array([[0, 0, 0], [0, 0.2, 0.05], [0, 0.05, 0.1]])
+    few, none = (Posterior(mean, scale, dof, frozenset({0}), 0.0) for dof in (4.0, 2.0))
+    # the covariance is dof / (dof - 2) times the scale; without one, the scale stands for it
+    wide, plain = (Posterior(mean, k * scale, 1e9, frozenset({0}), 0.0) for k in (2.0, 1.0))
+    assert few.value_of_check() == pytest.approx(wide.value_of_check())
+    assert none.value_of_check() == pytest.approx(plain.value_of_check())
+    assert wide.value_of_check()[1] > plain.value_of_check()[1] > 0
 
 
 def test_draws_follow_the_posterior() -> None:

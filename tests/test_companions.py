@@ -1,4 +1,4 @@
-"""Targets without derivatives: the loss of their right answers stands for the score where a search learns, and only there."""
+"""Targets without derivatives: the loss of their answers stands for the score in a search."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def pieces(num: int) -> list[Work]:
 
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_every_piece_comes_to_one_end_and_an_error_is_a_value(name: str, tmp_path: Path) -> None:
-    """Nothing in the store can be scored here: every piece of work fails, and none stops another."""
+    """No expert is in the store here: every piece of work fails, and none stops another."""
     path = write_recipe(tmp_path, values_of(tmp_path))
     with open_session(m2m.load_recipe(path), Heard(), EXECUTORS[name](path)) as session:
         work = pieces(4)
@@ -181,5 +181,5 @@ def test_a_fine_tune_that_fails_elsewhere_stops_no_other(tmp_path: Path) -> None
         assert {str(mixture) for mixture in found} == {"a", "b", "c"}
         assert all(isinstance(each, TrainingError) for each in found.values())
         assert list((tmp_path / "store" / "tmp").iterdir()) == []
-        with pytest.raises(TrainingError, match="expert a: .*; expert b: .*; expert c: "):
+        with pytest.raises(TrainingError, match=r"expert a: .*; expert b: .*; expert c: "):
             pipeline.experts_of(session.finetunes, ("a", "b", "c"))

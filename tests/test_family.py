@@ -12,6 +12,8 @@ from typing import Any, cast
 import pytest
 import tiny
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from mergetomix.data.examples import Example
 from mergetomix.errors import DataError, ModelError
@@ -69,25 +71,54 @@ def test_an_empty_prompt_still_scores_the_whole_completion(base: BaseOf, kind: s
     assert sequence.ids[0] == (1 if kind == "llama" else family.tokenizer.eos_token_id)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("max_length", [8, 9, 64])
+def wordy(most: int) -> st.SearchStrategy[str]:
+    """Texts of the tokenizer's own words and of any others."""
+    words = st.sampled_from(" ".join(tiny.TEXTS).split()) | st.text(min_size=1, max_size=4)
+    return st.lists(words, min_size=1, max_size=most).map(" ".join)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@example("gpt2", 8, [LONG, "cat", "the cat sat on the mat"])
+@example("llama", 64, [LONG, "cat"])
+@given(
+    st.sampled_from(("llama", "gpt2")),
+    st.integers(8, 64),
+    st.lists(wordy(40), min_size=1, max_size=3),
+)
 def test_a_text_scores_every_token_but_the_first_once_and_in_order(
-    base: BaseOf, kind: str, max_length: int
+    base: BaseOf, kind: str, max_length: int, texts: list[str]
 ) -> None:
     family = tiny.open_base(base(kind), max_length)
-    texts = [LONG, "cat", "the cat sat on the mat"]
     encoding = family.encode([Example(i, text=text) for i, text in enumerate(texts)], WHERE)
-    assert encoding.num_split == sum(
-        len(family.tokens(text)) + len(family.start) + 1 > max_length for text in texts
-    )
-    assert encoding.num_examples == 3 and encoding.num_cut == 0
-    for i, text in enumerate(texts):
-        whole = family.start + family.tokens(text) + [family.tokenizer.eos_token_id]
+    wholes = [[*family.start, *family.tokens(t), family.tokenizer.eos_token_id] for t in texts]
+    assert encoding.num_split == sum(len(whole) > max_length for whole in wholes)
+    assert encoding.num_examples == len(texts) and encoding.num_cut == 0
+    for i, whole in enumerate(wholes):
         windows = [s for s in encoding.sequences if s.example == i]
         assert [t for s in windows for t in scored(s)] == whole[1:]
         assert sum(s.num_scored for s in windows) == len(whole) - 1
         assert all(len(s.ids) <= max_length and s.labels[0] == IGNORE for s in windows)
-        assert list(windows[0].ids[:1]) == whole[:1]
+        assert windows[0].ids[0] == whole[0]
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.sampled_from(("llama", "gpt2")), st.integers(8, 64), wordy(40), wordy(12))
+def test_a_pair_too_long_loses_its_prompts_beginning_then_its_answers_end(
+    base: BaseOf, kind: str, max_length: int, prompt: str, completion: str
+) -> None:
+    family = tiny.open_base(base(kind), max_length)
+    encoding = family.encode(tiny.pairs((prompt, completion)), WHERE)
+    (sequence,) = encoding.sequences
+    end = family.tokenizer.eos_token_id
+    before, answer = family.start + family.tokens(prompt), [*family.tokens(completion), end]
+    room = max_length - len(answer) - len(family.start)  # for what the prompt itself says
+    said = before[len(family.start) :][-room:] if room > 0 else []
+    cut = [*(family.start or before[-1:]), *answer][:max_length]
+    wanted = [*family.start, *said, *answer] if said else cut
+    assert list(sequence.ids) == wanted
+    assert scored(sequence) == answer[: len(scored(sequence))]
+    too_long = len(before) + len(answer) > max_length
+    assert encoding.num_cut + encoding.num_ended == too_long
 
 
 def test_a_text_of_exactly_the_limit_is_one_sequence(base: BaseOf) -> None:

@@ -84,13 +84,12 @@ def test_one_template_is_the_models_own_logits(image_base: BaseOf, kind: str) ->
     family, rows = tiny.open_base(image_base(kind)), tiny.rows(6)
     given = tiny.source(rows, target=True, templates=["a photo of a {}."])
     loss = scored(family, given)
-    padding: Any = "max_length" if kind == "siglip" else True
-    texts = family.tokenizer(
-        [f"a photo of a {name}." for name in tiny.CLASSES],
-        padding=padding,
-        max_length=16,
-        return_tensors="pt",
+    # SigLIP was trained on texts padded to the longest
+    padding: Any = (
+        {"padding": "max_length", "max_length": 16} if kind == "siglip" else {"padding": True}
     )
+    captions = [f"a photo of a {name}." for name in tiny.CLASSES]
+    texts = family.tokenizer(captions, return_tensors="pt", **padding)
     pixels = family.processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         logits = family.load()(pixel_values=pixels, **texts).logits_per_image

@@ -1,4 +1,4 @@
-"""Races of real proxies: the same pick for fewer evaluations, kept in the store, and what a recipe may ask for."""
+"""Races of real proxies: the same pick for fewer evaluations, which are kept in the store."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_race_picks_the_same_for_fewer_evaluations(
 def test_only_trials_that_saw_everything_are_candidates(
     raced: tuple[m2m.Recipe, Selection, int], whole: Selection
 ) -> None:
-    """Blocks put together are the scores in one go; what was stopped says how much it saw, and is estimated, not ranked."""
+    """Blocks put together are the scores in one go; a stopped trial is estimated, not ranked."""
     _, found, _ = raced
     exact = {trial.mixture: trial for trial in whole.trials}
     num = found.base["t"].num_examples
@@ -133,13 +133,16 @@ def test_the_store_holds_every_score_once_and_a_second_race_adds_none(
 def resumed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[m2m.Recipe, tuple[Trial, ...], Selection, int]:
-    """A race over three datasets whose first four trials another process made: these, the outcome, and what the store held."""
+    """A race whose first four trials another process made: these, the outcome, the scores held."""
     folder = tmp_path_factory.mktemp("resumed")
     recipe = recipe_of(folder, 0.05, datasets=recipe_values(folder)["datasets"])
     with open_session(recipe, Heard()) as session:
         pipeline.train_experts(session)
         race = search.race_of(
-            session, search.first_strategy(session), session.evaluations.base("select"), objective_of(session)
+            session,
+            search.first_strategy(session),
+            session.evaluations.base("select"),
+            objective_of(session),
         )
         first = tuple(race.trial(Ask(mixture)) for mixture in list(session.spaces.searched)[:4])
     return recipe, first, searched(recipe), num_scores(recipe)

@@ -1,4 +1,4 @@
-"""The whole method on a tiny real model: what a run gives, what it reuses, and that nothing is lost when it is killed."""
+"""The whole method on a tiny real model: what a run gives, reuses, and keeps when it is killed."""
 
 from __future__ import annotations
 
@@ -216,7 +216,8 @@ def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
         recipes.append(write_recipe(folder, values))
     finish(start(HERE / "killed_run.py", recipes[1], "0"))
     stages = []
-    # in the middle of a fine-tune, between an artifact and its row, after the row, between and within trials, in the final
+    # in a fine-tune, between an artifact and its row, after the row, between and within trials,
+    # in the final
     # table: each moment counts from where the run before was killed
     for moment in (5, 8, 14, 10, 17, 9, 9, 13, 15, 11):
         killed = start(HERE / "killed_run.py", recipes[0], str(moment))

@@ -1,10 +1,11 @@
-"""Logits only where they are wanted, and prompts read once: the plain way's numbers, for any model."""
+"""Logits where they are wanted alone, prompts read once: the plain way's numbers, for any model."""
 
 from __future__ import annotations
 
 import random
 import string
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 import tiny
 import torch
 import transformers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from mergetomix.models.causal_lm import scoring
 from mergetomix.models.causal_lm.generation import Generation
@@ -124,7 +127,7 @@ def ids(draw: random.Random, length: int) -> tuple[int, ...]:
 
 
 def sequences(seed: int = 0) -> list[Encoded]:
-    """Sequences of many lengths, scored at the last token, everywhere, from the second, anywhere."""
+    """Sequences of many lengths, scored at the last token, everywhere, and from any place on."""
     draw = random.Random(seed)
     found = []
     for i, length in enumerate((2, 2, 3, 7, 12, 12, 20, 31)):
@@ -407,10 +410,36 @@ def test_a_batch_reads_one_token_a_step_and_ends_when_all_rows_have_ended(family
     assert len(calls(family, model, prompts, ())) == max(alone) < 20 and len(set(alone)) > 1
 
 
-def test_groups_are_the_longest_first_and_hold_everything_once() -> None:
-    assert grouped([3, 9, 9, 1], 18) == [[1, 2], [0, 3]]
-    assert grouped([3, 9], 1) == [[1], [0]]
-    assert grouped([], 5) == []
+@settings(derandomize=True, deadline=None)
+@example([3, 9, 9, 1], 18)
+@example([3, 9], 1)
+@given(st.lists(st.integers(1, 50)), st.integers(1, 200))
+def test_groups_are_the_longest_first_and_hold_everything_once(
+    widths: list[int], most: int
+) -> None:
+    groups = grouped(widths, most)
+    flat = [i for group in groups for i in group]
+    assert flat == sorted(range(len(widths)), key=lambda i: (-widths[i], i))
+    for group in groups:
+        assert len(group) == 1 or len(group) * widths[group[0]] <= most
+    # none of the next group would have had room
+    assert all((len(one) + 1) * widths[one[0]] > most for one in groups[:-1])
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 400), st.lists(st.integers(1, 300), min_size=1, max_size=30))
+def test_rows_hold_all_options_in_order_and_few_behind_a_prompt(
+    num_prompt: int, lengths: list[int]
+) -> None:
+    options = tuple((i,) * length for i, length in enumerate(lengths))
+    rows = rows_of(Question((7,) * num_prompt, options, 0))
+    assert [option for row in rows for option in row.options] == list(options)
+    room = max(num_prompt, MIN_ROOM)
+    for row in rows:
+        assert row.options and row.prompt == (7,) * num_prompt
+        assert len(row.options) == 1 or row.num_tokens - num_prompt <= room
+    for one, other in pairwise(rows):
+        assert one.num_tokens - num_prompt + len(other.options[0]) - 1 > room
 
 
 def test_a_saved_base_is_scored_as_before(base: BaseOf, tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_greedy_finds_the_best_of_a_sum(space: Subsets, seed: int) -> None:
 
 
 def test_greedy_drops_a_dataset_that_has_come_to_hurt() -> None:
-    # a is the best alone, ab and then abc are better, and bc, which no forward step reaches, is best
+    # a is the best alone, ab and then abc are better, bc, which no forward step reaches, is best
     worth = table({"a": 3, "b": 2, "c": 1, "ab": 4, "ac": 3.5, "abc": 5, "bc": 6})
     space = Subsets(tuple("abc"))
     assert ["".join(told.mixture.datasets) for told in run(build("greedy", space), worth)] == [

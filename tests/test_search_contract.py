@@ -86,7 +86,10 @@ def cases(
 @law(25)
 @given(cases())
 @example(case_of("gradient", SPACES["one dataset"]))
+@example(case_of("gradient", SPACES["nine"], budget=14))
 @example(case_of("regression", SPACES["nothing to choose"]))
+@example(case_of("regression", SPACES["two or three"], budget=20))
+@example(case_of("optuna", SPACES["two or three"], budget=30))
 @example(case_of("optuna", ALL_SPACES["capped weights"], budget=12))
 def test_it_stays_in_the_space_and_the_budget_and_tries_nothing_twice(case: Case) -> None:
     state = search_through(case.build(), case.answer)
@@ -117,8 +120,11 @@ def test_a_search_that_learns_nothing_of_its_budget_is_cut_by_it(case: Case, bud
     assert search_through(cut.build(), case.answer) == whole[:budget]
 
 
-@law(25)
+@law(15)
 @given(cases(["exhaustive", "gradient", "optuna", "regression"], st.integers(70, 99)))
+@example(case_of("gradient", SPACES["two or three"], budget=35))
+@example(case_of("optuna", SPACES["two or three"], budget=35))
+@example(case_of("regression", SPACES["two or three"], budget=35))
 def test_a_budget_that_pays_for_every_mixture_finds_the_best_of_all(case: Case) -> None:
     if not isinstance(case.space, Subsets):
         reject()
@@ -215,7 +221,7 @@ def batches(case: Case) -> list[list[Mixture]]:
 
 
 def test_exhaustive_search_asks_all_at_once() -> None:
-    space = SPACES["in groups"]
+    space = SPACES["nine"]
     assert batches(case_of("exhaustive", space)) == [list(space)]
     assert batches(case_of("exhaustive", space, budget=5)) == [list(space)[:5]]
 

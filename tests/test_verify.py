@@ -1,4 +1,4 @@
-"""Checks on a tiny real model: which mixtures, what a failure does, when they stop, and what is scored again."""
+"""Checks on a tiny real model: which mixtures, what a failure does, when they stop."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_failed_check_is_named_and_left_out(
 def test_what_failed_is_no_candidate_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The best proxy's fine-tune fails: the next best is checked first, and the failed one is nowhere an alternative."""
+    """The best proxy's fine-tune fails: the next best is checked, it is no candidate."""
     failed: list[Any] = []
     original = Finetunes.fit
 

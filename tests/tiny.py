@@ -162,7 +162,7 @@ def pairs(*rows: tuple[str, str]) -> list[Example]:
 
 
 def reference_nll(model: Any, ids: Sequence[int], labels: Sequence[int]) -> float:
-    """-log p summed over labelled tokens, by transformers on one sequence; float64 from logits on."""
+    """Sums -log p of labelled tokens, by transformers on one sequence; float64 from logits on."""
     with torch.no_grad():
         logits = model(torch.tensor([list(ids)])).logits[0].double()
     logps = logits.log_softmax(-1)

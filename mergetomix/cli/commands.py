@@ -164,12 +164,15 @@ def study(
     overrides: Overrides = None,
 ) -> None:
     """Test the method: every mixture for real, other ways to choose beside it."""
+    from mergetomix.study import document
     from mergetomix.study import study as studies
 
     loaded = _load(recipe, overrides)
     with listening() as listener:
         found = studies.run(loaded, listener, yes=yes)
-    print(f"wrote {studies.write(found, loaded) / 'study.md'}")
+    folder = Path(loaded.run_dir)
+    document.write(found, folder)
+    print(f"wrote {folder / 'study.md'}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from mergetomix.progress import duration
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune
 from mergetomix.report import sentences, tables
-from mergetomix.report.tradeoffs import front_of, given_up
+from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Result, Selection, Verification
 from mergetomix.search.strategies import counted
 from mergetomix.stages.plan import Plan

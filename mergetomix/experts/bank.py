@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -132,7 +133,7 @@ class Bank:
         self._summed = [name for name in touched if name not in adapted]
         self._grids = {name: sums.grid(self._span(name)) for name in self._summed}
         self._totals = {
-            name: exact(torch.zeros(self._base[name].numel(), device=self.device))
+            name: torch.zeros(self._base[name].numel(), dtype=torch.float64, device=self.device)
             for name in (self._summed if self.room.running else ())
         }
         # of the running sum; None if it was left unfinished
@@ -233,33 +234,35 @@ class Bank:
             for block in blocks(total):
                 if fresh:
                     total[block] = 0
-                self._write(name, block, self._added(name, block, total[block], signs), factor)
+                self._step(name, block, total[block], signs, factor)
         self._members = members
 
     def _sum(self, chosen: Mapping[str, float]) -> None:
         """Live params <- base + sum_i c_i delta_i, made anew in the order of the names."""
         for name in self._summed:
-            base = self._base[name].view(-1)
-            for block in blocks(base):
-                total = exact(base.new_zeros(len(base[block])))
-                self._write(name, block, self._added(name, block, total, chosen), 1.0)
+            for block in blocks(self._base[name].view(-1)):
+                self._step(name, block, None, chosen, 1.0)
 
-    def _added(
-        self, param: str, block: slice, total: Tensor, factors: Mapping[str, float]
-    ) -> Tensor:
-        """Adds c_i delta_i to a block of a sum, in place and in the order of the factors."""
-        base, grid = self._base[param].view(-1)[block], self._grids[param]
-        for name, factor in factors.items():
+    def _step(
+        self,
+        param: str,
+        block: slice,
+        total: Tensor | None,
+        changes: Mapping[str, float],
+        factor: float,
+    ) -> None:
+        """Adds c_i delta_i to a block of a sum; live block <- base + factor * sum, rounded once."""
+        import torch
+
+        base, grid = exact(self._base[param].view(-1)[block]), self._grids[param]
+        total = torch.zeros_like(base) if total is None else total
+        for name, change in changes.items():
             delta = self.deltas[name]
             if isinstance(delta, FullDelta) and param in delta.tensors:
-                each = sums.difference(delta.tensors[param].view(-1)[block], base)
-                total += each.add_(grid).sub_(grid).mul_(factor)
-        return total
-
-    def _write(self, param: str, block: slice, total: Tensor, factor: float) -> None:
-        """Live block <- base + factor * total, rounded once."""
-        base = self._base[param].view(-1)[block]
-        self._live[param].data.view(-1)[block] = total.mul(factor).add_(base)
+                each = sums.difference(delta.tensors[param].reshape(-1)[block], base)
+                total += each.add_(grid).sub_(grid).mul_(change)
+        live = self._live[param].data.view(-1)
+        live[block] = total.mul(factor).add_(base).to(live.dtype)
 
     # --- adapters
 
@@ -288,7 +291,7 @@ class Bank:
     def _span(self, param: str) -> float:
         """Returns what no sum of the experts' deltas exceeds in absolute value."""
         full = [each for each in self.deltas.values() if isinstance(each, FullDelta)]
-        return sum(each.spans.get(param, 0.0) for each in full)
+        return math.fsum(each.spans.get(param, 0.0) for each in full)
 
     def _copied(self, name: str, origin: Mapping[str, Tensor]) -> Tensor:
         """Returns the base's own of a param: pages of its file if they are the same, or a copy."""

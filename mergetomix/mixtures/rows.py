@@ -61,9 +61,7 @@ def counts(
     """Returns how many sequences of each dataset a fine-tune takes, at least one of each.
 
     In tokens, a dataset's share w of T tokens is w T / (its mean tokens a sequence) sequences.
-
-    Raises:
-        ValueError: the training is so short that it has fewer sequences than the mixture datasets.
+    Raises ValueError if training is so short that it has fewer sequences than the mixture datasets.
     """
     names = sorted(name for name, weight in weights.items() if weight > 0)
     per_sequence = mean_tokens if length.unit == "tokens" else dict.fromkeys(names, 1.0)

@@ -119,20 +119,20 @@ class Subsets:
 
     def larger(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """Returns the subsets with one unit more."""
-        more = (datasets | unit for unit in self.units if not unit & datasets)
-        return [subset for subset in more if subset in self]
+        return self._held(datasets | unit for unit in self.units if not unit & datasets)
 
     def smaller(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """Returns the subsets with one unit less."""
-        less = (datasets - unit for unit in self.units if unit & datasets)
-        return [subset for subset in less if subset in self]
+        return self._held(datasets - unit for unit in self.units if unit & datasets)
 
     def exchanged(self, datasets: frozenset[str]) -> list[frozenset[str]]:
         """Returns the subsets with another unit in the place of one."""
         leave = [unit for unit in self.units if unit & datasets]
         enter = [unit for unit in self.units if not unit & datasets]
-        others = (datasets - old | new for old in leave for new in enter)
-        return [subset for subset in others if subset in self]
+        return self._held(datasets - old | new for old in leave for new in enter)
+
+    def _held(self, subsets: Iterable[frozenset[str]]) -> list[frozenset[str]]:
+        return [subset for subset in subsets if subset in self]
 
     def sample(self, num: int, seed: int) -> list[Mixture]:
         """Returns `num` distinct mixtures (or all, if fewer), each subset equally likely."""
@@ -271,8 +271,7 @@ class Simplex:
     def project(self, weights: Mapping[str, float], support: frozenset[str]) -> Mixture:
         """Returns the mixture of exactly `support` that is nearest to `weights` (Euclidean).
 
-        Each weight is at least `floor` if that fits. Raises ValueError if no mixture has this
-        support.
+        Each weight is at least `floor` if that fits. Raises ValueError if there is no such mixture.
         """
         if not self.holds(support):
             raise ValueError(f"no mixture has exactly the datasets {sorted(support)}")
@@ -337,10 +336,7 @@ Space = Subsets | Simplex
 
 
 def everything(space: Space) -> Mixture:
-    """Returns the mixture of all datasets that a space allows.
-
-    It has the space's weights, or weights as near to equal ones as it allows.
-    """
+    """Returns the mixture of all datasets that a space allows, in a simplex near to equal ones."""
     return space.uniform() if isinstance(space, Simplex) else space.mixture(space.allowed)
 
 

@@ -25,8 +25,8 @@ from mergetomix.records import Scores, gain
 Array = NDArray[np.float64]
 Aim = Literal["gain", "standard_errors", "worst", "pareto"]
 REST = 1e-3
-"""How much the mean counts beside the worst part of `pareto`: if two mixtures' worst parts are equal,
-the better is of the front (the augmented Chebyshev distance of Steuer and Choo 1983)."""
+"""How much the mean counts in `pareto`, so that of mixtures whose worst parts are equal the best is
+of the front (the augmented Chebyshev distance of Steuer and Choo 1983)."""
 
 
 def gains(scores: Mapping[str, Scores], base: Mapping[str, Scores]) -> dict[str, float]:
@@ -69,10 +69,7 @@ class Objective:
         return float(self._whole(min(parts), math.fsum(parts)))
 
     def over(self, values: Iterable[tuple[str, Array]]) -> Array:
-        """Returns the objective, value by value, of one array of gains for each target.
-
-        The targets come one at a time, so that not all need lie in memory.
-        """
+        """Returns the objective of arrays, value by value; targets may come one at a time."""
         lowest: Array | float = math.inf
         total: Array | float = 0.0
         for name, each in values:
@@ -87,9 +84,8 @@ class Objective:
     def settled(self, values: Sequence[Mapping[str, float]]) -> Objective:
         """Returns the objective whose best is the knee of the front of some mixtures' gains.
 
-        The ideal is the best gain of each target, a range the ideal less the smallest gain within
-        the front. If the front does not differ on a target, its range is that of all mixtures, and
-        one if these do not differ either.
+        The ideal is the best gain of each target, a range the ideal less the smallest gain of the
+        front; if that is zero it is the range of all mixtures, or else one.
         """
         rows = np.array([[each[name] for name in self.weights] for each in values])
         front = rows[is_front(rows)]
@@ -114,7 +110,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class OverTargets:
-    """A search's objective over arrays of values of T targets, in the order given, and K candidates."""
+    """A search's objective over arrays of the values of T targets, in order, and K candidates."""
 
     objective: Objective
     targets: tuple[str, ...]

@@ -10,7 +10,7 @@ from typing import Any
 
 from mergetomix.objectives.objective import gains
 from mergetomix.records import Scores, Trial
-from mergetomix.report import tradeoffs
+from mergetomix.report import target_gains
 from mergetomix.results import Result, Row, Selection, Verification
 
 SCHEMA = 1
@@ -21,7 +21,7 @@ def to_dict(result: Result) -> dict[str, Any]:
     selection, final = result.selection, result.row("final")
     given_up = {
         each.target: {**plain(each, "target"), "less": each.less}
-        for each in tradeoffs.given_up(selection, result.verification)
+        for each in target_gains.given_up(selection, result.verification)
     }
     return {
         "schema": SCHEMA,
@@ -67,7 +67,7 @@ def front(selection: Selection) -> dict[str, Any] | None:
     """Returns the trials that no other beats on every target; None if no front was asked for."""
     if selection.objective is None or selection.objective.aim != "pareto":
         return None
-    found = tradeoffs.front_of(selection)
+    found = target_gains.front_of(selection)
     return {
         "knee": plain(found.members[0].mixture),
         "hypervolume": found.hypervolume,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.report import sentences, tables
-from mergetomix.report.tradeoffs import front_of, given_up
+from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Result, Verification
 
 

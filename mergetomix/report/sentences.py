@@ -7,7 +7,7 @@ from statistics import fmean
 from mergetomix.models.family import UNITS
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.report.tables import NUM_FRONT
-from mergetomix.report.tradeoffs import Front
+from mergetomix.report.target_gains import Front
 from mergetomix.results import Result, Selection, Verification
 
 

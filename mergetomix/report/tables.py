@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from mergetomix.objectives.objective import gains
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Estimate, Finetune, Mixture, Portion, Scores
-from mergetomix.report.tradeoffs import Front, GivenUp
+from mergetomix.report.target_gains import Front, GivenUp
 from mergetomix.results import Cost, Row, Selection, Verification
 
 NUM_RANKED = 10

@@ -48,10 +48,7 @@ class Greedy(Strategy):
     def _better(
         self, candidates: Sequence[frozenset[str]], current: frozenset[str]
     ) -> Steps[frozenset[str] | None]:
-        """Tries the candidates; gives the best if it is better than the current one.
-
-        Of equals the first by name is the best.
-        """
+        """Tries the candidates; gives the best, of equals the first by name, if it is better."""
         yield from self._try(candidates)
         ranked = sorted(candidates, key=lambda each: (-self._worth[each], sorted(each)))
         is_better = bool(ranked) and self._worth[ranked[0]] > self._worth[current]
@@ -59,7 +56,7 @@ class Greedy(Strategy):
 
     def _try(self, candidates: Sequence[frozenset[str]]) -> Steps[None]:
         new = [each for each in dict.fromkeys(candidates) if each not in self._worth]
-        answers = yield [Ask(self._subsets().mixture(each)) for each in new]
-        for each, told in zip(new, answers, strict=True):
+        yield [Ask(self._subsets().mixture(each)) for each in new]
+        for each, told in zip(new, self._told[len(self._told) - len(new) :], strict=True):
             is_number = not math.isnan(told.objective)
             self._worth[each] = told.objective if is_number else -math.inf

@@ -10,11 +10,9 @@ from __future__ import annotations
 from mergetomix.search.strategy import GRADIENT_COST, Setting, SettingError
 
 LEAST_BUDGET = {"gradient": 2 * GRADIENT_COST + 1, "regression": 4, "optuna": 0}
-"""Forward passes that a strategy needs at least: two gradients, or three values to fit, and one
-mixture that is predicted."""
+"""Forward passes of two gradients, or of three values to fit, and of one mixture predicted."""
 HOPE = 3.0
-"""Without a budget the search is over if no mixture would be better even this many standard
-deviations above what is expected of it."""
+"""There is hope if a mixture so many standard deviations above expectation would be the best."""
 
 
 def default_budget(strategy: str, num_datasets: int, front: bool = False) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import importlib
+import itertools
 import math
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
@@ -105,7 +106,7 @@ class Setting:
 
 
 T = TypeVar("T")
-Steps = Generator[Sequence[Ask], Sequence[Told], T]
+Steps = Generator[Sequence[Ask], None, T]
 """Steps of a search that end in a T."""
 
 
@@ -113,7 +114,7 @@ class Strategy(abc.ABC):
     """Chooses which mixtures to try next, and evaluates none.
 
     It is written as a generator that yields what to try, all that does not wait for another's
-    answer, and is sent what that was worth. It is a function of its setting and of what it was
+    answer, and goes on once that was told. It is a function of its setting and of what it was
     told: told the same again, it goes on as it would have. The search is over if the steps have
     ended, or the next mixture would cost more than is left of the budget.
     """
@@ -125,9 +126,8 @@ class Strategy(abc.ABC):
         self._told: list[Told] = []
         self._spent = 0
         self._waiting: deque[Ask] = deque()
-        self._answers: list[Told] = []
         self._run = self._steps()
-        self._is_begun = self._is_last = False
+        self._is_last = False
         self._go_on()
 
     @abc.abstractmethod
@@ -153,7 +153,6 @@ class Strategy(abc.ABC):
             raise ValueError(f"the gradient of {told.mixture} was asked for")
         self._spent += self._waiting.popleft().cost
         self._told.append(told)
-        self._answers.append(told)
         self._go_on()
 
     def expected(self) -> int:
@@ -178,21 +177,13 @@ class Strategy(abc.ABC):
 
     def _go_on(self) -> None:
         """Takes steps until one asks for something, or the search is over."""
+        left = math.inf if self.setting.budget is None else self.setting.budget - self._spent
         while not self._waiting and not self._is_last:
-            answers, self._answers = self._answers, []
-            try:
-                wanted = self._run.send(answers) if self._is_begun else next(self._run)
-            except StopIteration:
-                self._is_last = True
-                return
-            self._is_begun = True
-            left = math.inf if self.setting.budget is None else self.setting.budget - self._spent
-            for asked in wanted:
-                left -= asked.cost
-                if left < 0:
-                    self._is_last = True
-                    break
-                self._waiting.append(asked)
+            wanted = next(self._run, None)
+            costs = itertools.accumulate(asked.cost for asked in wanted or ())
+            pairs = zip(wanted or (), costs, strict=True)
+            self._waiting.extend(asked for asked, cost in pairs if cost <= left)
+            self._is_last = wanted is None or len(self._waiting) < len(wanted)
 
     def _subsets(self) -> Subsets:
         """Returns the space of a strategy that tries subsets. Raises ValueError for another."""
@@ -207,12 +198,6 @@ class Strategy(abc.ABC):
     def _rng(self) -> np.random.Generator:
         """Returns draws that depend on the seed and on how far the search is."""
         return np.random.default_rng([self.setting.seed, len(self._told)])
-
-
-def one(asked: Ask) -> Steps[Told]:
-    """Asks for one mixture and returns what it was worth."""
-    (told,) = yield (asked,)
-    return told
 
 
 def check_installed(package: str, key: str, what: str) -> None:

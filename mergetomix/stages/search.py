@@ -232,7 +232,7 @@ def strategy_of(
 
 
 def storage_of(session: Session, space: Space) -> str | None:
-    """Where Optuna keeps its trials for others to look at, such as optuna-dashboard.
+    """Returns the database of Optuna's trials, for optuna-dashboard to look at.
 
     `optuna.db` in the run's folder, and beside it `optuna-weights.db` where the weights of the
     best subset are searched after the subsets.

@@ -19,8 +19,7 @@ MIN_CHECKS = 5
 REGRET_AT = (1, 3, 5)
 STANDARD_ERRORS = 1.645
 """The 95% point of the normal: 90% of it lies within so many standard errors on either side."""
-_MIN_QUARTER = 3
-_BATCH = 2**20  # numbers of a resample that are held at once
+_MIN_QUARTER, _BATCH = 3, 2**20
 
 Array = NDArray[np.float64]
 
@@ -50,9 +49,8 @@ def fidelity(
     mixtures. In each resample the top quarter is taken anew, a mixture drawn twice is one mixture
     for the regrets, and a statistic that is undefined is left out of its interval.
 
-    Raises:
-        ValueError: the shapes differ or are not one-dimensional, a value is not finite,
-            `confidence` is not between 0 and 1, or `num_resamples` is below 1.
+    Raises ValueError for arrays that are not one-dimensional, finite and of one length, for a
+    `confidence` that is not between 0 and 1, and for less than one resample.
 
     >>> found = fidelity([0.1, 0.2, 0.3, 0.4, 0.5], [1, 2, 3, 5, 4])
     >>> round(found["spearman"].value, 3), found["regret_1"].value
@@ -91,10 +89,11 @@ def fidelity(
 def noise_sd(real_SM: ArrayLike) -> float | None:
     """Returns the standard deviation of a real objective over seeds, as far as it changes ranks.
 
-    Model: real[s, m] = f[m] + o[s] + e[s, m], and the result is an estimate of sd(e), None if no
-    mixture has two seeds. The offset o[s] that a seed gives to every mixture alike (the order of
-    batches, say) leaves ranks as they are, so it is fitted, with f, by least squares to the
-    mixtures with two seeds or more, and
+    `real_SM` has a row for each seed and a column for each mixture, nan for a fine-tune that was
+    not made. Model: real[s, m] = f[m] + o[s] + e[s, m], and the result is an estimate of sd(e),
+    None if no mixture has two seeds. The offset o[s] that a seed gives to every mixture alike (the
+    order of batches, say) leaves ranks as they are, so it is fitted, with f, by least squares to
+    the mixtures with two seeds or more, and
 
         noise_sd^2 = sum of squared residuals / (observations - rank of the design),
 
@@ -104,12 +103,7 @@ def noise_sd(real_SM: ArrayLike) -> float | None:
     within mixtures and is too large for mixtures that are compared at one seed. With few degrees of
     freedom the estimate is rough: with one, half of all estimates fall below 0.67 of the truth.
 
-    Args:
-        real_SM: objectives, a row for each seed and a column for each mixture; nan for a fine-tune
-            that was not made.
-
-    Raises:
-        ValueError: the array is not two-dimensional or holds an infinity.
+    Raises ValueError for an array that is not two-dimensional or holds an infinity.
     """
     reals_SM = np.asarray(real_SM, dtype=float)
     if reals_SM.ndim != 2 or np.isinf(reals_SM).any():
@@ -144,11 +138,9 @@ def ceiling(real_M: ArrayLike, noise_sd: float, *, num_draws: int = 2000, seed: 
 
     f keeps the shape of the real objectives, so that the result is right for normal ones and near
     enough for others; it is low by .02 for 30 mixtures and a ceiling of .78. If noise explains all
-    of the spread it is 0; if the real objectives are all equal it is nan.
-
-    Raises:
-        ValueError: there are fewer than 2 objectives or one is not finite, `noise_sd`, their
-            standard deviation over seeds, is negative or not finite, or `num_draws` is below 1.
+    of the spread it is 0; if the real objectives are all equal it is nan. Raises ValueError for
+    fewer than 2 or not finite objectives, for a `noise_sd`, their standard deviation over seeds,
+    that is negative or not finite, and for less than one draw.
     """
     (reals_M,) = _aligned(real_M=real_M)
     if len(reals_M) < 2 or not 0 <= noise_sd < math.inf or num_draws < 1:
@@ -161,8 +153,7 @@ def ceiling(real_M: ArrayLike, noise_sd: float, *, num_draws: int = 2000, seed: 
     pearson = math.sqrt(max(0.0, 1 - noise_sd**2 / float(np.var(reals_M, ddof=1))))
     if pearson == 0:
         return 0.0
-    mean = reals_M.mean()
-    true_M = mean + pearson * (reals_M - mean)
+    true_M = pearson * reals_M  # but for a constant, which ranks do not see
     noise_DM = np.random.default_rng(seed).normal(0, noise_sd, (num_draws, len(true_M)))
     return float(_spearman(true_M[None], true_M + noise_DM).mean())
 
@@ -181,11 +172,8 @@ def paired_difference(
 
     The standard deviation is over resamples of examples, each with its weight (Efron and Tibshirani
     1993, chapter 6). It is nan for a single example, which says nothing of the spread. Resamples
-    without weight are left out.
-
-    Raises:
-        ValueError: the shapes differ, there is no example, a value is not finite, a weight is
-            negative, all are zero, or `num_resamples` is below 2.
+    without weight are left out. Raises ValueError for arrays that are not one-dimensional, finite
+    and of one length, for weights that are negative or all zero, and for less than two resamples.
 
     >>> paired_difference([3.0, 5.0], [1.0, 2.0], [1, 3])[0]
     2.75

@@ -11,7 +11,7 @@ Array names end in their shape: D draws, M mixtures, R resamples, E examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -48,13 +48,7 @@ def posterior_of(
     known: Mapping[str, Mapping[int, float]],
     units: Mapping[str, Unit],
 ) -> DrawnPosterior:
-    """Returns the real objectives of M mixtures, given the real gains of some.
-
-    Args:
-        views: what is known of the mixtures' gains before any real fine-tune, by target.
-        known: real gains by target and row.
-        units: units of the prior, by target.
-    """
+    """Returns the real objectives of M mixtures, given the real gains of some by target and row."""
     each = {
         name: linear.posterior_of(views[name], known[name], unit=units[name])
         for name in sorted(objective.weights)
@@ -83,32 +77,23 @@ def example_sd(
 
     It is a bootstrap: both models and the base are resampled by the same draw.
     """
-    pairs = {
-        name: resampled_gains([one[name], other[name]], base[name]) for name in objective.weights
-    }
+    gains: dict[str, list[Array]] = {}
+    for name in objective.weights:
+        start, weights_E = base[name], np.array(base[name].weights)
+        counts_RE = _counts(len(weights_E))
+        # a resample without weight is the sample itself
+        weighted_RE = np.where((counts_RE @ weights_E > 0)[:, None], counts_RE, 1) * weights_E
+        start_R, *means = (
+            weighted_RE @ np.array(each.values) / weighted_RE.sum(axis=1)
+            for each in (start, one[name], other[name])
+        )
+        unit_R = np.where((start_R > 0) & (start.kind == "loss"), start_R, 1.0)
+        sign = -1.0 if start.kind == "loss" else 1.0
+        gains[name] = [sign * (mean_R - start_R) / unit_R for mean_R in means]
     first_R, second_R = (
-        objective.over((name, pair[side]) for name, pair in pairs.items()) for side in (0, 1)
+        objective.over((name, pair[side]) for name, pair in gains.items()) for side in (0, 1)
     )
     return float(np.std(first_R - second_R, ddof=1))
-
-
-def resampled_gains(models: Sequence[Scores], base: Scores) -> list[Array]:
-    """Returns every model's gain on one target over resamples of its examples, shape (R,) each.
-
-    One example is always itself.
-    """
-    weights_E = np.array(base.weights)
-    counts_RE = _counts(len(weights_E))
-    # a resample without weight is the sample itself
-    counts_RE = np.where((counts_RE @ weights_E > 0)[:, None], counts_RE, 1.0)
-    start_R, *means = (
-        counts_RE @ (weights_E * np.array(each.values)) / (counts_RE @ weights_E)
-        for each in (base, *models)
-    )
-    if base.kind == "score":
-        return [mean_R - start_R for mean_R in means]
-    unit_R = np.where(start_R > 0, start_R, 1.0)
-    return [(start_R - mean_R) / unit_R for mean_R in means]
 
 
 @lru_cache(maxsize=4)

@@ -19,11 +19,7 @@ from mergetomix.records import Mixture, Scores
 
 
 def pooled(mixture: Mixture, experts: Mapping[str, Scores]) -> Scores:
-    """Returns a mixture's pooled scores on one target.
-
-    Args:
-        experts: the scores of every expert of the mixture on the same examples, by dataset.
-    """
+    """Returns a mixture's pooled scores on one target, from its experts' on the same examples."""
     first, members = experts[mixture.datasets[0]], mixture.members
     values_KE = np.array([experts[name].values for name in members])
     weights_K = np.array([mixture.as_dict()[name] for name in members])

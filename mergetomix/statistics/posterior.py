@@ -159,14 +159,11 @@ class Posterior:
 def posterior_of(
     views: Views, known: Mapping[int, float], prior: Prior | None = None, unit: Unit | None = None
 ) -> Posterior:
-    """Returns the real objectives of M mixtures, given some of them.
+    """Returns the real objectives of M mixtures, given some of them by row.
 
-    Args:
-        known: real objectives by row. Single datasets have their proxies' own and need no entry.
-        unit: unit of the prior if the mixtures given are not all; else that of their proxies.
-
-    Raises:
-        ValueError: a number is not finite.
+    Single datasets have their proxies' own and need not be given. `unit` is that of the prior if
+    the mixtures are not all there are; else it is that of their proxies. Raises ValueError for a
+    number that is not finite.
     """
     prior, unit = prior or Prior(), unit or Unit.of(views.proxy_M)
     if not np.isfinite(list(known.values())).all():
@@ -199,22 +196,20 @@ def next_check(
 ) -> tuple[int | None, str]:
     """Returns the mixture to check next, or None and why there is none.
 
-    The first is the best by proxy, then the one whose check is worth most.
-
-    Args:
-        first_by: the proxies if no check was paid for yet, shape (M,), else None.
-        confidence: the probability of being the best mixture at which the pick is safe.
+    If no check was paid for yet `first_by` are the proxies, shape (M,), and it is the best of them;
+    then it is the one whose check is worth most, until the pick is the best mixture with a
+    probability of `confidence`.
     """
     left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known]
     if not left:
         return None, "every mixture is known"
     if first_by is not None:
-        return max(left, key=lambda i: (float(first_by[i]), -i)), ""
+        return max(left, key=lambda i: float(first_by[i])), ""
     safe = float(posterior.best_probabilities()[int(np.argmax(posterior.mean_M))])
     if safe >= confidence:
         return None, f"the pick is the best mixture with a probability of {safe:.2f}"
     value_M = posterior.value_of_check()
-    return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]), -i)), ""
+    return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]))), ""
 
 
 def likeliest_exponent(
@@ -225,13 +220,9 @@ def likeliest_exponent(
 ) -> float:
     """Returns the exponent of the scale under which the checks of all targets are likeliest.
 
-    It has the highest log evidence, summed over targets, plus log prior.
-
-    Args:
-        views: the checked mixtures by target (or "objective") and exponent.
-        reals: their real objectives, shape (C,), by target.
-        units: the units of all mixtures' proxies, by target.
-        default: centre of the prior, normal with sd EXPONENT_SD; it wins if nothing is better.
+    It has the highest log evidence, summed over targets, plus log prior: normal around `default`,
+    which wins if nothing is better. By target there are the checked mixtures by exponent, their
+    real objectives, shape (C,), and the units of all mixtures' proxies.
     """
 
     def plausibility(exponent: float) -> tuple[float, bool]:

@@ -94,7 +94,7 @@ def stages(num_examples: int) -> tuple[int, ...]:
     ends, last = [], 0
     for fraction in FRACTIONS[:-1]:
         end = max(LEAST, round(fraction * num_examples))
-        last = end if end - last >= LEAST and num_examples - end >= LEAST else last
+        last = end if end - last >= LEAST else last
         ends.append(last)
     return (*ends, num_examples)
 

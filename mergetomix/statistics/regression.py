@@ -24,10 +24,7 @@ def linear(weights_XN: Array, objective_X: Array, weights_MN: Array) -> Array:
     RegMix's linear regression with a small penalty: shares sum to 1, so that without one a and b
     would not be determined, and with fewer runs than datasets neither. Of all slopes that fit the
     runs, it takes the flattest: a dataset that no run used has the slope 0, and one run alone
-    predicts its own objective everywhere.
-
-    Raises:
-        ValueError: no run, or a value that is not finite.
+    predicts its own objective everywhere. Raises ValueError for no run or a number that is missing.
     """
     from sklearn.linear_model import Ridge
 
@@ -47,13 +44,8 @@ def boosted(weights_XN: Array, objective_X: Array, weights_MN: Array, seed: int)
     - the answer is the mean of 4 fits, two random orders of the datasets and their reverses: with
       few runs several datasets often split them alike, and LightGBM then takes the first.
 
-    Under 4 runs no split is possible: the answer is their mean. Same arguments, same answer.
-
-    Args:
-        seed: seed of the orders and of the datasets that splits look at.
-
-    Raises:
-        ValueError: no run, or a value that is not finite.
+    Under 4 runs no split is possible: the answer is their mean. Same arguments, same answer: `seed`
+    is that of the orders and splits. Raises ValueError for no run or a number that is missing.
     """
     import lightgbm
 

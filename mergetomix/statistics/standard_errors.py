@@ -19,10 +19,8 @@ def standard_errors(
     """Returns one standard error of the gain by target.
 
     It is the median over the single experts of the standard error of their paired difference to the
-    base on the same examples. Experts that change nothing on the target have none.
-
-    Raises:
-        ValueError: no expert has one on a target, which is named.
+    base on the same examples. Experts that change nothing on the target have none. Raises
+    ValueError, and names the target, if none has.
     """
     found = {}
     for name, start in base.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergetomix.records import Mixture
+from mergetomix.study import plots
 from mergetomix.study.compare import NUM_CHECKS
 from mergetomix.study.truth import World
 
@@ -21,10 +22,13 @@ SCHEMA = 1
 
 
 def write(study: Findings, folder: Path) -> None:
-    """Writes study.json and study.md."""
+    """Writes study.json, study.md and the plots into a folder, which is made if need be."""
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(to_dict(study), indent=1, allow_nan=False) + "\n"
     (folder / "study.json").write_text(text, encoding="utf-8")
     (folder / "study.md").write_text(render(study), encoding="utf-8")
+    plots.proxy_against_real(study.worlds, folder / "proxy-real.svg")
+    plots.regret_against_compute(study.curves, folder / "regret-compute.svg")
 
 
 def to_dict(study: Findings) -> dict[str, Any]:

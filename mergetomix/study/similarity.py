@@ -64,12 +64,8 @@ def hidden_state(
 
     The state is what the model's head reads, behind the last norm; the mean is over all tokens of a
     source, prompts and end tokens included, so long sequences count more. Padding does not count,
-    and the batches change it by rounding only.
-
-    Args:
-        model: in evaluation mode, as `family.load` gives it.
-        sequences: of each dataset.
-        batch_tokens: tokens computed at once, padding included.
+    and the batches, of `batch_tokens` with padding, change it by rounding only. `model` is in
+    evaluation mode, as `family.load` gives it.
     """
     _check(sequences, target)
     means = {name: family.mean_state(model, own, batch_tokens) for name, own in sequences.items()}
@@ -101,13 +97,8 @@ def sentence_embedding(
     """Returns the cosine between mean sentence embeddings of a dataset's and the target's examples.
 
     Embeddings are scaled to length 1 before the mean. What an example holds beyond the embedder's
-    own limit (256 word pieces in all-MiniLM-L6-v2, say) is not seen.
-
-    Args:
-        model_name_or_path: a sentence-transformers model, of the hub or a folder.
-
-    Raises:
-        UserError: sentence-transformers is not installed, or the model does not load.
+    own limit (256 word pieces in all-MiniLM-L6-v2, say) is not seen. The model is one of the hub or
+    a folder. Raises UserError if it does not load, or sentence-transformers is not installed.
     """
     _check(texts, target)
     try:
@@ -177,10 +168,6 @@ def log_importance(
     is negative and falls with its length. The authors' code adds 1e-8 to p and q instead of
     smoothing q towards p (Witten and Bell 1991). With a target of fewer n-grams than buckets, as is
     usual here, every n-gram that it happens to lack would then weigh more than all others together.
-
-    Args:
-        pool: pieces of one word or more, as lists of words.
-        target: the same of the target.
     """
     from sklearn.feature_extraction.text import HashingVectorizer
 

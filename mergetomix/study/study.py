@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -66,9 +65,8 @@ class Findings:
 def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) -> Findings:
     """Does the whole study of a recipe, taking from the store what is there.
 
-    Raises:
-        UserError: the study is larger than `study.max_finetunes` and `yes` is false; says what it
-            would cost.
+    Raises UserError, which says what it would cost, if it is larger than `study.max_finetunes` and
+    `yes` is false.
     """
     options = recipe.study
     worlds: list[World] = []
@@ -177,15 +175,3 @@ def by_words(
     if (model := recipe.study.embedding_model) is not None:
         found["sentence embedding"] = similarity.sentence_embedding(texts, wanted, model)
     return found
-
-
-def write(study: Findings, recipe: Recipe) -> Path:
-    """Writes study.json, study.md and the plots into the run's folder, and returns the folder."""
-    from mergetomix.study import document, plots
-
-    folder = Path(recipe.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    document.write(study, folder)
-    plots.proxy_against_real(study.worlds, folder / "proxy-real.svg")
-    plots.regret_against_compute(study.curves, folder / "regret-compute.svg")
-    return folder

@@ -98,10 +98,8 @@ class World:
 def mixtures_of(session: Session, num: int | None, seed: int) -> tuple[Mixture, ...]:
     """Returns the mixtures of a study: all of the space, or `num`.
 
-    Those of one dataset are among them, and a seeded sample of the rest.
-
-    Raises:
-        RecipeError: `num` leaves no room for a mixture of several datasets.
+    Those of one dataset are among them, and a seeded sample of the rest. Raises RecipeError if
+    `num` leaves no room for a mixture of several datasets.
     """
     every = tuple(session.spaces.subsets)
     if num is None or num >= len(every):

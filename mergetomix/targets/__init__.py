@@ -1,1 +1,1 @@
-"""From a model to scores: a kind of target in each file, its section beside its scorer."""
+"""What scores a model: a kind of target in each file, its section beside its scorer."""

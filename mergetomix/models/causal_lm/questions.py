@@ -172,10 +172,10 @@ def _pack(group: Sequence[tuple[Question, int]], layout: BatchLayout) -> TokenBa
     places_K, wanted_K, owners_K = torch.tensor(placed).unbind(dim=1)
     places_P, picks_K = places_K.unique(return_inverse=True)
     scored = Scored(places_P.to(on), picks_K, wanted_K.to(on), owners_K)
-    segments_BT = padded(segments, width, -1).to(on)
+    ids_BT, segments_BT = padded(ids, width, layout.pad), padded(segments, width, -1)
     mask_BT = (segments_BT != -1).long()
-    batch = TokenBatch(padded(ids, width, layout.pad).to(on), mask_BT, tuple(numbers), scored)
+    batch = TokenBatch(ids_BT.to(on), mask_BT.to(on), tuple(numbers), scored)
     if not (segments_BT > PROMPT).any():
         return batch  # options of one token: prompts alone, as any model reads them
-    positions_BT = padded(positions, width, 0).to(on)
-    return replace(batch, segments=segments_BT, positions=positions_BT)
+    positions_BT = padded(positions, width, 0)
+    return replace(batch, segments=segments_BT.to(on), positions=positions_BT.to(on))

@@ -25,10 +25,8 @@ def trainer(
 ) -> SFTTrainer:
     """Returns the trainer of a model, which keeps its setting of the cache.
 
-    Args:
-        arguments: of TRL's SFTConfig.
-        adapter: PEFT's configuration of fresh adapters; None trains the model itself.
-        max_length: tokens of the longest sequence that there may be.
+    `arguments` are those of TRL's SFTConfig, `adapter` is PEFT's configuration of fresh adapters or
+    None to train the model itself, and no sequence has more than `max_length` tokens.
     """
     from datasets import Dataset
     from transformers import TrainerCallback

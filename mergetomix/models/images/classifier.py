@@ -246,9 +246,8 @@ class ImageClassifier(ImageModel):
     def training_loss(self, model: Any, sequences: Sequence[EncodedImage]) -> Any:
         """Returns the mean loss of one batch with its graph."""
         layout = self._layout(sequences)
-        labels_B, bounds_B2 = (each.to(self.device) for each in placed(sequences, layout))
-        pixels_BCHW = self._stacked(sequences)
-        total = self.batch_loss(layout, model, pixels_BCHW, labels_B, bounds_B2)
+        targets = [each.to(self.device) for each in placed(sequences, layout)]
+        total = self.batch_loss(layout, model, self._stacked(sequences), *targets)
         return total / len(sequences)
 
     def trainer(

@@ -82,10 +82,6 @@ class Pixels:
                 return False
         return True
 
-    def keep_no_more(self) -> None:
-        """Leaves what is kept and takes in nothing else: workers would each keep their own."""
-        self.room_bytes = 0
-
     def stacked(self, pictures: Sequence[Picture]) -> Tensor:
         """Returns pixels of the shape (pictures, colours, height, width)."""
         import torch
@@ -119,7 +115,11 @@ class Pixels:
 
         resizes = bool(getattr(self._processor(), "do_resize", False))
         wanted: tuple[int, ...] = (self.num_channels, *self.side) if self.side else ()
-        for (width, height), (where, name) in _sizes(sources).items():
+        first: dict[tuple[int, int], tuple[str, str]] = {}
+        for examples in sources:
+            for picture in (item.picture for item in examples.items if item.picture):
+                first.setdefault(picture.size, (examples.where, picture.name))
+        for (width, height), (where, name) in first.items():
             pixels = f"{width}x{height} pixels"
             if not resizes:
                 self._check_size((height, width), f"{name} is {pixels}", f"{where}.path")
@@ -157,16 +157,6 @@ class Pixels:
         down, across = self.patch or PLAIN_PATCH
         rounded = math.floor if self.patch else math.ceil
         return int(max(1, rounded(height / down) * rounded(width / across)))
-
-
-def _sizes(sources: Sequence[Examples]) -> dict[tuple[int, int], tuple[str, str]]:
-    """Returns the source and the name of the first picture of each size."""
-    found: dict[tuple[int, int], tuple[str, str]] = {}
-    for examples in sources:
-        for item in examples.items:
-            if item.picture is not None:
-                found.setdefault(item.picture.size, (examples.where, item.picture.name))
-    return found
 
 
 def _pair(size: Any) -> tuple[int, int] | None:

@@ -46,7 +46,7 @@ class TrainingImages:
         if multiprocessing.get_start_method() != "fork":
             return 0
         if wanted:
-            self.pixels.keep_no_more()
+            self.pixels.room_bytes = 0  # what is kept stays; workers would each keep their own
         return wanted
 
 
@@ -59,9 +59,8 @@ def trainer(
 ) -> Trainer:
     """Returns the trainer of a model; its batch normalisation keeps the base's statistics.
 
-    Args:
-        loss: of a model, pixels, labels and bounds: the sum over the images of a batch.
-        arguments: of transformers' TrainingArguments.
+    `loss` is the sum over the images of a batch, of a model, pixels, labels and bounds; `arguments`
+    are those of transformers' TrainingArguments.
     """
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
@@ -70,13 +69,7 @@ def trainer(
     num_tokens, generator = data.images[0].num_tokens, torch.Generator().manual_seed(settings.seed)
 
     class ImageTrainer(Trainer):
-        def compute_loss(
-            self,
-            model: Any,
-            inputs: Any,
-            return_outputs: bool = False,
-            num_items_in_batch: Any = None,
-        ) -> Any:
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **counts: Any) -> Any:
             for module in model.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
@@ -84,8 +77,9 @@ def trainer(
             if settings.augment is not None:
                 pixels_BCHW = augmented(pixels_BCHW, settings.augment, generator)
             self.state.num_input_tokens_seen += len(pixels_BCHW) * num_tokens
+            num = counts.get("num_items_in_batch")
             total = loss(model, pixels_BCHW, inputs["labels"], inputs["bounds"])
-            return total / (len(pixels_BCHW) if num_items_in_batch is None else num_items_in_batch)
+            return total / (len(pixels_BCHW) if num is None else num)
 
     ahead = 2 if arguments["dataloader_num_workers"] else None
     config = TrainingArguments(

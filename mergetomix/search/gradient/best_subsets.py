@@ -19,8 +19,7 @@ from mergetomix.search.gradient.surrogate import Surrogate
 TABLE_UNITS = 20
 """Units up to which every subset is looked at."""
 NUM_STARTS, NUM_STRANGE, NUM_RANDOM = 3, 1, 200
-"""Climbs from the best known and random mixtures, climbs from wherever chance has it, and random
-mixtures looked at."""
+"""Climbs from the best mixtures looked at, climbs from any, and random mixtures looked at."""
 
 
 class SubsetFinder:

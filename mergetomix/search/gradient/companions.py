@@ -12,8 +12,7 @@ from mergetomix.search.strategy import Told
 BELIEF = 2.0
 """How many trials' worth of belief that a score rises as its companion does."""
 LEAST_SLOPE = 0.1
-"""A companion that seems to say nothing keeps a little of its say: a search that knows nothing of a
-target forgets it."""
+"""A companion that seems to say nothing keeps a little say, or its target would be forgotten."""
 
 
 @dataclass(frozen=True)

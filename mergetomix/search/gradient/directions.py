@@ -1,4 +1,4 @@
-"""Where a search for a front looks: objectives that lead to its parts, and what a mixture adds.
+"""Objectives that lead a search to the parts of a front, and what a mixture adds to it.
 
 Legend of shapes: K candidates, M trials, T targets.
 """
@@ -14,11 +14,9 @@ from mergetomix.search.candidates import Array
 from mergetomix.search.strategy import Told
 
 REST = 0.05
-"""How much the weighted sum counts beside the largest weighted distance (ParEGO, Knowles 2006,
-section III.A)."""
+"""How much the sum counts beside the largest weighted distance (ParEGO, Knowles 2006, III.A)."""
 BELOW = 0.1
-"""How far the reference point of what is added lies below the front, in its units: its ends then
-add something too."""
+"""How far the reference lies below the front, in its units, so that its ends add something too."""
 
 
 class Direction:

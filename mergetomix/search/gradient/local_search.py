@@ -14,10 +14,9 @@ from mergetomix.search.gradient.subset_quadratics import BitPolynomial, Bits, Su
 
 
 class Climber:
-    """Goes uphill on the objective of some quadratics, one for each target.
+    """Goes uphill on the objective that `combined` makes of targets' values, shape (T, K).
 
-    `targets` has each as `SubsetFrame.polynomials` gives it; `combined` makes the objective of
-    values of shape (T, K).
+    Each of `targets` is a quadratic, as `SubsetFrame.polynomials` gives it.
     """
 
     def __init__(
@@ -39,10 +38,7 @@ class Climber:
             bits_U, height = around_KU[best], float(objective_K[best])
 
     def around(self, bits_U: Bits) -> tuple[Bits, Array]:
-        """Returns a subset and those with a unit more, less, or another one, and the objectives.
-
-        The shapes are (K, U) and (K,).
-        """
+        """Returns a subset and those with a unit more, less or another, and their objectives."""
         inside, outside, none = np.flatnonzero(bits_U), np.flatnonzero(~bits_U), np.array([-1])
         sides = ((none, none), (none, outside), (inside, none), (inside, outside))
         pairs = [np.meshgrid(leave, enter) for leave, enter in sides]

@@ -45,11 +45,7 @@ def evidence(logs: Array, terms_TSS: Array, seen: Observations) -> tuple[float, 
 
 
 def fit_prior(seen: Observations, start: QuadraticPrior = START) -> QuadraticPrior:
-    """Returns the prior under which what was observed, in units of its slopes, is likeliest.
-
-    Args:
-        start: where the fit starts, such as the last fit's result.
-    """
+    """Returns the prior under which what was observed, in units of its slopes, is likeliest."""
     terms_TSS = np.stack([covariance(alone, seen) for alone in np.eye(len(TERMS))])
     found = minimize(
         evidence,

@@ -20,7 +20,7 @@ from mergetomix.search.gradient.companions import in_units_of_scores, lines
 from mergetomix.search.gradient.directions import Direction, Outlook, values_of
 from mergetomix.search.gradient.surrogate import Learner, Surrogate, is_finite
 from mergetomix.search.stopping import HOPE, budget_of
-from mergetomix.search.strategy import GRADIENT_COST, Ask, Setting, Steps, Strategy, Told, one
+from mergetomix.search.strategy import GRADIENT_COST, Ask, Setting, Steps, Strategy, Told
 
 LEAST_GRADIENTS = 4
 GRADIENT_SHARE = 0.6
@@ -30,8 +30,7 @@ NUM_BEST, NUM_RANDOM = 64, 64
 CURIOSITY = 0.5
 """Standard deviations that a candidate for a gradient is given for being uncertain."""
 TRUSTED = 0.02
-"""The model is learnt if its last two errors are below this share of the spread between the mean
-and the best mixture."""
+"""The model is learnt if its last two errors are below this share of best mixture less mean."""
 NUM_DIRECTIONS = 8
 """Directions drawn at every step of a search for a front, beside each target's and the mean."""
 PER_DIRECTION = 2
@@ -59,20 +58,17 @@ class Gradient(Strategy):
         self._budget = budget_of(self.name, setting)
         self._learner = Learner(setting)
         space, exponent = setting.space, setting.exponent
-        self._finder: SubsetFinder | WeightFinder
-        if isinstance(space, Subsets):
-            self._finder = SubsetFinder(space, exponent)
-        else:
-            self._finder = WeightFinder(space, exponent)
+        self._finder: SubsetFinder | WeightFinder = (
+            SubsetFinder(space, exponent)
+            if isinstance(space, Subsets)
+            else WeightFinder(space, exponent)
+        )
         self._seen: list[Told] = []
         self._chance: float | None = None
         super().__init__(setting)
 
     def chance(self) -> float | None:
-        """Returns the chance of the mixture that the model thinks likeliest to be better.
-
-        If all will be tried it is the share of those that are left.
-        """
+        """Returns the likeliest mixture's chance, or the share that is left if all are tried."""
         size = self.setting.space.size
         return 1 - len(self._told) / size if size <= self._budget else self._chance
 
@@ -102,19 +98,17 @@ class Gradient(Strategy):
         for num in range(1, self._num_gradients()):
             model = self._fit(again=num in REFITTED)
             if model is not None and self.setting.front:
-                model = replace(model, combined=self._direction_in_turn())
+                outlook = Outlook(self._seen)
+                directions = [*outlook.alone(), *outlook.among(num, self._rng())]
+                model = replace(model, combined=directions[num % len(directions)])
             predicts = len(errors) >= 2 and max(map(abs, errors[-2:])) < TRUSTED
             if num >= LEAST_GRADIENTS and predicts:
                 return
-            told = yield from one(Ask(self._curious(model), gradient=True))
-            if model is not None and is_finite(told):
+            yield [Ask(self._curious(model), gradient=True)]
+            if model is not None and is_finite(self._told[-1]):
                 spread = self._finder.spread(model, self._rng())
-                errors.append(self._error(model, told) / spread if spread > 0 else np.inf)
-
-    def _direction_in_turn(self) -> Direction:
-        outlook, num = Outlook(self._seen), len(self._told)
-        directions = [*outlook.alone(), *outlook.among(num, self._rng())]
-        return directions[num % len(directions)]
+                error = self._error(model, self._told[-1])
+                errors.append(error / spread if spread > 0 else np.inf)
 
     def _curious(self, model: Surrogate | None) -> Mixture:
         """Returns the candidate of the highest expected objective, its uncertainty counted."""
@@ -148,55 +142,50 @@ class Gradient(Strategy):
         while (left := self._budget - self._spent) > 0:
             model = self._fit(again)
             again = False
-            mixture = self._widening(model) if self.setting.front else self._promising(model)
-            if mixture is None:
+            if model is None:
+                found = self._finder.random(self._tried(), 1, self._rng())
+            else:
+                found = self._widening(model) if self.setting.front else self._promising(model)
+            if not found:
                 return
             # over weights a step from the last best needs its derivative
-            yield [Ask(mixture, gradient=is_curved and left >= GRADIENT_COST)]
+            yield [Ask(found[0], gradient=is_curved and left >= GRADIENT_COST)]
 
-    def _promising(self, model: Surrogate | None) -> Mixture | None:
-        """Returns the best mixture by the model, or None if it is time to stop."""
-        tried, rng = self._tried(), self._rng()
-        if model is None:
-            return next(iter(self._finder.random(tried, 1, rng)), None)
-        found = self._finder.best(model, tried, 1, rng)
+    def _promising(self, model: Surrogate) -> list[Mixture]:
+        """Returns the best mixture by the model, or none if it is time to stop."""
+        found = self._finder.best(model, self._tried(), 1, self._rng())
         if not found:
-            return None
+            return []
         hope = float(self._hopes(model, self._learner.points(found))[0])
         self._chance = float(ndtr(hope))
-        return found[0] if hope > -HOPE or self.setting.budget is not None else None
+        return found if hope > -HOPE or self.setting.budget is not None else []
 
     def _hopes(self, model: Surrogate, points_KN: Array) -> Array:
         """Returns how many standard deviations above the best of all trials each is expected."""
         best = model.combined(values_of(self._seen)).max()
-        return np.asarray(
-            (model.objectives(points_KN) - best) / np.maximum(model.sds(points_KN), 1e-12)
-        )
+        ahead_K = model.objectives(points_KN) - best
+        return np.asarray(ahead_K / np.maximum(model.sds(points_KN), 1e-12))
 
-    def _widening(self, model: Surrogate | None) -> Mixture | None:
-        """Returns the mixture that should add most to the front, or None if it is time to stop."""
-        if model is None:
-            return self._promising(model)
+    def _widening(self, model: Surrogate) -> list[Mixture]:
+        """Returns the mixture that should add most to the front, or none if it is time to stop."""
         rng = self._rng()
         found = self._best_in(model, Outlook(self._seen).alone(), rng)
         if not found:
-            return None
+            return []
         outlook = Outlook(self._seen, model.values(self._learner.points(found)))
         found += self._best_in(model, outlook.among(NUM_DIRECTIONS, rng), rng)
         found = list(dict.fromkeys(found))
         points_KN = self._learner.points(found)
         values_TK, sd_TK = model.values(points_KN), model.value_sds(points_KN)
         hope_K = outlook.added(values_TK + HOPE * sd_TK)
-        if self.setting.budget is None and hope_K.max() <= 0:
-            return None
-        return found[int(np.lexsort((hope_K, outlook.added(values_TK)))[-1])]
+        best = int(np.lexsort((hope_K, outlook.added(values_TK)))[-1])
+        return [found[best]] if hope_K.max() > 0 or self.setting.budget is not None else []
 
     def _best_in(
         self, model: Surrogate, directions: Sequence[Direction], rng: np.random.Generator
     ) -> list[Mixture]:
-        """Returns the best mixtures not tried in some directions, each once."""
-        tried, found = self._tried(), list[Mixture]()
-        for each in directions:
-            aimed = replace(model, combined=each)
-            found += self._finder.best(aimed, tried, PER_DIRECTION, rng)
-        return list(dict.fromkeys(found))
+        """Returns the best mixtures not tried in some directions."""
+        models = [replace(model, combined=each) for each in directions]
+        tried = self._tried()
+        found = [self._finder.best(each, tried, PER_DIRECTION, rng) for each in models]
+        return [mixture for some in found for mixture in some]

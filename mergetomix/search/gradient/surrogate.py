@@ -54,10 +54,7 @@ class Surrogate:
         return np.asarray(np.sqrt(((slopes_TK * self.value_sds(points_KN)) ** 2).sum(axis=0)))
 
     def value_sds(self, points_KN: Array) -> Array:
-        """Returns the values' standard deviations, shape (T, K), with their own noise.
-
-        The noise is how far the truth is from a quadratic.
-        """
+        """Returns the values' standard deviations, with the noise of their priors, shape (T, K)."""
         noise_T1 = np.array([[math.sqrt(each.prior.noise_value)] for each in self.posteriors])
         sd_TK = np.hypot(np.stack([each.sd(points_KN) for each in self.posteriors]), noise_T1)
         return np.asarray(sd_TK * self.scale_T[:, None])
@@ -83,10 +80,9 @@ class Learner:
         return coefficients(weights_KN, self._setting.exponent)
 
     def fit(self, told: Sequence[Told], again: bool) -> Surrogate | None:
-        """Fits what was told, all of it numbers; None before there is a derivative.
+        """Fits what was told, all of it numbers, and if asked the priors `again`.
 
-        Args:
-            again: whether to fit the priors again, or go on with those of the last fit.
+        Returns None before there is a derivative.
         """
         if not any(each.gradients for each in told):
             return None

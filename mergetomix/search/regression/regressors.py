@@ -30,18 +30,10 @@ MAX_POWER = 50.0
 
 @dataclass(frozen=True)
 class Fit:
-    """A regression: values at points of shape (K, N), and what each trial differs from the others.
-
-    `missed_M` is a trial's value less what a regression without it predicts.
-    """
+    """Values at points of shape (K, N), and what is missed of each trial if it is left out."""
 
     predict: Callable[[Array], Array]
     missed_M: Array
-
-    @property
-    def error(self) -> float:
-        """The mean square of what is missed: leave-one-out cross-validation."""
-        return float(np.mean(self.missed_M**2))
 
 
 def fit(kind: Regressor, points_MN: Array, value_M: Array, seed: int) -> Callable[[Array], Array]:
@@ -54,8 +46,10 @@ def fit(kind: Regressor, points_MN: Array, value_M: Array, seed: int) -> Callabl
     """
     if kind == "lightgbm":
         return lambda points_KN: boosted(points_MN, value_M, points_KN, seed)
-    kinds = [process, log_linear] if kind == "auto" else [process if kind == "gp" else log_linear]
-    return min((one(points_MN, value_M) for one in kinds), key=lambda found: found.error).predict
+    if kind == "auto":
+        fits = [process(points_MN, value_M), log_linear(points_MN, value_M)]
+        return min(fits, key=lambda found: float(np.mean(found.missed_M**2))).predict
+    return (process if kind == "gp" else log_linear)(points_MN, value_M).predict
 
 
 def process(points_MN: Array, value_M: Array) -> Fit:

@@ -11,14 +11,7 @@ import numpy as np
 from mergetomix.mixtures.spaces import Simplex
 from mergetomix.objectives.objective import OverTargets
 from mergetomix.records import Mixture
-from mergetomix.search.candidates import (
-    Array,
-    coefficients,
-    place_of,
-    untried,
-    weight_rows,
-    whole,
-)
+from mergetomix.search.candidates import Array, coefficients, place_of, untried, weight_rows, whole
 from mergetomix.search.regression.regressors import fit
 from mergetomix.search.regression.sampling import many_of
 from mergetomix.search.stopping import budget_of

@@ -39,10 +39,7 @@ def quiet() -> Iterator[None]:
 
 
 def chosen(setting: Setting, num_targets: int) -> Sampler:
-    """Returns the sampler that a setting names.
-
-    `auto` is NSGA-II for a front of few targets, NSGA-III for one of many, else TPE.
-    """
+    """Returns a setting's sampler; `auto` is NSGA-II or III for a front of few or many, or TPE."""
     if setting.options.sampler != "auto":
         return setting.options.sampler
     if setting.front and num_targets > 1:

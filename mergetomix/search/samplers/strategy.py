@@ -9,15 +9,7 @@ from mergetomix.search.candidates import central, place_of, untried, whole
 from mergetomix.search.samplers.samplers import Suggestions
 from mergetomix.search.samplers.storage import TrialDatabase
 from mergetomix.search.stopping import budget_of
-from mergetomix.search.strategy import (
-    Ask,
-    Setting,
-    SettingError,
-    Steps,
-    Strategy,
-    check_installed,
-    one,
-)
+from mergetomix.search.strategy import Ask, Setting, SettingError, Steps, Strategy, check_installed
 
 if TYPE_CHECKING:
     import optuna
@@ -56,14 +48,14 @@ class Optuna(Strategy):
     def _steps(self) -> Steps[None]:
         listed = whole(self.setting.space, self._budget)
         mixture = listed[0] if listed else central(self.setting.space, self._rng())
-        told = yield from one(Ask(mixture))
+        yield [Ask(mixture)]
         # how many directions there are is known from the first answer on
-        suggestions = Suggestions(self.setting, tuple(sorted(told.values)), self._budget)
+        suggestions = Suggestions(self.setting, tuple(sorted(self._told[0].values)), self._budget)
         url = self.setting.options.storage
         database = None if url is None else TrialDatabase(url, suggestions.metrics)
         trial = suggestions.given(mixture)
         while True:
-            frozen = suggestions.tell(trial, told)
+            frozen = suggestions.tell(trial, self._told[-1])
             if database is not None:
                 database.add(frozen)
             num = len(self._told)
@@ -75,7 +67,7 @@ class Optuna(Strategy):
                 return
             else:
                 trial, mixture = new
-            told = yield from one(Ask(mixture))
+            yield [Ask(mixture)]
 
     def _new(self, suggestions: Suggestions) -> tuple[optuna.Trial, Mixture] | None:
         """Returns a suggestion that was not tried, or a random mixture; None if there is none."""

@@ -67,10 +67,7 @@ class UnitVariables:
         return self._space.fixed.union(*chosen)
 
     def _nearest(self, lean_U: Array) -> NDArray[np.bool_]:
-        """Returns the units of a mixture that cost the least changes.
-
-        It is found by dynamic programming over the sum of their sizes.
-        """
+        """Returns the mixture of the least changes: dynamic programming over sums of sizes."""
         price_U = np.abs(lean_U)
         if not self._relaxed:
             bits = (lean_U > 0).astype(int).tolist()

@@ -1,22 +1,28 @@
-"""How many example evaluations a race saves, and how often it picks what evaluating everything picks.
+"""How many example evaluations a race saves, and how often it picks what all of them pick.
 
-python docs/studies/racing.py table RECIPE WORK/NAME.npz [--set key=value ...]    every mixture's score of every example
-python docs/studies/racing.py race WORK/NAME.npz ... [--repetitions 200] [--optuna 200]    the bootstrap over tables, printed
+python studies/racing.py table RECIPE WORK/NAME.npz [--set key=value ...]
+    every mixture's score of every example
+python studies/racing.py race WORK/NAME.npz ... [--repetitions 200] [--optuna 200]
+    the bootstrap over tables, printed
 
-A repetition draws each target's select examples anew, with replacement, and in that order all mixtures race: in the order of an
-exhaustive search, or at random. Ways to stop a mixture, all at the looks of `mergetomix.race` but the last:
+A repetition draws each target's select examples anew, with replacement, and in that order all
+mixtures race: in the order of an exhaustive search, or at random. Ways to stop a mixture, all at
+the looks of `mergetomix.race` but the last:
 
 race         the test of `mergetomix.race`, as a search with `search.racing` has it
 blind        the same with nothing foreseen: a t test of the paired differences
 wilcoxon     the signed-rank test of the examples' weighted contributions
-bernstein    an empirical Bernstein bound (Maurer and Pontil 2009) whose range is twice the largest difference seen
-optuna       Optuna's WilcoxonPruner as its documentation says: after every example, in an order of its own for each mixture;
-             a mixture that is stopped counts with its mean so far. Its p_threshold stands in the column of alpha. Its test is
-             computed here, faster, and one race in each table is compared with the pruner itself
+bernstein    an empirical Bernstein bound (Maurer and Pontil 2009) whose range is twice the largest
+             difference seen
+optuna       Optuna's WilcoxonPruner as its documentation says: after every example, in an order of
+             its own for each mixture; a mixture that is stopped counts with its mean so far. Its
+             p_threshold stands in the column of alpha. Its test is computed here, faster, and one
+             race in each table is compared with the pruner itself
 
-The first four begin with the experts, on all examples, and count them; Optuna's begins with the first mixture. A ratio is
-evaluations without a race over those made, `same` the share of repetitions with the same pick, `lost` the mean objective lost
-by the pick, in standard deviations of the objective over mixtures.
+The first four begin with the experts, on all examples, and count them; Optuna's begins with the
+first mixture. A ratio is evaluations without a race over those made, `same` the share of
+repetitions with the same pick, `lost` the mean objective lost by the pick, in standard deviations
+of the objective over mixtures.
 """
 
 from __future__ import annotations
@@ -54,7 +60,7 @@ Test = Callable[[Sequence[Paired], float], bool]
 
 
 def record(recipe: str, out: Path, overrides: Sequence[str]) -> None:
-    """Scores every mixture of a recipe, in the order of an exhaustive search; what the store holds is not done again."""
+    """Scores every mixture of a recipe, in the order of an exhaustive search, once."""
     with open_session(load(recipe, [*overrides, "search.racing=null"]), Silent()) as session:
         pipeline.train_experts(session)
         base, mixtures = session.evaluations.base("select"), list(session.spaces.searched)
@@ -75,7 +81,7 @@ def record(recipe: str, out: Path, overrides: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Target:
-    """A target's table: values of M mixtures, and pooled ones, on E examples, in units of the gain; `base_E` as scored."""
+    """Values of M mixtures, and pooled ones, on E examples, in units of the gain; `base_E` not."""
 
     values_ME: Array
     pooled_ME: Array
@@ -85,7 +91,7 @@ class Target:
     is_loss: bool
 
     def drawn(self, rng: np.random.Generator) -> Target:
-        """The same with examples drawn with replacement; the base's mean loss, the unit of a gain, is of these."""
+        """The same with examples, those of the base too, drawn with replacement."""
         rows_E = rng.integers(len(self.weights_E), size=len(self.weights_E))
         base_E, weights_E = self.base_E[rows_E], self.weights_E[rows_E]
         unit = -1 / np.average(base_E, weights=weights_E) if self.is_loss else 1.0
@@ -232,7 +238,7 @@ class Outcome:
 
 
 def run(test: Test, world: World, order: Sequence[int], alpha: float) -> Outcome:
-    """One race over all mixtures, as `mergetomix.racing` has it where a search asks for all of them."""
+    """One race over all mixtures, as a search has it that asks for all of them."""
     objective_M = world.objectives()
     ends = [race.stages(len(target.weights_E)) for target in world.targets]
     level = alpha / race.num_looks([each[-1] for each in ends])
@@ -282,7 +288,7 @@ def look(
 def run_as_optuna(
     world: World, order: Sequence[int], threshold: float, rng: np.random.Generator
 ) -> Outcome:
-    """One race by the rule of Optuna's pruner, whose test is computed faster here; `report` compares the two."""
+    """One race by the rule of Optuna's pruner, computed faster; `report` compares the two."""
     num, cost = world.num_examples, 0
     values_ME = contributed(world)
     best, best_E, best_value = -1, np.zeros(0), -math.inf
@@ -298,7 +304,7 @@ def run_as_optuna(
 
 
 def first_beaten(change_E: Array, below_E: NDArray[np.bool_], threshold: float) -> int:
-    """After how many examples the pruner stops a trial: where its test says so and the trial's mean is below the best."""
+    """After how many examples the pruner stops a trial whose mean is below the best."""
     for size in range(2, len(change_E) + 1):
         if below_E[size - 1] and signed_rank(change_E[:size]) < threshold:
             return size
@@ -322,7 +328,7 @@ def signed_rank(change_S: Array) -> float:
 
 
 def exact(doubled: tuple[int, ...], doubled_plus: int, of_zeros: float) -> float:
-    """The share of all signs whose sum of positive ranks is at most this; ranks and the sum doubled, zeros half of theirs."""
+    """The share of all signs whose sum of positive ranks is at most this; all are doubled."""
     counts = sums(tuple(sorted(doubled)))
     return float(counts[: doubled_plus - round(of_zeros) + 1].sum() / counts.sum())
 
@@ -409,12 +415,22 @@ def compare_with_optuna(world: World, threshold: float) -> None:
     assert ours == theirs, (ours, theirs)
 
 
+def raced(
+    name: str, alpha: float, world: World, order: list[int], rng: np.random.Generator
+) -> Outcome:
+    """One race in a way of the table."""
+    if name == "optuna":
+        return run_as_optuna(world, order, alpha, rng)
+    return run(TESTS[name], world, order, alpha)
+
+
 def report(path: Path, num: int, num_optuna: int) -> None:
     """Prints one table's figures."""
     world = read(path)
     sizes = ", ".join(str(len(target.weights_E)) for target in world.targets)
     print(
-        f"\n{path.stem}: {len(world.points_MN)} mixtures, {sizes} examples; {num} repetitions, of Optuna's {num_optuna}\n"
+        f"\n{path.stem}: {len(world.points_MN)} mixtures, {sizes} examples;"
+        f" {num} repetitions, of Optuna's {num_optuna}\n"
     )
     print(
         "| way | alpha | search order: ratio | same | lost | random order: ratio | same | lost |\n"
@@ -428,11 +444,7 @@ def report(path: Path, num: int, num_optuna: int) -> None:
                 continue
             if name == "optuna":
                 compare_with_optuna(world, alpha)
-                way = lambda world, order, rng, alpha=alpha: run_as_optuna(world, order, alpha, rng)  # noqa: E731
-            else:
-                way = lambda world, order, rng, alpha=alpha, name=name: run(
-                    TESTS[name], world, order, alpha
-                )  # noqa: E731
+            way = partial(raced, name, alpha)
             found = " | ".join(bootstrap(world, way, times, shuffled) for shuffled in (False, True))
             print(f"| {name} | {alpha:g} | {found} |", flush=True)
 

@@ -1,9 +1,9 @@
 """Search among many datasets: what grows with their number, and who finds the best at one price.
 
-python docs/studies/many.py run WORK NUM SEED    with NUM files of the standard library;
+python studies/many.py run WORK NUM SEED    with NUM files of the standard library;
                                                  writes search/many-NUM-seedSEED.json
-python docs/studies/many.py show                 the tables of all that is there
-python docs/studies/many.py plot                 search/many.svg: seconds and memory by number
+python studies/many.py show                 the tables of all that is there
+python studies/many.py plot                 search/many.svg: seconds and memory by number
 
 Datasets are the largest files inside packages, none of the targets' own; the base is the demo's,
 which saw top-level modules alone. WORK holds the experts and every score met. No search can be

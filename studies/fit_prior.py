@@ -1,9 +1,10 @@
 """The prior of `mergetomix.calibrate` from the reals of studies: the maximum of their evidence.
 
-python docs/studies/fit_prior.py docs/studies/code/seed0.json docs/studies/text/seed0.json
+python studies/fit_prior.py studies/code/seed0.json studies/text/seed0.json
 
-Every real fine-tune of every target is taken as a check. The standard deviations are found on a logarithmic scale, each with a
-weak normal prior (standard deviation 2) around the values that the search starts from: some studies say little of some terms.
+Every real fine-tune of every target is taken as a check. The standard deviations are found on a
+logarithmic scale, each with a weak normal prior (standard deviation 2) around the values that the
+search starts from: some studies say little of some terms.
 """
 
 from __future__ import annotations

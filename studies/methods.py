@@ -1,11 +1,13 @@
-"""Which way of merging gives the better proxies: every method of `merge.METHODS` against the real fine-tunes of a study.
+"""Which way of merging gives the better proxies, against the real fine-tunes of a study.
 
-python docs/studies/methods.py RECIPE STUDY.json OUT.json [--num 32] [--seeds 1 2 3] [--exponents 1.0] [--only linear fisher]
+python studies/methods.py RECIPE STUDY.json OUT.json [--num 32] [--seeds 1 2 3] [--exponents 1.0]
+    [--only linear fisher]
 
-Takes the study's mixtures and real scores as recorded, scores the proxies of a seeded sample of them by every method (the
-experts among them; methods that take two experts have the pairs alone), and writes, by seed, target and exponent, the Spearman
-correlation with the reals on the select part, and the regret of the method's own pick: the best real score of the sample less
-that of the mixture whose proxy is best. What the store holds is not done again; OUT.json keeps what it has.
+Takes the study's mixtures and real scores as recorded, scores the proxies of a seeded sample of
+them by every method (the experts among them; methods that take two experts have the pairs alone),
+and writes, by seed, target and exponent, the Spearman correlation with the reals on the select
+part, and the regret of the method's own pick: the best real score of the sample less that of the
+mixture whose proxy is best. What the store holds is not done again; OUT.json keeps what it has.
 """
 
 from __future__ import annotations
@@ -77,7 +79,7 @@ def method_of(changes: Sequence[str]) -> str:
 
 
 def sample(mixtures: Sequence[Any], num: int, most: int | None) -> list[int]:
-    """Rows of the experts, and of other mixtures drawn by a fixed seed, `num` in all; of at most `most` datasets."""
+    """Rows of the experts and of others drawn by a fixed seed, `num` in all, `most` datasets."""
     rows = range(len(mixtures))
     allowed = [row for row in rows if most is None or len(datasets(mixtures[row])) <= most]
     singles = [row for row in allowed if len(datasets(mixtures[row])) == 1]
@@ -170,7 +172,8 @@ def table(found: Mapping[str, Any]) -> str:
             f"{means[2]:.3f}",
         ]
         lines.append((-means[0], f"| {' | '.join(cells)} |"))
-    header = "| method | exponent | mixtures | Spearman | seeds | regret | seconds a merge |\n|---|---|---|---|---|---|---|"
+    header = "| method | exponent | mixtures | Spearman | seeds | regret | seconds a merge |\n"
+    header += "|---" * 7 + "|"
     return "\n".join([header, *(line for _, line in sorted(lines))])
 
 

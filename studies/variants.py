@@ -1,11 +1,13 @@
-"""What makes a proxy faithful: one change of a study's recipe at a time, on a seeded sample of its mixtures.
+"""What makes a proxy faithful: one change of a study's recipe at a time, on a seeded sample.
 
-python docs/studies/variants.py RECIPE OUT.json [--num 20] [--seed 0] NAME=KEY=VALUE[;KEY=VALUE...] ...
+python studies/variants.py RECIPE OUT.json [--num 20] [--seed 0] NAME=KEY=VALUE[;KEY=VALUE...] ...
 
-Every NAME is a variant with the overrides that `--set` would take; `base=` is the recipe as it stands. Fine-tunes on `--num`
-mixtures for real (the experts among them) and writes the Spearman correlation between proxies and reals on the select part, by
-exponent of the scale and for the experts pooled. How good the models are: the gain over the base of the fine-tune on all data,
-mean over targets (loss in nats per token, or score). What the store holds is not done again; OUT.json keeps earlier variants.
+Every NAME is a variant with the overrides that `--set` would take; `base=` is the recipe as it
+stands. Fine-tunes on `--num` mixtures for real (the experts among them) and writes the Spearman
+correlation between proxies and reals on the select part, by exponent of the scale and for the
+experts pooled. How good the models are: the gain over the base of the fine-tune on all data, mean
+over targets (loss in nats per token, or score). What the store holds is not done again; OUT.json
+keeps earlier variants.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def measured(recipe: str, overrides: Sequence[str], num: int) -> dict[str, Any]:
-    """Correlations by target and exponent, those of the pooled experts, and the gain of the fine-tune on all data."""
+    """Correlations by target and exponent, of the pooled experts too, and the gain of all data."""
     with open_session(load_recipe(recipe, overrides)) as session:
         space = session.spaces.searched
         every = space.mixture(space.allowed)

@@ -1,6 +1,6 @@
-"""Writes the recipe of the study on Python's standard library, whose place differs from machine to machine.
+"""Writes the recipe of the study on Python's standard library, wherever that lies.
 
-python docs/studies/code/make_recipe.py recipe.yaml
+python studies/code/make_recipe.py recipe.yaml
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TARGETS = ("concurrent", "importlib", "logging", "multiprocessing", "urllib")
 
 
 def main(path: Path) -> None:
-    """Write the recipe: the demo's base and datasets, five other packages as targets, cut into examples of 24 lines."""
+    """Writes the recipe: the demo's base and datasets, five others as targets, 24 lines each."""
     lines = [f"base: {BASE}\n", "datasets:\n"]
     lines += [
         f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 24000}}\n'
@@ -24,7 +24,8 @@ def main(path: Path) -> None:
     options = "text: true, lines_per_example: 24, score: loss, max_tokens: 16000"
     lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS]
     lines.append(
-        "train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256, max_tokens: 72000}\n"
+        "train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256,"
+        " max_tokens: 72000}\n"
     )
     lines.append(
         "study: {seeds: [1, 2, 3, 4, 5]}  # seed 0 was looked at while the calibration was made\n"

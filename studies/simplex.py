@@ -1,8 +1,8 @@
 """Search over weights: every strategy at the same price, on the weights of twelve datasets.
 
-python docs/studies/simplex.py run WORK SEED    with the experts of `search.py table WORK SEED`;
+python studies/simplex.py run WORK SEED    with the experts of `search.py table WORK SEED`;
                                                 writes search/simplex-seedSEED.json
-python docs/studies/simplex.py show             the table of all seeds that are there
+python studies/simplex.py show             the table of all seeds that are there
 
 Nothing says which weights are best, so a search is measured by the way from the mean of random
 weights (0) to the best that any search of the same target and seed found (1).

@@ -1,10 +1,11 @@
-"""Whether a dataset's nearness to the target tells what the proxies do not: would it serve the calibration as a third view?
+"""Does a dataset's nearness to the target tell what the proxies do not, as a third view would?
 
-python docs/studies/nearness.py docs/studies/code/study.json docs/studies/text/study.json
+python studies/nearness.py studies/code/study.json studies/text/study.json
 
-nearness(w) = sum_i w_i similarity_i. For every world, over the mixtures of several datasets that were not checked: the Spearman
-correlation of nearness with the reals, and with what the calibrated prediction leaves of them (real minus prediction) without
-checks and after three. A third view is worth having where the latter are far from zero and of one sign.
+nearness(w) = sum_i w_i similarity_i. For every world, over the mixtures of several datasets that
+were not checked: the Spearman correlation of nearness with the reals, and with what the calibrated
+prediction leaves of them (real minus prediction) without checks and after three. A third view is
+worth having where the latter are far from zero and of one sign.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def main(files: Sequence[str]) -> None:
     for file in files:
         worlds = read_worlds(Path(file))
         print(
-            f"{file}: {len(worlds)} worlds\n| nearness by | reals | left, no check | left, 3 checks |\n|---|---|---|---|"
+            f"{file}: {len(worlds)} worlds\n"
+            "| nearness by | reals | left, no check | left, 3 checks |\n|---|---|---|---|"
         )
         for kind in KINDS:
             found = np.array([correlations(world, kind) for world in worlds])

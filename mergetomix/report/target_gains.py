@@ -1,4 +1,4 @@
-"""What one target costs another: the gains that a pick forgoes, and the front of all trials."""
+"""Gains by target: what the pick gives up on each, and the front of all trials."""
 
 from __future__ import annotations
 

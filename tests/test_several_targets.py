@@ -229,7 +229,8 @@ def test_greedy_says_that_it_looks_for_no_front(tmp_path: Path) -> None:
         strategy, objective = search.first_strategy(session), search.objective_of(session)
         search.announce(session, strategy, session.spaces.searched, Limit(), objective)
         assert [text for text in session.opened.warnings if "front" in text] == [
-            "greedy search goes by the mean of the gains: the front is of the mixtures that it tries on its way"
+            "greedy search goes by the mean of the gains: the front is of the mixtures that it"
+            " tries on its way"
         ]
 
 

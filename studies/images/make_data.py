@@ -1,9 +1,10 @@
 """Writes the data, the base and the recipe of the study on images.
 
-python docs/studies/images/make_data.py IMAGES OUT_DIR
+python studies/images/make_data.py IMAGES OUT_DIR
 
-IMAGES holds mnist.npz, fashion_mnist.npz and pneumonia_mnist.npz (x_train, y_train, x_test, y_test: uint8, 28 x 28, grey). The
-base is a CLIP model of 0.3 M parameters, pre-trained on images that no dataset and no target holds.
+IMAGES holds mnist.npz, fashion_mnist.npz and pneumonia_mnist.npz (x_train, y_train, x_test, y_test:
+uint8, 28 x 28, grey). The base is a CLIP model of 0.3 M parameters, pre-trained on images that no
+dataset and no target holds.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "demo_bases"))
-import small_clip as clip  # noqa: E402
+import small_clip as clip
 
 Pixels = NDArray[np.uint8]
 SHAPE = clip.Shape(side=28, patch=7, width=64, num_layers=3)
@@ -71,7 +72,7 @@ def blurred(images_NHW: Pixels) -> Pixels:
 
 @dataclass(frozen=True)
 class Made:
-    """How a dataset or target is made of a source: which classes, how changed, what share of labels drawn at random."""
+    """How a dataset or target is made of a source: classes, change, share of random labels."""
 
     source: str
     change: Callable[[Pixels], Pixels] = same
@@ -150,7 +151,7 @@ def write(
 
 
 def make_base(sources: Mapping[str, Mapping[str, Any]], out: Path) -> None:
-    """Pre-train a CLIP model on images of every source as they are: what the changes do, the datasets must teach."""
+    """Pre-trains a CLIP model on images as they are: what changes do, the datasets must teach."""
     images: list[Pixels] = []
     labels: list[int] = []
     captions: list[str] = []

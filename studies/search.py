@@ -1,10 +1,10 @@
 """How close strategies come to the best of 4,095 mixtures of twelve datasets, and at what price.
 
-python docs/studies/search.py table WORK 1      every mixture's proxy on every target, for experts
+python studies/search.py table WORK 1      every mixture's proxy on every target, for experts
                                                 of seed 1; resumable
-python docs/studies/search.py compare WORK 1    each strategy against that table, with real
+python studies/search.py compare WORK 1    each strategy against that table, with real
                                                 gradients; after `table`
-python docs/studies/search.py show              the tables of all seeds that are there
+python studies/search.py show              the tables of all seeds that are there
 
 Twelve packages of Python's standard library are the datasets, others the targets; the base is the
 demo's. WORK holds the experts and the gradients met so far. A strategy's regret is

@@ -1,11 +1,12 @@
-"""Weights through to the end: the model fine-tuned on searched weights beside the best fine-tune on equal ones.
+"""Weights through to the end: fine-tunes on searched weights beside the best on equal ones.
 
-python docs/studies/weights.py RECIPE STUDY.json OUT.json [--seeds 1 2 3] [--checks 3]
+python studies/weights.py RECIPE STUDY.json OUT.json [--seeds 1 2 3] [--checks 3]
 
-For every seed and target of a study, whose real fine-tunes on all equal-weight mixtures are recorded, searches the weights for
-that target alone, checks a few, fine-tunes on the pick with as many tokens, and scores it on the report part. The equal-weight
-model beside it is the best of all of them by its real score on the select part: 63 fine-tunes for six datasets, where the
-search pays for its checks. OUT.json keeps what it has.
+For every seed and target of a study, whose real fine-tunes on all equal-weight mixtures are
+recorded, searches the weights for that target alone, checks a few, fine-tunes on the pick with as
+many tokens, and scores it on the report part. The equal-weight model beside it is the best of all
+of them by its real score on the select part: 63 fine-tunes for six datasets, where the search pays
+for its checks. OUT.json keeps what it has.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def main() -> None:
 
 
 def compared(path: Path, world: Mapping[str, Any], checks: int) -> dict[str, Any]:
-    """Losses on the report part: of the fine-tune on searched weights, of equal-weight ones, and of the base."""
+    """Losses on the report part of searched weights, of equal ones, and of the base."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     raw["targets"] = {world["target"]: raw["targets"][world["target"]]}
     raw["train"]["seed"] = world["seed"]
@@ -82,9 +83,10 @@ def compared(path: Path, world: Mapping[str, Any], checks: int) -> dict[str, Any
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Fractions of the base's loss removed, by target, means over seeds; and how often weights are at least as good."""
+    """Fractions of the base's loss removed, by target, and how often weights are as good."""
     lines = [
-        "| target | checks | seeds | weights | best of all equal | equal, by proxy | mean of equal | at least as good |"
+        "| target | checks | seeds | weights | best of all equal | equal, by proxy | mean of equal"
+        " | at least as good |"
     ]
     lines.append("|---" * 8 + "|")
     keys = sorted({(key.split("|")[0], key.split("|")[2]) for key in found})
