@@ -1,7 +1,7 @@
-"""An executor for tests: every piece of work goes to a process that opens the same recipe itself.
+"""An executor for tests: the work goes to processes that open the same recipe themselves.
 
-Answers come back in another order than the work went out. Usage: elsewhere.py RECIPE, with pickled
-pieces of work on the standard input and pickled results on the standard output.
+Answers come back in another order than the work went out. Run as a program, `elsewhere.py RECIPE`
+carries out pickled pieces of work from the standard input, one after the other.
 """
 
 from __future__ import annotations
@@ -19,44 +19,62 @@ from mergetomix.executors.work import Done, Work, attempt
 
 
 class Elsewhere:
-    """Keeps `num_workers` pieces of work in flight, all in one batch at a time."""
+    """Hands out as many pieces of work at a time as it has workers, which live as long as it."""
 
     def __init__(self, recipe: Path, num_workers: int, seed: int = 0) -> None:
         self._recipe, self._num_workers = recipe, num_workers
         self._random = random.Random(seed)
+        self._workers: list[subprocess.Popen[bytes]] = []
 
     def run(self, work: Iterable[Work]) -> Iterator[Done]:
         """Yields the end of every piece of work, in an order of its own."""
         left = iter(work)
         while batch := list(islice(left, self._num_workers)):
-            done = self._carried_out(batch)
-            self._random.shuffle(done)
-            yield from done
+            while len(self._workers) < len(batch):
+                self._workers.append(self._started())
+            pairs = list(zip(self._workers, batch, strict=False))
+            for worker, each in pairs:
+                assert worker.stdin is not None
+                pickle.dump(each, worker.stdin)
+                worker.stdin.flush()
+            self._random.shuffle(pairs)
+            for worker, _ in pairs:
+                assert worker.stdout is not None
+                done = pickle.load(worker.stdout)
+                assert isinstance(done, Done)
+                yield done
 
-    def _carried_out(self, batch: list[Work]) -> list[Done]:
+    def _started(self) -> subprocess.Popen[bytes]:
         here = Path(__file__).parent
         paths = os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])
-        done = subprocess.run(
+        return subprocess.Popen(
             [sys.executable, __file__, str(self._recipe)],
-            input=pickle.dumps(batch),
-            capture_output=True,
-            check=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": paths},
         )
-        assert done.returncode == 0, done.stderr.decode()
-        found = pickle.loads(done.stdout)
-        assert isinstance(found, list)
-        return found
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for worker in self._workers:
+            worker.communicate()
+        self._workers.clear()
 
 
 def main() -> None:
     import mergetomix as m2m
     from mergetomix.session.session import open_worker
 
-    batch = pickle.load(sys.stdin.buffer)
+    # what libraries print must not stand among the answers
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr
     with open_worker(m2m.load_recipe(Path(sys.argv[1]))) as carry_out:
-        done = [attempt(carry_out, work) for work in batch]
-    sys.stdout.buffer.write(pickle.dumps(done))
+        while True:
+            try:
+                work = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                return
+            pickle.dump(attempt(carry_out, work), answers)
+            answers.flush()
 
 
 if __name__ == "__main__":

@@ -36,12 +36,25 @@ from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline
 from mergetomix.stages.search import search_mixtures
 
-Made = Callable[[CarryOut], Executor]
-EXECUTORS: dict[str, Callable[[Path], Made]] = {
-    "in process": lambda recipe: InProcess,
-    "one worker elsewhere": lambda recipe: lambda _: Elsewhere(recipe, 1),
-    "three workers elsewhere": lambda recipe: lambda _: Elsewhere(recipe, 3),
-}
+Executors = Callable[[str, Path], Callable[[CarryOut], Executor]]
+EXECUTORS: dict[str, int] = {"in process": 0, "one worker elsewhere": 1, "three workers": 3}
+"""Each with its number of workers."""
+
+
+@pytest.fixture(scope="module")
+def executors() -> Iterator[Executors]:
+    """Makes the executor of a name for a recipe; its workers end with these tests."""
+    made: list[Elsewhere] = []
+
+    def executor(name: str, recipe: Path) -> Callable[[CarryOut], Executor]:
+        if not EXECUTORS[name]:
+            return InProcess
+        made.append(Elsewhere(recipe, EXECUTORS[name]))
+        return lambda _: made[-1]
+
+    yield executor
+    for each in made:
+        each.close()
 
 
 def values_of(folder: Path) -> dict[str, Any]:
@@ -51,10 +64,10 @@ def values_of(folder: Path) -> dict[str, Any]:
     return values | {"search": {"strategy": "exhaustive"}, "merge": {"method": "linear"}}
 
 
-def outcome(folder: Path, made: Callable[[Path], Made]) -> tuple[Any, Any]:
+def outcome(folder: Path, name: str, executors: Executors) -> tuple[Any, Any]:
     """The trials of a search and a gradient, and all scores that the store holds after it."""
     path = write_recipe(folder, values_of(folder))
-    with open_session(m2m.load_recipe(path), Heard(), made(path)) as session:
+    with open_session(m2m.load_recipe(path), Heard(), executors(name, path)) as session:
         experts = pipeline.train_experts(session)
         selection = search_mixtures(session)
         gradient = session.gradients.of(selection.mixture, selection.base)
@@ -68,16 +81,16 @@ def outcome(folder: Path, made: Callable[[Path], Made]) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    return outcome(tmp_path_factory.mktemp("wanted"), EXECUTORS["in process"])
+def wanted(tmp_path_factory: pytest.TempPathFactory, executors: Executors) -> tuple[Any, Any]:
+    return outcome(tmp_path_factory.mktemp("wanted"), "in process", executors)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_results_do_not_depend_on_who_does_the_work(
-    name: str, tmp_path: Path, wanted: tuple[Any, Any]
+    name: str, tmp_path: Path, wanted: tuple[Any, Any], executors: Executors
 ) -> None:
-    found, kept = outcome(tmp_path, EXECUTORS[name])
+    found, kept = outcome(tmp_path, name, executors)
     assert found == wanted[0]
     assert kept == wanted[1]
 
@@ -88,10 +101,12 @@ def pieces(num: int) -> list[Work]:
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
-def test_every_piece_comes_to_one_end_and_an_error_is_a_value(name: str, tmp_path: Path) -> None:
+def test_every_piece_comes_to_one_end_and_an_error_is_a_value(
+    name: str, tmp_path: Path, executors: Executors
+) -> None:
     """No expert is in the store here: every piece of work fails, and none stops another."""
     path = write_recipe(tmp_path, values_of(tmp_path))
-    with open_session(m2m.load_recipe(path), Heard(), EXECUTORS[name](path)) as session:
+    with open_session(m2m.load_recipe(path), Heard(), executors(name, path)) as session:
         work = pieces(4)
         done = list(session.opened.executor.run(work))
     assert sorted(each.work.key for each in done) == sorted(each.key for each in work)
@@ -166,15 +181,16 @@ def test_work_is_plain_values() -> None:
 
 
 @pytest.mark.slow
-def test_a_fine_tune_that_fails_elsewhere_stops_no_other(tmp_path: Path) -> None:
+def test_a_fine_tune_that_fails_elsewhere_stops_no_other(
+    tmp_path: Path, executors: Executors
+) -> None:
     values = values_of(tmp_path)
     rows = [{"question": f"q {i}", "answer": f" {i}"} for i in range(12)]
     values["datasets"]["b"] = {"rows": rows, "prompt": "question", "completion": "answer"}
     values["train"] |= {"learning_rate": 1e30}
     path = write_recipe(tmp_path, values)
-    with open_session(
-        m2m.load_recipe(path), Heard(), EXECUTORS["three workers elsewhere"](path)
-    ) as session:
+    executor = executors("three workers", path)
+    with open_session(m2m.load_recipe(path), Heard(), executor) as session:
         found = dict(
             session.finetunes.fit_all([Mixture.union([name]) for name in "abc"], "experts")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_the_store_holds_every_score_once_and_a_second_race_adds_none(
 
 
 @pytest.fixture(scope="module")
-def resumed(
+def resumed_once(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[m2m.Recipe, tuple[Trial, ...], Selection, int]:
     """A race whose first four trials another process made: these, the outcome, the scores held."""
@@ -149,6 +150,14 @@ def resumed(
 
 
 Resumed = tuple[m2m.Recipe, tuple[Trial, ...], Selection, int]
+
+
+@pytest.fixture
+def resumed(resumed_once: Resumed, tmp_path: Path) -> Resumed:
+    """The same on a copy of its store: what a test scores changes later races."""
+    recipe, *rest = resumed_once
+    shutil.copytree(recipe.store, tmp_path / "store")
+    return recipe.model_copy(update={"store": str(tmp_path / "store")}), *rest
 
 
 def test_a_race_that_was_interrupted_goes_on_as_if_it_had_not_been(resumed: Resumed) -> None:

@@ -19,6 +19,7 @@ from mergetomix.results import Verification
 from mergetomix.session.finetunes import Finetunes
 from mergetomix.session.session import open_session
 from mergetomix.stages import checks, pipeline, requirements, search
+from mergetomix.statistics import posterior
 
 
 def values_of(folder: Path, **checks: Any) -> dict[str, Any]:
@@ -172,7 +173,7 @@ def test_a_new_exponent_scores_only_the_best_again(
     def always(views: Any, reals: Any, unit: Any, default: float) -> float:
         return 0.5
 
-    monkeypatch.setattr(checks, "likeliest_exponent", always)
+    monkeypatch.setattr(posterior, "likeliest_exponent", always)
     values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
     with open_session(recipe, Heard()) as session:

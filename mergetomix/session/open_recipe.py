@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from mergetomix.executors.work import Executor
 from mergetomix.progress import Listener
@@ -49,7 +50,11 @@ class OpenRecipe:
     def scratch(self) -> Path:
         """Returns a folder that goes when the recipe is closed."""
         if self._scratch is None:
-            self._scratch = self.closing.enter_context(self.store.scratch())
+            # a worker, which is no run, writes nothing to the store
+            if self.run is None:
+                self._scratch = Path(self.closing.enter_context(TemporaryDirectory()))
+            else:
+                self._scratch = self.closing.enter_context(self.store.scratch())
         return self._scratch
 
     @property

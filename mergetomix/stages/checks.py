@@ -443,9 +443,16 @@ class Conclusion:
         reals = [self._gains_of(check.scores) for check in checks]
         for name in [*self._state.weights, "objective"]:
             proxy_M, real_M = (np.array([x[name] for x in each]) for each in (proxies, reals))
-            noise_sd = self._noise.get(name)
-            measured = agreement.fidelity(proxy_M, real_M, confidence=self._options.interval)
-            is_known = measured is not None and noise_sd is not None
-            possible = agreement.ceiling(real_M, noise_sd or 0.0) if is_known else None
-            found[name] = Agreement(len(real_M), measured, noise_sd, possible)
+            interval = self._options.interval
+            found[name] = agreement_of(proxy_M, real_M, self._noise.get(name), interval)
         return found
+
+
+def agreement_of(
+    proxy_M: Array, real_M: Array, noise_sd: float | None, confidence: float
+) -> Agreement:
+    """Returns how well proxies rank reals, and what a perfect proxy would reach."""
+    measured = agreement.fidelity(proxy_M, real_M, confidence=confidence)
+    is_known = measured is not None and noise_sd is not None
+    possible = agreement.ceiling(real_M, noise_sd or 0.0) if is_known else None
+    return Agreement(len(real_M), measured, noise_sd, possible)

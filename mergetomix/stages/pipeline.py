@@ -61,19 +61,19 @@ def experts_of(made: Finetunes, names: Sequence[str]) -> tuple[Finetune, ...]:
     failed.
     """
     found: dict[str, Finetune] = {}
-    failures = []
+    failures: dict[str, str] = {}
     for mixture, expert in made.fit_all([Mixture.union([name]) for name in names], "experts"):
         if isinstance(expert, Finetune):
             found[str(mixture)] = expert
             continue
-        failures.append(f"expert {mixture}: {expert.message}")
-        made.listener.warn(failures[-1])
+        failures[str(mixture)] = f"expert {mixture}: {expert.message}"
+        made.listener.warn(failures[str(mixture)])
     if failures:
         hint = (
             "the other experts are in the store; lower train.learning_rate or look for odd rows in"
             " these datasets"
         )
-        raise TrainingError("; ".join(failures), hint=hint)
+        raise TrainingError("; ".join(failures[name] for name in sorted(failures)), hint=hint)
     return tuple(found[name] for name in names)
 
 

@@ -50,7 +50,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RivalOutcome:
     """What a rival picked in one world, mean over its draws.
 
     `regret` is the best real score minus the pick's, on the report part (nats per token for a
@@ -77,7 +77,7 @@ class Standing:
     normalised: Estimate
     rank: Estimate
     compute: float
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[RivalOutcome, ...]
 
 
 def contest(world: World, num_draws: int) -> Contest:
@@ -111,11 +111,11 @@ def absent(contests: Sequence[Contest]) -> dict[str, int]:
     return {name: num for name, num in missing.items() if num}
 
 
-def _outcome(rival: Rival, contest: Contest) -> Outcome:
+def _outcome(rival: Rival, contest: Contest) -> RivalOutcome:
     world, ends = contest.world, [_at(c, contest.budget) for c in contest.curves[rival.name]]
     scores = contest.scores_of(rival)[[row for _, row in ends]]
     regret = fmean(world.real_report_M.max() - scores)
-    return Outcome(
+    return RivalOutcome(
         world.seed,
         world.target,
         regret=regret,
