@@ -238,6 +238,36 @@ def test_the_tree_in_the_documents_is_the_folders() -> None:
     assert names == {folder_of(name) for name in MODULES} - {"mergetomix", "__main__"}
 
 
+def defined(name: str) -> set[str]:
+    """Returns what a module defines at its top, and the members of its classes as Class.member."""
+    tops = [node for node in TREES[name].body if hasattr(node, "name")]
+    return {node.name for node in tops} | {
+        f"{node.name}.{member.name}"
+        for node in tops
+        if isinstance(node, ast.ClassDef)
+        for member in node.body
+        if hasattr(member, "name")
+    }
+
+
+def test_what_the_documents_name_is_there() -> None:
+    """Modules, functions and classes of the two tables, and the tests beside them."""
+    missing = []
+    for document in ("methods.md", "architecture.md"):
+        lines = (ROOT / "docs" / document).read_text().splitlines()
+        quoted = re.findall(r"`([^`]+)`", "\n".join(line for line in lines if "|" in line))
+        for each in quoted:
+            if re.fullmatch(r"test_\w+\.py", each):
+                missing += [] if (ROOT / "tests" / each).exists() else [each]
+            elif re.fullmatch(r"[a-z_]+(\.\w+)+", each) and each.partition(".")[0] in LEVEL:
+                module = f"mergetomix.{each}"
+                while module not in MODULES:
+                    module = module.rpartition(".")[0]
+                rest = f"mergetomix.{each}".removeprefix(module).removeprefix(".")
+                missing += [] if not rest or rest in defined(module) else [each]
+    assert missing == []
+
+
 def test_the_walk_tells_when_an_import_happens() -> None:
     text = """
 import torch
