@@ -1,4 +1,4 @@
-"""Which single changes of the statistics' code does no test notice? By cosmic-ray, in a copy.
+"""Which single changes of statistics and stages does no test notice? By cosmic-ray, in a copy.
 
 python studies/mutation.py [--num 30] [--seed 0] [MODULE ...]
 
@@ -23,22 +23,28 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("mergetomix", "tests", "pyproject.toml")
+COPIED = ("mergetomix", "tests", "studies", "pyproject.toml")
 TESTS = {
-    "posterior": ("test_calibrate.py",),
-    "drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
-    "opinion_pool": ("test_pool.py",),
-    "race": ("test_race.py",),
-    "agreement": ("test_fidelity.py", "test_differences.py"),
-    "standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
+    "statistics/posterior": ("test_calibrate.py",),
+    "statistics/drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
+    "statistics/opinion_pool": ("test_pool.py",),
+    "statistics/race": ("test_race.py",),
+    "statistics/agreement": ("test_fidelity.py", "test_differences.py"),
+    "statistics/standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
+    "stages/checks": ("test_verify.py", "test_several_targets.py"),
+    "stages/race": ("test_racing.py",),
+    "stages/search": ("test_budget.py", "test_racing.py"),
+    "stages/budget": ("test_budget.py",),
 }
-"""Modules of mergetomix/statistics, and the files of tests that state their laws."""
+"""Modules of the package, and the files of tests that state their laws."""
 SILENT = "core/ReplaceBinaryOperator_BitOr"
 """Mutants of annotations (`Array | None`), which nothing evaluates."""
 TIMEOUT_S = 120
-PYTEST = "-m pytest -x -q --noconftest -p no:cacheprovider -p no:xdist -p no:randomly"
+PYTEST = "-m pytest -x -q -p no:cacheprovider -p no:xdist -p no:randomly"
+ALONE = " --noconftest"
+"""Tests of numbers need no models, and start in a moment without."""
 CONFIG = """[cosmic-ray]
-module-path = "mergetomix/statistics/{module}.py"
+module-path = "mergetomix/{module}.py"
 timeout = {timeout}
 excluded-modules = []
 test-command = "{command}"
@@ -59,7 +65,8 @@ def main() -> int:
             copy(ROOT / name, Path(folder) / name)
         for module in arguments.modules or TESTS:
             tests = " ".join(f"tests/{name}" for name in TESTS[module])
-            command = f"{sys.executable} {PYTEST} {tests}"
+            options = PYTEST + ALONE * module.startswith("statistics")
+            command = f"{sys.executable} {options} {tests}"
             if run(folder, command.split()):
                 return 1
             tested, survivors = mutate(Path(folder), module, command, arguments)
@@ -84,7 +91,7 @@ def mutate(
     folder: Path, module: str, command: str, arguments: argparse.Namespace
 ) -> tuple[int, list[str]]:
     """Tests a sample of a module's mutants: how many there were, and the survivors' diffs."""
-    config, session = folder / f"{module}.toml", folder / f"{module}.sqlite"
+    config, session = (folder / f"{Path(module).name}.{kind}" for kind in ("toml", "sqlite"))
     text = CONFIG.format(module=module, timeout=TIMEOUT_S, command=command)
     config.write_text(text, encoding="utf-8")
     cosmic_ray = [sys.executable, "-m", "cosmic_ray.cli"]

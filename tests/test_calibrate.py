@@ -126,7 +126,8 @@ def test_what_is_known_is_exact() -> None:
     proxy, real = world(2)
     found = posterior_of(views(proxy), {i: float(real[i]) for i in SEVERAL})
     assert np.array_equal(found.mean_M[SEVERAL], real[SEVERAL])
-    assert not found.value_of_check().any()
+    with np.errstate(all="raise"):
+        assert not found.value_of_check().any()
     assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
 
 
@@ -244,9 +245,14 @@ def test_another_exponent_must_be_likelier_by_what_the_prior_asks_for() -> None:
         (known,) = shifted({1.0: shift}, rows, proxy).values()
         return posterior_of(known, dict(enumerate(real)), unit=unit).log_evidence
 
-    for more, expected in ((0.4, 1.0), (0.6, 0.75)):
+    for more, other, expected in (
+        (0.4, 0.75, 1.0),
+        (0.6, 0.75, 0.75),
+        (0.1, 0.9, 0.9),  # a penalty of 0.08
+        (0.06, 0.9, 1.0),
+    ):
         shift = brentq(lambda x, more=more: evidence(0.0) - evidence(x) - more, 0.0, 5.0)
-        near = {"t": shifted({0.75: 0.0, 1.0: shift}, rows, proxy)}
+        near = {"t": shifted({other: 0.0, 1.0: shift}, rows, proxy)}
         assert likeliest_exponent(near, {"t": real}, {"t": unit}, 1.0) == expected
 
 
@@ -257,6 +263,18 @@ def test_equal_proxies_are_equal_whatever_their_rounding() -> None:
     pooled = proxy + 0.01 * np.random.default_rng(0).normal(size=len(proxy))
     found = posterior_of(views(proxy, pooled), {SEVERAL[0]: 0.11})
     assert np.isfinite(found.draws(seed=0)).all()
+
+
+def test_views_of_other_numbers_of_mixtures_are_refused() -> None:
+    proxy, _ = world(7)
+    for weights, proxies, pooled in (
+        (WEIGHTS[1:], proxy, proxy),
+        (WEIGHTS, proxy[1:], proxy),
+        (WEIGHTS, proxy, proxy[1:]),
+        (WEIGHTS[0], proxy, proxy),
+    ):
+        with pytest.raises(ValueError, match="do not fit"):
+            Views(weights, proxies, pooled)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -93,6 +93,12 @@ def test_with_every_example_seen_nothing_is_estimated() -> None:
     )
 
 
+def test_what_scores_the_same_everywhere_is_the_same_mixture() -> None:
+    _, foreseen, weights = drawn(1)
+    found = difference([Paired(np.full(12, 1e-17), foreseen, weights)] * 2)
+    assert found == race.Difference(0.0, 0.0, np.inf, (0.0, 0.0))
+
+
 def test_targets_add_up_by_their_shares() -> None:
     (a, za, wa), (b, zb, wb) = drawn(2), drawn(3, 100)
     one, other = (difference([Paired(*each)]) for each in ((a[:12], za, wa), (b[:50], zb, wb)))
