@@ -23,7 +23,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import TestOutcome
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("mergetomix", "tests", "studies", "pyproject.toml")
+COPIED = ("mergetomix", "tests", "studies", "docs", "pyproject.toml")
 TESTS = {
     "statistics/posterior": ("test_calibrate.py",),
     "statistics/drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
@@ -31,7 +31,7 @@ TESTS = {
     "statistics/race": ("test_race.py",),
     "statistics/agreement": ("test_fidelity.py", "test_differences.py"),
     "statistics/standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
-    "stages/checks": ("test_verify.py", "test_several_targets.py"),
+    "stages/checks": ("test_conclusion.py", "test_verify.py", "test_several_targets.py"),
     "stages/race": ("test_racing.py",),
     "stages/search": ("test_budget.py", "test_racing.py"),
     "stages/budget": ("test_budget.py",),

@@ -19,7 +19,7 @@ import torch
 
 from mergetomix.models.causal_lm.model import CausalLM
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -105,6 +105,11 @@ def test_the_time_over_the_search_ends_with_its_best(
     assert found.mixture == max(found.trials, key=lambda trial: trial.objective).mixture
 
 
+def test_half_of_a_limit_is_half_of_both() -> None:
+    assert Limit(5, 3.0).half() == Limit(2, 1.5)
+    assert Limit(None, 3.0).half(up=True) == Limit(None, 1.5)
+
+
 def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
     heard = Heard()
     with open_session(recipe_of(folder, 12, strategy="gradient"), heard) as session:
@@ -112,6 +117,7 @@ def test_the_price_and_the_chance_of_more_are_said(folder: Path) -> None:
         found = search.search_mixtures(session)
     assert len(heard.states) == len(found.trials)
     assert all("forward passes" in text for text in heard.states)
+    assert " 12 forward passes" in heard.states[-1]
     assert f"best {found.trials[0].objective:+.4f} ({found.mixture})" in heard.states[-1]
     assert "chance that an untried mixture is better" in heard.states[-1]
 

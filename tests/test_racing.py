@@ -12,7 +12,7 @@ from recipes import WORDS, Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix.errors import DataError, RecipeError
-from mergetomix.records import Trial
+from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report import sentences
 from mergetomix.report.document import stopped
 from mergetomix.results import Selection
@@ -189,6 +189,26 @@ def test_a_search_that_does_not_ask_for_everything_has_no_incumbent_at_first(
         race.start(all_asked=False)
         assert race.incumbent is None
         assert race.trial(Ask(found.stopped[0].mixture)).complete
+
+
+def test_a_search_of_all_begins_with_what_the_experts_hold_to_be_best(
+    resumed: Resumed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is complete before anything is raced, as the experts are."""
+    recipe, _, found, _ = resumed
+    pair = Mixture.union(["b", "c"])
+    monkeypatch.setattr(races.Race, "_guessed", lambda *_: pair)
+    with open_session(recipe, Heard()) as session:
+        race = races.Race(session, found.base, objective_of(session), 0.05)
+        race.start(all_asked=True)
+        assert {each for each in race._values if len(each) > 1} == {pair}
+        assert race.incumbent is not None and race.incumbent.complete
+
+
+def test_what_one_more_of_a_value_is_in_gains() -> None:
+    assert races.unit(Scores("score", (0.5,), (1.0,))) == 1
+    assert races.unit(Scores("loss", (4.0,), (1.0,))) == -0.25
+    assert races.unit(Scores("loss", (0.0,), (1.0,))) == -1  # a base that is right already
 
 
 def test_what_checks_ask_for_is_completed_and_only_what_lacks_is_scored(resumed: Resumed) -> None:

@@ -192,6 +192,22 @@ def test_a_new_exponent_scores_only_the_best_again(
     assert after - before == sum(len(mixture) > 1 for mixture in kept)
 
 
+def test_an_exponent_that_comes_back_brings_every_mixture_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first check the exponent is another one, after the second the search's own."""
+    asked = iter((0.5, 1.0))
+
+    def back(views: Any, reals: Any, unit: Any, default: float) -> float:
+        return next(asked)
+
+    monkeypatch.setattr(posterior, "likeliest_exponent", back)
+    values = values_of(tmp_path, budget=2, exponents=[0.5], max_rescored=3, confidence=0.9999)
+    found = m2m.verify_mixtures(write_recipe(tmp_path, values))[1]
+    assert found is not None and found.exponent == 1.0
+    assert len(found.predictions) == 7
+
+
 def test_more_checks_than_mixtures_is_refused(tmp_path: Path) -> None:
     recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, budget=5)))
     with (
