@@ -62,9 +62,13 @@ class Elsewhere:
 
 
 def main() -> None:
+    import torch
+
     import mergetomix as m2m
     from mergetomix.session.session import open_worker
 
+    # as conftest.py does: OMP_NUM_THREADS alone leaves some libraries another number
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # what libraries print must not stand among the answers
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
     with open_worker(m2m.load_recipe(Path(sys.argv[1]))) as carry_out:

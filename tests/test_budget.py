@@ -43,9 +43,9 @@ def test_examples_are_passes_over_all_targets(folder: Path) -> None:
 
 
 def test_minutes_are_what_the_base_took_and_stay_what_they_were(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_session(recipe_of(folder, "2 minutes")) as session:
+    with open_session(recipe_of(tmp_path, "2 minutes")) as session:
         assert limit_of(session) == Limit(None, 120.0)  # nothing was scored yet
         session.evaluations.base("select")
         monkeypatch.setattr(session.store, "seconds", lambda *rest: (0.0, 0.8))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,12 +15,8 @@ from mergetomix.models.family import GeneratesText
 from mergetomix.records import Scores
 from mergetomix.store.address import digest
 from mergetomix.targets.function import UserFunction, checked, load_function, source_of, users_code
+from mergetomix.targets.numbers import last_number
 from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
-
-# A minus behind a digit or letter is a hyphen or a difference; commas count if they part thousands.
-NUMBER = re.compile(
-    r"(?:(?<!\w)-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?:(?<!\w)-)?\.\d+", re.ASCII
-)
 
 
 class GenerateTarget(TargetKind):
@@ -129,16 +124,6 @@ def exact(output: str, answer: str) -> float:
     (1.0, 0.0)
     """
     return float(output.strip() == answer.strip())
-
-
-def last_number(text: str) -> Decimal | None:
-    """Returns the last number in a text, thousands separators taken out; None if there is none.
-
-    >>> last_number("12 apples cost $1,234.50 in all")
-    Decimal('1234.50')
-    """
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
 
 
 def number(output: str, answer: str) -> float:
