@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import random
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
 
 import pytest
 import tiny
@@ -17,7 +16,6 @@ from hypothesis import strategies as st
 
 from mergetomix.data.examples import Example
 from mergetomix.errors import DataError, ModelError
-from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.models.causal_lm.sequences import IGNORE, Encoded
 from mergetomix.models.encoding import content, take_tokens
@@ -333,64 +331,6 @@ def test_windows_of_a_text_add_up_to_its_windowed_loss(family: CausalLM) -> None
     assert math.fsum(losses) == pytest.approx(
         sum(tiny.reference_nll(model, s.ids, s.ids) for s in sequences), rel=1e-5
     )
-
-
-# --- generation
-
-
-def greedy(family: CausalLM, model: Any, prompt: Sequence[int], num_new: int) -> str:
-    """Transformers' own, one prompt at a time."""
-    ids = torch.tensor([list(prompt)])
-    out = model.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        max_new_tokens=num_new,
-        pad_token_id=0,
-    )
-    return str(family.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True))
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "untied"])
-def test_generation_is_transformers_greedy_one_by_one(base: BaseOf, kind: str) -> None:
-    family = tiny.open_base(base(kind))
-    model = family.load()
-    prompts = [family.prompt_ids(example, WHERE) for example in examples(7)]
-    want = [greedy(family, model, prompt, 16) for prompt in prompts]
-    assert len(set(want)) > 4
-    for batch_tokens in (1, 70, 10**6):
-        assert family.generate(model, prompts, Generation(16, (), batch_tokens)) == want
-
-
-def test_generation_stops_before_the_first_stop_string(family: CausalLM) -> None:
-    model = family.load()
-    prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
-    free = family.generate(model, prompts, Generation(16, (), 10**6))
-    letters = sorted(
-        {letter for text in free for letter in text[3:] if letter.isascii() and letter.isalnum()}
-    )
-    stops = (letters[0], letters[-1])
-    want = [min((text.split(stop)[0] for stop in stops), key=len) for text in free]
-    assert sum(map(len, want)) < sum(map(len, free)) and any(want)
-    assert family.generate(model, prompts, Generation(16, stops, 10**6)) == want
-    assert family.generate(model, prompts, Generation(16, stops, 1)) == want
-
-
-def test_generation_ends_at_any_of_the_models_end_tokens(family: CausalLM) -> None:
-    model = family.load()
-    prompts = [family.prompt_ids(example, WHERE) for example in examples(5)]
-    free = family.generate(model, prompts, Generation(12, (), 10**6))
-    end = (
-        cast("Any", model)
-        .generate(torch.tensor([prompts[0]]), do_sample=False, max_new_tokens=6, pad_token_id=0)[
-            0, -1
-        ]
-        .item()
-    )
-    model.generation_config.eos_token_id = [2, end]
-    ended = family.generate(model, prompts, Generation(12, (), 10**6))
-    assert len(ended[0]) < len(free[0]) and free[0].startswith(ended[0].rstrip("\ufffd"))
-    assert ended == [greedy(family, model, prompt, 12) for prompt in prompts]
 
 
 # --- loading

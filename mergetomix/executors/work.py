@@ -74,10 +74,14 @@ class ScoringWork:
 
 @dataclass(frozen=True)
 class ScoringResult:
-    """The result of ScoringWork: for every piece its address, scores and seconds."""
+    """The result of ScoringWork: for every piece its address, scores and seconds.
+
+    `remarks` say what is odd about the answers, a line each.
+    """
 
     merge_s: float
     pieces: tuple[tuple[str, Scores, float], ...]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,12 @@ class TakesLosses(Encodes, Protocol):
 
 @runtime_checkable
 class ClassifiesImages(Encodes, Protocol):
-    """Says of every image, in the original order, whether its class is the likeliest."""
+    """Says of every image, in the original order, whether its class is the likeliest: 1 or 0.
 
-    def right(self, model: Any, batches: Sequence[Any]) -> list[bool]: ...
+    nan stands for an image whose logits are not all finite.
+    """
+
+    def right(self, model: Any, batches: Sequence[Any]) -> list[float]: ...
 
 
 class EncodesPrompts(Protocol):
@@ -160,18 +163,23 @@ class ScoresOptions(EncodesPrompts, Protocol):
 
 @runtime_checkable
 class GeneratesText(EncodesPrompts, Protocol):
-    """Continues prompts greedily, each answer cut before the first of the stop strings.
+    """Continues prompts, each answer cut before the first of the stop strings.
 
-    `limit` is the model's longest sequence, None if it has none; `room` the longest prompt that
-    leaves the model `num_new` tokens for an answer.
+    An answer is None where the model's logits are not finite. `limit` is the model's longest
+    sequence, None if it has none; `room` the longest prompt that leaves the model `num_new` tokens
+    for an answer. `penalties` are what the base's generation config would change about greedy
+    answers, by its keys.
     """
 
     limit: int | None
 
+    @property
+    def penalties(self) -> Mapping[str, Any]: ...
+
     def room(self, num_new: int) -> int: ...
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[str]: ...
+    ) -> list[str | None]: ...
 
 
 class HasStates(Protocol):

@@ -20,6 +20,7 @@ from mergetomix.session.memory import enough_memory
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.proxies import Proxies
 from mergetomix.store.store import Store
+from mergetomix.targets.target import Remarks
 
 ByTarget = dict[str, Scores]
 
@@ -149,19 +150,25 @@ class Evaluations:
                 self._store.add_model(model.key, model.kind, model.mixture, found.merge_s)
                 for address, scores, seconds in found.pieces:
                     self._store.add_scores(model.key, address, own.part, scores, seconds)
+            # of proxies there are hundreds, and they are between these
+            for remark in found.remarks if model.kind != "proxy" else ():
+                what = f"fine-tune on {model.mixture}" if model.kind == "real" else "base"
+                self._open.warn(f"{remark} ({what})")
             yield own
 
     def take(self, work: ScoringWork) -> ScoringResult:
         """Carries out the work: scores a model on some targets or blocks of their examples."""
         model, merge_s = self._loaded(work.model)
-        found = []
+        found, remarks = [], []
         for name, address in work.pieces:
             scorer = self._inputs.scorer(name, work.part, address)
             started = time.monotonic()
             scores = scored_within_memory(scorer, model, name)
             found.append((address, scores, time.monotonic() - started))
             check_finite(scores, work.model, name, scorer.places)
-        return ScoringResult(merge_s, tuple(found))
+            if isinstance(scorer.target, Remarks) and scorer.target.remark:
+                remarks.append(scorer.target.remark)
+        return ScoringResult(merge_s, tuple(found), tuple(remarks))
 
     def _loaded(self, model: ModelReference) -> tuple[Any, float]:
         """A model, and the seconds that merging it took."""

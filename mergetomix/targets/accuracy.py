@@ -45,5 +45,5 @@ class Accuracy:
         return digest("accuracy", content(self.sequences))
 
     def score(self, model: Any) -> Scores:
-        """Returns 1.0 or 0.0 for each image."""
-        return equal_scores([float(right) for right in self.family.right(model, self.batches)])
+        """Returns 1.0 or 0.0 for each image, nan where the model's logits are not finite."""
+        return equal_scores(self.family.right(model, self.batches))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -25,9 +26,10 @@ class ChoiceTarget(WithOptions, TargetKind):
 
     score: Literal["choice"]
     """`choice`: whether the right option is the likeliest."""
-    normalize: bool = True
-    """Divide an option's log-likelihood by its length in bytes before comparing; false compares raw
-    sums."""
+    normalize: bool | Literal["characters"] = True
+    """Divide an option's log-likelihood by its length in bytes, as it is written, before comparing;
+    `characters` divides by its length in characters without white space around it; false compares
+    raw sums."""
 
     @model_validator(mode="after")
     def _complete(self) -> ChoiceTarget:
@@ -46,8 +48,10 @@ class Choice:
     """One for each example whose right option is the likeliest after the prompt, else zero.
 
     Options are compared by the sum of their tokens' log-likelihoods, or, with `normalize`, by that
-    sum divided by the option's length in bytes (as in the LM Evaluation Harness's `acc` and
-    `acc_norm`). The first of equals counts.
+    sum divided by the option's length. In the LM Evaluation Harness `acc` compares the sums,
+    `acc_norm` divides by characters, and `acc_bytes` by bytes, both without the space before an
+    option, which counts here among the bytes. The first of equals counts. nan stands for an example
+    with an option whose loss is not finite.
     """
 
     num_cut = 0
@@ -60,7 +64,11 @@ class Choice:
         self.family = setting.family
         self.normalize = section.normalize
         self.right = [example.options.index(example.completion) for example in examples]
-        self.lengths = [[len(option.encode()) for option in each.options] for each in examples]
+        by_characters = section.normalize == "characters"
+        self.lengths = [
+            [len(each.strip()) if by_characters else len(each.encode()) for each in example.options]
+            for example in examples
+        ]
         self.questions = [self._encode(each, i, setting.where) for i, each in enumerate(examples)]
         self.num_tokens = sum(question.num_tokens for question in self.questions)
         self.asked = self.family.asked(self.questions, setting.batch_tokens)
@@ -83,15 +91,17 @@ class Choice:
 
     def address(self) -> str:
         """Returns the address of tokens, the right options, and how they are compared."""
-        compared = self.right, self.lengths, self.normalize
+        # which lengths they are, the lengths say
+        compared = self.right, self.lengths, bool(self.normalize)
         return digest("choice", content(self.questions), *compared)
 
     def score(self, model: Any) -> Scores:
-        """Returns 1.0 or 0.0 for each example."""
+        """Returns 1.0 or 0.0 for each example, nan where a loss is not finite."""
         values = []
         found = self.asked.losses(model)
         for right, lengths, losses in zip(self.right, self.lengths, found, strict=True):
             divisors = lengths if self.normalize else [1] * len(lengths)
             costs = [loss / each for loss, each in zip(losses, divisors, strict=True)]
-            values.append(float(costs.index(min(costs)) == right))
+            is_right = float(costs.index(min(costs)) == right)
+            values.append(is_right if all(map(math.isfinite, costs)) else math.nan)
         return equal_scores(values)

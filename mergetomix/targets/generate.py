@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,6 +14,7 @@ from mergetomix.errors import DataError
 from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.family import GeneratesText
 from mergetomix.records import Scores
+from mergetomix.sections.section import Text
 from mergetomix.store.address import digest
 from mergetomix.targets.function import UserFunction, checked, load_function, source_of, users_code
 from mergetomix.targets.numbers import last_number
@@ -37,9 +39,12 @@ class GenerateTarget(TargetKind):
     Python."""
     max_new_tokens: int = Field(default=64, ge=1)
     """Stop after so many tokens."""
-    stop: list[str] = Field(default=["\n"])
-    """The answer ends before the first of these strings; an empty list ends it at the end token
-    alone."""
+    stop: list[Text] = Field(default=["\n"])
+    """The answer ends before the first of these strings, counted from where it begins; an empty
+    list ends it at the end token alone."""
+    generation: Literal["greedy", "model"] = "greedy"
+    """`greedy` answers whatever the base's generation config holds (a repetition penalty would
+    change `18888888`); `model` goes by that config, and by `seed` if it draws."""
 
     @field_validator("pattern")
     @classmethod
@@ -83,7 +88,14 @@ class Generate:
         room = self.family.room(num_new)
         whole = (self.family.prompt_ids(example, self.where) for example in examples)
         self.num_cut = sum(len(prompt) > room for prompt in whole)
-        self.settings = Generation(num_new, tuple(section.stop), setting.batch_tokens)
+        self.is_own = section.generation == "model"
+        self.settings = Generation(
+            num_new, tuple(section.stop), setting.batch_tokens, self.is_own, section.seed
+        )
+        self.may_straddle = any(
+            may_straddle(stop, each) for stop in section.stop for each in examples
+        )
+        self.remark = ""
         # an answer's length is not known before; its limit stands for it
         self.num_tokens = sum(len(prompt) + num_new for prompt in self.prompts)
         self.metric = pick_metric(section, self.where)
@@ -92,14 +104,40 @@ class Generate:
         """Returns the address of prompts, right answers, the metric and how the answer ends."""
         own = self.section
         settings = (own.metric, own.pattern, own.max_new_tokens, own.stop)
-        return digest("generate", self.prompts, self.answers, settings, source_of(own.function))
+        # answers that earlier releases gave too are kept under the address that they gave them
+        changed = [
+            *(["number", 2] if own.metric == "number" else []),
+            *(["model", own.seed] if self.is_own else []),
+            *(["greedy"] if not self.is_own and self.family.penalties else []),
+            *(["stop behind the prompt"] if self.may_straddle else []),
+        ]
+        source = source_of(own.function)
+        return digest("generate", self.prompts, self.answers, settings, source, *changed)
 
     def score(self, model: Any) -> Scores:
-        """Returns one value an example; all weights are one."""
+        """Returns one value an example; all weights are one.
+
+        It is nan where the model's logits are not finite. `remark` then says how many answers were
+        empty.
+        """
         outputs = self.family.generate(model, self.prompts, self.settings)
+        num_empty = sum(output is not None and not output.strip() for output in outputs)
+        several = f"{num_empty} of {len(outputs)} answers were empty"
+        self.remark = f"{self.where}: {several}" if num_empty else ""
+        given = [output or "" for output in outputs]
         with users_code(self.where):
-            values = list(map(self.metric, outputs, self.answers))
-        return equal_scores(checked(values, self.where))
+            values = checked(list(map(self.metric, given, self.answers)), self.where)
+        broken = (output is None for output in outputs)
+        return equal_scores(
+            [math.nan if bad else value for bad, value in zip(broken, values, strict=True)]
+        )
+
+
+def may_straddle(stop: str, example: Example) -> bool:
+    """Returns whether a prompt may end in the beginning of a stop string."""
+    if example.messages:
+        return len(stop) > 1  # how a chat ends is up to its template
+    return any(example.prompt.endswith(stop[:length]) for length in range(1, len(stop)))
 
 
 def answer_of(example: Example) -> str:

@@ -31,7 +31,7 @@ QUANTITY = re.compile(
     rf"""
       \\[dt]?frac\s*\{{\s*(?P<top>-?\d+)\s*\}}\s*\{{\s*(?P<bottom>-?\d+)\s*\}}
     | (?P<parts>\d+(?:[:]\d+)+ | \d+(?:/\d+){{2,}} | \d+(?:\.\d+){{2,}})
-    | (?:(?P<mixed>{WHOLE})\s+)?(?P<over>{WHOLE})\s?/\s?(?P<under>{WHOLE})(?![\d.])
+    | (?:(?P<mixed>{WHOLE})\s+)?(?P<over>{WHOLE})\s?/\s?(?P<under>{WHOLE})(?!\.?\d)
     | (?P<plain>{PLAIN})
       (?:\s?(?:\^|\*\*)\s?(?P<power>-?\d+|\{{-?\d+\}})
        | [eE](?P<e>[+-]?\d+)(?!\w)

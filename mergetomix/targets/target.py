@@ -40,6 +40,13 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Remarks(Protocol):
+    """A target that has something to say of the answers that it scored last; empty if not."""
+
+    remark: str
+
+
+@runtime_checkable
 class Differentiable(Protocol):
     """A target whose value is a mean of losses, and so has a derivative."""
 

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+HARMLESS = {
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("max_length", "max_new_tokens", "_from_model_config", "transformers_version", "use_cache"),
+    *("cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"),
+    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff", "trust_remote_code"),
+    *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
+    *("return_dict_in_generate", "compile_config", "disable_compile", "low_memory"),
+}
+"""Settings of a model's own that change no greedy answer, or that every answer here sets anyway."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """Settings of greedy generation."""
+    """Settings of generation.
+
+    Answers are greedy, whatever the model's own configuration holds; with `own` they are as it
+    says, and drawn with `seed` if it draws.
+    """
 
     max_new_tokens: int
     stop: tuple[str, ...]
     batch_tokens: int
+    own: bool = False
+    seed: int = 0
+
+
+def penalties(config: Any) -> dict[str, Any]:
+    """Returns what a generation configuration would change about greedy answers, by its keys.
+
+    Such are repetition penalties, bans of tokens and n-grams, forced ends, beams.
+    """
+    usual = {key: value for key, value in config._get_default_generation_params().items() if value}
+    return {
+        key: value
+        for key, value in sorted(config.to_diff_dict().items())
+        if key not in HARMLESS and value and value != usual.get(key)
+    }
 
 
 def continuations(
@@ -24,22 +56,63 @@ def continuations(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-) -> list[str]:
+) -> list[str | None]:
     """Returns the continuations of prompts, each cut before the first of the stop strings.
 
-    The longest prompts are first, in batches of at most `batch_tokens` tokens with what may follow.
+    None stands for one whose logits were not all finite. The longest prompts are first, in batches
+    of at most `batch_tokens` tokens with what may follow.
     """
-    found: dict[int, str] = {}
+    found: dict[int, str | None] = {}
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    while order:
-        width = len(prompts[order[0]]) + settings.max_new_tokens
-        size = max(1, settings.batch_tokens // width)
-        group, order = order[:size], order[size:]
-        texts = _batch(model, tokenizer, [prompts[i] for i in group], settings)
-        for stop in settings.stop:
-            texts = [text.split(stop, 1)[0] for text in texts]
-        found |= dict(zip(group, texts, strict=True))
+    with _configured(model, tokenizer, settings):
+        while order:
+            width = len(prompts[order[0]]) + settings.max_new_tokens
+            size = max(1, settings.batch_tokens // width)
+            group, order = order[:size], order[size:]
+            texts = _batch(model, tokenizer, [prompts[i] for i in group], settings)
+            found |= dict(zip(group, texts, strict=True))
     return [found[i] for i in range(len(prompts))]
+
+
+@contextmanager
+def _configured(
+    model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generation
+) -> Iterator[None]:
+    """Gives a model the configuration of these answers, and its own back afterwards.
+
+    `generate` fills what it is not told from the model's configuration, so that one must go; a
+    model under adapters has several.
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    mine = model.generation_config
+    ends = getattr(mine, "eos_token_id", None)
+    ends = list(ends) if isinstance(ends, list | tuple) else [ends] if ends is not None else []
+    wanted: Mapping[str, Any] = {
+        "max_new_tokens": settings.max_new_tokens,
+        "use_cache": True,  # whatever the model was saved with: without, all is read again
+        "eos_token_id": sorted({*ends, int(tokenizer.eos_token_id)}),
+        "pad_token_id": int(tokenizer.pad_token_id),
+    }
+    if settings.own:
+        # only one answer is looked at, as text
+        own = {**mine.to_dict(), "num_return_sequences": 1, "return_dict_in_generate": False}
+        config = GenerationConfig.from_dict({**own, "max_length": None, **wanted})
+    else:
+        config = GenerationConfig(do_sample=False, **wanted)
+    holders = [each for each in model.modules() if "generation_config" in vars(each)]
+    before = [each.generation_config for each in holders]
+    for each in holders:
+        each.generation_config = config
+    cuda = [torch.cuda.current_device()] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(cuda):
+            torch.manual_seed(settings.seed)
+            yield
+    finally:
+        for each, config in zip(holders, before, strict=True):
+            each.generation_config = config
 
 
 def _batch(
@@ -47,29 +120,65 @@ def _batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-) -> list[str]:
+) -> list[str | None]:
     """Returns the continuations of prompts as one batch, padded before."""
     import torch
-    from transformers import GenerationConfig
+    from transformers import LogitsProcessorList, StoppingCriteriaList
 
     width, pad = max(map(len, prompts)), int(tokenizer.pad_token_id)
     ids = [[pad] * (width - len(each)) + list(each) for each in prompts]
     mask = [[0] * (width - len(each)) + [1] * len(each) for each in prompts]
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    ends = list(ends) if isinstance(ends, list | tuple) else [ends] if ends is not None else []
-    config = GenerationConfig(
-        max_new_tokens=settings.max_new_tokens,
-        do_sample=False,
-        use_cache=True,  # whatever the model was saved with: without, every token reads all again
-        eos_token_id=sorted({*ends, int(tokenizer.eos_token_id)}),
-        pad_token_id=pad,
-        stop_strings=list(settings.stop) or None,
-    )
+    finite = _Finite(len(prompts))
+    stop = [_Stop(tokenizer, settings.stop, width)] if settings.stop else []
     with torch.inference_mode():
         out = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
-            generation_config=config,
-            tokenizer=tokenizer,
+            logits_processor=LogitsProcessorList([finite]),
+            stopping_criteria=StoppingCriteriaList(stop),
         )
-    return list(tokenizer.batch_decode(out[:, width:], skip_special_tokens=True))
+    texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    return [
+        _before_first(text, settings.stop) if row not in finite.broken else None
+        for row, text in enumerate(texts)
+    ]
+
+
+def _before_first(text: str, stops: Sequence[str]) -> str:
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+
+
+class _Finite:
+    """A step of `generate` that changes no logits and keeps the rows in which one is not finite.
+
+    Minus infinity is a ban of a token, unless it is all that there is.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows, self.broken = num_rows, set[int]()
+
+    def __call__(self, input_ids: Tensor, logits_BV: Tensor) -> Tensor:
+        top_B = logits_BV.amax(dim=-1)  # of a row with nan it is nan
+        for beam in (~top_B.isfinite()).nonzero().flatten().tolist():
+            self.broken.add(beam * self.num_rows // len(logits_BV))
+        return logits_BV
+
+
+class _Stop:
+    """Ends a row once its answer holds a stop string: what the prompt ends in does not count."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str], width: int
+    ) -> None:
+        self.tokenizer, self.stops, self.width = tokenizer, stops, width
+        # a stop string that was just completed lies in the last tokens, each a byte at least
+        self.tail = max(len(stop.encode()) for stop in stops) + 8
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        import torch
+
+        start = max(self.width, input_ids.shape[1] - self.tail)
+        # the marks of a template may be stop strings, too
+        texts = self.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=False)
+        over = [any(stop in text for stop in self.stops) for text in texts]
+        return torch.tensor(over, device=input_ids.device)

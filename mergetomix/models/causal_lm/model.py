@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergetomix.data import reading
 from mergetomix.data.examples import Example, Examples, last_reply
 from mergetomix.errors import DataError, ModelError
-from mergetomix.models.causal_lm.generation import Generation, continuations
+from mergetomix.models.causal_lm.generation import Generation, continuations, penalties
 from mergetomix.models.causal_lm.questions import Asked, Question
 from mergetomix.models.causal_lm.scoring import losses_in_order, sums, token_losses
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
@@ -297,8 +297,23 @@ class CausalLM(Pretrained):
                 num_tokens += len(states_KD)
         return np.asarray(np.sum(sums, axis=0) / num_tokens, dtype=np.float64)
 
+    @cached_property
+    def penalties(self) -> dict[str, Any]:
+        """What the base's generation config would change about greedy answers, by its keys."""
+        from transformers import GenerationConfig
+
+        revision = self.base.revision or "main"
+        try:
+            config = GenerationConfig.from_pretrained(self.base.path, revision=revision)
+        except OSError:  # the base has no such file
+            config = GenerationConfig.from_model_config(self.config)
+        return penalties(config)
+
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[str]:
-        """Returns greedy continuations, each cut before the first of the stop strings."""
+    ) -> list[str | None]:
+        """Returns continuations, each cut before the first of the stop strings.
+
+        None stands for one whose logits were not all finite.
+        """
         return continuations(model, self.tokenizer, prompts, settings)

@@ -207,15 +207,19 @@ class ImageClassifier(ImageModel):
         with torch.inference_mode():
             return [loss for batch in batches for loss in self.losses(model, batch).tolist()]
 
-    def right(self, model: Any, batches: Sequence[Sequence[EncodedImage]]) -> list[bool]:
-        """Returns whether its class is the likeliest, for every image."""
+    def right(self, model: Any, batches: Sequence[Sequence[EncodedImage]]) -> list[float]:
+        """Returns 1 if its class is the likeliest, else 0, for every image.
+
+        nan stands for an image whose logits are not all finite.
+        """
         import torch
 
-        found: list[bool] = []
+        found: list[float] = []
         with torch.inference_mode():
             for batch in batches:
                 logits_BC, labels_B = self._predicted(model, batch)
-                found += (logits_BC.argmax(dim=1) == labels_B).tolist()
+                right_B = (logits_BC.argmax(dim=1) == labels_B).double()
+                found += right_B.where(logits_BC.isfinite().all(dim=1), torch.nan).tolist()
         return found
 
     # --- training
