@@ -158,8 +158,14 @@ def test_messages_in_every_format_that_has_lists(tmp_path: Path) -> None:
         ([USER], "no turn of the assistant"),
         ([USER, {"role": "assistant", "content": " "}], "empty"),
         ([ANSWER, {"role": "assistant", "content": ""}], "empty"),
-        ([USER, {"role": "assistant", "content": None}], "role and content"),
-        ([{"from": "human", "value": "hi"}], "role and content"),
+        ([USER, {"role": "assistant", "content": None}], "turn 1 (assistant) has no content"),
+        ([USER, {"role": "assistant"}], "turn 1 (assistant) has no content"),
+        ([USER, {"role": "assistant", "content": 4}], "content of type int"),
+        ([USER, {"role": "bot", "content": "hi"}], "turn 1 has the role 'bot'; the roles are"),
+        ([{"content": "hi"}], "turn 0 has the role None"),
+        ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], "part of type 'image'"),
+        ([USER, {"role": "assistant", "content": "a\ud83d"}], "lone surrogate"),
+        ([{"from": "human", "value": "hi"}], "no turn of the assistant"),
         (["hi"], "role and content"),
     ],
 )
@@ -331,10 +337,13 @@ def test_the_fingerprint_is_of_the_contents_in_order() -> None:
     assert pairs[0].fingerprint() != pairs[1].fingerprint()
 
 
-def test_half_a_surrogate_pair_can_be_fingerprinted(tmp_path: Path) -> None:
-    examples = get(path=put(tmp_path / "x.jsonl", '{"t": "\\ud83d"}\n{"t": "y"}\n'), text="t")
-    assert len(examples.fingerprint()) == 64
-    assert len(split(examples, 0.5, 0)[0]) == 1
+def test_half_a_surrogate_pair_is_the_rows_fault(tmp_path: Path) -> None:
+    rows = put(tmp_path / "x.jsonl", '{"t": "x"}\n{"t": "a \\ud83d"}\n{"t": "y"}\n')
+    fails("text", "row 1 (counting from 0)", "lone surrogate", path=rows, text="t")
+    examples = get(path=rows, text="t", bad_rows="skip")
+    assert [item.row for item in examples.items] == [0, 2]
+    (note,) = examples.notes
+    assert "passed over 1 bad rows; the first" in note and "row 1" in note
 
 
 @given(

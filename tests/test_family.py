@@ -56,9 +56,9 @@ def test_completion_and_end_token_are_scored_and_nothing_else(base: BaseOf, kind
     (sequence,) = family.encode(tiny.pairs(("the cat sat", " on the mat")), WHERE).sequences
     answer = [*family.tokens(" on the mat"), family.tokenizer.eos_token_id]
     assert scored(sequence) == answer
-    assert list(sequence.ids) == family.start + family.tokens("the cat sat") + answer
+    assert list(sequence.ids) == family.encoder.start + family.tokens("the cat sat") + answer
     assert sequence.num_scored == len(answer)
-    assert family.start == ([1] if kind == "llama" else [])
+    assert family.encoder.start == ([1] if kind == "llama" else [])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -88,7 +88,9 @@ def test_a_text_scores_every_token_but_the_first_once_and_in_order(
 ) -> None:
     family = tiny.open_base(base(kind), max_length)
     encoding = family.encode([Example(i, text=text) for i, text in enumerate(texts)], WHERE)
-    wholes = [[*family.start, *family.tokens(t), family.tokenizer.eos_token_id] for t in texts]
+    wholes = [
+        [*family.encoder.start, *family.tokens(t), family.tokenizer.eos_token_id] for t in texts
+    ]
     assert encoding.num_split == sum(len(whole) > max_length for whole in wholes)
     assert encoding.num_examples == len(texts) and encoding.num_cut == 0
     for i, whole in enumerate(wholes):
@@ -108,11 +110,11 @@ def test_a_pair_too_long_loses_its_prompts_beginning_then_its_answers_end(
     encoding = family.encode(tiny.pairs((prompt, completion)), WHERE)
     (sequence,) = encoding.sequences
     end = family.tokenizer.eos_token_id
-    before, answer = family.start + family.tokens(prompt), [*family.tokens(completion), end]
-    room = max_length - len(answer) - len(family.start)  # for what the prompt itself says
-    said = before[len(family.start) :][-room:] if room > 0 else []
-    cut = [*(family.start or before[-1:]), *answer][:max_length]
-    wanted = [*family.start, *said, *answer] if said else cut
+    before, answer = family.encoder.start + family.tokens(prompt), [*family.tokens(completion), end]
+    room = max_length - len(answer) - len(family.encoder.start)  # for what the prompt itself says
+    said = before[len(family.encoder.start) :][-room:] if room > 0 else []
+    cut = [*(family.encoder.start or before[-1:]), *answer][:max_length]
+    wanted = [*family.encoder.start, *said, *answer] if said else cut
     assert list(sequence.ids) == wanted
     assert scored(sequence) == answer[: len(scored(sequence))]
     too_long = len(before) + len(answer) > max_length
@@ -136,8 +138,8 @@ def test_a_long_prompt_loses_its_beginning(base: BaseOf, kind: str) -> None:
     encoding = family.encode(tiny.pairs((LONG, " and a dog"), ("a", " b")), WHERE)
     cut = encoding.sequences[0]
     answer = [*family.tokens(" and a dog"), family.tokenizer.eos_token_id]
-    kept = 24 - len(answer) - len(family.start)
-    assert list(cut.ids) == family.start + family.tokens(LONG)[-kept:] + answer
+    kept = 24 - len(answer) - len(family.encoder.start)
+    assert list(cut.ids) == family.encoder.start + family.tokens(LONG)[-kept:] + answer
     assert scored(cut) == answer
     assert (encoding.num_cut, encoding.num_split) == (1, 0)
 
@@ -149,7 +151,7 @@ def test_a_completion_that_fills_the_window_is_kept_whole(base: BaseOf, kind: st
     family = tiny.open_base(base(kind), len(answer) + 1)
     (sequence,) = family.encode(tiny.pairs((LONG, " on the mat and a dog")), WHERE).sequences
     assert scored(sequence) == answer and len(sequence.ids) == family.max_length
-    assert list(sequence.ids[:1]) == (probe.start or probe.tokens(LONG)[-1:])
+    assert list(sequence.ids[:1]) == (probe.encoder.start or probe.tokens(LONG)[-1:])
 
 
 def test_a_completion_too_long_loses_its_end(family: CausalLM) -> None:
@@ -167,9 +169,16 @@ def test_the_models_limit_holds(family: CausalLM) -> None:
     assert tiny.open_base(family.base.path, 10).max_length == 10
 
 
-def test_completions_do_not_depend_on_their_prompts(family: CausalLM) -> None:
-    one, other = family.encode(tiny.pairs(("th", "e cat"), ("dog", "e cat")), WHERE).sequences
-    assert scored(one) == scored(other)
+def test_tokens_are_those_of_the_whole_text(family: CausalLM) -> None:
+    """One over the seam is the answer's, as the model sees no token of half a word."""
+    found = family.encode(tiny.pairs(("th", "e cat"), ("dog", " cat")), WHERE)
+    one, other = found.sequences
+    assert list(one.ids) == [1, *family.tokens("the cat"), 2] and one.ids[1] == one.labels[1]
+    assert scored(one) == [*family.tokens("the cat"), 2]
+    assert scored(other) == [*family.tokens(" cat"), 2]
+    assert found.num_straddling == 1
+    (note,) = family.notes({"a": found})
+    assert note == "answers begin within a token of their prompt, which is trained on: a 1"
 
 
 TURNS = (
@@ -219,7 +228,7 @@ def test_a_chat_without_template_names_the_key(family: CausalLM) -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ raise_exception('no system turn') }}", "refused a row: no system turn"),
+        ("{{ raise_exception('no system turn') }}", "refused row 7 .*: no system turn"),
         (
             "{{ messages|length }}{% for m in messages %}{{ m['content'] }}{% endfor %}",
             "rewrites earlier turns.*row 7",
@@ -246,9 +255,9 @@ def test_a_prompt_leaves_room_for_its_answer(base: BaseOf, kind: str) -> None:
     ):
         ids = family.prompt_ids(Example(0, prompt=LONG, completion="x"), WHERE, num_new)
         assert len(ids) == most
-        assert ids == family.start + family.tokens(LONG)[len(family.start) - most :]
+        assert ids == family.encoder.start + family.tokens(LONG)[len(family.encoder.start) - most :]
     assert family.prompt_ids(Example(0, completion="x"), WHERE) == (
-        family.start or [family.tokenizer.eos_token_id]
+        family.encoder.start or [family.tokenizer.eos_token_id]
     )
 
 

@@ -58,7 +58,9 @@ def test_loss_is_nats_per_scored_token(base: BaseOf, kind: str) -> None:
     assert scores.kind == "loss"
     for example, value, weight in zip(PAIRS, scores.values, scores.weights, strict=True):
         answer = [*family.tokens(example.completion), family.tokenizer.eos_token_id]
-        prompt = family.start + family.tokens(example.prompt) or [family.tokenizer.eos_token_id]
+        prompt = family.encoder.start + family.tokens(example.prompt) or [
+            family.tokenizer.eos_token_id
+        ]
         nll = tiny.reference_nll(model, prompt + answer, [-100] * len(prompt) + answer)
         assert weight == len(answer)
         assert value == pytest.approx(nll / len(answer), rel=1e-5)
@@ -102,7 +104,9 @@ def test_choice_is_the_likeliest_option(base: BaseOf, kind: str, normalize: bool
     picked = []
     for example in QUESTIONS:
         # an empty prompt behind no start token follows the end of what came before
-        prompt = family.start + family.tokens(example.prompt) or [family.tokenizer.eos_token_id]
+        prompt = family.encoder.start + family.tokens(example.prompt) or [
+            family.tokenizer.eos_token_id
+        ]
         answers = [family.tokens(option) for option in OPTIONS]
         costs = [tiny.reference_nll(model, prompt + a, [-100] * len(prompt) + a) for a in answers]
         picked.append(costs.index(min(costs)))
@@ -156,7 +160,7 @@ def test_options_of_one_token_after_nothing_are_still_compared(base: BaseOf, kin
         for o in options
     ]
     assert sorted(values) == [0, 0, 0, 1]
-    opening = family.start or [family.tokenizer.eos_token_id]
+    opening = family.encoder.start or [family.tokenizer.eos_token_id]
     with torch.no_grad():
         logits = model(torch.tensor([opening])).logits[0, -1]
     assert values.index(1.0) == int(logits[[family.tokens(o)[0] for o in options]].argmax())

@@ -16,8 +16,10 @@ class Example:
     """One row (or document), mapped. `row` is its index in the source, which errors name.
 
     `prompt` is not trained on, `completion` is; `text` is trained on whole; `messages` are pairs of
-    role and content; `options` are the formatted options of a target with `score: choice`. An image
-    has a `picture`, its class as `label`, and the `space` of classes that the label is of.
+    role and text, `chat` the same turns and the tools as JSON if they hold more than that, and the
+    replies from turn `trained_from` on are trained on. `options` are the formatted options of a
+    target with `score: choice`. An image has a `picture`, its class as `label`, and the `space` of
+    classes that the label is of.
     """
 
     row: int
@@ -25,6 +27,8 @@ class Example:
     completion: str = ""
     text: str = ""
     messages: tuple[tuple[str, str], ...] = ()
+    chat: str = ""
+    trained_from: int = 0
     options: tuple[str, ...] = ()
     label: str = ""
     picture: Picture | None = None
@@ -34,7 +38,8 @@ class Example:
         """Returns everything but `row`: what makes two examples the same."""
         if self.picture is not None:
             return (self.picture.digest, self.label)
-        return (self.prompt, self.completion, self.text, self.messages, self.options)
+        more = (self.chat,) if self.chat else ()
+        return (self.prompt, self.completion, self.text, self.messages, self.options, *more)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,18 @@ import numbers
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mergetomix.data.chats import (
+    Turn,
+    as_json,
+    check_replies,
+    is_plain,
+    text_of,
+    tools_of,
+    turns_of,
+)
 from mergetomix.data.errors import Place, missing_column
 from mergetomix.data.examples import Example
 from mergetomix.data.tables import Row
@@ -35,10 +44,7 @@ def mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row]
         text = _Text.parse(f"{where}.text", pattern, columns)
         return lambda index, row: Example(index, text=text.filled(index, row))
     if source.messages:
-        key, column = f"{where}.messages", source.messages
-        if column not in columns:
-            raise missing_column(key, column, columns)
-        return lambda index, row: Example(index, messages=_messages(Place(key, index), row[column]))
+        return _chat_mapping(source, where, columns)
     if source.prompt is None and source.completion is None:
         known = "prompt and completion, messages, or text"
         raise DataError(where, f"say how a row becomes an example: {known}")
@@ -46,23 +52,89 @@ def mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row]
 
 
 def _pair_mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
-    """Returns the function that maps a row with a prompt, a completion or both."""
+    """Returns the function that maps a row with a prompt, a completion or both.
+
+    If both are columns of messages, as in TRL's conversational data, the row is a chat whose
+    completion is trained on.
+    """
     prompt, completion = (
         None if pattern is None else _Text.parse(f"{where}.{key}", pattern, columns)
         for key, pattern in (("prompt", source.prompt), ("completion", source.completion))
     )
     options = _options(source, where, columns)
+    chat = _Chat(source, where, columns)
 
     def to_example(index: int, row: Row) -> Example:
+        parts = [
+            row[each.pattern] if each and each.is_column else "" for each in (prompt, completion)
+        ]
+        if isinstance(parts[1], list):
+            place = Place(f"{where}.completion", index)
+            before = turns_of(place, parts[0]) if parts[0] else []
+            return chat.example(
+                index, row, place, [*before, *turns_of(place, parts[1])], len(before)
+            )
         given = prompt.of(index, row) if prompt else ""
         wanted = completion.filled(index, row) if completion else ""
         listed = options(index, row)
         if listed and wanted not in listed:
             problem = f"{wanted!r} is not among the options {list(listed)}"
             raise Place(f"{where}.completion", index).error(problem)
-        return Example(index, prompt=given, completion=wanted, options=listed)
+        found = Example(index, prompt=given, completion=wanted, options=listed)
+        if not source.chat:
+            return found
+        turns = [{"role": "user", "content": given}, {"role": "assistant", "content": wanted}]
+        rendered = chat.example(index, row, Place(f"{where}.prompt", index), turns)
+        return replace(found, messages=rendered.messages, chat=rendered.chat)
 
     return to_example
+
+
+def _chat_mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
+    """Returns the function that maps a row with a chat."""
+    key, column = f"{where}.messages", source.messages or ""
+    if column not in columns:
+        raise missing_column(key, column, columns)
+    chat = _Chat(source, where, columns)
+
+    def to_example(index: int, row: Row) -> Example:
+        place = Place(key, index)
+        return chat.example(index, row, place, turns_of(place, row[column]))
+
+    return to_example
+
+
+class _Chat:
+    """What the recipe adds to the chat of every row: tools, a system turn, what is trained on."""
+
+    def __init__(self, source: Source, where: str, columns: Columns) -> None:
+        self._key, self._last_alone = f"{where}.tools", source.train_on == "last"
+        self._tools = source.tools or ("tools" if source.messages and "tools" in columns else None)
+        if self._tools is not None and self._tools not in columns:
+            raise missing_column(self._key, self._tools, columns)
+        self._system: _Text | None = None
+        self._said = source.system or ""
+        if self._said and (self._said in columns or _is_written(self._said, columns)):
+            self._system = _Text.parse(f"{where}.system", self._said, columns)
+
+    def example(
+        self, index: int, row: Row, place: Place, turns: Sequence[Turn], first: int = 0
+    ) -> Example:
+        """Returns an example of turns, whose replies from turn `first` on are trained on."""
+        check_replies(place, turns, first)
+        said = self._said
+        if self._system is not None:
+            said = self._system.of(index, row)
+        if said.strip() and turns[0]["role"] not in ("system", "developer"):
+            turns, first = [{"role": "system", "content": said}, *turns], first + 1
+        if self._last_alone:
+            first = max(i for i, turn in enumerate(turns) if turn["role"] == "assistant")
+        tools = None
+        if self._tools is not None:
+            tools = tools_of(Place(self._key, index), row[self._tools])
+        pairs = tuple((turn["role"], _encodable(place, text_of(turn))) for turn in turns)
+        chat = "" if is_plain(turns, tools) else as_json(place, turns, tools)
+        return Example(index, messages=pairs, chat=chat, trained_from=first)
 
 
 # --- columns and format strings
@@ -97,8 +169,10 @@ class _Text:
         """Returns the string of a row. Raises DataError for a value that is no text or number."""
         try:
             if self.is_column:
-                return str(_plain(row[self.pattern]))
-            return _Filler().vformat(self.pattern, (), row)
+                text = str(_plain(row[self.pattern]))
+            else:
+                text = _Filler().vformat(self.pattern, (), row)
+            return _encodable(Place(self.where, index), text)
         except KeyError as error:
             reason = f"there is no {error.args[0]!r}"
         except (ValueError, TypeError, IndexError) as error:
@@ -131,6 +205,28 @@ def _plain(value: Any) -> str | numbers.Number | datetime.date | datetime.time:
     return value
 
 
+def _is_written(pattern: str, columns: Columns) -> bool:
+    """Returns whether a text has fields, all of them columns; a single word must be a column."""
+    if len(pattern.split()) == 1 and "{" not in pattern:
+        return True
+    try:
+        return bool(_fields("", pattern))
+    except DataError:
+        return False  # a brace that means itself
+
+
+def _encodable(place: Place, text: str) -> str:
+    """Returns a text. Raises DataError for half of a pair of surrogates, which nothing can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        lone = text[error.start]
+        hint = "the row was cut within a character, or is not UTF-8"
+        message = f"a lone surrogate {lone!a} at character {error.start} of {text[:20]!a}..."
+        raise place.error(message, hint=hint) from None
+    return text
+
+
 def _fields(where: str, pattern: str) -> list[str]:
     """Returns the fields of a format string, those within format specs included."""
     try:
@@ -143,26 +239,7 @@ def _fields(where: str, pattern: str) -> list[str]:
     return [name for field, spec in found for name in (field, *_fields(where, spec))]
 
 
-# --- chats and options
-
-
-def _messages(place: Place, value: Any) -> tuple[tuple[str, str], ...]:
-    """Returns the turns of a chat as pairs of role and content."""
-    is_list = isinstance(value, Sequence) and not isinstance(value, str)
-    if not is_list or not all(_is_message(turn) for turn in value):
-        raise place.error("messages must be a list of mappings with role and content, both text")
-    turns = tuple((turn["role"], turn["content"]) for turn in value)
-    answers = [content for role, content in turns if role == "assistant"]
-    if not answers:
-        raise place.error("no turn of the assistant, so there is nothing to learn")
-    if not all(content.strip() for content in answers):
-        raise place.error("a turn of the assistant is empty")
-    return turns
-
-
-def _is_message(turn: Any) -> bool:
-    keys = ("role", "content")
-    return isinstance(turn, Mapping) and all(isinstance(turn.get(key), str) for key in keys)
+# --- options
 
 
 def _options(source: Source, where: str, columns: Columns) -> Callable[[int, Row], tuple[str, ...]]:

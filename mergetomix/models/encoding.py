@@ -34,7 +34,8 @@ class Encoding:
     """The sequences of some examples, and how many examples were too long.
 
     `num_cut` examples lost the start of their prompt, `num_split` became several sequences, and
-    `num_ended` lost the end of their answer.
+    `num_ended` lost the end of their answer. `num_marked` hold marks of a beginning or an end
+    themselves, and of `num_straddling` an answer begins within a token of the prompt.
     """
 
     sequences: tuple[Any, ...]
@@ -42,6 +43,8 @@ class Encoding:
     num_cut: int = 0
     num_split: int = 0
     num_ended: int = 0
+    num_marked: int = 0
+    num_straddling: int = 0
 
     @property
     def num_tokens(self) -> int:

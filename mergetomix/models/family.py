@@ -146,18 +146,14 @@ class EncodesPrompts(Protocol):
 
 
 @runtime_checkable
-class ScoresOptions(EncodesPrompts, Protocol):
+class ScoresOptions(Protocol):
     """Scores options behind a prompt by the sum over their tokens of -log p, in nats.
 
-    `max_length` is the longest sequence, in tokens. `tokens` gives the ids of a piece of text
-    without special tokens; `shorten` a prompt's start token and its last tokens, at most `room` in
-    all; `asked` questions that any model can be asked, in batches of at most `batch_tokens` tokens.
+    `question` gives a prompt and its options as tokens, at most as many as the model reads; `asked`
+    questions that any model can be asked, in batches of at most `batch_tokens` tokens.
     """
 
-    max_length: int
-
-    def tokens(self, text: str) -> list[int]: ...
-    def shorten(self, prompt: list[int], room: int) -> list[int]: ...
+    def question(self, example: Example, index: int, where: str) -> Question: ...
     def asked(self, questions: Sequence[Question], batch_tokens: int) -> Asked: ...
 
 

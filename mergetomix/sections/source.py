@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,7 +42,20 @@ class Source(Section):
     completion: str | None = None
     """What the model should answer: a column or a format string. The loss is taken here alone."""
     messages: str | None = None
-    """A column of chat messages (`role`, `content`), rendered by the tokenizer's chat template."""
+    """A column of chat messages (`role`, `content`; or `from`, `value`), rendered by the chat
+    template of the tokenizer, with tool calls, thoughts and whatever else it reads."""
+    tools: str | None = None
+    """The column of a chat's tools; null takes the column `tools` if there is one."""
+    system: str | None = None
+    """The system turn of chats that have none: a text, a column or a format string."""
+    chat: bool | None = None
+    """`true` renders prompt and completion by the chat template, as a user's turn and its reply.
+    `false` says that they are meant as they stand, for a base that has a template."""
+    train_on: Literal["all", "last"] = "all"
+    """Of chats: the loss is taken on all replies, or on the last one, which templates need that
+    change earlier turns."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What to do about a row that gives no example: stop, or pass over it and count it."""
     text: str | bool | None = None
     """`true`: every file is one document. A string: the column (or format string) that holds the
     text."""
@@ -81,6 +94,8 @@ class Source(Section):
         for text in self.templates:
             if "{}" not in text:
                 raise ValueError(f"templates: {text!r} must hold {{}}, where the class's name goes")
+        if self.chat and not self.completion:
+            raise ValueError("chat: true needs prompt and completion")
         if self.lines_per_example is not None and not self.files:
             raise ValueError("lines_per_example cuts documents, so it needs text: true")
         return self

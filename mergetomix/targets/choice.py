@@ -9,8 +9,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from mergetomix.data.examples import Example
-from mergetomix.errors import DataError
-from mergetomix.models.causal_lm.questions import Question
 from mergetomix.models.encoding import content
 from mergetomix.models.family import ScoresOptions
 from mergetomix.records import Scores
@@ -69,25 +67,11 @@ class Choice:
             [len(each.strip()) if by_characters else len(each.encode()) for each in example.options]
             for example in examples
         ]
-        self.questions = [self._encode(each, i, setting.where) for i, each in enumerate(examples)]
+        self.questions = [
+            self.family.question(each, i, setting.where) for i, each in enumerate(examples)
+        ]
         self.num_tokens = sum(question.num_tokens for question in self.questions)
         self.asked = self.family.asked(self.questions, setting.batch_tokens)
-
-    def _encode(self, example: Example, index: int, where: str) -> Question:
-        """Returns prompt and options as tokens.
-
-        A prompt that is too long loses its beginning, as much of it as the longest option needs:
-        all options of an example are compared behind one prompt.
-        """
-        most = self.family.max_length - 1
-        options = tuple(tuple(self.family.tokens(each)[:most]) for each in example.options)
-        if () in options:
-            empty = example.options[options.index(())]
-            message = f"the option {empty!r} of row {example.row} has no tokens"
-            raise DataError(f"{where}.options", message)
-        room = self.family.max_length - max(map(len, options))
-        prompt = self.family.shorten(self.family.prompt_ids(example, where), room)
-        return Question(tuple(prompt), options, index)
 
     def address(self) -> str:
         """Returns the address of tokens, the right options, and how they are compared."""

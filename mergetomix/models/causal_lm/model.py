@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mergetomix.data import reading
-from mergetomix.data.examples import Example, Examples, last_reply
+from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError, ModelError
+from mergetomix.models.causal_lm.encoding import Labelled, TextEncoder
 from mergetomix.models.causal_lm.generation import Generation, continuations, penalties
 from mergetomix.models.causal_lm.questions import Asked, Question
 from mergetomix.models.causal_lm.scoring import losses_in_order, sums, token_losses
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
+from mergetomix.models.causal_lm.templates import ChatTemplate, Span
 from mergetomix.models.encoding import Encoding, counted
 from mergetomix.models.pretrained import Pretrained
 from mergetomix.sections.base import Base
@@ -106,48 +110,58 @@ class CausalLM(Pretrained):
     # --- sources
 
     def read(self, source: Source, where: str) -> Examples:
-        """Returns the examples of one source: texts, prompts with completions, or chats."""
-        return reading.read(source, where)
+        """Returns the examples of one source: texts, prompts with completions, or chats.
+
+        With `bad_rows: skip` the chats that the template refuses are passed over, too.
+        """
+        found = reading.read(source, where)
+        is_pair = source.completion is not None and not any(item.messages for item in found.items)
+        if is_pair and source.chat is None and self.tokenizer.chat_template:
+            plain = "the base has a chat template, and prompt and completion stand without it"
+            says = "chat: true renders them, chat: false says that this is meant"
+            found = replace(found, notes=(*found.notes, f"{where}: {plain}; {says}"))
+        if source.bad_rows == "stop" or not any(item.messages for item in found.items):
+            return found
+        refused: dict[int, DataError] = {}
+        for place, item in enumerate(found.items):
+            try:
+                self._spans(item, where)
+            except DataError as error:
+                refused[place] = error
+        if not refused:
+            return found
+        first = next(iter(refused.values()))
+        if len(refused) == len(found.items):
+            raise first
+        note = f"{where}: passed over {len(refused)} bad rows; the first: {first.message}"
+        kept = found.take([i for i in range(len(found.items)) if i not in refused])
+        return replace(kept, notes=(*kept.notes, note))
 
     def shown(self, example: Example, where: str) -> list[tuple[str, bool]]:
         """Returns the pieces of an example's text, and whether each is trained on."""
+        text, spans = self._spans(example, where)
+        edges = [0, *(edge for span in spans for edge in span), len(text)]
+        pieces = [(text[a:b], bool(i % 2)) for i, (a, b) in enumerate(pairwise(edges))]
+        return [piece for piece in pieces if piece[0]]
+
+    def _spans(self, example: Example, where: str) -> tuple[str, list[Span]]:
+        """Returns an example's text, and where the pieces that are trained on lie in it."""
         if example.messages:
-            return self._chat(example, where)
+            return self.template.spans(example, where)
         if example.text:
-            return [(example.text, True)]
-        return [(example.prompt, False), (example.completion, True)]
+            return example.text, [(0, len(example.text))]
+        text = example.prompt + example.completion
+        return text, [(len(example.prompt), len(text))]
 
-    def _chat(self, example: Example, where: str) -> list[tuple[str, bool]]:
-        """Returns a chat's pieces: every assistant turn is trained on, its end mark included."""
-        turns = [{"role": role, "content": content} for role, content in example.messages]
-        pieces: list[tuple[str, bool]] = []
-        done = ""
-        for i, turn in enumerate(turns):
-            if turn["role"] != "assistant":
-                continue
-            prompt = self._rendered(turns[:i], where, reply=True)
-            whole = self._rendered(turns[: i + 1], where)
-            if not (prompt.startswith(done) and whole.startswith(prompt)):
-                rewrites = "the chat template rewrites earlier turns"
-                message = f"{rewrites}, so a reply's place cannot be found (row {example.row})"
-                hint = "use one reply a row, or prompt and completion"
-                raise DataError(f"{where}.messages", message, hint=hint)
-            pieces += [(prompt[len(done) :], False), (whole[len(prompt) :], True)]
-            done = whole
-        return pieces
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's chat template."""
+        return ChatTemplate(self.tokenizer, self.base.path)
 
-    def _rendered(self, turns: Sequence[dict[str, str]], where: str, reply: bool = False) -> str:
-        """Returns turns as text; with `reply`, up to where the assistant's next turn begins."""
-        if not self.tokenizer.chat_template:
-            message = f"the tokenizer of {self.base.path} has no chat template"
-            hint = "use prompt and completion, or an instruction-tuned base"
-            raise DataError(f"{where}.messages", message, hint=hint)
-        template = self.tokenizer.apply_chat_template
-        try:
-            return str(template(list(turns), tokenize=False, add_generation_prompt=reply))
-        except Exception as error:  # a template may raise anything; the user must see what it said
-            message = f"the chat template refused a row: {error}"
-            raise DataError(f"{where}.messages", message) from error
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """What turns texts into tokens."""
+        return TextEncoder(self.tokenizer)
 
     # --- sequences
 
@@ -159,13 +173,13 @@ class CausalLM(Pretrained):
         beginning of the prompt, a chat its earliest turns; a completion that is too long by itself
         loses its end.
         """
-        shown = [self.shown(example, where) for example in examples]
-        # encoded apart: a completion's tokens never depend on its prompt
-        pieces = iter(self._ids([text for parts in shown for text, _ in parts]))
+        found = self.encoder.labelled([self._spans(example, where) for example in examples])
         sequences: list[Encoded] = []
         num_cut = num_split = num_ended = 0
-        for i, (example, parts) in enumerate(zip(examples, shown, strict=True)):
-            ids, labels = self._join(example, [(next(pieces), scored) for _, scored in parts])
+        for i, (example, bare) in enumerate(zip(examples, found, strict=True)):
+            whole = self._marked(example, bare)
+            ids, labels = whole.ids, whole.labels
+            self._check_ids(ids, example, where)
             starts = range(1)
             if example.text:
                 starts = range(0, max(1, len(ids) - 1), self.max_length - 1)
@@ -179,70 +193,73 @@ class CausalLM(Pretrained):
                 # the first token is never predicted: a label there would count in a trainer's mean
                 hidden = (IGNORE, *labels[start + 1 : behind])
                 sequences.append(Encoded(tuple(own), hidden, i))
-        return Encoding(tuple(sequences), len(examples), num_cut, num_split, num_ended)
+        pairs = zip(examples, found, strict=True)
+        return Encoding(
+            tuple(sequences),
+            len(examples),
+            num_cut,
+            num_split,
+            num_ended,
+            num_marked=sum(each.has_marks and not row.messages for row, each in pairs),
+            num_straddling=sum(each.straddles for each in found),
+        )
 
     def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
         """Returns what the user should know of how rows became sequences, one line a kind."""
-        split = {name: encoding.num_split for name, encoding in encodings.items()}
-        cut = {name: encoding.num_cut for name, encoding in encodings.items()}
-        ended = {name: encoding.num_ended for name, encoding in encodings.items()}
         over = f"over {self.max_length} tokens"
-        return [
-            *counted(split, f"texts {over} are cut into several sequences"),
-            *counted(cut, f"examples {over} lose the beginning of their prompt"),
-            *counted(ended, f"answers that alone are {over} lose their end"),
-        ]
-
-    def _ids(self, texts: list[str]) -> list[list[int]]:
-        plain: Any = {"add_special_tokens": False, "verbose": False}
-        return list(self.tokenizer(texts, **plain)["input_ids"]) if texts else []
+        kinds = {
+            "num_split": f"texts {over} are cut into several sequences",
+            "num_cut": f"examples {over} lose the beginning of their prompt",
+            "num_ended": f"answers that alone are {over} lose their end",
+            "num_marked": "texts hold the tokenizer's own marks of a beginning or an end, which are"
+            " not written twice",
+            "num_straddling": "answers begin within a token of their prompt, which is trained on",
+        }
+        lines = []
+        for key, what in kinds.items():
+            lines += counted({name: getattr(each, key) for name, each in encodings.items()}, what)
+        return lines
 
     def tokens(self, text: str) -> list[int]:
         """Returns token ids of a piece of text, without special tokens."""
-        return list(self._ids([text])[0])
+        return self.encoder.ids([text])[0]
 
-    @cached_property
-    def start(self) -> list[int]:
-        """What the tokenizer puts before a text: its beginning-of-text token, or nothing."""
-        ids: list[int] = list(self.tokenizer("")["input_ids"])
-        return ids[: self._num_start(ids)]
+    def _marked(self, example: Example, found: Labelled) -> Labelled:
+        """Returns one example behind its start token and before its end token.
 
-    def _join(
-        self, example: Example, pieces: list[tuple[list[int], bool]]
-    ) -> tuple[list[int], list[int]]:
-        """Returns ids and labels of one example; a chat template writes its own marks."""
-        if example.text:
-            pieces = [(self.start, False), *pieces]
-        elif not example.messages:
-            pieces = [(self._opened(pieces[0][0]), False), *pieces[1:]]
-        if not example.messages:
-            pieces = [*pieces, ([int(self.tokenizer.eos_token_id)], True)]
-        ids = [token for piece, _ in pieces for token in piece]
-        labels = [t if scored else IGNORE for piece, scored in pieces for t in piece]
-        return ids, labels
+        A chat template writes its own marks; only where it ends no reply is it helped.
+        """
+        encoder = self.encoder
+        if example.messages:
+            return found.ended(encoder.end) if self.template.end is None else found
+        start = encoder.start
+        front = [] if found.ids[: len(start)] == start else start
+        if not example.text and not front and found.labels[:1] != [IGNORE]:
+            front = [encoder.end]  # an answer's first token must be predicted from something
+        whole = found.behind(front)
+        return whole if whole.ids[-1:] == [encoder.end] else whole.ended(encoder.end)
+
+    def _check_ids(self, ids: Sequence[int], example: Example, where: str) -> None:
+        """Raises ModelError if a token has no row in the model's embedding."""
+        rows = self.config.get_text_config().vocab_size
+        if max(ids, default=0) >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(max(ids))
+            message = f"the token {token!r} (row {example.row} of {where}) has the id {max(ids)}"
+            hint = "the tokenizer is another model's, or tokens were added without resizing"
+            raise ModelError("base.path", f"{message}, the embedding {rows} rows", hint=hint)
 
     def _cut(self, ids: list[int], labels: list[int], chat: bool) -> tuple[list[int], list[int]]:
         """Returns ids and labels without a prompt's first tokens, or a chat's, its start kept."""
-        keep = self._num_start(ids)
+        keep = self.encoder.num_start(ids)
         answer = next(i for i, label in enumerate(labels) if label != IGNORE)
         # a prompt ends where its answer begins: what is still too long after that is the answer
         most = len(ids) if chat else max(0, answer - max(1, keep))
         behind = keep + min(len(ids) - self.max_length, most)
         return ids[:keep] + ids[behind:], labels[:keep] + labels[behind:]
 
-    def _num_start(self, ids: Sequence[int]) -> int:
-        """Returns how many tokens at the front stay: the start token, whoever wrote it."""
-        bos = self.tokenizer.bos_token_id
-        return int(bos is not None and list(ids[:1]) == [bos])
-
-    def _opened(self, prompt: list[int]) -> list[int]:
-        """Returns a prompt behind the start token, or the end token if there is neither."""
-        # an answer's first token must be predicted from something, if only from a text's end
-        return [*self.start, *prompt] or [int(self.tokenizer.eos_token_id)]
-
-    def shorten(self, prompt: list[int], room: int) -> list[int]:
+    def _shorten(self, prompt: list[int], room: int) -> list[int]:
         """Returns the start token and the last tokens of a prompt, at most `room` in all."""
-        keep = self._num_start(prompt)
+        keep = self.encoder.num_start(prompt)
         return prompt[:keep] + prompt[keep + max(0, len(prompt) - room) :]
 
     def room(self, num_new: int) -> int:
@@ -252,12 +269,32 @@ class CausalLM(Pretrained):
     def prompt_ids(self, example: Example, where: str, num_new: int = 0) -> list[int]:
         """Returns the tokens before the answer, so few that the model has room for `num_new`."""
         if example.messages:
-            before = example.messages[: last_reply(example)]
-            turns = [{"role": role, "content": content} for role, content in before]
-            ids = self.tokens(self._rendered(turns, where, reply=True))
+            ids = self.tokens(self.template.prompt(example, where))
         else:
-            ids = self._opened(self.tokens(example.prompt))
-        return self.shorten(ids, self.room(num_new))
+            ids = self.encoder.opened(self.tokens(example.prompt))
+        self._check_ids(ids, example, where)
+        return self._shorten(ids, self.room(num_new))
+
+    def question(self, example: Example, index: int, where: str) -> Question:
+        """Returns a prompt and its options as tokens, each as in the text of both together.
+
+        A prompt that is too long loses its beginning, as much of it as the longest option needs:
+        all options of an example are compared behind one prompt. Raises DataError for an option
+        without tokens.
+        """
+        is_chat = bool(example.messages)
+        prompt = self.template.prompt(example, where) if is_chat else example.prompt
+        ids, found = self.encoder.options(prompt, example.options)
+        options = tuple(tuple(each[: self.max_length - 1]) for each in found)
+        if () in options:
+            empty = example.options[options.index(())]
+            message = f"the option {empty!r} of row {example.row} has no tokens"
+            raise DataError(f"{where}.options", message)
+        for each in found:
+            self._check_ids([*ids, *each], example, where)
+        room = self.max_length - max(map(len, options))
+        opened = ids if is_chat else self.encoder.opened(ids)
+        return Question(tuple(self._shorten(opened, room)), options, index)
 
     # --- losses, options, answers
 

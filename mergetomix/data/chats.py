@@ -1,0 +1,122 @@
+"""Chats as rows hold them: turns with roles, tools, thoughts and parts of content, checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mergetomix.data.errors import Place
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {
+    "human": "user",
+    "gpt": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+}
+"""Roles of chats whose turns hold `from` and `value`."""
+Turn = dict[str, Any]
+
+
+def turns_of(place: Place, value: Any) -> list[Turn]:
+    """Returns the turns of a chat as they stand, but for keys without a value.
+
+    A turn holds `role` and `content`, or `from` and `value`. The content is text, a list of parts
+    of type text, or nothing beside tool calls or thoughts; what else a turn holds is the chat
+    template's to read. Raises DataError, naming the turn and the key.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise place.error("messages must be a list of mappings with role and content, both text")
+    return [_turn(place, number, turn) for number, turn in enumerate(value)]
+
+
+def _turn(place: Place, number: int, given: Any) -> Turn:
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise place.error("messages must be a list of mappings with role and content, both text")
+    turn: Turn = {key: _without_nulls(each) for key, each in given.items() if each is not None}
+    if "role" not in turn and "from" in turn:
+        role = turn.pop("from")
+        turn = {"role": SHAREGPT.get(role, role), "content": turn.pop("value", None), **turn}
+    role = turn.get("role")
+    if role not in ROLES:
+        known = f"the roles are {', '.join(ROLES)}"
+        raise place.error(f"turn {number} has the role {role!r}; {known}")
+    content = turn.setdefault("content", None)
+    if isinstance(content, list):
+        for part in content:
+            if not isinstance(part, str) and not (
+                isinstance(part, Mapping) and isinstance(part.get("text"), str)
+            ):
+                kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+                rule = f"turn {number} ({role}) has a part of type {kind!r} in content"
+                raise place.error(f"{rule}; a language model reads text alone")
+    elif content is None and not any(turn.get(key) for key in turn if key not in ("role", "name")):
+        raise place.error(f"turn {number} ({role}) has no content")
+    elif content is not None and not isinstance(content, str):
+        kind = type(content).__name__
+        raise place.error(f"turn {number} ({role}) has content of type {kind}, not text")
+    return turn
+
+
+def text_of(turn: Turn) -> str:
+    """Returns a turn's content as one text; parts are joined.
+
+    >>> text_of({"role": "user", "content": [{"type": "text", "text": "a"}, "b"]})
+    'ab'
+    """
+    content = turn["content"]
+    if isinstance(content, list):
+        return "".join(part if isinstance(part, str) else part["text"] for part in content)
+    return content or ""
+
+
+def check_replies(place: Place, turns: Sequence[Turn], first: int = 0) -> None:
+    """Raises DataError if the turns from `first` on hold no reply, or an empty one.
+
+    A reply is a turn of the assistant; it may be tool calls alone.
+    """
+    replies = [turn for turn in turns[first:] if turn["role"] == "assistant"]
+    if not replies:
+        raise place.error("no turn of the assistant, so there is nothing to learn")
+    if not all(text_of(turn).strip() or turn.get("tool_calls") for turn in replies):
+        raise place.error("a turn of the assistant is empty")
+
+
+def is_plain(turns: Sequence[Turn], tools: Any) -> bool:
+    """Returns whether role and text say all that there is."""
+    keys = {"role", "content"}
+    return not tools and all(
+        set(turn) == keys and isinstance(turn["content"], str) for turn in turns
+    )
+
+
+def as_json(place: Place, turns: Sequence[Turn], tools: Any) -> str:
+    """Returns turns and tools as JSON. Raises DataError for what JSON cannot hold."""
+    try:
+        return json.dumps({"messages": turns, "tools": tools}, ensure_ascii=True)
+    except (TypeError, ValueError) as error:
+        raise place.error(f"a turn or tool holds what JSON cannot: {error}") from None
+
+
+def tools_of(place: Place, value: Any) -> list[Any] | None:
+    """Returns a row's tools: a list of mappings, or that as JSON; None if there are none."""
+    if isinstance(value, str) and value.strip():
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise place.error(f"tools must be a list, or JSON of one: {error}") from None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise place.error("tools must be a list of mappings, each a JSON schema")
+    return [_without_nulls(tool) for tool in value]
+
+
+def _without_nulls(value: Any) -> Any:
+    """Drops the keys that `datasets` adds, so that all rows have the same."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nulls(each) for key, each in value.items() if each is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(each) for each in value]
+    return value
