@@ -416,6 +416,22 @@ def test_options_of_a_chat_are_replies() -> None:
     assert [family.tokenizer.decode(option) for option in question.options] == ["4", "9"]
 
 
+def test_a_template_may_be_the_recipes(tmp_path: Path) -> None:
+    folder = tiny.save(tiny.llama(), tmp_path / "base", chat=True)
+    file = tmp_path / "own.jinja"
+    file.write_text(NO_END)
+    for given in (NO_END, str(file)):
+        base = Base(path=folder, dtype="float32", chat_template=given)
+        family = CausalLM(base, "cpu", 96, "full")
+        assert family.template.prompt(TALK, WHERE).startswith("user: what is 2assistant: 4")
+        family.save(family.load(), tmp_path / "out")
+        assert tiny.open_base(str(tmp_path / "out")).tokenizer.chat_template == NO_END
+    for broken, said in (("{% for m in", "not a template"), ("no/file.jinja", "read as a file")):
+        base = Base(path=folder, dtype="float32", chat_template=broken)
+        with pytest.raises(ModelError, match=rf"base.chat_template: .*{said}"):
+            _ = CausalLM(base, "cpu", 96, "full").tokenizer
+
+
 @pytest.mark.skipif(not CASES.exists(), reason="shared/cases lies beside the checkout alone")
 @pytest.mark.parametrize(
     ("name", "template"),

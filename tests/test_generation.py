@@ -306,3 +306,61 @@ def test_a_fraction_is_its_value_however_it_is_written(value: Fraction) -> None:
     sign = "-" if top < 0 else ""
     written = (str(value), rf"{sign}\frac{{{abs(top)}}}{{{bottom}}}", f"{top:,} / {bottom:,}")
     assert {last_number(f"of 12, it is {each}.") for each in written} == {value}
+
+
+# --- where the reply of a chat ends
+
+
+def chat_base(folder: Path, mark: str) -> CausalLM:
+    """A base whose chat template ends a turn with a mark that its tokenizer has as a token."""
+    built = tiny.tokenizer(True, False)
+    built.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    built.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}" + mark + "\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    tiny.llama(vocab_size=len(built)).save_pretrained(folder)
+    built.save_pretrained(folder)
+    return tiny.open_base(str(folder))
+
+
+def asked(num: int) -> list[Example]:
+    rows = examples(num)
+    return [
+        Example(i, messages=(("user", row.prompt), ("assistant", row.completion)))
+        for i, row in enumerate(rows)
+    ]
+
+
+def test_answers_of_a_chat_end_where_its_template_does(tmp_path: Path) -> None:
+    """The mark is a letter that the model writes here, so that it is no token of its own."""
+    plain = chat_base(tmp_path / "plain", "<|im_end|>")
+    rows = asked(4)
+    prompts = [plain.prompt_ids(row, WHERE) for row in rows]
+    free = [str(text) for text in plain.generate(plain.load(), prompts, FREE)]
+    letter = next(c for c in free[0][1:] if c.isascii() and c.isalnum())
+    family = chat_base(tmp_path / "ends", letter)
+    assert family.end_mark == letter
+    scored = target(family, rows, stop=[], max_new_tokens=16)
+    prompts = [family.prompt_ids(row, WHERE) for row in rows]
+    whole = [str(text) for text in family.generate(family.load(), prompts, FREE)]
+    answers = family.generate(family.load(), scored.prompts, scored.settings)
+    assert answers == [text.split(letter)[0] for text in whole]
+    assert any(letter in text for text in whole)
+    pairs = target(family, examples(4), stop=[])
+    assert pairs.settings.stop == ()
+    notes = family.notes({"x": family.encode(rows, WHERE), "y": family.encode(examples(2), WHERE)})
+    assert f"chats end with {letter}, which is not the tokenizer's end token" in notes[0]
+    assert notes[0].endswith("x 4")
+
+
+def test_models_that_are_written_end_where_the_template_does(tmp_path: Path) -> None:
+    family = chat_base(tmp_path / "base", "<|im_end|>")
+    mark = family.tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = family.load()
+    assert model.generation_config.eos_token_id == [2, mark]
+    family.save(model, tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert written.eos_token_id == [2, mark]
+    again = tiny.open_base(str(tmp_path / "out"))
+    assert again.end_mark == "" and again.load().generation_config.eos_token_id == [2, mark]

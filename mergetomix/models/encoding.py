@@ -35,7 +35,8 @@ class Encoding:
 
     `num_cut` examples lost the start of their prompt, `num_split` became several sequences, and
     `num_ended` lost the end of their answer. `num_marked` hold marks of a beginning or an end
-    themselves, and of `num_straddling` an answer begins within a token of the prompt.
+    themselves, of `num_straddling` an answer begins within a token of the prompt, and `num_chats`
+    are chats.
     """
 
     sequences: tuple[Any, ...]
@@ -45,6 +46,7 @@ class Encoding:
     num_ended: int = 0
     num_marked: int = 0
     num_straddling: int = 0
+    num_chats: int = 0
 
     @property
     def num_tokens(self) -> int:

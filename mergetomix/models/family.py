@@ -164,13 +164,15 @@ class GeneratesText(EncodesPrompts, Protocol):
     An answer is None where the model's logits are not finite. `limit` is the model's longest
     sequence, None if it has none; `room` the longest prompt that leaves the model `num_new` tokens
     for an answer. `penalties` are what the base's generation config would change about greedy
-    answers, by its keys.
+    answers, by its keys, and `end_mark` what ends a reply beside the usual end tokens.
     """
 
     limit: int | None
 
     @property
     def penalties(self) -> Mapping[str, Any]: ...
+    @property
+    def end_mark(self) -> str: ...
 
     def room(self, num_new: int) -> int: ...
     def generate(

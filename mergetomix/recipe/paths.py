@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mergetomix.data.files import KINDS
+from mergetomix.sections.base import Base
 from mergetomix.sections.source import Dataset, Source
 
 S = TypeVar("S", bound=Source)
@@ -19,10 +20,14 @@ def under(folder: Path, path: str) -> Path:
     return folder / os.path.expanduser(path)  # noqa: PTH111
 
 
-def resolve_model_path(path: str, folder: Path) -> str:
-    """Returns an absolute path if one is there or meant, else the hub id as it is."""
-    local = under(folder, path).resolve()
-    return str(local) if local.exists() or _is_written_as_path(path) else path
+def resolve_base(base: Base, folder: Path) -> Base:
+    """Returns a base whose folder and template are absolute paths; a hub id stays as it is."""
+    local = under(folder, base.path).resolve()
+    is_local = local.exists() or _is_written_as_path(base.path)
+    update = {"path": str(local)} if is_local else {}
+    if base.chat_template is not None and "{" not in base.chat_template:
+        update["chat_template"] = str(under(folder, base.chat_template).resolve())
+    return base.model_copy(update=update)
 
 
 def resolve_data_path(path: str, folder: Path) -> str:

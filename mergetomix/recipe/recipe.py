@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from mergetomix.errors import RecipeError
 from mergetomix.merge import METHODS
 from mergetomix.recipe.errors import nearest, readable
-from mergetomix.recipe.paths import resolve_model_path, resolve_source, under
+from mergetomix.recipe.paths import resolve_base, resolve_source, under
 from mergetomix.recipe.yaml import override, read_values
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
@@ -106,9 +106,7 @@ class Recipe(Section):
     def resolved(self, folder: Path) -> Recipe:
         """Returns the recipe with absolute paths; relative ones start at a folder."""
         update: dict[str, Any] = {
-            "base": self.base.model_copy(
-                update={"path": resolve_model_path(self.base.path, folder)}
-            ),
+            "base": resolve_base(self.base, folder),
             "datasets": {
                 name: resolve_source(each, folder) for name, each in self.datasets.items()
             },

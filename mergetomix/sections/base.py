@@ -19,3 +19,6 @@ class Base(Section):
     float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+    chat_template: Text | None = None
+    """A chat template instead of the tokenizer's: the path of a file (`.jinja`), or the template
+    itself. Models that are written have it."""

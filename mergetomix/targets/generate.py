@@ -89,9 +89,9 @@ class Generate:
         whole = (self.family.prompt_ids(example, self.where) for example in examples)
         self.num_cut = sum(len(prompt) > room for prompt in whole)
         self.is_own = section.generation == "model"
-        self.settings = Generation(
-            num_new, tuple(section.stop), setting.batch_tokens, self.is_own, section.seed
-        )
+        self.end_mark = self.family.end_mark if any(each.messages for each in examples) else ""
+        stop = (*section.stop, *([self.end_mark] if self.end_mark else []))
+        self.settings = Generation(num_new, stop, setting.batch_tokens, self.is_own, section.seed)
         self.may_straddle = any(
             may_straddle(stop, each) for stop in section.stop for each in examples
         )
@@ -110,6 +110,7 @@ class Generate:
             *(["model", own.seed] if self.is_own else []),
             *(["greedy"] if not self.is_own and self.family.penalties else []),
             *(["stop behind the prompt"] if self.may_straddle else []),
+            *([self.end_mark] if self.end_mark else []),
         ]
         source = source_of(own.function)
         return digest("generate", self.prompts, self.answers, settings, source, *changed)

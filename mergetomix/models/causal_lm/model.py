@@ -17,7 +17,7 @@ from mergetomix.models.causal_lm.generation import Generation, continuations, pe
 from mergetomix.models.causal_lm.questions import Asked, Question
 from mergetomix.models.causal_lm.scoring import losses_in_order, sums, token_losses
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
-from mergetomix.models.causal_lm.templates import ChatTemplate, Span
+from mergetomix.models.causal_lm.templates import ChatTemplate, Span, put_template
 from mergetomix.models.encoding import Encoding, counted
 from mergetomix.models.pretrained import Pretrained
 from mergetomix.sections.base import Base
@@ -62,6 +62,8 @@ class CausalLM(Pretrained):
             raise ModelError("base.path", message)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if self.base.chat_template is not None:
+            put_template(tokenizer, self.base.chat_template)
         return tokenizer
 
     @property
@@ -202,6 +204,7 @@ class CausalLM(Pretrained):
             num_ended,
             num_marked=sum(each.has_marks and not row.messages for row, each in pairs),
             num_straddling=sum(each.straddles for each in found),
+            num_chats=sum(bool(example.messages) for example in examples),
         )
 
     def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
@@ -213,12 +216,46 @@ class CausalLM(Pretrained):
             "num_ended": f"answers that alone are {over} lose their end",
             "num_marked": "texts hold the tokenizer's own marks of a beginning or an end, which are"
             " not written twice",
+            **self._ends_of_chats(),
             "num_straddling": "answers begin within a token of their prompt, which is trained on",
         }
         lines = []
         for key, what in kinds.items():
             lines += counted({name: getattr(each, key) for name, each in encodings.items()}, what)
         return lines
+
+    def _ends_of_chats(self) -> dict[str, str]:
+        """Returns what the user should know of where replies end, for `notes`."""
+        if not self.tokenizer.chat_template:
+            return {}
+        if self.template.end is None:
+            own = "the tokenizer's end token, as the chat template writes no end"
+            return {"num_chats": f"chats end with {own}"}
+        if self.end_mark:
+            other = "which is not the tokenizer's end token: answers end at either"
+            return {"num_chats": f"chats end with {self.end_mark}, {other}"}
+        return {}
+
+    @cached_property
+    def end_mark(self) -> str:
+        """What ends a reply beside the end tokens of tokenizer and base; empty if nothing does."""
+        mark = self.template.end if self.tokenizer.chat_template else None
+        ids = self.tokens(mark or "")
+        return "" if mark is None or ids[0] in self._ends_of(self.generation_config) else mark
+
+    def _ends_of(self, config: Any) -> set[int]:
+        """Returns the tokenizer's end token, and those of a configuration."""
+        ends = getattr(config, "eos_token_id", None)
+        own = ends if isinstance(ends, list | tuple) else [] if ends is None else [ends]
+        return {*map(int, own), self.encoder.end}
+
+    def prepared(self, model: Any) -> Any:
+        """Returns a base whose generation config ends answers where the chat template does."""
+        ids = self.tokens(self.end_mark) if self.end_mark else []
+        if len(ids) == 1:
+            config = model.generation_config
+            config.eos_token_id = sorted({*self._ends_of(config), *ids})
+        return model
 
     def tokens(self, text: str) -> list[int]:
         """Returns token ids of a piece of text, without special tokens."""
@@ -335,16 +372,20 @@ class CausalLM(Pretrained):
         return np.asarray(np.sum(sums, axis=0) / num_tokens, dtype=np.float64)
 
     @cached_property
-    def penalties(self) -> dict[str, Any]:
-        """What the base's generation config would change about greedy answers, by its keys."""
+    def generation_config(self) -> Any:
+        """The base's generation config, transformers' GenerationConfig."""
         from transformers import GenerationConfig
 
         revision = self.base.revision or "main"
         try:
-            config = GenerationConfig.from_pretrained(self.base.path, revision=revision)
+            return GenerationConfig.from_pretrained(self.base.path, revision=revision)
         except OSError:  # the base has no such file
-            config = GenerationConfig.from_model_config(self.config)
-        return penalties(config)
+            return GenerationConfig.from_model_config(self.config)
+
+    @property
+    def penalties(self) -> dict[str, Any]:
+        """What the base's generation config would change about greedy answers, by its keys."""
+        return penalties(self.generation_config)
 
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.data.chats import Turn, text_of
 from mergetomix.data.examples import Example, last_reply
-from mergetomix.errors import DataError
+from mergetomix.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,29 @@ Span = tuple[int, int]
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 EMPTY_THOUGHT = re.compile(r"\s*<(think|thinking|thought|reasoning)>\s*</\1>\s*")
 PROBE = "mergetomix"
+
+
+def put_template(tokenizer: PreTrainedTokenizerBase, given: str) -> None:
+    """Gives a tokenizer the chat template that is meant: a text, or the path of a file.
+
+    Raises ModelError for a file that cannot be read, and a text that is no template.
+    """
+    from jinja2 import TemplateSyntaxError
+
+    key, text = "base.chat_template", given
+    if "{" not in given:
+        try:
+            text = Path(given).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            message = f"{given} cannot be read as a file, and a template holds braces: {error}"
+            raise ModelError(key, message) from None
+    tokenizer.chat_template = text
+    try:
+        tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
+    except TemplateSyntaxError as error:
+        raise ModelError(key, f"not a template: {error} (line {error.lineno})") from None
+    except Exception:  # noqa: BLE001, S110  # what it refuses, an example of the user's will show
+        pass
 
 
 def num_shared(one: Sequence[Any], other: Sequence[Any]) -> int:
