@@ -287,3 +287,42 @@ def test_a_column_that_a_folder_or_an_archive_has_not_is_named(tmp_path: Path) -
     np.savez(tmp_path / "a.npz", x=tiny.pixels(3), y=[0, 1, 0])
     for given in (tmp_path / "a.npz", folder_of(tmp_path / "files")):
         fails("no column 'labl', did you mean 'label'", given, key="datasets.x.label", label="labl")
+
+
+# --- classes whose names are digits
+
+
+FIVE = ("1", "2", "3", "4", "5")
+
+
+def rows_of(labels: Any) -> list[dict[str, Any]]:
+    return [
+        {"image": np.full((4, 4), i, dtype=np.uint8), "label": label}
+        for i, label in enumerate(labels)
+    ]
+
+
+@pytest.mark.parametrize("labels", [range(5), ["0", "1", "2", "3", "4"], [0.0, 1.0, 2.0, 3.0, 4.0]])
+def test_a_whole_number_counts_classes_whatever_their_names(labels: Any) -> None:
+    assert [item.label for item in get(rows_of(labels), FIVE).items] == list(FIVE)
+
+
+def test_a_text_that_is_a_name_is_that_class() -> None:
+    assert [item.label for item in get(rows_of(["3", "1", "5"]), FIVE).items] == ["3", "1", "5"]
+    assert [item.label for item in get(rows_of([2, 0, "1"]), FIVE).items] == ["3", "1", "1"]
+    with pytest.raises(DataError, match="the label 5 is not among the 5 classes"):
+        get(rows_of([1, 5]), FIVE)
+
+
+def test_a_class_label_of_digits_counts_too(tmp_path: Path) -> None:
+    """Folders named 0 to 11 are classes in the order of their texts: 0, 1, 10, 11, 2, ..."""
+    import datasets
+
+    names = sorted(map(str, range(12)))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
+    table = datasets.Dataset.from_list(rows_of(range(12)), features=features)
+    table.to_parquet(str(tmp_path / "stars.parquet"))
+    found = get(str(tmp_path / "stars.parquet"))
+    assert [item.label for item in found.items] == names

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,9 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
             raise missing_column(f"{where}.{key}", column, table.columns)
     indices = draw(table.kept(), source)
     space = _space(source, table, label, where)
-    is_list = bool(source.classes) or label in table.names
     rows = list(zip(indices, table.take(indices), strict=True))
+    is_list = bool(source.classes) or label in table.names
+    counts = is_list and _count_classes([row[label] for _, row in rows], space)
     pictures = [_picture(row[image], table, Place(f"{where}.image", i)) for i, row in rows]
     # Pillow lets go of the interpreter while it decodes
     with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
@@ -58,7 +59,7 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
     items = []
     for (i, row), picture in zip(rows, looked, strict=True):
         if isinstance(picture, Picture):
-            name = _class_of(row[label], space, is_list, Place(f"{where}.label", i))
+            name = _class_of(row[label], space, is_list, counts, Place(f"{where}.label", i))
             items.append(Example(i, label=name, picture=picture, space=space))
     if not items:
         problem = f"none of {len(pictures)} images decodes; the first is {broken[0]}"
@@ -142,14 +143,28 @@ def _space(source: Source, table: Table, label: str, where: str) -> LabelSpace:
     return LabelSpace(names, tuple(source.templates), is_named, head)
 
 
-def _class_of(value: Any, space: LabelSpace, is_list: bool, place: Place) -> str:
-    """Returns a label's class by name; a number counts the classes from 0, if they are a list."""
+def _count_classes(values: Sequence[Any], space: LabelSpace) -> bool:
+    """Returns whether texts of digits count the classes from 0, as numbers do.
+
+    Tables keep numbers as texts, and names may be digits too: `0` to `4` beside names from `1` to
+    `5` count, as `0` is no name.
+    """
+    texts = {value for value in values if isinstance(value, str)} - set(space.classes)
+    return any(text.strip().isascii() and text.strip().isdigit() for text in texts)
+
+
+def _class_of(value: Any, space: LabelSpace, is_list: bool, counts: bool, place: Place) -> str:
+    """Returns a label's class by name; a number counts the classes from 0, if they are a list.
+
+    `counts` says that texts of digits are numbers, even if a class has that name.
+    """
     plain, classes = _plain(value, place), space.classes
-    if str(value) in classes:
-        return str(value)
-    if isinstance(plain, int) and is_list:
+    is_name = isinstance(value, str) and value in classes and not counts
+    if isinstance(plain, int) and is_list and not is_name:
         if 0 <= plain < len(classes):
             return classes[plain]
+    elif str(value) in classes:
+        return str(value)
     elif str(plain) in classes:
         return str(plain)
     listed = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
