@@ -15,9 +15,8 @@ from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex, Subsets
 from mergetomix.search.candidates import coefficients
 from mergetomix.search.gradient import best_subsets
-from mergetomix.search.gradient.best_subsets import SubsetFinder
+from mergetomix.search.gradient.best_subsets import Climber, SubsetFinder
 from mergetomix.search.gradient.best_weights import WeightFinder
-from mergetomix.search.gradient.local_search import Climber
 from mergetomix.search.gradient.strategy import Gradient
 from mergetomix.search.gradient.subset_quadratics import SubsetFrame
 from mergetomix.search.gradient.surrogate import Learner

@@ -146,18 +146,16 @@ class QuadraticPosterior:
     ) -> None:
         self.seen, self.prior = seen, prior
         self._scales = np.array(prior.scales)
-        grows = before is not None and before.prior == prior and seen.extends(before.seen)
-        self._root = self._grown(before) if before is not None and grows else self._fresh()
+        if before is not None and before.prior == prior and seen.extends(before.seen):
+            self._root = self._grown(before)
+        else:
+            matrix = covariance(self._scales, seen)
+            matrix[np.diag_indices(len(matrix))] += prior.noises(seen)
+            self._root = cholesky(matrix, lower=True, check_finite=False, overwrite_a=True)
         white_S = solve_triangular(self._root, seen.numbers_S, lower=True, check_finite=False)
         alpha_S = solve_triangular(self._root, white_S, lower=True, trans="T", check_finite=False)
         num = len(alpha_S) - len(seen.values_M)
         self._alpha_GN, self._alpha_M = alpha_S[:num].reshape(len(seen.sloped), -1), alpha_S[num:]
-
-    def _fresh(self) -> Array:
-        """Returns the Cholesky root of the covariance of everything observed."""
-        matrix = covariance(self._scales, self.seen)
-        matrix[np.diag_indices(len(matrix))] += self.prior.noises(self.seen)
-        return np.asarray(cholesky(matrix, lower=True, check_finite=False, overwrite_a=True))
 
     def _grown(self, before: QuadraticPosterior) -> Array:
         """Returns the root with rows for the new values.

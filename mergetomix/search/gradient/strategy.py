@@ -75,8 +75,7 @@ class Gradient(Strategy):
     def _foreseen(self) -> int:
         if self.setting.space.size <= self._budget:
             return int(self.setting.space.size)
-        num = self._num_gradients()
-        return num + self._budget - GRADIENT_COST * num
+        return self._budget - (GRADIENT_COST - 1) * self._num_gradients()
 
     def _num_gradients(self) -> int:
         return max(1, int(GRADIENT_SHARE * self._budget) // GRADIENT_COST)
@@ -107,7 +106,9 @@ class Gradient(Strategy):
             yield [Ask(self._curious(model), gradient=True)]
             if model is not None and is_finite(self._told[-1]):
                 spread = self._finder.spread(model, self._rng())
-                error = self._error(model, self._told[-1])
+                found = model.combined(values_of([in_units_of_scores(self._told[-1], self._lines)]))
+                points_KN = self._learner.points(self._tried()[-1:])
+                error = float(found[0] - model.objectives(points_KN)[0])
                 errors.append(error / spread if spread > 0 else np.inf)
 
     def _curious(self, model: Surrogate | None) -> Mixture:
@@ -122,11 +123,6 @@ class Gradient(Strategy):
         if not self.setting.front:
             self._chance = float(ndtr(self._hopes(model, points_KN).max()))
         return candidates[int((mean_K + CURIOSITY * sd_K).argmax())]
-
-    def _error(self, model: Surrogate, told: Told) -> float:
-        """Returns what a trial's objective is above what the model said before it was told."""
-        found = model.combined(values_of([in_units_of_scores(told, self._lines)]))
-        return float(found[0] - model.objectives(self._learner.points([told.mixture]))[0])
 
     def _fit(self, again: bool) -> Surrogate | None:
         """Fits everything told, companions in units of their scores; None without gradients."""

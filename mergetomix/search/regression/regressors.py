@@ -93,6 +93,7 @@ def log_linear(points_MN: Array, value_M: Array) -> Fit:
     derivatives: exact for a line, near for a law.
     """
     from scipy.optimize import least_squares
+    from sklearn.linear_model import Ridge
 
     mean, size = float(value_M.mean()), float(value_M.std())
     if size == 0:
@@ -110,10 +111,12 @@ def log_linear(points_MN: Array, value_M: Array) -> Fit:
         of_values = np.column_stack([np.ones_like(power_M), power_M, of_powers])
         return np.vstack([of_values, np.pad(penalty_PN, ((0, 0), (2, 0)))])
 
-    tried = [
-        least_squares(residuals, start, slopes, method="lm", max_nfev=MAX_LAW_STEPS)
-        for start in _bent_lines(points_MN, unit_M)
-    ]
+    # a + b . x is near to a - k + k exp(b . x / k) for k large
+    line = Ridge(alpha=RIDGE).fit(points_MN, unit_M)
+    tried = []
+    for k in np.array([BEND, -BEND]) * max(1.0, float(np.ptp(line.coef_))):
+        start = np.array([line.intercept_ - k, k, *(line.coef_ / k)])
+        tried.append(least_squares(residuals, start, slopes, method="lm", max_nfev=MAX_LAW_STEPS))
     best = min(tried, key=lambda found: float(found.cost))
     base, _ = np.linalg.qr(slopes(best.x))
     own_M = (base[: len(value_M)] ** 2).sum(axis=1)
@@ -128,12 +131,3 @@ def _power(law: Array, points_KN: Array) -> Array:
 def _law(law: Array, points_KN: Array) -> Array:
     """Returns c + k exp(t . x) for a law (c, k, t)."""
     return np.asarray(law[0] + law[1] * _power(law, points_KN))
-
-
-def _bent_lines(points_MN: Array, unit_M: Array) -> list[Array]:
-    """Returns two laws near to the best line: a + b . x is a - k + k exp(b . x / k), k large."""
-    from sklearn.linear_model import Ridge
-
-    line = Ridge(alpha=RIDGE).fit(points_MN, unit_M)
-    sizes = (sign * BEND * max(1.0, float(np.ptp(line.coef_))) for sign in (1, -1))
-    return [np.array([line.intercept_ - k, k, *(line.coef_ / k)]) for k in sizes]
