@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     import torch
 
 
+TARGETS = "train.lora.target_modules"
+
+
 class Pretrained:
     """A base model of transformers.
 
@@ -209,10 +212,40 @@ class Pretrained:
         )
 
     def adapted(self, model: Any, lora: Lora) -> Any:
-        """Returns the base with fresh adapters."""
+        """Returns the base with fresh adapters.
+
+        Raises ModelError if it has no such layers, or PEFT cannot adapt them.
+        """
         from peft import get_peft_model
 
-        return get_peft_model(model, self.lora_config(lora))
+        try:
+            return get_peft_model(model, self.lora_config(lora))
+        except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            hint = "name linear layers, or use train.method: full"
+            raise ModelError(TARGETS, f"cannot be adapted: {reason}", hint=hint) from None
+
+    def _check_adapters(self, adapted: Any) -> None:
+        """Raises ModelError for an adapter whose delta is no product of two matrices of its own."""
+        shared: dict[int, int] = {}
+        modules = list(adapted.named_modules())
+        for _, module in modules:
+            for each in module.parameters(recurse=False):
+                shared[id(each)] = shared.get(id(each), 0) + 1
+        for name, module in modules:
+            if not getattr(module, "lora_A", None) and not getattr(module, "lora_embedding_A", {}):
+                continue
+            layer, weight = name.removeprefix("base_model.model."), module.get_base_layer().weight
+            why = ""
+            if getattr(module, "lora_embedding_A", {}):
+                why = "it is an embedding"
+            elif weight.dim() != 2:
+                why = f"its weight has {weight.dim()} dimensions"
+            elif shared[id(weight)] > 1:
+                why = "its weight is another layer's, too"
+            if why:
+                message = f"the adapter of {layer} cannot be merged exactly: {why}"
+                raise ModelError(TARGETS, message, hint="leave it out, or use train.method: full")
 
     def skeleton(self) -> Any:
         """Returns the base as transformers makes it, without weights."""
@@ -232,6 +265,7 @@ class Pretrained:
         if lora is not None:
             with torch.device("meta"), quiet():
                 model = self.adapted(model, lora)
+            self._check_adapters(model)
         return sum(p.numel() for p in model.parameters() if lora is None or p.requires_grad)
 
     @cached_property

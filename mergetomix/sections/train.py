@@ -87,6 +87,9 @@ class Train(Section):
     cut into several sequences; longer prompts lose their beginning."""
     seed: Seed = 0
     """Seed of the data order, the adapters' start and dropout, the same for every fine-tune."""
+    router_aux_loss: float | None = Field(default=None, ge=0)
+    """For mixtures of experts: the factor of the loss that spreads tokens over experts; null adds
+    none, whatever the base's configuration says."""
     anchor: Anchor | None = None
     """General data in every fine-tune."""
     augment: Augment | None = None

@@ -7,16 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mergetomix.models.causal_lm.scoring import quiet_routers
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+DRAWS = {"temperature", "top_p", "top_k", "min_p", "top_h", "typical_p"}
+DRAWS |= {"epsilon_cutoff", "eta_cutoff"}
+"""Settings of a model's own that say how tokens are drawn."""
 HARMLESS = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("max_length", "max_new_tokens", "_from_model_config", "transformers_version", "use_cache"),
     *("cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"),
-    *("do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p"),
-    *("epsilon_cutoff", "eta_cutoff", "trust_remote_code"),
+    *("do_sample", "trust_remote_code", *DRAWS),
     *("output_attentions", "output_hidden_states", "output_logits", "output_scores"),
     *("return_dict_in_generate", "compile_config", "disable_compile", "low_memory"),
 }
@@ -49,6 +53,22 @@ def penalties(config: Any) -> dict[str, Any]:
         for key, value in sorted(config.to_diff_dict().items())
         if key not in HARMLESS and value and value != usual.get(key)
     }
+
+
+def repair(config: Any) -> list[str]:
+    """Resets what makes a generation config invalid, and returns its keys; none if it is valid.
+
+    Older models (Vicuna, Llama 2) say how to draw beside that nothing is drawn, which transformers
+    loads and does not save.
+    """
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        keys = [key for key in sorted(DRAWS) if getattr(config, key, None) is not None]
+        for key in keys if not config.do_sample else []:
+            setattr(config, key, None)
+        return keys
+    return []
 
 
 def continuations(
@@ -136,6 +156,7 @@ def _batch(
             attention_mask=torch.tensor(mask, device=model.device),
             logits_processor=LogitsProcessorList([finite]),
             stopping_criteria=StoppingCriteriaList(stop),
+            **quiet_routers(model),
         )
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
     return [

@@ -13,16 +13,22 @@ from mergetomix.data import reading
 from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError, ModelError
 from mergetomix.models.causal_lm.encoding import Labelled, TextEncoder
-from mergetomix.models.causal_lm.generation import Generation, continuations, penalties
+from mergetomix.models.causal_lm.generation import Generation, continuations, penalties, repair
+from mergetomix.models.causal_lm.packing import keeps_apart
 from mergetomix.models.causal_lm.questions import Asked, Question
-from mergetomix.models.causal_lm.scoring import losses_in_order, sums, token_losses
+from mergetomix.models.causal_lm.scoring import (
+    losses_in_order,
+    quiet_routers,
+    sums,
+    token_losses,
+)
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
 from mergetomix.models.causal_lm.templates import ChatTemplate, Span, put_template
 from mergetomix.models.encoding import Encoding, counted
 from mergetomix.models.pretrained import Pretrained
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Source
-from mergetomix.sections.train import Train
+from mergetomix.sections.train import Lora, Train
 
 if TYPE_CHECKING:
     import torch
@@ -49,6 +55,13 @@ class CausalLM(Pretrained):
         if self.max_length < max_length:
             over = f"train.max_length {max_length} is over the model's limit"
             self.limits = (f"{over}: {self.max_length} is used",)
+        repaired = repair(self.generation_config)
+        if repaired:
+            left = f"its generation config draws nothing, and {', '.join(repaired)} are left out"
+            self.limits += (f"{left}: transformers saves no such config",)
+        if self.has_routers and method == "lora":
+            says = "LoRA adapts the base's linear layers; experts whose weights are one tensor"
+            self.limits += (f"{says} keep the base's values (train.method: full trains them)",)
         self._known_tokenizers: set[bytes] = set()
 
     # --- the base and its fine-tunes
@@ -89,8 +102,39 @@ class CausalLM(Pretrained):
     # --- training
 
     def settings(self) -> dict[str, Any]:
-        """Returns number types and the longest sequence."""
-        return {"dtype": str(self.dtype), "bf16": self.bf16, "max_length": self.max_length}
+        """Returns number types, the longest sequence, and how a mixture's routers are trained."""
+        found = {"dtype": str(self.dtype), "bf16": self.bf16, "max_length": self.max_length}
+        return {**found, **({"routers": "by the recipe alone"} if self.has_routers else {})}
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether the base is a mixture of experts, whose routers have a loss of their own."""
+        return hasattr(self.config.get_text_config(), "output_router_logits")
+
+    def lora_config(self, lora: Lora) -> Any:
+        """Returns the recipe's section as PEFT's configuration.
+
+        `all-linear` are the linear layers but the head. Tensors that fuse the experts of a mixture
+        are no such layers and keep the base's values.
+        """
+        config = super().lora_config(lora)
+        if self.has_routers and lora.target_modules == "all-linear":
+            config.target_modules = set(self.linears)
+        return config
+
+    @cached_property
+    def linears(self) -> set[str]:
+        """The last part of the names of the base's linear layers, the head left out."""
+        import torch
+        from transformers.pytorch_utils import Conv1D
+
+        model = self.skeleton()
+        head = model.get_output_embeddings()
+        return {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+        }
 
     def trainer(
         self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]
@@ -98,16 +142,27 @@ class CausalLM(Pretrained):
         """Returns TRL's SFTTrainer of the base on these sequences."""
         from mergetomix.models.causal_lm.trainer import trainer
 
-        options = {**arguments, "padding_free": settings.packing}
-        adapter = self.lora_config(settings.lora) if settings.method == "lora" else None
+        factor = settings.router_aux_loss or 0.0
+        routers = {"router_aux_loss_coef": factor} if self.has_routers else {}
+        options = {**arguments, "padding_free": settings.packing, **routers}
+        adapter = None
+        if settings.method == "lora":
+            self.num_saved(settings.lora)  # raises for adapters that nothing could merge
+            adapter = self.lora_config(settings.lora)
         model = self.load()
+        if settings.packing and not keeps_apart(model):
+            message = (
+                "this model mixes the sequences of a packed row, so their losses would be wrong"
+            )
+            hint = "packing: false trains on the same batches, padded"
+            raise ModelError("train.packing", message, hint=hint)
         return trainer(model, self.tokenizer, sequences, options, adapter, self.max_length)
 
     def training_loss(self, model: Any, sequences: Sequence[Encoded]) -> Any:
         """Returns the loss of one batch with its graph."""
         (batch,) = self.batches(sequences, 10**9)
         given = {"input_ids": batch.ids, "attention_mask": batch.mask, "labels": batch.labels}
-        return model(**given, use_cache=False).loss
+        return model(**given, **quiet_routers(model), use_cache=False).loss
 
     # --- sources
 
@@ -250,7 +305,8 @@ class CausalLM(Pretrained):
         return {*map(int, own), self.encoder.end}
 
     def prepared(self, model: Any) -> Any:
-        """Returns a base whose generation config ends answers where the chat template does."""
+        """Returns a base whose generation config can be saved, and ends answers as chats end."""
+        repair(model.generation_config)
         ids = self.tokens(self.end_mark) if self.end_mark else []
         if len(ids) == 1:
             config = model.generation_config

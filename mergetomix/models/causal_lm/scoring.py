@@ -15,6 +15,15 @@ PIECE = {"cpu": 2**20}
 OTHER_PIECE = 2**26
 
 
+def quiet_routers(model: Any) -> dict[str, Any]:
+    """Returns the argument that keeps a mixture of experts from a loss of its routers.
+
+    Its configuration may ask for one, which fails where a batch is padded or logits are left out.
+    """
+    has_routers = hasattr(model.config.get_text_config(), "output_router_logits")
+    return {"output_router_logits": False} if has_routers else {}
+
+
 def token_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
     """Returns -log p of every scored token of a batch, in nats, with its graph.
 
@@ -68,7 +77,7 @@ def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor
     head = getattr(model, "get_output_embeddings", lambda: None)()
     hook = None if head is None else head.register_forward_pre_hook(hand_over)
     try:
-        logits: torch.Tensor = model(**inputs, use_cache=False).logits
+        logits: torch.Tensor = model(**inputs, **quiet_routers(model), use_cache=False).logits
     finally:
         if hook is not None:
             hook.remove()

@@ -23,7 +23,7 @@ def trainer(
     adapter: Any,
     max_length: int,
 ) -> SFTTrainer:
-    """Returns the trainer of a model, which keeps its setting of the cache.
+    """Returns the trainer of a model, whose configuration is as it was once training ends.
 
     `arguments` are those of TRL's SFTConfig, `adapter` is PEFT's configuration of fresh adapters or
     None to train the model itself, and no sequence has more than `max_length` tokens.
@@ -32,13 +32,21 @@ def trainer(
     from transformers import TrainerCallback
     from trl import SFTConfig
 
-    use_cache = model.config.use_cache
+    # the trainer turns the cache off, which would make a saved model generate slowly ever after,
+    # and the logits of a mixture's router on, which scoring cannot take
+    text = model.config.get_text_config()
+    keys = ("use_cache", "output_router_logits", "router_aux_loss_coef")
+    before = [
+        (config, key, getattr(config, key))
+        for config in {id(each): each for each in (model.config, text)}.values()
+        for key in keys
+        if hasattr(config, key)
+    ]
 
-    class RestoreCache(TrainerCallback):
-        """The trainer turns the cache off, and a saved model would generate slowly ever after."""
-
+    class Restore(TrainerCallback):
         def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            model.config.use_cache = use_cache
+            for config, key, value in before:
+                setattr(config, key, value)
 
     config = SFTConfig(
         **arguments,
@@ -62,7 +70,7 @@ def trainer(
         ),
         processing_class=tokenizer,
         peft_config=adapter,
-        callbacks=[RestoreCache()],
+        callbacks=[Restore()],
     )
 
 

@@ -1,0 +1,274 @@
+"""Tiny random models of many architectures beside a few lines of transformers.
+
+Base losses, options, answers, a proxy of two, weights after three steps, full and by LoRA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.nn.functional import cross_entropy
+
+from mergetomix.data.examples import Example
+from mergetomix.errors import ModelError
+from mergetomix.experts.bank import GIB, Bank
+from mergetomix.experts.deltas import params, read_delta
+from mergetomix.models.causal_lm.generation import Generation
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.models.causal_lm.packing import keeps_apart
+from mergetomix.sections.train import Lora, Train
+from mergetomix.training import finetune
+
+CLOSE = 2e-5
+WHERE = "datasets.x"
+VOCAB = tiny.VOCAB
+IDS = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+PLAIN = {
+    **IDS,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 96,
+}
+GROUPED = {**PLAIN, "num_key_value_heads": 2}
+HEADS = {**GROUPED, "head_dim": 8}
+GPT = {**IDS, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}
+GPT |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}  # as the reference has none
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "mistral": {**GROUPED, "sliding_window": 6},
+    "qwen2": GROUPED,
+    "qwen3": HEADS,
+    "phi3": GROUPED,
+    "gemma": HEADS,
+    "gemma2": {**HEADS, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "gemma3_text": {**HEADS, "sliding_window": 6, "query_pre_attn_scalar": 8},
+    "olmo2": GROUPED,
+    "stablelm": GROUPED,
+    "gpt_neox": PLAIN,
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 4},
+    "gpt_bigcode": GPT,
+    "opt": {
+        **IDS,
+        "hidden_size": 32,
+        "word_embed_proj_dim": 32,
+        "ffn_dim": 48,
+        "dropout": 0.0,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 96,
+    },
+    "bloom": {**IDS, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "mpt": {**IDS, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 96},
+    "falcon": {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "mamba": {**IDS, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4},
+    "lfm2": {**GROUPED, "layer_types": ["conv", "full_attention"]},
+    "mixtral": {**GROUPED, "num_local_experts": 4, "output_router_logits": True},
+    "qwen3_moe": {
+        **HEADS,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+}
+MIXES_PACKED = {"opt", "bloom", "mpt", "falcon", "mamba", "lfm2"}
+ROWS = [
+    Example(i, prompt=f"the {'cat ' * i}sat", completion=" on the mat and the dog sat")
+    for i in range(4)
+]
+
+
+def build(name: str) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **ARCHITECTURES[name]))
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for param in model.parameters():
+            if param.dim() > 1:  # far enough from zero that a wrong mask would show
+                param.add_(0.1 * torch.randn(param.shape, generator=draw))
+    return model
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, str] = {}
+
+    def get(name: str) -> str:
+        if name not in made:
+            made[name] = tiny.save(build(name), tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+def loss(model: Any, sequences: Any) -> Any:
+    """The mean over all scored tokens, one sequence at a time, without padding."""
+    losses = []
+    for sequence in sequences:
+        ids, labels = torch.tensor([sequence.ids]), torch.tensor(sequence.labels[1:])
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        losses.append(cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
+    return sum(losses) / sum(sequence.num_scored for sequence in sequences)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_losses_options_and_answers_are_those_of_transformers(bases: Any, name: str) -> None:
+    family = tiny.open_base(bases(name))
+    model = family.load()
+    sequences = family.encode(ROWS, WHERE).sequences
+    found = family.negative_log_likelihoods(model, family.batches(sequences, 64))
+    with torch.no_grad():
+        for sequence, value in zip(sequences, found, strict=True):
+            assert value / sequence.num_scored == pytest.approx(
+                float(loss(model, [sequence])), abs=CLOSE
+            )
+    rows = [
+        Example(0, prompt=row.prompt, completion=" on", options=(" on a mat", " three"))
+        for row in ROWS
+    ]
+    questions = [family.question(row, i, WHERE) for i, row in enumerate(rows)]
+    found_Q = family.asked(questions, 256).losses(model)
+    with torch.no_grad():
+        for question, values in zip(questions, found_Q, strict=True):
+            for option, value in zip(question.alone(), values, strict=True):
+                wanted = float(loss(model, [option])) * option.num_scored
+                assert value == pytest.approx(wanted, abs=CLOSE * option.num_scored)
+    prompts = [family.prompt_ids(row, WHERE) for row in ROWS]
+    answers = family.generate(model, prompts, Generation(6, (), 10**6))
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = list(prompt)
+        with torch.no_grad():
+            while len(ids) < len(prompt) + 6 and ids[-1] != family.encoder.end:
+                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        own = family.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        assert answer == own
+
+
+def three_steps(base: str, sequences: Any, rate: float) -> Any:
+    """Full fine-tuning in ten lines: AdamW, every sequence in every step."""
+    model: Any = tiny.open_base(base).load()
+    if hasattr(model.config, "output_router_logits"):
+        model.config.output_router_logits = False
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    for _ in range(3):
+        loss(model, sequences).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return params(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_three_steps_and_a_proxy_of_two(bases: Any, name: str, tmp_path: Path) -> None:
+    base, rate = bases(name), 1e-4
+    family = tiny.open_base(base)
+    sequences = family.encode(ROWS, WHERE).sequences
+    settings = Train(
+        method="full",
+        batch_size=len(sequences),
+        max_steps=3,
+        learning_rate=rate,
+        warmup_ratio=0.0,
+    )
+    finetune(family, sequences, settings, tmp_path / "a")
+    expert = params(family.load_finetune(str(tmp_path / "a")))
+    wanted, before = three_steps(base, sequences, rate), params(family.load())
+    away = torch.cat([(expert[key] - wanted[key]).abs().flatten() for key in wanted])
+    moved = torch.cat([(wanted[key] - before[key]).abs().flatten() for key in wanted])
+    # of a gradient that is all rounding AdamW takes the sign, so a few weights may go anywhere
+    assert float((away > CLOSE).double().mean()) < 1e-4 and float(away.max()) < rate
+    assert float((moved > 5 * CLOSE).double().mean()) > 0.3
+    finetune(family, sequences[:2], settings, tmp_path / "b")
+    other = params(family.load_finetune(str(tmp_path / "b")))
+    live = family.load()
+    deltas = {
+        key: read_delta(family, params(live), str(tmp_path / key), WHERE) for key in ("a", "b")
+    }
+    bank = Bank(live, deltas, GIB)
+    bank.set({"a": 0.5, "b": 0.5})
+    for key, value in params(live).items():
+        mean = (
+            before[key].double()
+            + ((expert[key].double() - before[key]) + (other[key].double() - before[key])) / 2
+        )
+        assert torch.equal(value, mean.float()), key
+    saved = tiny.open_base(str(tmp_path / "a"))
+    assert getattr(saved.config, "output_router_logits", None) == getattr(
+        family.config, "output_router_logits", None
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_adapter_is_read_as_its_exact_product(bases: Any, name: str, tmp_path: Path) -> None:
+    family = tiny.open_base(bases(name), method="lora")
+    sequences = family.encode(ROWS, WHERE).sequences
+    settings = Train(
+        method="lora", batch_size=4, max_steps=2, learning_rate=1e-2, lora=Lora(rank=4, alpha=8)
+    )
+    if name == "mamba":
+        with pytest.raises(ModelError, match=r"train\.lora\.target_modules: cannot be adapted"):
+            finetune(family, sequences, settings, tmp_path)
+        return
+    finetune(family, sequences, settings, tmp_path)
+    adapted = family.load_finetune(str(tmp_path))
+    live = family.load()
+    delta = read_delta(family, params(live), str(tmp_path), WHERE)
+    Bank(live, {"a": delta}, GIB).set({"a": 1.0})
+    found, wanted = (
+        family.negative_log_likelihoods(model, family.batches(sequences, 10**6))
+        for model in (live, adapted)
+    )
+    assert found == pytest.approx(wanted, abs=1e-3)
+    plain = family.negative_log_likelihoods(family.load(), family.batches(sequences, 10**6))
+    assert found != pytest.approx(plain, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_packing_is_refused_where_sequences_mix(bases: Any, name: str, tmp_path: Path) -> None:
+    family = tiny.open_base(bases(name))
+    assert keeps_apart(family.load()) == (name not in MIXES_PACKED)
+    if name == "opt":
+        settings = Train(method="full", packing=True, max_steps=1)
+        with pytest.raises(ModelError, match=r"train\.packing: this model mixes"):
+            finetune(family, family.encode(ROWS, WHERE).sequences, settings, tmp_path)
+
+
+def test_an_invalid_generation_config_is_repaired(tmp_path: Path) -> None:
+    """As Vicuna's and Llama 2's: a temperature beside `do_sample: false`, which cannot be saved."""
+    import json
+
+    folder = tiny.save(tiny.llama(), tmp_path / "base")
+    file = Path(folder) / "generation_config.json"
+    own = json.loads(file.read_text()) | {"do_sample": False, "temperature": 0.9, "top_p": 0.6}
+    file.write_text(json.dumps(own))
+    family: CausalLM = tiny.open_base(folder)
+    assert "temperature, top_p" in family.limits[0]
+    family.save(family.load(), tmp_path / "out")
+    assert tiny.open_base(str(tmp_path / "out")).limits == ()
+
+
+@pytest.mark.parametrize(
+    ("modules", "why"),
+    [
+        (["embed_tokens"], "model.embed_tokens cannot be merged exactly: it is an embedding"),
+        (["lm_head"], "lm_head cannot be merged exactly: its weight is another layer's, too"),
+        (["no_such_layer"], "cannot be adapted: Target modules"),
+    ],
+)
+def test_adapters_that_cannot_be_merged_are_refused_before_training(
+    bases: Any, tmp_path: Path, modules: list[str], why: str
+) -> None:
+    family = tiny.open_base(tiny.save(tiny.llama(), tmp_path), method="lora")
+    with pytest.raises(ModelError, match=rf"train\.lora\.target_modules: .*{why}"):
+        family.num_saved(Lora(target_modules=modules))
+    assert family.num_saved(Lora(target_modules=["q_proj"])) > 0
