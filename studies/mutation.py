@@ -26,15 +26,16 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("mergetomix", "tests", "studies", "docs", "pyproject.toml")
 TESTS = {
     "statistics/posterior": ("test_calibrate.py",),
+    "statistics/knowledge_gradient": ("test_calibrate.py",),
     "statistics/drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
     "statistics/opinion_pool": ("test_pool.py",),
-    "statistics/race": ("test_race.py",),
+    "statistics/early_stopping": ("test_race.py",),
     "statistics/agreement": ("test_fidelity.py", "test_differences.py"),
     "statistics/standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
     "stages/checks": ("test_conclusion.py", "test_verify.py", "test_several_targets.py"),
     "stages/race": ("test_racing.py",),
     "stages/search": ("test_budget.py", "test_racing.py"),
-    "stages/budget": ("test_budget.py",),
+    "stages/stopping": ("test_budget.py",),
 }
 """Modules of the package, and the files of tests that state their laws."""
 SILENT = "core/ReplaceBinaryOperator_BitOr"

@@ -46,8 +46,9 @@ from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores
 from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline
-from mergetomix.statistics import opinion_pool, race
-from mergetomix.statistics.race import Array, Paired
+from mergetomix.statistics import early_stopping as race
+from mergetomix.statistics import opinion_pool
+from mergetomix.statistics.early_stopping import Array, Paired
 
 ALPHAS = (0.01, 0.05, 0.1)
 EXACT, EXACT_WITH_TIES = 50, 13

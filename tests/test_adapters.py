@@ -20,7 +20,7 @@ from mergetomix.errors import ModelError
 from mergetomix.experts.deltas import params, read_delta
 from mergetomix.export import adapter
 from mergetomix.export.folder import target_modules
-from mergetomix.merge.lora import Pair, stacked
+from mergetomix.merge.lora_delta import Pair, stacked
 from mergetomix.models.causal_lm.model import CausalLM
 
 WHERE = "datasets.math.expert"

@@ -15,8 +15,8 @@ from mergetomix.errors import RecipeError
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.search.strategies import build
 from mergetomix.session.session import open_session
-from mergetomix.stages import budget, pipeline, search
-from mergetomix.stages.budget import Limit, limit_of
+from mergetomix.stages import pipeline, search, stopping
+from mergetomix.stages.stopping import Limit, limit_of
 
 DATASETS = ("a", "b", "c", "d")
 
@@ -98,7 +98,7 @@ def test_the_time_over_the_search_ends_with_its_best(
     with open_session(recipe_of(folder, "2 minutes", strategy="exhaustive")) as session:
         pipeline.train_experts(session)
         session.evaluations.base("select")
-        monkeypatch.setattr(budget.time, "monotonic", lambda: float(next(clock)))
+        monkeypatch.setattr(stopping.time, "monotonic", lambda: float(next(clock)))
         monkeypatch.setattr(session.store, "seconds", lambda *rest: (0.0, 1.0))
         found = search.search_mixtures(session)
     assert 1 <= len(found.trials) < 15

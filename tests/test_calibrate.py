@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import multivariate_t
 
+from mergetomix.statistics.knowledge_gradient import knowledge_gradient, next_check
 from mergetomix.statistics.posterior import (
     Array,
     Posterior,
@@ -16,7 +17,6 @@ from mergetomix.statistics.posterior import (
     Unit,
     Views,
     likeliest_exponent,
-    next_check,
     posterior_of,
 )
 
@@ -127,7 +127,7 @@ def test_what_is_known_is_exact() -> None:
     found = posterior_of(views(proxy), {i: float(real[i]) for i in SEVERAL})
     assert np.array_equal(found.mean_M[SEVERAL], real[SEVERAL])
     with np.errstate(all="raise"):
-        assert not found.value_of_check().any()
+        assert not knowledge_gradient(found).any()
     assert found.best_probabilities()[int(np.argmax(found.mean_M))] == 1
 
 
@@ -157,17 +157,17 @@ def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> Non
     assert next_check(found, np.zeros(len(proxy)), 0.95)[0] == SEVERAL[0]
     after = posterior_of(views(proxy), {best: float(real[best])})
     chosen, _ = next_check(after, None, 1.0)
-    assert chosen == int(np.argmax(after.value_of_check())) != best
+    assert chosen == int(np.argmax(knowledge_gradient(after))) != best
 
 
 def test_the_value_of_a_check_agrees_with_simulation() -> None:
     mean, scale = np.array([1.0, 0.8, 0.0]), np.diag([0.0, 0.25, 0.01])
     found = Posterior(mean, scale, 1e9, frozenset({0}), 0.0)
     drawn = np.random.default_rng(0).normal(0.8, 0.5, size=400_000)
-    assert found.value_of_check()[1] == pytest.approx(
+    assert knowledge_gradient(found)[1] == pytest.approx(
         float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01
     )
-    assert found.value_of_check()[0] == 0
+    assert knowledge_gradient(found)[0] == 0
 
 
 def test_a_check_is_worth_more_if_few_degrees_of_freedom_widen_the_posterior() -> None:
@@ -175,9 +175,9 @@ def test_a_check_is_worth_more_if_few_degrees_of_freedom_widen_the_posterior() -
     few, none = (Posterior(mean, scale, dof, frozenset({0}), 0.0) for dof in (4.0, 2.0))
     # the covariance is dof / (dof - 2) times the scale; without one, the scale stands for it
     wide, plain = (Posterior(mean, k * scale, 1e9, frozenset({0}), 0.0) for k in (2.0, 1.0))
-    assert few.value_of_check() == pytest.approx(wide.value_of_check())
-    assert none.value_of_check() == pytest.approx(plain.value_of_check())
-    assert wide.value_of_check()[1] > plain.value_of_check()[1] > 0
+    assert knowledge_gradient(few) == pytest.approx(knowledge_gradient(wide))
+    assert knowledge_gradient(none) == pytest.approx(knowledge_gradient(plain))
+    assert knowledge_gradient(wide)[1] > knowledge_gradient(plain)[1] > 0
 
 
 def test_draws_follow_the_posterior() -> None:

@@ -13,7 +13,7 @@ import pytest
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.results import Alternative, Check
-from mergetomix.sections.real import Verify
+from mergetomix.sections.real_finetunes import Verify
 from mergetomix.stages.checks import NUM_RESAMPLES, Conclusion
 from mergetomix.statistics.agreement import paired_difference
 from mergetomix.statistics.posterior import Posterior

@@ -13,6 +13,7 @@ from worlds import SPACES, Rugged, World, best, cost_of, plain, search_through, 
 
 from mergetomix import merge
 from mergetomix.mixtures.spaces import Simplex, Subsets
+from mergetomix.search.budgets import default_budget
 from mergetomix.search.candidates import coefficients
 from mergetomix.search.gradient import best_subsets
 from mergetomix.search.gradient.best_subsets import Climber, SubsetFinder
@@ -20,7 +21,6 @@ from mergetomix.search.gradient.best_weights import WeightFinder
 from mergetomix.search.gradient.strategy import Gradient
 from mergetomix.search.gradient.subset_quadratics import SubsetFrame
 from mergetomix.search.gradient.surrogate import Learner
-from mergetomix.search.stopping import default_budget
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import GRADIENT_COST, Ask
 

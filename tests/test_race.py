@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from mergetomix.statistics import race
-from mergetomix.statistics.race import (
+from mergetomix.statistics import early_stopping as race
+from mergetomix.statistics.early_stopping import (
     Paired,
     combination,
     difference,

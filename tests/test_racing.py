@@ -23,7 +23,7 @@ from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline, search
 from mergetomix.stages import race as races
 from mergetomix.stages.search import objective_of
-from mergetomix.statistics import race as race_test
+from mergetomix.statistics import early_stopping
 
 NUM_ROWS = 160
 """Rows of the target; half of them are the select part."""
@@ -111,7 +111,7 @@ def test_only_trials_that_saw_everything_are_candidates(
         assert trial.gains(found.base)["t"] == pytest.approx(trial.objective)
     spread = whole.trials[0].objective - whole.trials[-1].objective
     for trial in found.stopped:
-        assert not trial.complete and race_test.LEAST <= trial.num_examples < num
+        assert not trial.complete and early_stopping.LEAST <= trial.num_examples < num
         assert trial.objective < found.trials[0].objective
         assert trial.gains(found.base) == trial.estimates == {"t": pytest.approx(trial.objective)}
         assert trial.objective == pytest.approx(exact[trial.mixture].objective, abs=0.25 * spread)

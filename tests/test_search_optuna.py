@@ -16,9 +16,9 @@ from worlds import ALL_SPACES, World, search_through, setting_of, tried
 
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.objectives.pareto import is_front
-from mergetomix.search.samplers.samplers import chosen
-from mergetomix.search.samplers.storage import STUDY
-from mergetomix.search.samplers.variables import ShareVariables, UnitVariables
+from mergetomix.search.optuna.samplers import chosen
+from mergetomix.search.optuna.storage import STUDY
+from mergetomix.search.optuna.variables import ShareVariables, UnitVariables
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Options, SettingError, Told
 

@@ -11,11 +11,11 @@ from worlds import CAPPED, World, is_in, search_through, setting_of
 
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.records import Mixture
+from mergetomix.search.budgets import default_budget
 from mergetomix.search.candidates import NEAR, place_of, untried, weight_rows
 from mergetomix.search.regression.regressors import fit, log_linear, process
 from mergetomix.search.regression.sampling import many_of
 from mergetomix.search.regression.strategy import Regression, rounds
-from mergetomix.search.stopping import default_budget
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Options, SettingError, Told
 from mergetomix.statistics.regression import boosted

@@ -18,7 +18,7 @@ from mergetomix.objectives.pareto import is_front
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.session.session import open_session
 from mergetomix.stages import search
-from mergetomix.stages.budget import Limit
+from mergetomix.stages.stopping import Limit
 from mergetomix.statistics.agreement import paired_difference
 
 AIMS = ("gain", "standard_errors", "worst", "pareto")

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mergetomix.merge.lora import Pair, stacked
+from mergetomix.merge.lora_delta import Pair, stacked
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from mergetomix.errors import UserError
 from mergetomix.experts.deltas import LoraDelta, nonfinite, params, read_delta
 from mergetomix.export import adapter, card, folder
 from mergetomix.export.folder import Form
-from mergetomix.merge.lora import Pair
+from mergetomix.merge.lora_delta import Pair
 from mergetomix.recipe.errors import nearest
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture

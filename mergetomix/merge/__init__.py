@@ -9,7 +9,7 @@ combine.
 """
 
 from mergetomix.merge.coefficients import coefficients, effective_number, gain, scale
-from mergetomix.merge.lora import lora_product
+from mergetomix.merge.lora_delta import lora_product
 from mergetomix.merge.methods import METHODS, OPTIONS
 from mergetomix.merge.parts import Parts
 

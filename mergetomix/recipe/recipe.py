@@ -22,7 +22,7 @@ from mergetomix.recipe.yaml import override, read_values
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
 from mergetomix.sections.merge import Merge
-from mergetomix.sections.real import Final, StudySection, Verify
+from mergetomix.sections.real_finetunes import Final, StudySection, Verify
 from mergetomix.sections.search import Search
 from mergetomix.sections.section import Section, Text
 from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset

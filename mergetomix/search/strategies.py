@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from mergetomix.mixtures.spaces import Simplex, Space
-from mergetomix.search.stopping import LEAST_BUDGET, default_budget
+from mergetomix.search.budgets import LEAST_BUDGET, default_budget
 from mergetomix.search.strategy import Setting, Strategy
 
 FEW, FEW_ENOUGH = 255, 4095
@@ -61,8 +61,8 @@ def build(name: str, setting: Setting) -> Strategy:
     from mergetomix.search.exhaustive import Exhaustive
     from mergetomix.search.gradient.strategy import Gradient
     from mergetomix.search.greedy import Greedy
+    from mergetomix.search.optuna.strategy import Optuna
     from mergetomix.search.regression.strategy import Regression
-    from mergetomix.search.samplers.strategy import Optuna
 
     if name == "auto":
         name, _ = choose(setting.space, setting.budget, setting.differentiable)

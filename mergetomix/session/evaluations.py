@@ -96,15 +96,15 @@ class Evaluations:
     ) -> Iterator[tuple[ModelReference, ByTarget]]:
         """Yields the scores of some models on every target, in any order; each is kept at once."""
         ready: list[ModelReference] = []
+        scorers = self._inputs.targets(part)
 
         def lacking() -> Iterator[ScoringWork]:
             for model in models:
                 pieces = tuple(
                     (name, piece.address)
                     for name in self.lacking(model.key, part)
-                    for piece in missing_blocks(
-                        self._store, model.key, self._scorer(name, part), part
-                    )
+                    for piece in scorers[name].blocks or (scorers[name],)
+                    if self._store.scores(model.key, piece.address, part) is None
                 )
                 if not pieces:
                     ready.append(model)
@@ -133,9 +133,6 @@ class Evaluations:
         """Returns the targets on which the store has no score of a model."""
         known = self.known(key, part)
         return [name for name in self._open.recipe.targets if name not in known]
-
-    def _scorer(self, name: str, part: Part) -> Scorer:
-        return self._inputs.targets(part)[name]
 
     # --- the work
 
@@ -236,13 +233,6 @@ def kept_scores(store: Store, key: str, scorer: Scorer, part: Part) -> Scores | 
     found = [store.scores(key, block.address, part) for block in scorer.blocks]
     known = [scores for scores in found if scores is not None]
     return put_together(scorer.blocks, known) if len(known) == len(found) else None
-
-
-def missing_blocks(store: Store, key: str, scorer: Scorer, part: Part) -> list[Scorer]:
-    """Returns what is to be scored for a target: the target, or the blocks that the store lacks."""
-    if not scorer.blocks:
-        return [scorer]
-    return [block for block in scorer.blocks if store.scores(key, block.address, part) is None]
 
 
 def put_together(blocks: Sequence[Scorer], scores: Sequence[Scores]) -> Scores:

@@ -148,7 +148,8 @@ class Finetunes:
             for mixture in mixtures:
                 key = self._addresses.finetune(mixture, seed)
                 known = self._store.finetune(key)
-                self._open.count(_kind(mixture), key, known is not None)
+                kind = "experts" if len(mixture.members) == 1 else "real fine-tunes"
+                self._open.count(kind, key, known is not None)
                 draft = self._draft(key, mixture, seed)
                 folder = None if known is not None else next(draft, None)
                 if folder is None:
@@ -275,10 +276,6 @@ def environment(opened: OpenRecipe) -> dict[str, Any]:
             **{f"targets.{name}": spec.seed for name, spec in recipe.targets.items()},
         },
     }
-
-
-def _kind(mixture: Mixture) -> str:
-    return "experts" if len(mixture.members) == 1 else "real fine-tunes"
 
 
 def _emptied(ready: list[tuple[Mixture, Finetune]]) -> Iterator[tuple[Mixture, Finetune]]:

@@ -22,7 +22,7 @@ from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Part, Scores
 from mergetomix.sections.source import Dataset, Source
 from mergetomix.sections.target import WithHead
-from mergetomix.statistics import race
+from mergetomix.statistics import early_stopping
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store, hash_files
 from mergetomix.targets.function import call, load_function
@@ -351,12 +351,14 @@ def _blocks(
     scorer: Callable[[Sequence[Example]], Scorer],
 ) -> tuple[Scorer, ...]:
     """The select part cut as a race sees it. Raises DataError for too few examples."""
-    if len(select) < race.MIN_EXAMPLES:
-        wanted = f"at least {race.MIN_EXAMPLES} select examples, and there are {len(select)}"
+    if len(select) < early_stopping.MIN_EXAMPLES:
+        wanted = (
+            f"at least {early_stopping.MIN_EXAMPLES} select examples, and there are {len(select)}"
+        )
         hint = "give the target more rows, raise select_fraction, or leave racing out"
         raise DataError(where, f"search.racing needs {wanted}", hint=hint)
     order, found, start = splits.drawn_order(select, seed), [], 0
-    for stage, end in enumerate(race.stages(len(select))):
+    for stage, end in enumerate(early_stopping.stages(len(select))):
         # in the examples' own order, as batches are made of the whole
         places = tuple(sorted(order[start:end]))
         if places:

@@ -58,7 +58,10 @@ class Proxies:
                     folder, scratch = str(self.folder(name)), self._open.scratch() / key
                     deltas[name] = read_delta(family, base, folder, where, scratch)
                     advance(1)
-            self._bank = Bank(model, deltas, self._memory_bytes, self._origin(base))
+            gib, path = self._open.recipe.merge.memory_gib, Path(self._open.recipe.base.path)
+            # the base's params as pages of its files, if a folder's files hold them by name
+            origin = mapped(family, path, base, "base.path") if path.is_dir() else None
+            self._bank = Bank(model, deltas, None if gib is None else gib * GIB, origin or {})
         return self._bank
 
     def folder(self, name: str) -> Path:
@@ -102,11 +105,15 @@ class Proxies:
 
         Statistics that it needs are measured the first time.
         """
+        from safetensors.torch import load_file
+
         section = self._open.recipe.merge
         self.measure(datasets)
         for name in datasets if self.needed is not None else ():
             if name not in self._statistics:
-                self._statistics[name] = self._read(name)
+                key = self._addresses.statistic(str(self.needed), name)
+                file = self._open.store.artifact_path(key) / FILE
+                self._statistics[name] = load_file(file)
         experts = {name: self._addresses.expert(name) for name in datasets}
         transposed = self._open.inputs.family.transposed
         return Rule(section.method, section.options, experts, self._statistics, transposed)
@@ -140,24 +147,3 @@ class Proxies:
             tensors = {param: each.cpu().contiguous() for param, each in found.items()}
             save_file(tensors, Path(work.folder) / FILE)
             advance(1)
-
-    def _read(self, name: str) -> Mapping[str, Any]:
-        from safetensors.torch import load_file
-
-        key = self._addresses.statistic(str(self.needed), name)
-        return load_file(self._open.store.artifact_path(key) / FILE)
-
-    # --- memory
-
-    @property
-    def _memory_bytes(self) -> float | None:
-        """Memory for the bank; None where the recipe leaves it open."""
-        wanted = self._open.recipe.merge.memory_gib
-        return None if wanted is None else wanted * GIB
-
-    def _origin(self, base: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The base's params as pages of its files, where a folder's files hold them by name."""
-        folder = Path(self._open.recipe.base.path)
-        if not folder.is_dir():
-            return {}
-        return mapped(self._open.inputs.family, folder, base, "base.path") or {}

@@ -24,8 +24,11 @@ class Spaces:
         Raises RecipeError where its constraints allow none.
         """
         try:
-            # of space: both, the subsets are searched first
-            return self._weights() if self._recipe.search.draws_rows else self.subsets
+            # whose constraints hold for weights, too
+            subsets, options = self.subsets, self._recipe.search
+            if not options.draws_rows:
+                return subsets
+            return Simplex(*self._bounds(), options.min_share, self._caps())
         except ValueError as error:
             raise RecipeError("search", str(error)) from None
 
@@ -56,22 +59,11 @@ class Spaces:
             raise RecipeError("train.max_tokens", message)
         return Length(own * settings.max_tokens, "tokens")
 
-    def _weights(self) -> Simplex:
-        _ = self.subsets  # whose constraints hold for weights, too
-        return Simplex(*self._bounds(), self._recipe.search.min_share, self._caps())
-
-    def _bounds(
-        self,
-    ) -> tuple[tuple[str, ...], int, int | None, frozenset[str], frozenset[str]]:
+    def _bounds(self) -> tuple[tuple[str, ...], int, int | None, frozenset[str], frozenset[str]]:
         """Names, fewest and most datasets, those required and forbidden."""
-        options = self._recipe.search
+        names, options = tuple(sorted(self._recipe.datasets)), self._recipe.search
         fates = frozenset(options.require), frozenset(options.forbid)
-        return (
-            tuple(sorted(self._recipe.datasets)),
-            options.min_datasets,
-            options.max_datasets,
-            *fates,
-        )
+        return names, options.min_datasets, options.max_datasets, *fates
 
     def _caps(self) -> dict[str, float] | None:
         """The largest weight of each dataset, from how often it may be repeated."""

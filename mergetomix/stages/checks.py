@@ -19,19 +19,13 @@ from mergetomix.errors import TrainingError
 from mergetomix.mixtures.spaces import holds
 from mergetomix.objectives.objective import Objective, gains
 from mergetomix.records import Mixture, Scores, Trial, gain
-from mergetomix.results import (
-    Agreement,
-    Alternative,
-    Check,
-    Prediction,
-    Selection,
-    Verification,
-)
+from mergetomix.results import Agreement, Alternative, Check, Prediction, Selection, Verification
 from mergetomix.session.evaluations import trial_of
 from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
 from mergetomix.stages.ranking import ranked
 from mergetomix.statistics import agreement, drawn_posterior, posterior
+from mergetomix.statistics.knowledge_gradient import next_check
 from mergetomix.statistics.opinion_pool import pooled
 from mergetomix.statistics.posterior import Array, Posterior, Unit, Views
 from mergetomix.store.address import digest
@@ -149,8 +143,7 @@ class Checks:
         """Returns the mixture to check next, or None and why there is none."""
         paid = any(check.origin == "verify" for check in self.checks)
         first_by = None if paid else proxies_of(self.trials)
-        found = posterior.next_check(self.posterior(), first_by, self.options.confidence)
-        row, reason = found
+        row, reason = next_check(self.posterior(), first_by, self.options.confidence)
         return (None if row is None else self.trials[row].mixture), reason
 
     # --- a check
@@ -163,7 +156,15 @@ class Checks:
         try:
             record, scores = self.real(mixture)
         except TrainingError as error:
-            self._drop(mixture, error.message)
+            why = error.message
+            self.failures.append((mixture, why))
+            self.session.opened.warn(f"the check of {mixture} is left out: {why}")
+            self.searched = [trial for trial in self.searched if trial.mixture != mixture]
+            self.trials = [trial for trial in self.trials if trial.mixture != mixture]
+            if not self.trials:
+                hint = "lower train.learning_rate, or look for odd rows in the data"
+                message = f"no mixture is left to choose from: {why}"
+                raise TrainingError(message, hint=hint) from None
             return
         free_memory()
         if mixture not in self._places:
@@ -179,16 +180,6 @@ class Checks:
         self.session.proxies.release()
         record = self.session.finetunes.fit(mixture, "verify", seed)
         return record.key, self.session.evaluations.real(record, "select")
-
-    def _drop(self, mixture: Mixture, why: str) -> None:
-        """Takes a mixture whose training failed out of the choice."""
-        self.failures.append((mixture, why))
-        self.session.opened.warn(f"the check of {mixture} is left out: {why}")
-        self.searched = [trial for trial in self.searched if trial.mixture != mixture]
-        self.trials = [trial for trial in self.trials if trial.mixture != mixture]
-        if not self.trials:
-            hint = "lower train.learning_rate, or look for odd rows in the data"
-            raise TrainingError(f"no mixture is left to choose from: {why}", hint=hint)
 
     def refit(self) -> None:
         """Takes the exponent under which the checks are likeliest, and scores what it changes.
@@ -215,21 +206,16 @@ class Checks:
             for i, each in enumerate(self.searched)
             if i < most or len(each.mixture) == 1 or each.mixture in checked
         ]
-        rescored = {}
-        with listener.task(
-            "verify", f"scoring proxies with exponent {exponent:g}", len(kept)
-        ) as advance:
+        rescored, text = {}, f"scoring proxies with exponent {exponent:g}"
+        with listener.task("verify", text, len(kept)) as advance:
             for mixture in kept:
                 rescored[mixture] = self._trial(mixture, exponent)
                 advance(1)
         self.trials = list(ranked(list(rescored.values())))
+        again = ((check, rescored[check.mixture]) for check in self.checks)
         self.checks = [
-            replace(
-                check,
-                proxy=rescored[check.mixture].objective,
-                proxy_scores=rescored[check.mixture].scores,
-            )
-            for check in self.checks
+            replace(check, proxy=trial.objective, proxy_scores=trial.scores)
+            for check, trial in again
         ]
 
     def _trial(self, mixture: Mixture, exponent: float) -> Trial:

@@ -50,7 +50,8 @@ class FinalTable:
     def __init__(self, session: Session, objective: Objective) -> None:
         self._session, self._objective = session, objective
         self._base = session.evaluations.base("report")
-        self.rows = [self._row("base", "base", None, self._base)]
+        self.rows: list[Row] = []
+        self._add("base", "base", None, self._base)
 
     def add_merged(self, picked: Mixture, exponent: float) -> None:
         """Adds the models that need no fine-tune: the experts, and the picked mixture's proxy."""
@@ -83,16 +84,13 @@ class FinalTable:
         except TrainingError as error:
             self._session.opened.warn(f"the baseline {name!r} is left out: {error.message}")
 
-    def _add(self, name: str, kind: Any, mixture: Mixture, scores: Any, path: Any = None) -> None:
-        self.rows.append(self._row(name, kind, mixture, scores, path))
-
-    def _row(
+    def _add(
         self,
         name: str,
         kind: Any,
         mixture: Mixture | None,
         scores: Mapping[str, Scores],
         path: str | None = None,
-    ) -> Row:
+    ) -> None:
         gain = self._objective.of(scores, self._base)
-        return Row(name, kind, mixture, scores, gain, path)
+        self.rows.append(Row(name, kind, mixture, scores, gain, path))

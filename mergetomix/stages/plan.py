@@ -9,11 +9,11 @@ from typing import Any
 from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Mixture, Part
-from mergetomix.search.stopping import default_budget
+from mergetomix.search.budgets import default_budget
 from mergetomix.session.evaluations import scored_within_memory
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages import costs, requirements, search
-from mergetomix.stages.budget import limit_of
+from mergetomix.stages.stopping import limit_of
 
 PARTS: tuple[Part, ...] = ("select", "report")
 

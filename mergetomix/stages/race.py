@@ -1,6 +1,6 @@
 """Races between mixtures: trials that start on a few examples of each target.
 
-A trial goes on only while its mixture may still be the best. The test is in `statistics/race.py`.
+A trial goes on only while its mixture may still be the best, by `statistics/early_stopping.py`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from mergetomix.search.strategy import Ask
 from mergetomix.session.evaluations import cut_block, trial_of
 from mergetomix.session.inputs import Scorer
 from mergetomix.session.session import Session
-from mergetomix.statistics import race
+from mergetomix.statistics import early_stopping
+from mergetomix.statistics.early_stopping import Array
 from mergetomix.statistics.opinion_pool import pooled
-from mergetomix.statistics.race import Array
 
 MOST_GUESSED = 1023
 """Most mixtures to choose the first incumbent among."""
@@ -47,7 +47,9 @@ class Race:
         }
         self._units = {name: unit(scores) for name, scores in base.items()}
         self._shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        self._level = alpha / race.num_looks([len(order) for order in self._orders.values()])
+        self._level = alpha / early_stopping.num_looks(
+            [len(order) for order in self._orders.values()]
+        )
         self._values: dict[Mixture, dict[str, Array]] = {}
         self.incumbent: Trial | None = None
 
@@ -94,16 +96,16 @@ class Race:
     def _run(self, runner: Runner, incumbent: Trial) -> Trial | None:
         """Stage after stage until the mixture is beaten; None if it saw every example."""
         foreseen = self._foreseen(runner.mixture)
-        for stage in range(len(race.FRACTIONS)):
-            if not runner.see(stage) or stage == len(race.FRACTIONS) - 1:
+        for stage in range(len(early_stopping.FRACTIONS)):
+            if not runner.see(stage) or stage == len(early_stopping.FRACTIONS) - 1:
                 continue
-            found = race.difference(
+            found = early_stopping.difference(
                 [
                     self._paired(name, runner.values(name), foreseen[name], incumbent)
                     for name in self._shares
                 ]
             )
-            if race.is_beaten(found, self._level):
+            if early_stopping.is_beaten(found, self._level):
                 means = zip(self._shares, found.means, strict=True)
                 known = incumbent.gains(self._base)
                 estimates = {name: known[name] + mean for name, mean in means}
@@ -113,19 +115,19 @@ class Race:
 
     def _paired(
         self, name: str, values_S: Array, foreseen_E: Array, incumbent: Trial
-    ) -> race.Paired:
+    ) -> early_stopping.Paired:
         """A target's changes from the incumbent."""
         now_E, unit = self._values[incumbent.mixture][name], self._units[name]
         change_S, change_E = unit * (values_S - now_E[: len(values_S)]), unit * (foreseen_E - now_E)
-        return race.Paired(change_S, change_E, self._weights_E[name], self._shares[name])
+        return early_stopping.Paired(change_S, change_E, self._weights_E[name], self._shares[name])
 
     def _foreseen(self, mixture: Mixture) -> dict[str, Array]:
         """The values of every example that the complete trials foresee."""
         names, known = self._space.allowed, list(self._values)
         weights_KN = np.array([weights_of(each, names) for each in known])
         weights_N = np.array(weights_of(mixture, names))
-        rows = race.nearest(weights_KN, weights_N)
-        factors_K = race.combination(weights_KN[rows], weights_N)
+        rows = early_stopping.nearest(weights_KN, weights_N)
+        factors_K = early_stopping.combination(weights_KN[rows], weights_N)
         return {
             name: factors_K @ np.array([self._values[known[row]][name] for row in rows])
             for name in self._shares

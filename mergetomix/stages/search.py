@@ -16,9 +16,9 @@ from mergetomix.search.strategies import build, choose
 from mergetomix.search.strategy import Ask, Options, Setting, SettingError, Strategy, Told
 from mergetomix.session.evaluations import trial_of
 from mergetomix.session.session import Session
-from mergetomix.stages.budget import Limit, Meter, limit_of
 from mergetomix.stages.race import Race
 from mergetomix.stages.ranking import ranked
+from mergetomix.stages.stopping import Limit, Meter, limit_of, next_asked
 from mergetomix.statistics import agreement
 from mergetomix.statistics.standard_errors import standard_errors
 
@@ -52,21 +52,19 @@ def search_mixtures(session: Session) -> Selection:
     warn_of_blunt_targets(session, complete)
     tried = {trial.mixture: trial for trial in complete}
     singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
-    experts = [tried.get(each) or whole_trial(session, each, base, objective) for each in singles]
+    experts = [
+        tried.get(each)
+        or trial_of(each, session.evaluations.proxy(each, "select"), base, objective)
+        for each in singles
+    ]
     candidates = [each for each in tried.values() if holds(session.spaces.searched, each.mixture)]
     objective = objective_after(objective, candidates, base)
-    best_first, experts_first = (
-        ranked(judged(trials, objective, base)) for trials in (candidates, experts)
+    candidates, experts = (
+        [replace(each, objective=objective.of(each.scores, base)) for each in trials]
+        for trials in (candidates, experts)
     )
-    return Selection(
-        best_first[0].mixture,
-        best_first,
-        searched.strategy,
-        base,
-        experts_first,
-        objective,
-        ranked(stopped),
-    )
+    best_first, others = ranked(candidates), (ranked(experts), objective, ranked(stopped))
+    return Selection(best_first[0].mixture, best_first, searched.strategy, base, *others)
 
 
 def search_all(session: Session, base: Base, objective: Objective) -> Searched:
@@ -93,7 +91,7 @@ def search_space(
     text = f"trying mixtures ({strategy.name})"
     with listener.task("search", text, strategy.expected()) as advance:
         race = race_of(session, strategy, base, objective)
-        while (asked := strategy.ask()) and not (trials and meter.is_over(limit)):
+        while asked := next_asked(strategy, meter, limit):
             for ask, found in tried(session, asked, base, objective, race):
                 trials.append(found)
                 strategy.tell(told(session, ask, found, base, by_gradients))
@@ -101,7 +99,7 @@ def search_space(
                 meter.num_passes += ask.cost
                 listener.state(meter.line(strategy, trials))
                 session.opened.beat("search", len(trials), strategy.expected())
-                if meter.is_over(limit):
+                if meter.is_out_of_time(limit):
                     break
     listener.note(f"search: {meter.line(strategy, trials)}")
     if by_gradients:
@@ -159,11 +157,6 @@ def told(session: Session, ask: Ask, found: Trial, base: Base, by_gradients: boo
     gradients = session.gradients.of(ask.mixture, base) if ask.gradient else None
     beside = session.gradients.smooth(found, base) if by_gradients else None
     return Told(ask.mixture, found.objective, found.gains(base), gradients, beside)
-
-
-def whole_trial(session: Session, mixture: Mixture, base: Base, objective: Objective) -> Trial:
-    """Returns a mixture's trial on all examples of the select part."""
-    return trial_of(mixture, session.evaluations.proxy(mixture, "select"), base, objective)
 
 
 def weights_of_best(session: Session, trials: Sequence[Trial]) -> Space:
@@ -302,11 +295,6 @@ def objective_of_selection(session: Session, selection: Selection) -> Objective:
         experts = [trial.scores for trial in selection.singles]
         objective = in_standard_errors(objective, experts, selection.base)
     return objective_after(objective, selection.trials, selection.base)
-
-
-def judged(trials: Sequence[Trial], objective: Objective, base: Base) -> list[Trial]:
-    """Returns trials by another objective."""
-    return [replace(each, objective=objective.of(each.scores, base)) for each in trials]
 
 
 def warn_of_blunt_targets(session: Session, trials: Sequence[Trial]) -> None:

@@ -36,7 +36,8 @@ EXPONENT_SD = 0.25
 """Standard deviation of the best exponent around the recipe's before any check (normal prior)."""
 OWN_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors on `Prior.own`, log-normal with sd 1: residuals without any pattern must not show one."""
-_JITTER = 1e-9
+JITTER = 1e-9
+"""What is so small beside the rest is rounding."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Unit:
     def of(cls, proxy_M: Array) -> Unit:
         """Returns the unit of these proxies; sd is one if all are equal but for rounding."""
         mean, sd = float(np.mean(proxy_M)), float(np.std(proxy_M))
-        return cls(mean, sd if sd > _JITTER * max(1.0, abs(mean)) else 1.0)
+        return cls(mean, sd if sd > JITTER * max(1.0, abs(mean)) else 1.0)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Posterior:
             # scipy's multivariate_t takes eigenvalues: a minute for all subsets of 12 datasets
             rng = np.random.default_rng(seed)
             shape = self.scale_MM[np.ix_(unknown, unknown)]
-            root = np.linalg.cholesky(shape + _JITTER * np.trace(shape) * np.eye(len(unknown)))
+            root = np.linalg.cholesky(shape + JITTER * np.trace(shape) * np.eye(len(unknown)))
             stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=(num, 1)))
             drawn[:, unknown] += rng.standard_normal((num, len(unknown))) @ root.T * stretch
         return drawn
@@ -137,23 +138,6 @@ class Posterior:
         """Returns each mixture's probability of having the best real objective, by draws: (M,)."""
         winners = np.argmax(self.draws(seed), axis=1)
         return np.asarray(np.bincount(winners, minlength=len(self.mean_M)) / NUM_DRAWS)
-
-    def value_of_check(self) -> Array:
-        """Returns how much better the choice is expected to be after each mixture's check: (M,).
-
-        The knowledge gradient (Frazier, Powell and Dayanik 2009, eq. 14): E[max_i mean_i after the
-        check] - max_i mean_i now, over one standard normal by Gauss-Hermite quadrature; zero for
-        what is known.
-        """
-        nodes_Q, weights_Q = np.polynomial.hermite_e.hermegauss(31)
-        sd_M, best = self.sd_M, float(self.mean_M.max())
-        value_M = np.zeros(len(sd_M))
-        inflated = math.sqrt(self.dof / (self.dof - 2)) if self.dof > 2 else 1.0
-        for i in np.flatnonzero(sd_M > _JITTER * max(1.0, float(sd_M.max()))):
-            shift_M = inflated * self.scale_MM[:, i] / sd_M[i]
-            best_Q = np.max(self.mean_M[:, None] + shift_M[:, None] * nodes_Q, axis=0)
-            value_M[i] = max(0.0, float(best_Q @ weights_Q) / math.sqrt(2 * math.pi) - best)
-        return value_M
 
 
 def posterior_of(
@@ -169,7 +153,7 @@ def posterior_of(
     if not np.isfinite(list(known.values())).all():
         raise ValueError("reals must be finite")
     expected_M, features_MF, own_M = _terms(views, unit, prior)
-    singles = np.flatnonzero(own_M <= _JITTER).tolist()
+    singles = np.flatnonzero(own_M <= JITTER).tolist()
     given = {i: float(views.proxy_M[i]) for i in singles} | dict(known)
     used = sorted(set(known) - set(singles))
     residual_U, features_UF = np.array([known[i] - expected_M[i] for i in used]), features_MF[used]
@@ -189,27 +173,6 @@ def posterior_of(
     for i, value in given.items():
         mean_M[i], scale_MM[i, :], scale_MM[:, i] = value, 0.0, 0.0
     return Posterior(mean_M, scale_MM, dof, frozenset(given), float(plausible[likeliest]))
-
-
-def next_check(
-    posterior: Posterior, first_by: Array | None, confidence: float
-) -> tuple[int | None, str]:
-    """Returns the mixture to check next, or None and why there is none.
-
-    If no check was paid for yet `first_by` are the proxies, shape (M,), and it is the best of them;
-    then it is the one whose check is worth most, until the pick is the best mixture with a
-    probability of `confidence`.
-    """
-    left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known]
-    if not left:
-        return None, "every mixture is known"
-    if first_by is not None:
-        return max(left, key=lambda i: float(first_by[i])), ""
-    safe = float(posterior.best_probabilities()[int(np.argmax(posterior.mean_M))])
-    if safe >= confidence:
-        return None, f"the pick is the best mixture with a probability of {safe:.2f}"
-    value_M = posterior.value_of_check()
-    return max(left, key=lambda i: (float(value_M[i]), float(posterior.mean_M[i]))), ""
 
 
 def likeliest_exponent(
@@ -268,7 +231,7 @@ def _fitted(
 
     p is a multivariate t with `dof` degrees of freedom and the scale matrix spread^2 K.
     """
-    shape_UU = features_UF @ features_UF.T + np.diag(own_U**2 + _JITTER)
+    shape_UU = features_UF @ features_UF.T + np.diag(own_U**2 + JITTER)
     root_UU = linalg.cholesky(shape_UU, lower=True)
     white_U = linalg.solve_triangular(root_UU, residual_U, lower=True)
     half = (dof + len(white_U)) / 2

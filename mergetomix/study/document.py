@@ -49,7 +49,17 @@ def to_dict(study: Findings) -> dict[str, Any]:
 
 def read_worlds(path: Path) -> list[World]:
     """Returns the worlds of a written study, numbers rounded as they stand there."""
-    return [_world_of(values) for values in json.loads(path.read_text(encoding="utf-8"))["worlds"]]
+    worlds = []
+    for values in json.loads(path.read_text(encoding="utf-8"))["worlds"]:
+        arrays = {key: np.array(each, float) for key, each in values.items() if key.endswith("_M")}
+        failures = [(Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]]
+        read = {
+            "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),
+            "proxies": {float(key): np.array(each) for key, each in values["proxies"].items()},
+            "failures": tuple(failures),
+        }
+        worlds.append(World(**{**values, **arrays, **read}))
+    return worlds
 
 
 def render(study: Findings) -> str:
@@ -76,17 +86,6 @@ def render(study: Findings) -> str:
     )
     page = environment.get_template("study.md.jinja")
     return page.render(study=study, first=study.worlds[0], ranks=ranks, num_checks=NUM_CHECKS)
-
-
-def _world_of(values: Mapping[str, Any]) -> World:
-    arrays = {key: np.array(value, float) for key, value in values.items() if key.endswith("_M")}
-    failures = [(Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]]
-    read = {
-        "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),
-        "proxies": {float(key): np.array(each) for key, each in values["proxies"].items()},
-        "failures": tuple(failures),
-    }
-    return World(**{**values, **arrays, **read})
 
 
 def _world(world: World) -> dict[str, Any]:

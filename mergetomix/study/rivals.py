@@ -14,11 +14,11 @@ from functools import lru_cache, partial
 import numpy as np
 
 from mergetomix.statistics import regression
+from mergetomix.statistics.knowledge_gradient import next_check
 from mergetomix.statistics.posterior import (
     Posterior,
     Unit,
     likeliest_exponent,
-    next_check,
     posterior_of,
 )
 from mergetomix.study.similarity import ranking

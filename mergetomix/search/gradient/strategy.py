@@ -13,13 +13,13 @@ from scipy.special import ndtr
 
 from mergetomix.mixtures.spaces import Simplex, Subsets
 from mergetomix.records import Mixture
+from mergetomix.search.budgets import HOPE, budget_of
 from mergetomix.search.candidates import Array, central
 from mergetomix.search.gradient.best_subsets import SubsetFinder
 from mergetomix.search.gradient.best_weights import WeightFinder
 from mergetomix.search.gradient.companions import in_units_of_scores, lines
 from mergetomix.search.gradient.directions import Direction, Outlook, values_of
 from mergetomix.search.gradient.surrogate import Learner, Surrogate, is_finite
-from mergetomix.search.stopping import HOPE, budget_of
 from mergetomix.search.strategy import GRADIENT_COST, Ask, Setting, Steps, Strategy, Told
 
 LEAST_GRADIENTS = 4

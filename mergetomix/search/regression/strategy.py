@@ -11,10 +11,10 @@ import numpy as np
 from mergetomix.mixtures.spaces import Simplex
 from mergetomix.objectives.objective import OverTargets
 from mergetomix.records import Mixture
+from mergetomix.search.budgets import budget_of
 from mergetomix.search.candidates import Array, coefficients, place_of, untried, weight_rows, whole
 from mergetomix.search.regression.regressors import fit
 from mergetomix.search.regression.sampling import many_of
-from mergetomix.search.stopping import budget_of
 from mergetomix.search.strategy import Ask, Setting, Steps, Strategy, check_installed
 
 LEAST_TO_FIT = 3

@@ -1,4 +1,4 @@
-"""What a search may cost, and what it has cost so far.
+"""What decides that a search stops: what it may cost, and what it has cost so far.
 
 A budget is in forward passes over the targets, in examples scored, or in minutes. The last two
 become forward passes: of so many examples, or of the seconds that the base took. What minutes
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from mergetomix.errors import RecipeError
 from mergetomix.progress import duration
 from mergetomix.records import Trial
-from mergetomix.search.strategy import Strategy
+from mergetomix.search.strategy import Ask, Strategy
 from mergetomix.session.session import Session
 from mergetomix.store.address import digest
 
@@ -88,6 +88,19 @@ def _passes_in(session: Session, seconds: float) -> int | None:
     return passes
 
 
+def next_asked(strategy: Strategy, meter: Meter, limit: Limit) -> tuple[Ask, ...]:
+    """Returns what a search evaluates next: nothing once it stops.
+
+    It stops when its time is over, but never before its first trial, or when its strategy asks for
+    nothing more. A strategy ends with its steps, when the forward passes that are left do not pay
+    for the next one (`Strategy.ask`), or, by gradients, when there is no hope of a better mixture
+    left (`search.budgets.HOPE`).
+    """
+    if meter.num_passes and meter.is_out_of_time(limit):
+        return ()
+    return strategy.ask()
+
+
 @dataclass
 class Meter:
     """What a search has cost: forward passes, and seconds since it began."""
@@ -100,8 +113,8 @@ class Meter:
         """Seconds since the search began."""
         return time.monotonic() - self.started
 
-    def is_over(self, limit: Limit) -> bool:
-        """Whether the time is spent."""
+    def is_out_of_time(self, limit: Limit) -> bool:
+        """Returns whether the time is spent."""
         return limit.seconds is not None and self.seconds >= limit.seconds
 
     def line(self, strategy: Strategy, trials: Sequence[Trial]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mergetomix.records import Mixture
+from mergetomix.search.budgets import budget_of
 from mergetomix.search.candidates import central, place_of, untried, whole
-from mergetomix.search.samplers.samplers import Suggestions
-from mergetomix.search.samplers.storage import TrialDatabase
-from mergetomix.search.stopping import budget_of
+from mergetomix.search.optuna.samplers import Suggestions
+from mergetomix.search.optuna.storage import TrialDatabase
 from mergetomix.search.strategy import Ask, Setting, SettingError, Steps, Strategy, check_installed
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mergetomix.search.samplers.samplers import quiet
+from mergetomix.search.optuna.samplers import quiet
 from mergetomix.search.strategy import SettingError
 
 if TYPE_CHECKING:

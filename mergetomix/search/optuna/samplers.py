@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from mergetomix.records import Mixture
-from mergetomix.search.samplers.variables import variables_of
+from mergetomix.search.optuna.variables import variables_of
 from mergetomix.search.strategy import Sampler, Setting, Told
 
 if TYPE_CHECKING:

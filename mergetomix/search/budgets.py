@@ -1,8 +1,6 @@
-"""What decides that a search stops, beside the end of a strategy's own steps.
+"""The forward passes that a search may spend where the recipe does not say, and the least.
 
-`Strategy` holds to a budget in forward passes. Without one in the recipe, search by gradients,
-regression and samplers takes a budget that suits the number of datasets, and search by gradients
-ends before it is spent if there is no hope left (`HOPE`).
+Search by gradients may end before they are spent, if there is no hope left (`HOPE`).
 """
 
 from __future__ import annotations
