@@ -34,7 +34,7 @@ TESTS = {
     "statistics/standard_errors": ("test_drawn_posterior.py", "test_objective.py"),
     "stages/checks": ("test_conclusion.py", "test_verify.py", "test_several_targets.py"),
     "stages/race": ("test_racing.py",),
-    "stages/search": ("test_budget.py", "test_racing.py"),
+    "stages/search": ("test_budget.py", "test_several_targets.py", "test_search_samplers.py"),
     "stages/stopping": ("test_budget.py",),
 }
 """Modules of the package, and the files of tests that state their laws."""

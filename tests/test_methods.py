@@ -112,7 +112,7 @@ def test_coefficients_are_gain_times_weights_to_the_bit(
 ) -> None:
     weights = [share / math.fsum(shares) for share in shares]
     mixture = Mixture(tuple("abcdef"[: len(weights)]), tuple(weights))
-    gain = merge.gain(weights, exponent)
+    gain = merge.delta_factor(weights, exponent)
     active = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
     wanted = {name: gain * weight for name, weight in active.items()}
     assert merge.coefficients(mixture, exponent) == wanted

@@ -150,18 +150,18 @@ class Bank:
         else:
             self._sum(chosen)
 
-    def combine(self, rule: Rule, weights: Mapping[str, float], gain: float) -> None:
+    def combine(self, rule: Rule, weights: Mapping[str, float], factor: float) -> None:
         """Live params <- base + gain * what a method makes of the deltas, param by param.
 
         Args:
             weights: on the simplex, by dataset; those of zero do not count.
-            gain: the factor on the merged delta, see `merge.gain`.
+            factor: of the merged delta, see `merge.delta_factor`.
         """
         chosen = {name: weights[name] for name in sorted(weights) if weights[name] > 0}
         combine = merge.METHODS[rule.method].combine
         for param, base in self._base.items():
             merged = combine(self._parts(rule, param, chosen), **rule.options)
-            self._live[param].data.copy_(base.to(merged.dtype) + gain * merged)
+            self._live[param].data.copy_(base.to(merged.dtype) + factor * merged)
 
     def _parts(self, rule: Rule, param: str, chosen: Mapping[str, float]) -> merge.Parts:
         base = self._base[param]

@@ -29,7 +29,7 @@ def effective_number(weights: Sequence[float]) -> float:
     return round(1 / squares, 9)  # equal weights give a whole number
 
 
-def gain(weights: Sequence[float], exponent: float) -> float:
+def delta_factor(weights: Sequence[float], exponent: float) -> float:
     """Returns k * scale(k) = k ** (1 - exponent), the factor on a merged delta that is a mean.
 
     k is the effective number. The factor is one if a single dataset has all the weight, so that
@@ -48,5 +48,5 @@ def coefficients(mixture: Mixture, exponent: float) -> dict[str, float]:
     {'code': 1.0}
     """
     active = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
-    factor = gain(list(active.values()), exponent)
+    factor = delta_factor(list(active.values()), exponent)
     return {name: factor * weight for name, weight in active.items()}

@@ -46,7 +46,7 @@ class Method:
         combine: gives the merged delta, float32, of the base's shape; it changes none of its
             arguments.
         needs: the statistic that it weighs experts by, `fisher` or `gram`, or None.
-        scaled: whether gain = k * scale(k) multiplies the merged delta; otherwise it is 1.
+        scaled: whether the delta's factor k * scale(k) multiplies the merged delta; else it is 1.
         max_experts: the most experts that it takes, None for any number.
     """
 

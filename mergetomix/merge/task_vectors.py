@@ -1,7 +1,7 @@
 """Merges of task vectors: means of deltas, thinned or not, with or without a vote on signs.
 
 The papers sum the thinned deltas, with a factor lambda; here they are averaged with the mixture's
-weights, and the gain k * scale(k) makes the sum of the mean (exponent 0), the mean itself
+weights, and the factor k * scale(k) makes the sum of the mean (exponent 0), the mean itself
 (exponent 1) or what lies between. `strength` is lambda.
 """
 

@@ -95,14 +95,14 @@ class Addresses:
         weights = {name: weight for name, weight in mixture.as_dict().items() if weight > 0}
         experts = sorted([self.expert(name), weight] for name, weight in weights.items())
         return digest(
-            "proxy", section.method, section.options, experts, self.gain(mixture, exponent)
+            "proxy", section.method, section.options, experts, self.delta_factor(mixture, exponent)
         )
 
-    def gain(self, mixture: Mixture, exponent: float) -> float:
+    def delta_factor(self, mixture: Mixture, exponent: float) -> float:
         """Returns the factor on a mixture's merged delta; 1 where the method is not scaled."""
         weights = [weight for weight in mixture.weights if weight > 0]
         scaled = merge.METHODS[self._recipe.merge.method].scaled
-        return merge.gain(weights, exponent) if scaled else 1.0
+        return merge.delta_factor(weights, exponent) if scaled else 1.0
 
     def statistic(self, statistic: str, name: str) -> str:
         """Returns the address of a statistic of a dataset's expert."""

@@ -80,8 +80,8 @@ class Proxies:
             if self._open.recipe.merge.method == "linear":
                 bank.set(merge.coefficients(mixture, exponent))
             else:
-                gain = self._addresses.gain(mixture, exponent)
-                bank.combine(self.rule(mixture.datasets), mixture.as_dict(), gain)
+                factor = self._addresses.delta_factor(mixture, exponent)
+                bank.combine(self.rule(mixture.datasets), mixture.as_dict(), factor)
             self._live = mixture, exponent
         return bank.model
 
