@@ -198,4 +198,4 @@ def test_a_fine_tune_that_fails_elsewhere_stops_no_other(
         assert all(isinstance(each, TrainingError) for each in found.values())
         assert list((tmp_path / "store" / "tmp").iterdir()) == []
         with pytest.raises(TrainingError, match=r"expert a: .*; expert b: .*; expert c: "):
-            pipeline.experts_of(session.finetunes, ("a", "b", "c"))
+            pipeline.experts_of(session, ("a", "b", "c"))

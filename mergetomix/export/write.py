@@ -81,7 +81,7 @@ def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
     """
     folder.check_free(out)
     check_space(session, [(Mixture.union([name]), None) for name in mixture.datasets])
-    pipeline.experts_of(session.finetunes, mixture.datasets)
+    pipeline.experts_of(session, mixture.datasets)
     if form.adapter:
         return _write_adapter(session, mixture, out, form)
     return _write_model(session, mixture, out, form)

@@ -15,7 +15,6 @@ from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.executors.work import FinetuneResult, FinetuneWork
 from mergetomix.mixtures import rows
 from mergetomix.models.encoding import Item
-from mergetomix.progress import Listener
 from mergetomix.records import Finetune, Mixture, Portion
 from mergetomix.sections.train import Train
 from mergetomix.session.addresses import Addresses
@@ -29,11 +28,6 @@ class Finetunes:
     def __init__(self, opened: OpenRecipe, addresses: Addresses, spaces: Spaces) -> None:
         self._open, self._addresses, self._spaces = opened, addresses, spaces
         self._recipe, self._inputs, self._store = opened.recipe, opened.inputs, opened.store
-
-    @property
-    def listener(self) -> Listener:
-        """Who hears of the work."""
-        return self._open.listener
 
     # --- rows
 

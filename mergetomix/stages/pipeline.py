@@ -14,7 +14,7 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune, Mixture
 from mergetomix.results import Result, Row, Selection, Verification
-from mergetomix.session.finetunes import Finetunes, environment
+from mergetomix.session.finetunes import environment
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages.checks import verify
 from mergetomix.stages.costs import cost_of
@@ -49,12 +49,12 @@ def train_experts(session: Session) -> tuple[Finetune, ...]:
     first_strategy(session)
     check_length(session)
     check_space(session, finetunes(session))
-    found = experts_of(session.finetunes, session.spaces.searched.allowed)
+    found = experts_of(session, session.spaces.searched.allowed)
     session.opened.tell_reused("experts")
     return found
 
 
-def experts_of(made: Finetunes, names: Sequence[str]) -> tuple[Finetune, ...]:
+def experts_of(session: Session, names: Sequence[str]) -> tuple[Finetune, ...]:
     """Returns the experts of some datasets, trained where the store lacks them.
 
     One that fails does not stop the others. Raises TrainingError at the end, naming each that
@@ -62,12 +62,13 @@ def experts_of(made: Finetunes, names: Sequence[str]) -> tuple[Finetune, ...]:
     """
     found: dict[str, Finetune] = {}
     failures: dict[str, str] = {}
-    for mixture, expert in made.fit_all([Mixture.union([name]) for name in names], "experts"):
+    singles = [Mixture.union([name]) for name in names]
+    for mixture, expert in session.finetunes.fit_all(singles, "experts"):
         if isinstance(expert, Finetune):
             found[str(mixture)] = expert
             continue
         failures[str(mixture)] = f"expert {mixture}: {expert.message}"
-        made.listener.warn(failures[str(mixture)])
+        session.listener.warn(failures[str(mixture)])
     if failures:
         hint = (
             "the other experts are in the store; lower train.learning_rate or look for odd rows in"
