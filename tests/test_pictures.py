@@ -326,3 +326,41 @@ def test_a_class_label_of_digits_counts_too(tmp_path: Path) -> None:
     table.to_parquet(str(tmp_path / "stars.parquet"))
     found = get(str(tmp_path / "stars.parquet"))
     assert [item.label for item in found.items] == names
+
+
+# --- folders as people have them
+
+
+def test_splits_of_a_year_are_splits(tmp_path: Path) -> None:
+    """As COCO's: train2017 and val2017 are not read together."""
+    folder_of(tmp_path / "train2017")
+    folder_of(tmp_path / "val2017", count=1, seed=9)
+    assert len(get(tmp_path).items) == 6
+    assert len(get(tmp_path, split="validation").items) == 2
+
+
+def test_what_of_a_folder_is_odd_is_said(tmp_path: Path) -> None:
+    folder_of(tmp_path)
+    folder_of(tmp_path / "more", ("cat", "cow"), seed=5)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "apple").mkdir()
+    (tmp_path / "apple" / "1.heic").write_bytes(b"x")
+    (tmp_path / "cat" / "notes.json").write_text("{}")
+    found = get(tmp_path)
+    assert found.notes == (
+        "datasets.x: passed over 2 files that are no image by their suffix: .heic 1, .json 1",
+        "datasets.x: the class cat is that of 2 folders: cat, more/cat",
+        "datasets.x: the folder apple holds no image",
+        "datasets.x: the folder empty holds no image",
+    )
+    assert set(labels(found)) == {"cat", "cow", "dog"}
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".avif"])
+def test_images_of_rarer_suffixes_are_read(tmp_path: Path, suffix: str) -> None:
+    kind = {".jfif": "jpeg", ".avif": "avif"}[suffix]
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        image = Image.fromarray(np.full((16, 16, 3), len(name) * 30, dtype=np.uint8))
+        image.save(tmp_path / name / f"1{suffix}", kind)
+    assert labels(get(tmp_path)) == ["cat", "dog"]

@@ -14,7 +14,7 @@ import mergetomix as m2m
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report import sentences
-from mergetomix.report.document import stopped
+from mergetomix.report.result_json import stopped
 from mergetomix.results import Selection
 from mergetomix.search.strategy import Ask
 from mergetomix.session.evaluations import trial_of

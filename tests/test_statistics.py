@@ -12,9 +12,8 @@ import tiny_images
 import torch
 from torch import Tensor
 
-from mergetomix.experts import statistics
 from mergetomix.experts.deltas import params
-from mergetomix.experts.statistics import STATISTICS, Statistic, fisher, gram, spread
+from mergetomix.experts.fisher_and_gram import STATISTICS, Statistic, fisher, gram, spread
 from mergetomix.merge import METHODS, Parts
 
 BaseOf = Callable[[str], str]
@@ -123,7 +122,7 @@ def test_no_more_sequences_are_read_than_the_limit(
 ) -> None:
     family, model, sequences = opened(base("llama"))
     wanted = statistic(family, model, [sequences[0], sequences[2]])
-    monkeypatch.setattr(statistics, "MAX_SEQUENCES", 2)
+    monkeypatch.setattr(fisher_and_gram, "MAX_SEQUENCES", 2)
     same(statistic(family, model, sequences), wanted)
 
 

@@ -16,8 +16,8 @@ DOCUMENTS = (".md", ".rst", ".py")
 TEXTS = (".txt", *DOCUMENTS)
 KINDS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
 KINDS |= {".npz": "npz", **dict.fromkeys(TEXTS, "text")}
-PHOTOS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-IMAGE_SUFFIXES = (*PHOTOS, ".ppm", ".pgm", ".pbm", ".pnm")
+PHOTOS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".bmp", ".gif")
+IMAGE_SUFFIXES = (*PHOTOS, ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
 SPLIT_WORDS = dict.fromkeys(("train", "training"), "train")
 SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
 SPLIT_WORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
@@ -77,7 +77,11 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
     wanted = split_called(source.split)
     words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower()) for file in data}
     said = {
-        file: {split_called(word) for word in some if word in SPLIT_WORDS or word == wanted}
+        file: {
+            split_called(word)
+            for word in some
+            if split_called(word) in SPLIT_WORDS or word == wanted
+        }
         for file, some in words.items()
     }
     known = set().union(*said.values())
@@ -87,12 +91,13 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
 
 
 def split_called(word: str) -> str:
-    """Returns the split that a word means.
+    """Returns the split that a word means; a year or a number behind it says nothing.
 
-    >>> split_called("Dev"), split_called("held_out")
-    ('validation', 'held_out')
+    >>> split_called("Dev"), split_called("train2017"), split_called("held_out")
+    ('validation', 'train', 'held_out')
     """
-    return SPLIT_WORDS.get(word.lower(), word.lower())
+    bare = word.lower().rstrip("0123456789").rstrip("-_")
+    return SPLIT_WORDS.get(word.lower(), SPLIT_WORDS.get(bare, word.lower()))
 
 
 def no_split(source: Source, where: str, known: Iterable[str]) -> DataError:

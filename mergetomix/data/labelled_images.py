@@ -65,8 +65,9 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
         problem = f"none of {len(pictures)} images decodes; the first is {broken[0]}"
         raise no_data(where, problem)
     note = f"{where}: passed over {len(broken)} images that do not decode"
-    notes = (f"{note}, the first {broken[0]}",) if broken else ()
-    return Examples(where, tuple(items), len(table.rows), table.columns, notes)
+    notes = [f"{where}: {each}" for each in table.notes]
+    notes += [f"{note}, the first {broken[0]}"] if broken else []
+    return Examples(where, tuple(items), len(table.rows), table.columns, tuple(notes))
 
 
 def _look(picture: Picture) -> Picture | str:

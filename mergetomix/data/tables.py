@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,7 +25,8 @@ class Table:
     """Rows by index: a list of mappings, or a `datasets.Dataset`. `empty` are indices to pass over.
 
     `num_binary` files held no text. `names` are the classes of columns that hold labels, as far as
-    the source knows them; file names in a column are relative to `folder`.
+    the source knows them; file names in a column are relative to `folder`. `notes` say what of a
+    folder is odd or was passed over.
     """
 
     columns: tuple[str, ...]
@@ -32,6 +35,7 @@ class Table:
     num_binary: int = 0
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def kept(self) -> list[int]:
         """Returns the indices of the rows that are not empty, in order."""
@@ -259,15 +263,34 @@ def _image_folder(root: Path, every: list[Path], source: Source, where: str) -> 
         if len(parts) == 1:
             hint = "make one folder for each class, or a table of names and labels"
             raise no_data(where, f"{file} lies in no class's folder", hint)
-    split_of = {file: files.SPLIT_WORDS.get(each[0].lower()) for file, each in parts_of.items()}
-    splits = {split for file, split in split_of.items() if split and len(parts_of[file]) > 2}
+    split_of = {file: files.split_called(each[0]) for file, each in parts_of.items()}
+    words = set(files.SPLIT_WORDS.values())
+    splits = {each for file, each in split_of.items() if each in words and len(parts_of[file]) > 2}
     wanted = files.split_called(source.split)
     if splits and wanted not in splits:
         raise files.no_split(source, where, splits)
     names = tuple(sorted({file.parent.name for file in images}))
-    rows = [
-        {"image": str(file), "label": file.parent.name}
-        for file in images
-        if not splits or split_of[file] == wanted
-    ]
-    return Table(("image", "label"), rows, names={"label": names})
+    kept = [file for file in images if not splits or split_of[file] == wanted]
+    rows = [{"image": str(file), "label": file.parent.name} for file in kept]
+    notes = tuple(_odd(root, every, images, kept))
+    return Table(("image", "label"), rows, names={"label": names}, notes=notes)
+
+
+def _odd(root: Path, every: list[Path], images: list[Path], kept: list[Path]) -> Iterator[str]:
+    """Yields what a user may not know of a folder of images, a line each."""
+    others = Counter(files.suffix_of(file) or file.name for file in set(every) - set(images))
+    if others:
+        listed = ", ".join(f"{suffix} {num}" for suffix, num in sorted(others.items()))
+        yield f"passed over {others.total()} files that are no image by their suffix: {listed}"
+    places: dict[str, set[Path]] = {}
+    for file in kept:
+        places.setdefault(file.parent.name, set()).add(file.parent)
+    for name, folders in sorted(places.items()):
+        if len(folders) > 1:
+            listed = ", ".join(sorted(str(each.relative_to(root)) for each in folders))
+            yield f"the class {name} is that of {len(folders)} folders: {listed}"
+    # Path.walk is of Python 3.12
+    leaves = {Path(place) for place, folders, _ in os.walk(root) if not folders}
+    shown = {each for each in leaves if not any(part[0] in "._" for part in each.parts[1:])}
+    for folder in sorted(shown - {file.parent for file in images}):
+        yield f"the folder {folder.relative_to(root)} holds no image"

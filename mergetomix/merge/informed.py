@@ -1,6 +1,6 @@
 """Merges that weigh experts by what their own training data says of each value.
 
-`mergetomix.experts.statistics` measures it.
+`mergetomix.experts.fisher_and_gram` measures it.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mergetomix.errors import Fault
 from mergetomix.recipe.recipe import Recipe, dump
-from mergetomix.report.document import to_dict
 from mergetomix.report.markdown import model_card, render
+from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
 
 

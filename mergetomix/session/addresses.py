@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from mergetomix import merge
-from mergetomix.experts import statistics
+from mergetomix.experts import fisher_and_gram
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Mixture
 from mergetomix.session.inputs import Inputs
@@ -107,7 +107,9 @@ class Addresses:
     def statistic(self, statistic: str, name: str) -> str:
         """Returns the address of a statistic of a dataset's expert."""
         content = self._inputs.content(name)
-        return digest("statistic", statistic, self.expert(name), content, statistics.MAX_SEQUENCES)
+        return digest(
+            "statistic", statistic, self.expert(name), content, fisher_and_gram.MAX_SEQUENCES
+        )
 
     def derivatives(self, proxy: str, scored: str) -> str:
         """Returns the address of the derivatives at a proxy of what is scored."""

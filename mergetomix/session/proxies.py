@@ -9,7 +9,7 @@ from typing import Any
 from mergetomix import merge
 from mergetomix.errors import Fault
 from mergetomix.executors.work import StatisticWork
-from mergetomix.experts import statistics
+from mergetomix.experts import fisher_and_gram
 from mergetomix.experts.bank import GIB, Bank, Rule
 from mergetomix.experts.deltas import mapped, params, read_delta
 from mergetomix.records import Mixture
@@ -141,7 +141,7 @@ class Proxies:
         bank = self.bank()
         bank.set({work.dataset: 1.0})
         with self._open.listener.task("search", text, 1) as advance:
-            compute = statistics.STATISTICS[work.statistic]
+            compute = fisher_and_gram.STATISTICS[work.statistic]
             sequences = inputs.sequences(work.dataset)
             found = compute(inputs.family, bank.model, sequences)
             tensors = {param: each.cpu().contiguous() for param, each in found.items()}
