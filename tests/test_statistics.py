@@ -12,8 +12,8 @@ import tiny_images
 import torch
 from torch import Tensor
 
-from mergetomix.experts.deltas import params
 from mergetomix.experts import fisher_and_gram
+from mergetomix.experts.deltas import params
 from mergetomix.experts.fisher_and_gram import STATISTICS, Statistic, fisher, gram, spread
 from mergetomix.merge import METHODS, Parts
 
