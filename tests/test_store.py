@@ -17,9 +17,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 import mergetomix.store.store as store_module
 from mergetomix.errors import StoreError
@@ -250,6 +252,19 @@ def test_an_exception_leaves_nothing_of_an_artifact(store, error):
         (folder / "f").write_text("1")
         raise error
     assert os.listdir(store.path / "tmp") == os.listdir(store.path / "artifacts") == []
+
+
+def test_files_have_the_permissions_of_the_umask(store: Store) -> None:
+    """safetensors writes files that nobody else can read."""
+    before = os.umask(0o027)
+    try:
+        with store.artifact("k") as folder:
+            save_file({"x": np.zeros(2)}, folder / "model.safetensors")
+            assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o600
+        written = store.artifact_path("k") / "model.safetensors"
+        assert written.stat().st_mode & 0o777 == 0o640
+    finally:
+        os.umask(before)
 
 
 def test_every_file_and_folder_of_an_artifact_is_flushed_before_it_appears(store, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.errors import UserError
-from mergetomix.store.disk import flush, fsync, is_no_space, no_space
+from mergetomix.store.disk import fsync, is_no_space, no_space, settle
 
 if TYPE_CHECKING:
     from mergetomix.export.adapter import Adapter
@@ -85,7 +85,7 @@ def place(out: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        flush(partial)
+        settle(partial)
         check_free(out)
         partial.replace(final)  # an empty folder gives way
         fsync(final.parent)

@@ -38,13 +38,28 @@ def size_bytes(folder: Path) -> int:
     return sum(stat.st_size for stat in stats(folder) if S_ISREG(stat.st_mode))
 
 
-def flush(folder: Path) -> None:
-    """Waits until a folder, and every file and folder below it, is on the disk."""
+def settle(folder: Path) -> None:
+    """Waits until a folder, and every file and folder below it, is on the disk.
+
+    Files get the permissions that the user's umask leaves: safetensors writes for the owner alone.
+    """
+    mode = 0o666 & ~_umask()
     for root, _, names in os.walk(folder, topdown=False):
         for name in names:
-            if Path(root, name).is_file():
-                fsync(Path(root, name))
+            file = Path(root, name)
+            if not file.is_file():
+                continue
+            if not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600:
+                file.chmod(mode)
+            fsync(file)
         fsync(Path(root))
+
+
+def _umask() -> int:
+    # the system tells it to who sets it alone
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def fsync(path: Path) -> None:

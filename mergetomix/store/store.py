@@ -33,7 +33,7 @@ from filelock import FileLock, Timeout
 from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
 from mergetomix.store.address import digest, sha256_of
-from mergetomix.store.disk import flush, fsync, is_no_space, no_space, size_bytes, stamp, stats
+from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp, stats
 from mergetomix.store.ledger import Ledger
 
 LEDGER = "ledger.sqlite"
@@ -255,7 +255,7 @@ class Store:
         try:
             with self._draft(key) as draft:
                 yield draft
-                flush(draft)
+                settle(draft)
                 self._place(draft, final)
         except Exception as error:
             if not is_no_space(error):
