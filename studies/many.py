@@ -31,7 +31,7 @@ from mergetomix.objectives.objective import Objective
 from mergetomix.progress import Silent
 from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture, Scores, gain
-from mergetomix.search.stopping import default_budget
+from mergetomix.search.budgets import default_budget
 from mergetomix.search.strategies import build
 from mergetomix.search.strategy import Ask, Setting, Told
 from mergetomix.session.session import Session, open_session

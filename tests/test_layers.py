@@ -268,6 +268,41 @@ def test_what_the_documents_name_is_there() -> None:
     assert missing == []
 
 
+def bound(name: str) -> set[str]:
+    """Returns every name that a module binds at its top."""
+    found = defined(name)
+    for node in TREES[name].body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("folder", ["studies", "benchmarks"])
+def test_what_scripts_import_is_there(folder: str) -> None:
+    """Nobody runs them for months, so a name that is gone must show here."""
+    missing = []
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.ImportFrom) or not str(node.module).startswith(
+                "mergetomix"
+            ):
+                continue
+            module = str(node.module)
+            names = [alias.name for alias in getattr(node, "names", ())]
+            if module not in MODULES:
+                missing.append(f"{file.name}: {module}")
+                continue
+            known = bound(module)
+            missing += [
+                f"{file.name}: {module}.{name}"
+                for name in names
+                if name not in known and f"{module}.{name}" not in MODULES
+            ]
+    assert missing == []
+
+
 def test_the_walk_tells_when_an_import_happens() -> None:
     text = """
 import torch
