@@ -17,6 +17,7 @@ from mergetomix.models.images.heads import Head, HeadLayout, probe, text_head
 from mergetomix.models.images.label_spaces import check_names, owner_of, space_of
 from mergetomix.models.images.model import ImageModel, beneath_adapter
 from mergetomix.models.images.pixels import EncodedImage, Pixels
+from mergetomix.models.pretrained import quiet
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
 from mergetomix.sections.source import Source
@@ -39,10 +40,22 @@ class ImageClassifier(ImageModel):
     def __init__(self, base: Base, device: str, images: Images, method: str) -> None:
         super().__init__(base, device, images, method)
         vision = self.config.vision_config if self.has_two_encoders else self.config
-        self.pixels = Pixels(lambda: self.processor, vision, images.memory_gib)
+        self.pixels = Pixels(lambda: self.processor, vision, images.memory_gib, self._reads)
         self._owners: dict[str, Examples] = {}
         self._made_of: dict[str, tuple[LabelSpace, str]] = {}
         self._heads: dict[str, Head] = {}
+
+    def _reads(self, shape: tuple[int, ...]) -> bool:
+        """Returns whether the model takes images of a shape, by a forward pass without weights."""
+        import torch
+
+        model = self.prepared(self.skeleton())
+        try:
+            with torch.inference_mode(), torch.device("meta"), quiet():
+                self.features(model, torch.zeros(2, *shape))
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError):
+            return False
+        return True
 
     # --- sources
 

@@ -49,10 +49,17 @@ class Pixels:
         processor: gives the model's image processor.
         config: of what reads images.
         memory_gib: what may be kept in memory.
+        reads: whether the model reads images of a shape, other than its configuration says.
     """
 
-    def __init__(self, processor: Callable[[], Any], config: Any, memory_gib: float) -> None:
-        self._processor = processor
+    def __init__(
+        self,
+        processor: Callable[[], Any],
+        config: Any,
+        memory_gib: float,
+        reads: Callable[[tuple[int, ...]], bool] = lambda _: False,
+    ) -> None:
+        self._processor, self._reads = processor, reads
         self.num_channels = int(getattr(config, "num_channels", 3))
         self.side = _pair(getattr(config, "image_size", None))
         self.patch = _pair(getattr(config, "patch_size", None))
@@ -121,11 +128,15 @@ class Pixels:
                 first.setdefault(picture.size, (examples.where, picture.name))
         for (width, height), (where, name) in first.items():
             pixels = f"{width}x{height} pixels"
-            if not resizes:
+            if not resizes and not self._reads((self.num_channels, height, width)):
                 self._check_size((height, width), f"{name} is {pixels}", f"{where}.path")
             found = tuple(self.processed(Image.new("RGB", (width, height)), name).shape)
             wanted = wanted or found
             if found == wanted:
+                continue
+            if self.side is not None and wanted[1:] == self.side and self._reads(found):
+                # many models read other sizes than their configuration says
+                self.side, wanted = None, found
                 continue
             makes = f"the image processor makes {found} of {name} ({pixels})"
             if self.side is None:
