@@ -22,6 +22,39 @@ from mergetomix.models.causal_lm.model import CausalLM
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+WHOLE_RUNS = {
+    f"test_{name}"
+    for name in [
+        "budget",
+        "companions",
+        "executors",
+        "families",
+        "gradient",
+        "gradients_of_a_run",
+        "image_run",
+        "image_training",
+        "racing",
+        "run",
+        "search_contract",
+        "search_optuna",
+        "search_samplers",
+        "several_targets",
+        "shares",
+        "study",
+        "verify",
+        "write",
+    ]
+}
+"""Files that train models or run whole recipes, and searches many times over."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of whole runs as slow: `make quick` leaves them out."""
+    for item in items:
+        if item.path.stem in WHOLE_RUNS:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small_heap() -> Iterator[None]:
     """Puts what was there before out of the garbage collector's sight, until the module is over.
