@@ -1,4 +1,7 @@
-"""`result.json`: everything a run found, for programs. docs/result.md says what its keys mean."""
+"""`result.json`: everything a run found, for programs. docs/result.md says what its keys mean.
+
+Here it is made; `report/files.py` writes it.
+"""
 
 from __future__ import annotations
 

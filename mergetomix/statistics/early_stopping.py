@@ -24,6 +24,9 @@ order of the examples: it is compared with one incumbent at each look, and after
 How near that is with few and skewed examples: docs/log.md.
 
 Array names end in their shape: S examples seen, E examples in all, K complete trials, N datasets.
+
+How sure one must be is `search.racing` of the recipe (`sections/search.py`), shared among all looks
+(`stages/race.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Texts as the model's own tokens: a text is encoded whole, and its pieces are found by offsets."""
+"""Texts as the model's own tokens: a text is encoded whole, and its pieces are found by offsets.
+
+Chats become texts, with the places of their replies, in `templates.py`.
+"""
 
 from __future__ import annotations
 
