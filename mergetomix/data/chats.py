@@ -37,9 +37,10 @@ def _turn(place: Place, number: int, given: Any) -> Turn:
     turn: Turn = {key: _without_nulls(each) for key, each in given.items() if each is not None}
     if "role" not in turn and "from" in turn:
         role = turn.pop("from")
-        turn = {"role": SHAREGPT.get(role, role), "content": turn.pop("value", None), **turn}
+        known_role = SHAREGPT.get(role, role) if isinstance(role, str) else role
+        turn = {"role": known_role, "content": turn.pop("value", None), **turn}
     role = turn.get("role")
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         known = f"the roles are {', '.join(ROLES)}"
         raise place.error(f"turn {number} has the role {role!r}; {known}")
     content = turn.setdefault("content", None)

@@ -14,7 +14,7 @@ import json
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -52,8 +52,10 @@ def _text(stream: Bytes, newline: str | None = None) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
 
 
-def rows_of(file: Path, split: str) -> Iterator[dict[str, Any]]:
+def rows_of(file: Path, split: str, notes: list[str]) -> Iterator[dict[str, Any]]:
     """Yields the rows of a file that is no parquet; an archive of arrays may have some of a split.
+
+    What is odd but can be read goes to `notes`, a line each.
 
     Raises:
         Malformed: the file does not hold what its name says.
@@ -64,34 +66,48 @@ def rows_of(file: Path, split: str) -> Iterator[dict[str, Any]]:
         return
     with opened(file) as stream:
         if kind == "json":
-            yield from _json_rows(stream, is_lines=suffix_of(file) == ".jsonl")
+            doubled: list[str] = []
+            yield from _json_rows(stream, suffix_of(file) == ".jsonl", doubled)
+            if doubled:
+                what = f"{file}: the key {doubled[0]!r} stands twice in an object"
+                notes.append(f"{what} ({len(doubled)} in all); the last one counts")
         elif kind == "text":
             yield from ({"text": line.removesuffix("\n")} for line in _text(stream))
         else:
             yield from _csv_rows(stream, delimiter="\t" if kind == "tsv" else ",")
 
 
-def _json_rows(stream: Bytes, is_lines: bool) -> Iterator[dict[str, Any]]:
+def _json_rows(stream: Bytes, is_lines: bool, doubled: list[str]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of JSON; keys that stand twice in one object go to `doubled`."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            doubled.extend(key for key in found if sum(key == each for each, _ in pairs) > 1)
+        return found
+
+    decode = json.JSONDecoder(object_pairs_hook=once).decode
     if is_lines:
-        yield from _json_lines(_text(stream))
+        yield from _json_lines(_text(stream), decode)
         return
     text = _text(stream).read()
     try:
-        whole = json.loads(text)
+        whole = decode(text)
     except json.JSONDecodeError as error:
         if text.lstrip().startswith("["):
             raise Malformed(f", line {error.lineno}: not valid JSON: {error.msg}") from None
         # many files named .json hold JSON Lines
-        yield from _json_lines(io.StringIO(text))
+        doubled.clear()
+        yield from _json_lines(io.StringIO(text), decode)
         return
     for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
         yield _object(row, f"item {index} (counting from 0)")
 
 
-def _json_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _json_lines(lines: Iterable[str], decode: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line) if line.strip() else None
+            row = decode(line) if line.strip() else None
         except json.JSONDecodeError as error:
             raise Malformed(f", line {number}: not valid JSON: {error.msg}") from None
         if line.strip():

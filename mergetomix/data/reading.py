@@ -33,7 +33,8 @@ def read(source: Source, where: str) -> Examples:
         raise refused[0]
     noun = "files" if source.files else "rows"
     passed = {f"empty {noun}": len(table.empty), "binary files": table.num_binary}
-    notes = [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
+    notes = [f"{where}: {note}" for note in table.notes]
+    notes += [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
     if refused:
         first = f"the first: {refused[0].message}"
         notes.append(f"{where}: passed over {len(refused)} bad {noun}; {first}")

@@ -26,7 +26,7 @@ class Table:
 
     `num_binary` files held no text. `names` are the classes of columns that hold labels, as far as
     the source knows them; file names in a column are relative to `folder`. `notes` say what of a
-    folder is odd or was passed over.
+    file or folder is odd or was passed over.
     """
 
     columns: tuple[str, ...]
@@ -201,12 +201,14 @@ def _named(path: str, source: Source, where: str) -> Table:
     if "parquet" in kinds:
         return _parquet(data, where)
     rows: list[Row] = []
+    notes: list[str] = []
     for file in data:
         with formats.reading(file, where):
-            rows += formats.rows_of(file, files.split_called(source.split))
+            rows += formats.rows_of(file, files.split_called(source.split), notes)
     folder = root if root.is_dir() else data[0].parent
     empty = _blank(rows) if "text" in kinds else frozenset()
-    return replace(_of_mappings(rows), empty=empty, folder=folder)
+    table = _of_mappings(rows)
+    return replace(table, empty=empty, folder=folder, notes=tuple(notes))
 
 
 def _blank(rows: Sequence[Row]) -> frozenset[int]:

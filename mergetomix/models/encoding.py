@@ -36,7 +36,7 @@ class Encoding:
     `num_cut` examples lost the start of their prompt, `num_split` became several sequences, and
     `num_ended` lost the end of their answer. `num_marked` hold marks of a beginning or an end
     themselves, of `num_straddling` an answer begins within a token of the prompt, and `num_chats`
-    are chats.
+    are chats. `num_untrained` hold no token that is trained on.
     """
 
     sequences: tuple[Any, ...]
@@ -47,6 +47,7 @@ class Encoding:
     num_marked: int = 0
     num_straddling: int = 0
     num_chats: int = 0
+    num_untrained: int = 0
 
     @property
     def num_tokens(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,8 @@ class Loads(Protocol):
     `load_finetune` a full model or an adapter on the base. `errors` turns what loading raises for
     a broken model into a ModelError that names it.
 
+    `small` gives the family with a small base of the same configuration in a folder, or itself.
+
     `check_folder` raises ModelError if an expert's folder reads its input otherwise than the base,
     and `check_expert` if an expert changes params that no fine-tune of this family does; its
     `load` gives the expert's model, and is None if it is an adapter.
@@ -84,6 +86,7 @@ class Loads(Protocol):
     def key(self, store: Store) -> str: ...
     def load(self, path: str | None = None, where: str = "base.path") -> Any: ...
     def load_finetune(self, path: str) -> Any: ...
+    def small(self, folder: Path) -> Self: ...
     def errors(
         self, path: str | None = None, where: str = "base.path"
     ) -> AbstractContextManager[None]: ...

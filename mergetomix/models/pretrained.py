@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mergetomix.data import reading
 from mergetomix.data.examples import Examples
@@ -64,6 +64,13 @@ class Pretrained:
         """Returns whether a base may lack a param, since `prepared` makes it."""
         return False
 
+    def small(self, folder: Path) -> Self:
+        """Returns the family with a small base of its configuration, or itself if it is small.
+
+        A small base has random weights and lies in a folder, which is made.
+        """
+        return self
+
     def check_folder(self, folder: Path, where: str) -> None:
         """Raises ModelError if an expert's folder reads its input otherwise than the base."""
 
@@ -95,9 +102,25 @@ class Pretrained:
 
         # pickles and a fine-tune's own code are never trusted, only what the recipe says
         how["trust_remote_code"] = self.base.trust_remote_code
-        how |= {"revision": self.base.revision or "main"} if path is None else {}
+        if path is None:
+            how |= {"revision": self.base.revision or "main", **self._gguf}
         with self.errors(path, where):
             return getattr(transformers, kind).from_pretrained(path or self.base.path, **how)
+
+    @cached_property
+    def _gguf(self) -> dict[str, str]:
+        """What tells transformers to read the base from a GGUF file; nothing if it is none.
+
+        Raises ModelError if the file is not in the base's folder.
+        """
+        name, folder = self.base.gguf_file, Path(self.base.path)
+        if name is None:
+            return {}
+        if folder.is_dir() and not (folder / name).is_file():
+            there = ", ".join(sorted(file.name for file in folder.glob("*.gguf"))) or "none"
+            message = f"{folder} has no file {name}; its GGUF files: {there}"
+            raise ModelError("base.gguf_file", message)
+        return {"gguf_file": name}
 
     @cached_property
     def config(self) -> Any:
@@ -122,13 +145,16 @@ class Pretrained:
 
     def key(self, store: Store) -> str:
         """Returns the address of the base: a folder's files, or the commit of a hub model."""
-        folder = Path(self.base.path)
-        if folder.is_dir():
+        folder, one_file = Path(self.base.path), self.base.gguf_file
+        if folder.is_dir() and one_file is not None:
+            content = hash_files([folder / one_file], store)
+        elif folder.is_dir():
             kinds = ("safetensors", "json", "bin", "model", "jinja", "txt", "tiktoken", "py")
             files = [path for kind in kinds for path in folder.glob(f"*.{kind}")]
             content = hash_files(sorted(files), store)
         else:
             content = f"{self.base.path}@{getattr(self.config, '_commit_hash', None)}"
+            content += f"/{one_file}" if one_file is not None else ""
         return digest("base", content, str(self.dtype), self.bf16)
 
     @contextmanager

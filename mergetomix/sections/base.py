@@ -19,6 +19,12 @@ class Base(Section):
     float32."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
+    gguf_file: Text | None = None
+    """A GGUF file in that folder or of that hub model, which transformers reads, made whole numbers
+    of `dtype` again. Needs the package gguf. What is written is no GGUF."""
+    rehearse: bool = True
+    """Before anything is trained, train, merge, save, load and score once in small: a model of the
+    base's configuration, a few examples."""
     chat_template: Text | None = None
     """A chat template instead of the tokenizer's: the path of a file (`.jinja`), or the template
     itself. Models that are written have it."""

@@ -58,9 +58,11 @@ class Proxies:
                     folder, scratch = str(self.folder(name)), self._open.scratch() / key
                     deltas[name] = read_delta(family, base, folder, where, scratch)
                     advance(1)
-            gib, path = self._open.recipe.merge.memory_gib, Path(self._open.recipe.base.path)
+            gib, section = self._open.recipe.merge.memory_gib, self._open.recipe.base
+            path, origin = Path(section.path), None
             # the base's params as pages of its files, if a folder's files hold them by name
-            origin = mapped(family, path, base, "base.path") if path.is_dir() else None
+            if path.is_dir() and section.gguf_file is None:
+                origin = mapped(family, path, base, "base.path")
             self._bank = Bank(model, deltas, None if gib is None else gib * GIB, origin or {})
         return self._bank
 

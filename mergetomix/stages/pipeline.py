@@ -19,11 +19,13 @@ from mergetomix.session.session import Session, open_session
 from mergetomix.stages.checks import verify
 from mergetomix.stages.costs import cost_of
 from mergetomix.stages.final import final_table
+from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.requirements import (
     baselines,
     check_length,
     check_space,
     finetunes,
+    lacks_finetunes,
     num_checks,
 )
 from mergetomix.stages.search import first_strategy, objective_of_selection, search_mixtures
@@ -49,6 +51,9 @@ def train_experts(session: Session) -> tuple[Finetune, ...]:
     first_strategy(session)
     check_length(session)
     check_space(session, finetunes(session))
+    if lacks_finetunes(session):
+        rehearse(session)
+        session.evaluations.base("select")  # a target that cannot be scored is found here
     found = experts_of(session, session.spaces.searched.allowed)
     session.opened.tell_reused("experts")
     return found

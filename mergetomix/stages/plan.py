@@ -13,6 +13,7 @@ from mergetomix.search.budgets import default_budget
 from mergetomix.session.evaluations import scored_within_memory
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages import costs, requirements, search
+from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.stopping import limit_of
 
 PARTS: tuple[Part, ...] = ("select", "report")
@@ -83,6 +84,8 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
     """
     with open_session(recipe, listener) as session:
         requirements.check_space(session, requirements.finetunes(session))
+        if requirements.lacks_finetunes(session):
+            rehearse(session)
         return plan(session, measure(session))
 
 

@@ -92,3 +92,9 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
         wanted = f"the fine-tunes need about {needed / 1e9:.1f} GB"
         hint = "free some space, name another store, or train with method: lora"
         raise StoreError(f"{store.path} has {free / 1e9:.1f} GB free, and {wanted}", hint=hint)
+
+
+def lacks_finetunes(session: Session) -> bool:
+    """Returns whether a run has anything left to train."""
+    planned = finetunes(session)
+    return any(session.finetunes.known(mixture, seed) is None for mixture, seed in planned)

@@ -32,6 +32,11 @@ class Labelled:
     straddles: bool = False
     has_marks: bool = False
 
+    @property
+    def trains(self) -> bool:
+        """Whether any token is trained on."""
+        return any(label != IGNORE for label in self.labels)
+
     def behind(self, front: Sequence[int]) -> Labelled:
         """Returns the same behind tokens that are not trained on."""
         labels = [IGNORE] * len(front) + self.labels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mergetomix.data import reading
 from mergetomix.data.examples import Example, Examples
@@ -23,9 +24,10 @@ from mergetomix.models.causal_lm.scoring import (
     token_losses,
 )
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
+from mergetomix.models.causal_lm.small import SMALL, shortened
 from mergetomix.models.causal_lm.templates import ChatTemplate, Span, put_template
 from mergetomix.models.encoding import Encoding, counted
-from mergetomix.models.pretrained import Pretrained
+from mergetomix.models.pretrained import Pretrained, quiet
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Source
 from mergetomix.sections.train import Lora, Train
@@ -62,6 +64,9 @@ class CausalLM(Pretrained):
         if self.has_routers and method == "lora":
             says = "LoRA adapts the base's linear layers; experts whose weights are one tensor"
             self.limits += (f"{says} keep the base's values (train.method: full trains them)",)
+        if self.has_other_inputs:
+            says = "the base reads more than text: its text part alone is trained"
+            self.limits += (f"{says}, the rest keeps the base's values",)
         self._known_tokenizers: set[bytes] = set()
 
     # --- the base and its fine-tunes
@@ -114,27 +119,66 @@ class CausalLM(Pretrained):
     def lora_config(self, lora: Lora) -> Any:
         """Returns the recipe's section as PEFT's configuration.
 
-        `all-linear` are the linear layers but the head. Tensors that fuse the experts of a mixture
-        are no such layers and keep the base's values.
+        `all-linear` are the linear layers but the head; of a model that reads images or sounds as
+        well, those of its text part. Tensors that fuse the experts of a mixture are no such layers
+        and keep the base's values.
         """
         config = super().lora_config(lora)
-        if self.has_routers and lora.target_modules == "all-linear":
+        if (self.has_routers or self.has_other_inputs) and lora.target_modules == "all-linear":
             config.target_modules = set(self.linears)
         return config
 
+    @property
+    def has_other_inputs(self) -> bool:
+        """Whether the base reads images or sounds beside text."""
+        return self.config.get_text_config() is not self.config
+
     @cached_property
     def linears(self) -> set[str]:
-        """The last part of the names of the base's linear layers, the head left out."""
+        """The names of the linear layers that read text, the head left out.
+
+        The last parts of the names, unless a part for images or sounds has such layers, too.
+        """
         import torch
         from transformers.pytorch_utils import Conv1D
 
         model = self.skeleton()
         head = model.get_output_embeddings()
-        return {
-            name.rpartition(".")[2]
+        found = {
+            name: module
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
         }
+        if not self.has_other_inputs:
+            return {name.rpartition(".")[2] for name in found}
+        text = set(model.get_decoder().modules())
+        return {name for name, module in found.items() if module in text}
+
+    def small(self, folder: Path) -> Self:
+        """Returns the family with a small base of its configuration, or itself if it is small.
+
+        A small base has the first layers of each kind, with random weights. It is written to a
+        folder, tokenizer and all. A base whose configuration cannot be shortened stays as it is.
+        """
+        import torch
+
+        if 4 * self.num_saved(None) <= SMALL:
+            return self
+        config = shortened(self.config)
+        if config is None:
+            return self
+        import transformers
+
+        with quiet():
+            torch.manual_seed(0)
+            loader, trust = getattr(transformers, self.auto_class), self.base.trust_remote_code
+            model = loader.from_config(config, trust_remote_code=trust).to(self.dtype)
+            model.generation_config = copy.deepcopy(self.generation_config)
+            self.save(self.prepared(model), folder)
+        base = {"path": str(folder), "revision": None, "gguf_file": None}
+        return type(self)(
+            self.base.model_copy(update=base), self.device, self.max_length, self.method
+        )
 
     def trainer(
         self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]
@@ -260,6 +304,7 @@ class CausalLM(Pretrained):
             num_marked=sum(each.has_marks and not row.messages for row, each in pairs),
             num_straddling=sum(each.straddles for each in found),
             num_chats=sum(bool(example.messages) for example in examples),
+            num_untrained=sum(not each.trains for each in found),
         )
 
     def notes(self, encodings: Mapping[str, Encoding]) -> list[str]:
@@ -272,6 +317,7 @@ class CausalLM(Pretrained):
             "num_marked": "texts hold the tokenizer's own marks of a beginning or an end, which are"
             " not written twice",
             **self._ends_of_chats(),
+            "num_untrained": "examples hold no token that is trained on",
             "num_straddling": "answers begin within a token of their prompt, which is trained on",
         }
         lines = []
@@ -306,10 +352,12 @@ class CausalLM(Pretrained):
 
     def prepared(self, model: Any) -> Any:
         """Returns a base whose generation config can be saved, and ends answers as chats end."""
-        repair(model.generation_config)
+        config = getattr(model, "generation_config", None)
+        if config is None:  # a model of the base's own code may not generate
+            return model
+        repair(config)
         ids = self.tokens(self.end_mark) if self.end_mark else []
         if len(ids) == 1:
-            config = model.generation_config
             config.eos_token_id = sorted({*self._ends_of(config), *ids})
         return model
 
@@ -344,7 +392,7 @@ class CausalLM(Pretrained):
     def _cut(self, ids: list[int], labels: list[int], chat: bool) -> tuple[list[int], list[int]]:
         """Returns ids and labels without a prompt's first tokens, or a chat's, its start kept."""
         keep = self.encoder.num_start(ids)
-        answer = next(i for i, label in enumerate(labels) if label != IGNORE)
+        answer = next((i for i, label in enumerate(labels) if label != IGNORE), len(ids))
         # a prompt ends where its answer begins: what is still too long after that is the answer
         most = len(ids) if chat else max(0, answer - max(1, keep))
         behind = keep + min(len(ids) - self.max_length, most)

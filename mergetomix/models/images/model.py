@@ -47,6 +47,8 @@ class ImageModel(Pretrained):
 
     def __init__(self, base: Base, device: str, images: Images, method: str) -> None:
         super().__init__(base, device, method)
+        if base.gguf_file is not None:
+            raise RecipeError("base.gguf_file", "is for language models alone")
         self.images, config = images, self.config
         self.has_two_encoders = hasattr(config, "vision_config") and hasattr(config, "text_config")
         usual, known = ("text", "text") if self.has_two_encoders else ("shared", "shared or own")
