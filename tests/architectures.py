@@ -63,6 +63,14 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 16,
     },
+    "gpt_oss": {
+        **HEADS,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
     # with a part for images beside the text
     "gemma3": {
         "text_config": {
@@ -85,7 +93,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "eoi_token_index": 7,
     },
 }
-MIXES_PACKED = {"opt", "bloom", "mpt", "falcon", "mamba", "lfm2"}
+WITH_STACKS = {"mixtral", "qwen3_moe", "gpt_oss"}
+"""Whose experts' weights stand as one tensor a layer; gpt_oss keeps them as (in, out)."""
+MIXES_PACKED = {"opt", "bloom", "mpt", "falcon", "mamba", "lfm2", "gpt_oss"}
 ROWS = [
     Example(i, prompt=f"the {'cat ' * i}sat", completion=" on the mat and the dog sat")
     for i in range(4)

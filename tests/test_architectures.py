@@ -11,12 +11,23 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from architectures import ARCHITECTURES, CLOSE, MIXES_PACKED, ROWS, build, loss, three_steps
+from architectures import (
+    ARCHITECTURES,
+    CLOSE,
+    MIXES_PACKED,
+    ROWS,
+    WITH_STACKS,
+    build,
+    loss,
+    three_steps,
+)
 
 from mergetomix.data.examples import Example
 from mergetomix.errors import ModelError
 from mergetomix.experts.bank import GIB, Bank
 from mergetomix.experts.deltas import params, read_delta
+from mergetomix.export.adapter import combine
+from mergetomix.export.folder import AdapterFiles
 from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.models.causal_lm.packing import keeps_apart
@@ -177,3 +188,70 @@ def test_adapters_that_cannot_be_merged_are_refused_before_training(
     with pytest.raises(ModelError, match=rf"train\.lora\.target_modules: .*{why}"):
         family.num_saved(Lora(target_modules=modules))
     assert family.num_saved(Lora(target_modules=["q_proj"])) > 0
+
+
+STACKS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [key for key in ARCHITECTURES if key in WITH_STACKS])
+def test_adapters_of_experts_that_stand_as_one_tensor(
+    bases: Any, name: str, tmp_path: Path
+) -> None:
+    """Trained, read, merged, and written as one adapter: exactly what PEFT makes of them."""
+    family = tiny.open_base(bases(name), method="lora")
+    sequences = family.encode(ROWS, WHERE).sequences
+    lora = Lora(rank=4, alpha=8, target_parameters=STACKS)
+    plain = Lora(rank=4, alpha=8)
+    assert family.num_saved(lora) > family.num_saved(plain)
+    with pytest.raises(ModelError, match=r"target_parameters: no tensor .* 'experts\.none'"):
+        family.num_saved(lora.model_copy(update={"target_parameters": ["experts.none"]}))
+    settings = Train(batch_size=4, max_steps=2, learning_rate=1e-2, lora=lora, warmup_ratio=0.0)
+    batches = family.batches(sequences, 10**6)
+    live = family.load()
+    before = family.negative_log_likelihoods(live, batches)
+    deltas, own = {}, {}
+    for key, rows in (("a", sequences), ("b", sequences[:2])):
+        finetune(family, rows, settings, tmp_path / key)
+        deltas[key] = read_delta(family, params(live), str(tmp_path / key), WHERE)
+        own[key] = family.negative_log_likelihoods(
+            family.load_finetune(str(tmp_path / key)), batches
+        )
+    stacks = {param for param in deltas["a"].names() if param.endswith(tuple(STACKS))}
+    assert len(stacks) == 4
+    bank = Bank(live, deltas, GIB)
+    for key in deltas:
+        bank.set({key: 1.0})
+        found = family.negative_log_likelihoods(live, batches)
+        assert found == pytest.approx(own[key], abs=1e-3)
+        assert found != pytest.approx(before, abs=1e-2)
+    # derivatives along such an expert, against a difference so small that no token changes experts
+    bank.set({"a": 0.5})
+    _, along = bank.gradient(family.losses(live, batch).sum() for batch in batches)
+    sides = []
+    for step in (0.5 - 5e-4, 0.5 + 5e-4):
+        bank.set({"a": step})
+        sides.append(sum(family.negative_log_likelihoods(live, batches)))
+    assert along["a"] == pytest.approx((sides[1] - sides[0]) / 1e-3, rel=1e-3)
+    # a mixture of both as one adapter
+    bank.set({"a": 0.5, "b": 0.5})
+    wanted = family.negative_log_likelihoods(live, batches)
+    terms: dict[str, Any] = {}
+    for delta in deltas.values():
+        for param, pair in delta.factors.items():
+            terms.setdefault(param, []).append((pair, 0.5 * delta.scaling))
+    for rank in (None, 3):
+        one = combine(terms, rank, torch.float32)
+        modules = [module for module, _ in family.load().named_modules()]
+        config = {"task_type": "CAUSAL_LM", "base_model_name_or_path": bases(name)}
+        found_stacks = family.stacks({"target_parameters": sorted(stacks)})
+        files = AdapterFiles(one, modules, config, family.transposed, found_stacks)
+        out = tmp_path / f"one{rank}"
+        files.save_pretrained(out)
+        again = read_delta(family, params(family.load()), str(out), WHERE)
+        assert all(pair[0].shape[-1] == one.rank for pair in again.factors.values())
+        loaded = family.negative_log_likelihoods(family.load_finetune(str(out)), batches)
+        if rank is None:
+            assert one.error < 1e-6 and loaded == pytest.approx(wanted, abs=1e-3)
+        else:
+            assert 1e-4 < one.error < 1 and loaded != pytest.approx(wanted, abs=1e-5)

@@ -280,7 +280,7 @@ class Bank:
             factors = [chosen[name] * each.scaling for name, each in lora.items()]
             product = merge.lora_product(pairs, factors, total.dtype)
             is_turned = param in next(iter(lora.values())).transposed
-            total = total + (product.T if is_turned else product).to(total)
+            total = total + (product.mT if is_turned else product).to(total)
         for name, full in changing.items():
             if isinstance(full, FullDelta):
                 total = total + (full.tensors[param].to(total) - base.to(total)) * chosen[name]

@@ -30,7 +30,6 @@ INEXACT = (
     "lora_bias",
     "trainable_token_indices",
     "layer_replication",
-    "target_parameters",
     "alora_invocation_tokens",
     "arrow_config",
     "kasa_config",
@@ -90,7 +89,8 @@ class LoraDelta:
     """A delta held as factors: scaling * B A for each adapted param.
 
     Args:
-        factors: (B, A) with the shapes (out, rank) and (rank, in).
+        factors: (B, A) with the shapes (out, rank) and (rank, in); of a stack of matrices, such as
+            the experts of a layer, (num, out, rank) and (num, rank, in).
         transposed: the params that the model keeps as (in, out).
     """
 
@@ -107,13 +107,13 @@ class LoraDelta:
         if name not in self.factors:
             return base.new_zeros(base.shape).float()
         product = merge.lora_product([self.factors[name]], [self.scaling])
-        return product.T if name in self.transposed else product
+        return product.mT if name in self.transposed else product
 
     def dot(self, name: str, gradient: Tensor, base: Tensor) -> float:
         """Returns the sum of gradient * delta over one param's elements."""
         b, a = self.factors[name]
-        outer = gradient.T if name in self.transposed else gradient
-        return self.scaling * float(exact((b.to(outer).T @ outer) * a.to(outer)).sum())
+        outer = gradient.mT if name in self.transposed else gradient
+        return self.scaling * float(exact((b.to(outer).mT @ outer) * a.to(outer)).sum())
 
 
 def params(model: nn.Module) -> dict[str, Tensor]:
@@ -267,11 +267,12 @@ def _lora(family: Loads, base: Mapping[str, Tensor], folder: Path, where: str) -
             needed = "an adapter needs a rank r of at least 1 and a finite lora_alpha"
             raise ModelError(where, f"{needed}, not {rank} and {alpha}")
         tensors = load_file(file)
+        stacks = family.stacks(config) if config.get("target_parameters") else {}
     factors = {}
-    for name, pair in _pairs(tensors, where).items():
+    for name, pair in _pairs(tensors, stacks, base, where).items():
         _check_pair(name, pair, base, name in family.transposed, where)
-        if pair[1].shape[0] != rank:
-            message = f"the adapter of {name} has the rank {pair[1].shape[0]}, its configuration"
+        if pair[1].shape[-2] != rank:
+            message = f"the adapter of {name} has the rank {pair[1].shape[-2]}, its configuration"
             hint = "the scaling follows from r, so both must be one"
             raise ModelError(where, f"{message} says r: {rank}", hint=hint)
         # beside the param that they change, so that products are taken there
@@ -298,8 +299,10 @@ def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
         raise ModelError(where, message, hint=hint)
 
 
-def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns (B, A) of every adapted param."""
+def _pairs(
+    tensors: Mapping[str, Tensor], stacks: Mapping[str, str], base: Mapping[str, Tensor], where: str
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns (B, A) of every adapted param; `stacks` are those that are no layer's weight."""
     pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for key in sorted(tensors):
         stem, found, side = key.rpartition(".lora_")
@@ -309,8 +312,12 @@ def _pairs(tensors: Mapping[str, Tensor], where: str) -> dict[str, tuple[Tensor,
         for other in (f"{stem}.lora_B.weight", f"{stem}.lora_A.weight"):
             if other not in tensors:
                 raise ModelError(where, f"the adapter lacks the tensor {other}")
-        name = f"{stem.removeprefix(PREFIX)}.weight"
-        pairs[name] = tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"]
+        bare = stem.removeprefix(PREFIX)
+        pair = tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"]
+        name = stacks.get(bare, f"{bare}.weight")
+        if bare in stacks and name in base and base[name].ndim > 2:
+            pair = merge.stack_of_peft(pair, len(base[name]))
+        pairs[name] = pair
     if not pairs:
         raise ModelError(where, "the adapter holds no tensors")
     return pairs
@@ -324,8 +331,9 @@ def _check_pair(
         message = f"the adapter changes {name}, which the base lacks or shares with another tensor"
         raise ModelError(where, message)
     b, a = pair
-    shape = (b.shape[0], a.shape[1]) if a.ndim == b.ndim == 2 and b.shape[1] == a.shape[0] else None
-    wanted = tuple(base[name].shape)[:: -1 if transposed else 1]
+    fit = a.ndim == b.ndim > 1 and (*b.shape[:-2], b.shape[-1]) == a.shape[:-1]
+    shape = (*b.shape[:-1], a.shape[-1]) if fit else None
+    wanted = tuple(base[name].mT.shape if transposed else base[name].shape)
     if shape != wanted:
         factors = f"the factors B {tuple(b.shape)} and A {tuple(a.shape)}"
         message = f"the adapter of {name} has {factors}, the base needs {wanted}"

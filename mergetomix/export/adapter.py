@@ -23,7 +23,8 @@ class Adapter:
     """One adapter whose delta is B A, with scaling 1.
 
     Args:
-        factors: (B, A) by param, all of one rank: B (out, rank), A (rank, in).
+        factors: (B, A) by param, all of one rank: B (out, rank), A (rank, in), and a dimension
+            before these for a stack of matrices.
         errors: ||D - B A||_F / ||D||_F by param, of the factors as they stand, rounding included.
         error: the same over all params together.
         rank: of the factors.
@@ -78,12 +79,12 @@ def combine(
         name: stacked([pair for pair, _ in own], [c for _, c in own], torch.float64)
         for name, own in terms.items()
     }
-    full_rank = max(b.shape[1] for b, _ in wide.values())
+    full_rank = max(b.shape[-1] for b, _ in wide.values())
     rank_kept = full_rank if rank is None else min(rank, full_rank)
     factors, gaps, norms = {}, {}, {}
     for name, pair in wide.items():
-        b, a = balanced(pair if pair[0].shape[1] <= rank_kept else compressed(pair, rank_kept))
-        more = rank_kept - b.shape[1]
+        b, a = balanced(pair if pair[0].shape[-1] <= rank_kept else compressed(pair, rank_kept))
+        more = rank_kept - b.shape[-1]
         pad = torch.nn.functional.pad
         factors[name] = pad(b.to(dtype), (0, more)), pad(a.to(dtype), (0, 0, 0, more))
         gaps[name], norms[name] = distance(pair, factors[name]), norm(pair)
@@ -103,10 +104,13 @@ def compressed(pair: Pair, rank: int) -> Pair:
 
     b, a = pair
     left, upper = torch.linalg.qr(b.double())
-    right, lower = torch.linalg.qr(a.double().T)
-    u, values, vh = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-    roots = values[:rank].sqrt()
-    return left @ (u[:, :rank] * roots), (roots[:, None] * vh[:rank]) @ right.T
+    right, lower = torch.linalg.qr(a.double().mT)
+    u, values, vh = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
+    roots = values[..., :rank].sqrt()
+    return (
+        left @ (u[..., :rank] * roots[..., None, :]),
+        (roots[..., None] * vh[..., :rank, :]) @ right.mT,
+    )
 
 
 def balanced(pair: Pair) -> Pair:
@@ -116,18 +120,18 @@ def balanced(pair: Pair) -> Pair:
     rounds nothing.
     """
     b, a = pair
-    ratio = a.norm(dim=1) / b.norm(dim=0)
+    ratio = a.norm(dim=-1) / b.norm(dim=-2)
     usable = ratio.isfinite() & (ratio > 0)
     halves = (ratio.where(usable, 1.0).log2() / 2).round()
-    return b * halves.exp2(), a * (-halves).exp2()[:, None]
+    return b * halves.exp2()[..., None, :], a * (-halves).exp2()[..., None]
 
 
 def norm(pair: Pair) -> float:
     """Returns ||B A||_F in float64: with B = Q R and A^T = P S (QR), that of R S^T."""
     import torch
 
-    upper, lower = (torch.linalg.qr(m.double(), mode="r")[1] for m in (pair[0], pair[1].T))
-    return float((upper @ lower.T).norm())
+    upper, lower = (torch.linalg.qr(m.double(), mode="r")[1] for m in (pair[0], pair[1].mT))
+    return float((upper @ lower.mT).norm())
 
 
 def distance(pair: Pair, other: Pair) -> float:

@@ -7,11 +7,12 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.errors import UserError
+from mergetomix.merge.lora_delta import stack_for_peft
 from mergetomix.store.disk import fsync, is_no_space, no_space, settle
 
 if TYPE_CHECKING:
@@ -105,12 +106,14 @@ class AdapterFiles:
         modules: the names of all the base's modules.
         config: what of PEFT's configuration does not follow from the adapter: the base, its task.
         transposed: the params that the base keeps as (in, out).
+        stacks: the params that are no layer's weight, by the names that PEFT gives their adapters.
     """
 
     adapter: Adapter
     modules: Collection[str]
     config: Mapping[str, Any]
     transposed: frozenset[str] = frozenset()
+    stacks: Mapping[str, str] = field(default_factory=dict)
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes the adapter with one rank and scaling 1: alpha is the rank."""
@@ -118,16 +121,21 @@ class AdapterFiles:
         from safetensors.torch import save_file
 
         factors, rank = self.adapter.factors, self.adapter.rank
-        names = [name.removesuffix(".weight") for name in sorted(factors)]
+        stems = {param: stem for stem, param in self.stacks.items()}
+        names = [name.removesuffix(".weight") for name in sorted(factors) if name not in stems]
         tensors = {}
-        for name in names:
-            for side, factor in zip("BA", factors[f"{name}.weight"], strict=True):
-                tensors[f"{PREFIX}{name}.lora_{side}.weight"] = factor.contiguous().cpu()
+        for name, own in sorted(factors.items()):
+            stem = stems.get(name, name.removesuffix(".weight"))
+            pair = stack_for_peft(own) if own[0].ndim > 2 else own
+            for side, factor in zip("BA", pair, strict=True):
+                tensors[f"{PREFIX}{stem}.lora_{side}.weight"] = factor.contiguous().cpu()
         config = LoraConfig(
             r=rank,
             lora_alpha=rank,
             target_modules=target_modules(names, self.modules),
-            fan_in_fan_out=all(name in self.transposed for name in factors),
+            target_parameters=sorted(stems) or None,
+            fan_in_fan_out=bool(names)
+            and all(f"{name}.weight" in self.transposed for name in names),
             inference_mode=True,
             **self.config,
         )

@@ -133,9 +133,11 @@ def _write_adapter(session: Session, mixture: Mixture, out: Path, form: Form) ->
     for name, pair in found.factors.items():
         if not all(side.isfinite().all() for side in pair):
             raise _does_not_fit(name, dtype)
-    modules = [name for name, _ in model.named_modules()]
+    modules = {name for name, _ in model.named_modules()}
+    others = [name for name in found.factors if name.removesuffix(".weight") not in modules]
+    stacks = family.stacks({"target_parameters": others}) if others else {}
     config = _peft_config(session, min(factors))
-    files = folder.AdapterFiles(found, modules, config, family.transposed)
+    files = folder.AdapterFiles(found, modules, config, family.transposed, stacks)
     return _save(session, mixture, Written(out, dtype, found), files, form)
 
 

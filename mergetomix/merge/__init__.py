@@ -9,7 +9,7 @@ combine.
 """
 
 from mergetomix.merge.coefficients import coefficients, delta_factor, effective_number, scale
-from mergetomix.merge.lora_delta import lora_product
+from mergetomix.merge.lora_delta import lora_product, stack_of_peft
 from mergetomix.merge.methods import METHODS, OPTIONS
 from mergetomix.merge.parts import Parts
 
@@ -22,4 +22,5 @@ __all__ = [
     "effective_number",
     "lora_product",
     "scale",
+    "stack_of_peft",
 ]

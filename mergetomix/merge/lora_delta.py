@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Pair: TypeAlias = "tuple[Tensor, Tensor]"
-"""(B, A) with the shapes (out, rank) and (rank, in)."""
+"""(B, A) with the shapes (out, rank) and (rank, in); of a stack of matrices, (num, out, rank) and
+(num, rank, in)."""
 
 
 def stacked(pairs: Sequence[Pair], factors: Sequence[float], dtype: torch.dtype) -> Pair:
@@ -26,13 +27,32 @@ def stacked(pairs: Sequence[Pair], factors: Sequence[float], dtype: torch.dtype)
     import torch
 
     scaled = [b.to(dtype) * factor for (b, _), factor in zip(pairs, factors, strict=True)]
-    return torch.cat(scaled, dim=1), torch.cat([a.to(dtype) for _, a in pairs])
+    return torch.cat(scaled, dim=-1), torch.cat([a.to(dtype) for _, a in pairs], dim=-2)
+
+
+def stack_of_peft(pair: Pair, num: int) -> Pair:
+    """Returns factors of a stack of `num` matrices from those that PEFT keeps of it.
+
+    PEFT keeps B (out, rank x num), the matrices innermost, and A (num x rank, in), the matrices
+    outermost. Raises ValueError where the ranks do not divide so.
+    """
+    b, a = pair
+    return b.unflatten(1, (-1, num)).permute(2, 0, 1), a.unflatten(0, (num, -1))
+
+
+def stack_for_peft(pair: Pair) -> Pair:
+    """Returns the factors of a stack of matrices as PEFT keeps them."""
+    b, a = pair
+    return b.permute(1, 2, 0).flatten(1), a.flatten(0, 1)
 
 
 def lora_product(
     pairs: Sequence[Pair], factors: Sequence[float], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Returns sum_i c_i B_i A_i as one matrix product, in float32 or `dtype`; shape (out, in)."""
+    """Returns sum_i c_i B_i A_i as one matrix product, in float32 or `dtype`.
+
+    Its shape is (out, in), or (num, out, in).
+    """
     import torch
 
     b, a = stacked(pairs, factors, dtype or torch.float32)

@@ -77,7 +77,7 @@ def rank_probabilities(delta: Tensor, density: float, epsilon: float, transposed
 
     if density - epsilon / 2 <= 0 or density + epsilon / 2 > 1:
         raise ValueError(f"density -+ epsilon/2 must lie in (0, 1], not {density} -+ {epsilon}/2")
-    turned = transposed and delta.ndim > 1
+    turned = transposed and delta.ndim == 2
     matrix = delta.T if turned else delta.flatten(1) if delta.ndim > 1 else delta.reshape(1, -1)
     num = matrix.shape[1]
     steps = (torch.arange(num, device=delta.device) - (num - 1) / 2) / max(1, num - 1)

@@ -68,7 +68,8 @@ class Loads(Protocol):
     `transposed` the params that stand as (in, out), and `key` the address of the base's content.
     `load` gives the base, or a full fine-tune of it, in evaluation mode on the device;
     `load_finetune` a full model or an adapter on the base. `errors` turns what loading raises for
-    a broken model into a ModelError that names it.
+    a broken model into a ModelError that names it. `stacks` says which params an adapter of a
+    given configuration changes that are no layer's weight, by the beginning of its tensors' names.
 
     `small` gives the family with a small base of the same configuration in a folder, or itself.
 
@@ -86,6 +87,7 @@ class Loads(Protocol):
     def key(self, store: Store) -> str: ...
     def load(self, path: str | None = None, where: str = "base.path") -> Any: ...
     def load_finetune(self, path: str) -> Any: ...
+    def stacks(self, adapter: Mapping[str, Any]) -> dict[str, str]: ...
     def small(self, folder: Path) -> Self: ...
     def errors(
         self, path: str | None = None, where: str = "base.path"

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 TARGETS = "train.lora.target_modules"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the modules of the model that it adapts."""
 
 
 class Pretrained:
@@ -122,6 +124,16 @@ class Pretrained:
             raise ModelError("base.gguf_file", message)
         return {"gguf_file": name}
 
+    @property
+    def _unpacked(self) -> dict[str, Any]:
+        """What makes plain numbers of a GGUF file's blocks, in the versions that else keep them."""
+        import transformers
+
+        kind = getattr(transformers, "GgufConfig", None)
+        if self.base.gguf_file is None or kind is None:
+            return {}
+        return {"quantization_config": kind(dequantize=True)}
+
     @cached_property
     def config(self) -> Any:
         """The model's configuration. Raises ModelError if there is none."""
@@ -188,7 +200,7 @@ class Pretrained:
         fine-tune with a tensor too many.
         """
         how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": self.dtype}
-        how |= {} if path is None else {"use_safetensors": True}
+        how |= self._unpacked if path is None else {"use_safetensors": True}
         with quiet():
             model, info = self.part(self.auto_class, path, where, **how)
         self._check_tensors(info, path, where)
@@ -235,7 +247,26 @@ class Pretrained:
             lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank
             lora_dropout=lora.dropout,
             target_modules=lora.target_modules,
+            target_parameters=lora.target_parameters,
         )
+
+    def stacks(self, adapter: Mapping[str, Any]) -> dict[str, str]:
+        """Returns the params that an adapter changes and that are no layer's weight.
+
+        They are the tensors of PEFT's `target_parameters`, by how the names of their factors begin
+        in the adapter's file: PEFT itself says how it wraps several of one module.
+
+        Args:
+            adapter: its configuration, as in adapter_config.json.
+        """
+        import torch
+        from peft import LoraConfig, get_peft_model
+
+        kept = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform")
+        chosen = {key: adapter[key] for key in (*kept, "layers_pattern") if adapter.get(key)}
+        with torch.device("meta"), quiet():
+            model = get_peft_model(self.skeleton(), LoraConfig(**{"target_modules": [], **chosen}))
+        return {name.removeprefix(PREFIX): param for name, param in wrapped(model).items()}
 
     def adapted(self, model: Any, lora: Lora) -> Any:
         """Returns the base with fresh adapters.
@@ -251,17 +282,26 @@ class Pretrained:
             hint = "name linear layers, or use train.method: full"
             raise ModelError(TARGETS, f"cannot be adapted: {reason}", hint=hint) from None
 
-    def _check_adapters(self, adapted: Any) -> None:
-        """Raises ModelError for an adapter whose delta is no product of two matrices of its own."""
+    def _check_adapters(self, adapted: Any, lora: Lora) -> None:
+        """Raises ModelError for an adapter whose delta is no product of two matrices of its own.
+
+        And for a tensor that the recipe names and the base has not.
+        """
         shared: dict[int, int] = {}
-        modules = list(adapted.named_modules())
+        modules, stacked = list(adapted.named_modules()), wrapped(adapted)
+        for wanted in lora.target_parameters or ():
+            if not any(f".{param}".endswith(f".{wanted}") for param in stacked.values()):
+                message = f"no tensor that can be adapted by itself is called {wanted!r}"
+                raise ModelError("train.lora.target_parameters", message)
         for _, module in modules:
             for each in module.parameters(recurse=False):
                 shared[id(each)] = shared.get(id(each), 0) + 1
         for name, module in modules:
             if not getattr(module, "lora_A", None) and not getattr(module, "lora_embedding_A", {}):
                 continue
-            layer, weight = name.removeprefix("base_model.model."), module.get_base_layer().weight
+            if name in stacked:
+                continue
+            layer, weight = name.removeprefix(PREFIX), module.get_base_layer().weight
             why = ""
             if getattr(module, "lora_embedding_A", {}):
                 why = "it is an embedding"
@@ -291,7 +331,7 @@ class Pretrained:
         if lora is not None:
             with torch.device("meta"), quiet():
                 model = self.adapted(model, lora)
-            self._check_adapters(model)
+            self._check_adapters(model, lora)
         return sum(p.numel() for p in model.parameters() if lora is None or p.requires_grad)
 
     @cached_property
@@ -300,8 +340,31 @@ class Pretrained:
         from transformers.pytorch_utils import Conv1D
 
         # by their class, as the shape of a square one does not tell
-        modules = self.skeleton().named_modules()
-        return frozenset(f"{name}.weight" for name, each in modules if isinstance(each, Conv1D))
+        modules = list(self.skeleton().named_modules())
+        layers = {f"{name}.weight" for name, each in modules if isinstance(each, Conv1D)}
+        turned = [(name, each) for name, each in modules if getattr(each, "is_transposed", False)]
+        stacks = {
+            f"{name}.{own}"
+            for name, each in turned
+            for own, param in each.named_parameters(recurse=False)
+            if param.dim() > 2
+        }
+        return frozenset(layers | stacks)
+
+
+def wrapped(adapted: Any) -> dict[str, str]:
+    """Returns the params that are adapted by themselves, by the names of the modules that do it.
+
+    A module of several such params is wrapped once for each, one wrapper in the other.
+    """
+    from peft.tuners.lora.layer import ParamWrapper
+
+    found = {}
+    for name, module in adapted.named_modules():
+        if isinstance(module, ParamWrapper):
+            owner = name.removeprefix(PREFIX).replace(".base_layer", "")
+            found[name] = f"{owner}.{module.parameter_name}"
+    return found
 
 
 def pick_device(device: str) -> str:

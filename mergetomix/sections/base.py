@@ -20,8 +20,8 @@ class Base(Section):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only for models whose code you have read."""
     gguf_file: Text | None = None
-    """A GGUF file in that folder or of that hub model, which transformers reads, made whole numbers
-    of `dtype` again. Needs the package gguf. What is written is no GGUF."""
+    """A GGUF file in that folder or of that hub model, its blocks made plain numbers of `dtype`.
+    Needs the package gguf. What is written is no GGUF."""
     rehearse: bool = True
     """Before anything is trained, train, merge, save, load and score once in small: a model of the
     base's configuration, a few examples."""

@@ -21,6 +21,9 @@ class Lora(Section):
     """Dropout on the adapter's input during training."""
     target_modules: str | list[str] = "all-linear"
     """Which linear layers get an adapter."""
+    target_parameters: list[str] | None = None
+    """Which tensors that are no layer's weight get one too, by the ends of their names: a mixture's
+    experts that stand as one tensor, such as `experts.gate_up_proj`. Needs dropout 0."""
 
 
 class Augment(Section):

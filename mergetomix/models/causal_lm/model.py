@@ -62,8 +62,9 @@ class CausalLM(Pretrained):
             left = f"its generation config draws nothing, and {', '.join(repaired)} are left out"
             self.limits += (f"{left}: transformers saves no such config",)
         if self.has_routers and method == "lora":
-            says = "LoRA adapts the base's linear layers; experts whose weights are one tensor"
-            self.limits += (f"{says} keep the base's values (train.method: full trains them)",)
+            says = "experts whose weights are one tensor keep the base's values"
+            also = "unless train.lora.target_parameters names them"
+            self.limits += (f"LoRA adapts the base's linear layers; {says} {also}",)
         if self.has_other_inputs:
             says = "the base reads more than text: its text part alone is trained"
             self.limits += (f"{says}, the rest keeps the base's values",)
@@ -120,8 +121,8 @@ class CausalLM(Pretrained):
         """Returns the recipe's section as PEFT's configuration.
 
         `all-linear` are the linear layers but the head; of a model that reads images or sounds as
-        well, those of its text part. Tensors that fuse the experts of a mixture are no such layers
-        and keep the base's values.
+        well, those of its text part. Tensors that fuse the experts of a mixture are no such layers:
+        `target_parameters` names them.
         """
         config = super().lora_config(lora)
         if (self.has_routers or self.has_other_inputs) and lora.target_modules == "all-linear":
