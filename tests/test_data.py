@@ -70,11 +70,10 @@ def test_columns_and_format_strings(pattern: str, result: str) -> None:
     assert get(rows=[row], text=pattern).items[0].text == result
 
 
-def test_without_a_prompt_it_is_empty_and_an_empty_prompt_is_allowed() -> None:
+def test_without_a_prompt_it_is_empty_but_one_that_is_named_must_hold_something() -> None:
     assert get(rows=ROWS, completion="a").items[0] == Example(0, completion="1")
-    assert get(rows=[{"q": "", "a": "x"}], prompt="q", completion="a").items == (
-        Example(0, completion="x"),
-    )
+    with pytest.raises(DataError, match=r"prompt: row 0 .* 'q' gives an empty text"):
+        get(rows=[{"q": "", "a": "x"}], prompt="q", completion="a")
 
 
 @pytest.mark.parametrize("key", ["prompt", "completion", "text"])

@@ -68,13 +68,13 @@ def _pair_mapping(source: Source, where: str, columns: Columns) -> Callable[[int
         parts = [
             row[each.pattern] if each and each.is_column else "" for each in (prompt, completion)
         ]
-        if isinstance(parts[1], list):
+        if _is_chat(parts[1]):
             place = Place(f"{where}.completion", index)
             before = turns_of(place, parts[0]) if parts[0] else []
             return chat.example(
                 index, row, place, [*before, *turns_of(place, parts[1])], len(before)
             )
-        given = prompt.of(index, row) if prompt else ""
+        given = prompt.filled(index, row) if prompt else ""
         wanted = completion.filled(index, row) if completion else ""
         listed = options(index, row)
         if listed and wanted not in listed:
@@ -88,6 +88,10 @@ def _pair_mapping(source: Source, where: str, columns: Columns) -> Callable[[int
         return replace(found, messages=rendered.messages, chat=rendered.chat)
 
     return to_example
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
 
 
 def _chat_mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
