@@ -209,7 +209,7 @@ def write_proxy(
 
 
 def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:
-    """Reads everything that a run will read and returns its plan; trains nothing."""
+    """Reads what a run will read, rehearses it in small and returns its plan; trains no expert."""
     from mergetomix.stages import plan
 
     return plan.check(load_recipe(recipe), listener)

@@ -467,3 +467,16 @@ def test_rows_in_the_recipe_are_counted_in_the_card_and_kept_beside_it(tmp_path:
         yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())["datasets"]["a"]["rows"]
         == rows
     )
+
+
+def test_what_the_search_may_hold_is_no_bound_on_what_is_written(tmp_path: Path) -> None:
+    """A user may ask for any mixture of the recipe's datasets, with what weights she likes."""
+    search = {"forbid": ["c"], "require": ["a"], "max_datasets": 1}
+    recipe = adapted(tmp_path, search=search)
+    m2m.write_proxy(recipe, ["b", "c"], tmp_path / "bc")
+    m2m.write_proxy(recipe, ["b", "c"], tmp_path / "weighted", [3.0, 1.0])
+    free = adapted(tmp_path)
+    m2m.write_proxy(free, ["b", "c"], tmp_path / "wanted")
+    tensors = [load_file(tmp_path / name / "model.safetensors") for name in ("bc", "wanted")]
+    assert all(torch.equal(each, tensors[1][name]) for name, each in tensors[0].items())
+    assert "forbid" in (tmp_path / "bc" / "recipe.yaml").read_text()

@@ -93,7 +93,7 @@ def _ask_sources(what: str, least: int) -> list[str]:
 
 @app.command()
 def check(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """Read everything and print the plan; trains nothing."""
+    """Read everything, rehearse a run in small and print the plan; trains no expert."""
     from mergetomix.cli import console
 
     loaded = _load(recipe, overrides)

@@ -19,6 +19,7 @@ from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
 from mergetomix.session.session import Session
 from mergetomix.stages import pipeline
+from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.requirements import check_space
 
 _FULL = "the expert of {!r} is a full model, and only adapters make an adapter"
@@ -80,7 +81,10 @@ def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
         UserError: `out` holds something, or a number is too large for the number type.
     """
     folder.check_free(out)
-    check_space(session, [(Mixture.union([name]), None) for name in mixture.datasets])
+    singles = [Mixture.union([name]) for name in mixture.datasets]
+    check_space(session, [(each, None) for each in singles])
+    if any(session.finetunes.known(each) is None for each in singles):
+        rehearse(session)
     pipeline.experts_of(session, mixture.datasets)
     if form.adapter:
         return _write_adapter(session, mixture, out, form)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.rows import Length
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.recipe.recipe import Recipe
+from mergetomix.records import Mixture
 from mergetomix.session.inputs import Inputs
 
 
@@ -38,13 +40,26 @@ class Spaces:
 
         Raises RecipeError where its constraints allow none.
         """
-        inputs = self._inputs
-        sizes = {"equal": None, "size": inputs.sizes, "tokens": inputs.scored_tokens}
         groups = tuple(frozenset(group) for group in self._recipe.search.groups)
         try:
-            return Subsets(*self._bounds(), sizes[self._recipe.merge.weighting], groups)
+            return Subsets(*self._bounds(), self._sizes, groups)
         except ValueError as error:
             raise RecipeError("search", str(error)) from None
+
+    def union(self, datasets: Iterable[str]) -> Mixture:
+        """Returns the mixture of some datasets, weighted as the recipe says.
+
+        It need not be one that is searched: a user may ask for any.
+        """
+        return Mixture.union(datasets, self._sizes)
+
+    @property
+    def _sizes(self) -> dict[str, float] | None:
+        """What the datasets' weights are proportional to; None if all weigh the same."""
+        inputs, weighting = self._inputs, self._recipe.merge.weighting
+        if weighting == "equal":
+            return None
+        return inputs.sizes if weighting == "size" else inputs.scored_tokens
 
     @property
     def length(self) -> Length:

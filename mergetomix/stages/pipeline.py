@@ -125,7 +125,7 @@ def result_of(
 def mixture_of(
     session: Session, datasets: Sequence[str], weights: Sequence[float] | None
 ) -> Mixture:
-    """Returns the mixture that a user names.
+    """Returns the mixture that a user names, whatever the search may hold.
 
     Raises UserError for an unknown dataset, or weights that make no mixture.
     """
@@ -133,12 +133,8 @@ def mixture_of(
     if unknown or not datasets:
         message = f"no dataset is called {unknown[0]!r}" if unknown else "name at least one dataset"
         raise UserError(message, hint=", ".join(session.recipe.datasets))
-    forbidden = sorted(set(datasets) & set(session.recipe.search.forbid))
-    if forbidden:
-        hint = "take it out of search.forbid"
-        raise UserError(f"the recipe forbids {forbidden[0]!r}", hint=hint)
     if weights is None:
-        return session.spaces.subsets.mixture(frozenset(datasets))
+        return session.spaces.union(frozenset(datasets))
     finite = all(math.isfinite(weight) and weight >= 0 for weight in weights)
     if len(weights) != len(datasets) or not finite or sum(weights) <= 0:
         wanted = f"{len(datasets)} datasets need as many weights, none negative, not all zero"

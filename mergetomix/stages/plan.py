@@ -77,7 +77,7 @@ class Speed:
 
 
 def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
-    """Reads everything a run reads, tries one training batch and one evaluation, plans the rest.
+    """Reads what a run reads, rehearses it, times a batch and an evaluation, plans the rest.
 
     Raises:
         UserError: what a run would stumble over, before any training.

@@ -7,6 +7,7 @@ configuration with fewer layers and random weights.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
@@ -22,8 +23,10 @@ from mergetomix.experts.deltas import nonfinite, params, read_delta
 from mergetomix.merge.methods import METHODS
 from mergetomix.models.encoding import Item
 from mergetomix.models.family import Family
+from mergetomix.session.finetunes import environment
 from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
+from mergetomix.stages.requirements import size
 from mergetomix.store.address import digest
 from mergetomix.store.disk import is_no_space
 from mergetomix.targets.generate import GenerateTarget
@@ -39,11 +42,11 @@ fewer digits, and may be as far off as they let it."""
 NUM_EXAMPLES = 2
 MAX_NEW_TOKENS = 4
 PASSED: set[str] = set()
-"""The addresses of what was rehearsed in this process."""
+"""The addresses of what was rehearsed in this process, whatever its store."""
 
 
 def rehearse(session: Session) -> None:
-    """Does the whole job once in small, unless nothing is left to train or it was done before.
+    """Does the whole job once in small, unless that was done before: the store remembers.
 
     Raises:
         UserError: what the run would stumble over; nothing was trained.
@@ -53,8 +56,10 @@ def rehearse(session: Session) -> None:
         return
     targets = [scorer.address for scorer in session.inputs.targets("select").values()]
     method = [recipe.merge.method, recipe.merge.options]
-    key = digest(session.addresses.base, session.addresses.settings(), method, targets)
-    if key in PASSED:
+    made_with = environment(session.opened)["versions"]
+    settings = session.addresses.settings()
+    key = digest("rehearsal", session.addresses.base, settings, method, targets, made_with)
+    if key in PASSED or store.artifact_path(key).exists():
         return
     folder = session.opened.scratch() / "rehearsal"
     try:
@@ -64,8 +69,7 @@ def rehearse(session: Session) -> None:
             advance(1)
             needed, free = 12 * family.num_saved(None), store.free_bytes()
             if needed > free:
-                wanted_gb, free_gb = needed / 1e9, free / 1e9
-                room = f"needs {wanted_gb:.1f} GB of disk, and {free_gb:.1f} are free"
+                room = f"needs {size(needed)} of disk, and {size(free)} are free"
                 session.opened.warn(f"the run is not rehearsed, as that {room}")
                 return
             sequences = _shortest(session)
@@ -77,6 +81,8 @@ def rehearse(session: Session) -> None:
                 _score(session, family, merged, name, spec)
             advance(1)
         PASSED.add(key)
+        with store.artifact(key) as kept:
+            (kept / "passed.json").write_text(json.dumps(made_with), encoding="utf-8")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         merged = None
@@ -84,8 +90,8 @@ def rehearse(session: Session) -> None:
 
 
 def _shortest(session: Session) -> list[Item]:
-    """The shortest sequences to train on of the first dataset that is searched."""
-    name = session.spaces.searched.allowed[0]
+    """The shortest sequences to train on of the first dataset."""
+    name = min(session.recipe.datasets)
     found = [each for each in session.inputs.sequences(name) if each.num_scored]
     return sorted(found, key=lambda each: each.num_tokens)[:NUM_EXAMPLES]
 

@@ -89,12 +89,21 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
     )
     needed, free = num * session.inputs.finetune_bytes(), store.free_bytes()
     if needed > free:
-        wanted = f"the fine-tunes need about {needed / 1e9:.1f} GB"
+        wanted = f"the fine-tunes need about {size(needed)}"
         hint = "free some space, name another store, or train with method: lora"
-        raise StoreError(f"{store.path} has {free / 1e9:.1f} GB free, and {wanted}", hint=hint)
+        raise StoreError(f"{store.path} has {size(free)} free, and {wanted}", hint=hint)
 
 
 def lacks_finetunes(session: Session) -> bool:
     """Returns whether a run has anything left to train."""
     planned = finetunes(session)
     return any(session.finetunes.known(mixture, seed) is None for mixture, seed in planned)
+
+
+def size(num_bytes: float) -> str:
+    """Returns a number of bytes as a person reads it.
+
+    >>> size(3_200_000), size(2.5e9)
+    ('3 MB', '2.5 GB')
+    """
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
