@@ -125,7 +125,6 @@ def test_the_weights_are_those_of_the_file(folder: Path) -> None:
     assert all(value.dtype == torch.float32 for value in found.values())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_run_on_such_a_base(folder: Path, tmp_path: Path, method: str) -> None:
     values = recipe_values(tmp_path)

@@ -123,7 +123,6 @@ def test_a_function_that_fails_is_found_before_anything_is_trained(tmp_path: Pat
     assert num_trained(tmp_path) == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "ties", "fisher", "regmean"])
 def test_a_rehearsal_takes_one_step_and_is_not_held_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

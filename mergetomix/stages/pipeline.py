@@ -25,7 +25,7 @@ from mergetomix.stages.requirements import (
     check_length,
     check_space,
     finetunes,
-    lacks_finetunes,
+    lacks_experts,
     num_checks,
 )
 from mergetomix.stages.search import first_strategy, objective_of_selection, search_mixtures
@@ -51,7 +51,7 @@ def train_experts(session: Session) -> tuple[Finetune, ...]:
     first_strategy(session)
     check_length(session)
     check_space(session, finetunes(session))
-    if lacks_finetunes(session):
+    if lacks_experts(session):
         rehearse(session)
         session.evaluations.base("select")  # a target that cannot be scored is found here
     found = experts_of(session, session.spaces.searched.allowed)

@@ -84,7 +84,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
     """
     with open_session(recipe, listener) as session:
         requirements.check_space(session, requirements.finetunes(session))
-        if requirements.lacks_finetunes(session):
+        if requirements.lacks_experts(session):
             rehearse(session)
         return plan(session, measure(session))
 

@@ -94,10 +94,10 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
         raise StoreError(f"{store.path} has {size(free)} free, and {wanted}", hint=hint)
 
 
-def lacks_finetunes(session: Session) -> bool:
-    """Returns whether a run has anything left to train."""
-    planned = finetunes(session)
-    return any(session.finetunes.known(mixture, seed) is None for mixture, seed in planned)
+def lacks_experts(session: Session) -> bool:
+    """Returns whether an expert that a mixture may hold is not in the store."""
+    singles = [Mixture.union([name]) for name in session.spaces.searched.allowed]
+    return any(session.finetunes.known(each) is None for each in singles)
 
 
 def size(num_bytes: float) -> str:

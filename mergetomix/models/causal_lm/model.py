@@ -62,9 +62,10 @@ class CausalLM(Pretrained):
             left = f"its generation config draws nothing, and {', '.join(repaired)} are left out"
             self.limits += (f"{left}: transformers saves no such config",)
         if self.has_routers and method == "lora":
+            layers = ", ".join(sorted({name.rpartition(".")[2] for name in self.linears}))
             says = "experts whose weights are one tensor keep the base's values"
             also = "unless train.lora.target_parameters names them"
-            self.limits += (f"LoRA adapts the base's linear layers; {says} {also}",)
+            self.limits += (f"all-linear adapts {layers}; {says} {also}",)
         if self.has_other_inputs:
             says = "the base reads more than text: its text part alone is trained"
             self.limits += (f"{says}, the rest keeps the base's values",)
