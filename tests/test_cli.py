@@ -253,7 +253,7 @@ def test_some_shared_rows_are_a_warning(tmp_path: Path, call: Call) -> None:
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write(json.dumps(rows[0]) + "\n")
     code, _, errors = call("check", write_recipe(tmp_path, values))
-    assert code == 0 and "targets.t shares 1 of its 12 examples with datasets.a" in errors
+    assert code == 0 and "targets.t: 1 of its 12 examples (8%) stand in datasets.a" in errors
 
 
 def test_check_shows_rows_and_the_plan_and_trains_nothing(tmp_path: Path, call: Call) -> None:

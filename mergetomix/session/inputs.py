@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mergetomix.data import leaks, splits
+from mergetomix.data import splits
 from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.models.encoding import Encoding, Item, content, counted, take_tokens
@@ -22,6 +22,7 @@ from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Part, Scores
 from mergetomix.sections.source import Dataset, Source
 from mergetomix.sections.target import WithHead
+from mergetomix.session.leaks import Leaks
 from mergetomix.statistics import early_stopping
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store, hash_files
@@ -30,6 +31,9 @@ from mergetomix.targets.kinds import AnyTarget, check_score
 from mergetomix.targets.loss import Loss
 from mergetomix.targets.python import Function, PythonTarget
 from mergetomix.targets.target import Target, TargetSetting
+
+Both = tuple[tuple[Example, ...], tuple[Example, ...]]
+"""A target's select and its report examples."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,8 @@ class Scorer:
 class Inputs:
     """What a recipe names, ready for use.
 
-    `candidates` are the datasets, `wanted` the targets that have examples, `scorers` all targets
-    by part and name.
+    `candidates` are the datasets, `scorers` all targets by part and name, `selected` the select
+    examples of those that have any of their own.
     """
 
     recipe: Recipe
@@ -80,7 +84,7 @@ class Inputs:
     scorers: Mapping[Part, Mapping[str, Scorer]]
     warnings: list[str] = field(default_factory=list)
     anchor: Material | None = None
-    wanted: Mapping[str, Material] = field(default_factory=dict)
+    selected: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     _contents: dict[str, str] = field(default_factory=dict)
     _companions: dict[str, Scorer | None] = field(default_factory=dict)
 
@@ -158,10 +162,7 @@ class Inputs:
 
     def select_examples(self, target: str) -> Sequence[Example]:
         """Returns the examples of a target's select part; none for a function's target."""
-        if target not in self.wanted:
-            return ()
-        seed = self.recipe.targets[target].seed
-        return splits.split(self.wanted[target].examples, self.recipe.select_fraction, seed)[0]
+        return self.selected.get(target, ())
 
     def companion(self, target: str) -> Scorer | None:
         """Returns the loss that stands for a target's score if derivatives are needed.
@@ -201,6 +202,10 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     if not isinstance(family, ClassifiesImages):
         _refuse_foreign(recipe)
     read = _read(recipe, family, listener)
+    leaks = Leaks(recipe, read)
+    for name in recipe.datasets:
+        where = f"datasets.{name}"
+        read[where] = leaks.without_leaks(where, read[where])
     family.settle(read)
     candidates = {
         name: _candidate(spec, read[f"datasets.{name}"], family)
@@ -211,14 +216,11 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         for name, spec in recipe.targets.items()
         if f"targets.{name}" in read
     }
+    parts = _parts(recipe, read, materials, leaks)
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
     for name, spec in recipe.targets.items():
-        both = _scorers(
-            recipe,
-            spec,
-            materials.get(name),
-            TargetSetting(family, f"targets.{name}", recipe.batch_tokens),
-        )
+        setting = TargetSetting(family, f"targets.{name}", recipe.batch_tokens)
+        both = _scorers(recipe, spec, parts.get(name), setting)
         scorers["select"][name], scorers["report"][name] = both
     every = candidates | materials
     warnings = [
@@ -229,13 +231,48 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
             {n: sum(scorers[part][n].target.num_cut for part in scorers) for n in recipe.targets},
             "prompts lose their beginning to leave room for max_new_tokens",
         ),
-        *_shared(candidates, materials),
+        *leaks.sentences(
+            {material.examples.where: trained(material) for material in candidates.values()}
+        ),
+        *(line for name, both in parts.items() for line in leaks.between(f"targets.{name}", *both)),
     ]
     anchor = recipe.train.anchor
     general = (
         None if anchor is None else _candidate(anchor.dataset, read["train.anchor.dataset"], family)
     )
-    return Inputs(recipe, family, candidates, scorers, warnings, general, materials)
+    selected = {name: select for name, (select, _) in parts.items()}
+    return Inputs(recipe, family, candidates, scorers, warnings, general, selected)
+
+
+def trained(material: Material) -> list[int]:
+    """Returns the places of a dataset's examples that are trained on, in order."""
+    return sorted({sequence.example for sequence in material.encoding.sequences})
+
+
+def _parts(
+    recipe: Recipe, read: Mapping[str, Examples], materials: Mapping[str, Material], leaks: Leaks
+) -> dict[str, Both]:
+    """The select and the report examples of every target that has data of its own.
+
+    What is asked in several targets is on one side of all of them. Larger targets come first, so
+    that neither names nor their order in the recipe matter.
+    """
+    asked, sides = {}, splits.Sides()
+    for name, material in materials.items():
+        whole = zip(read[f"targets.{name}"].items, leaks.asked(f"targets.{name}"), strict=True)
+        known = {item.row: key for item, key in whole}
+        asked[name] = [known[item.row] for item in material.examples.items]
+
+    def rank(name: str) -> tuple[int, str]:
+        examples = materials[name].examples
+        return -len(examples.items), examples.fingerprint()
+
+    found = {}
+    for name in sorted(materials, key=rank):
+        seed, examples = recipe.targets[name].seed, materials[name].examples
+        fraction = recipe.select_fraction
+        found[name] = splits.split(examples, fraction, seed, asked[name], sides)
+    return {name: found[name] for name in recipe.targets if name in found}
 
 
 def _refuse_foreign(recipe: Recipe) -> None:
@@ -297,19 +334,19 @@ def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Mat
 
 
 def _scorers(
-    recipe: Recipe, spec: AnyTarget, material: Material | None, setting: TargetSetting
+    recipe: Recipe, spec: AnyTarget, parts: Both | None, setting: TargetSetting
 ) -> tuple[Scorer, Scorer]:
     """A target over its select and its report part."""
     if isinstance(spec, PythonTarget):
         examples, scorer = _of_function(spec, setting)
+        select, report = splits.split(examples, recipe.select_fraction, spec.seed)
     else:
-        assert material is not None
-        examples = material.examples
+        assert parts is not None
+        select, report = parts
 
         def scorer(part: Sequence[Example]) -> Scorer:
             return _scorer_of(spec.build(part, setting), part, setting)
 
-    select, report = splits.split(examples, recipe.select_fraction, spec.seed)
     racing = recipe.search.racing is not None
     blocks = _blocks(select, spec.seed, setting.where, scorer) if racing else ()
     return replace(scorer(select), blocks=blocks), scorer(report)
@@ -366,26 +403,3 @@ def _blocks(
             found.append(replace(block, places=places, stage=stage))
         start = end
     return tuple(found)
-
-
-def _shared(candidates: Mapping[str, Material], wanted: Mapping[str, Material]) -> list[str]:
-    """Warnings of examples that a target shares with a dataset.
-
-    Raises DataError if a dataset holds the whole target, which then says nothing.
-    """
-    found = []
-    for target, material in wanted.items():
-        num = len(material.examples.items)
-        for name, candidate in candidates.items():
-            rows = {row for _, row in leaks.shared(candidate.examples, material.examples)}
-            if rows and len(rows) == num:
-                message = (
-                    f"every example is also in datasets.{name}: the target would reward learning it"
-                    " by heart"
-                )
-                hint = "keep the target's rows out of the datasets"
-                raise DataError(f"targets.{target}", message, hint=hint)
-            if rows:
-                what = f"{len(rows)} of its {num} examples with datasets.{name}"
-                found.append(f"targets.{target} shares {what} (first: row {min(rows)})")
-    return found
