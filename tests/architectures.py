@@ -102,11 +102,12 @@ ROWS = [
 ]
 
 
-def build(name: str) -> Any:
+def build(name: str, config: Any = None) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(name, **ARCHITECTURES[name]))
+    config = config or AutoConfig.for_model(name, **ARCHITECTURES[name])
+    model = AutoModelForCausalLM.from_config(config)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for param in model.parameters():

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mergetomix import merge
 from mergetomix.errors import ModelError
-from mergetomix.experts.deltas import params, read_delta
+from mergetomix.experts.bank import GIB, Bank
+from mergetomix.experts.deltas import LoraDelta, params, read_delta
 from mergetomix.export import adapter
 from mergetomix.export.folder import target_modules
 from mergetomix.merge.lora_delta import Pair, stacked
@@ -227,6 +228,24 @@ def test_a_rank_pattern_that_the_configuration_hides_is_no_silent_error(
     folder = tiny.adapter(family.base.path, tmp_path, 1, rank_pattern={"q_proj": 2})
     with pytest.raises(ModelError, match=r"q_proj"):
         read(family, configured(folder, rank_pattern={}))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_and_alphas_by_patterns_scale_each_param_by_its_own(
+    family: CausalLM, tmp_path: Path, rslora: bool
+) -> None:
+    patterns = {
+        "rank_pattern": {r".*layers\.1\.self_attn\.q_proj": 2, "up_proj": 6},
+        "alpha_pattern": {"up_proj": 5, "v_proj": 3},
+    }
+    folder = tiny.adapter(family.base.path, tmp_path, 1, use_rslora=rslora, **patterns)
+    delta = read(family, folder)
+    assert isinstance(delta, LoraDelta) and len(delta.scalings) >= 5
+    live = family.load()
+    Bank(live, {"a": delta}, GIB).set({"a": 1.0})
+    loaded = family.load_finetune(folder).merge_and_unload()
+    for name, param in params(live).items():
+        assert torch.allclose(param, params(loaded)[name], atol=1e-6), name
 
 
 def test_adapted_embeddings_are_refused(family: CausalLM, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from architectures import (
     ARCHITECTURES,
     CLOSE,
+    GROUPED,
     MIXES_PACKED,
     ROWS,
     WITH_STACKS,
@@ -267,3 +268,112 @@ def test_adapters_of_experts_that_stand_as_one_tensor(
             assert one.error < 1e-6 and loaded == pytest.approx(wanted, abs=1e-3)
         else:
             assert 1e-4 < one.error < 1 and loaded != pytest.approx(wanted, abs=1e-5)
+
+
+def test_factors_that_are_none_of_a_stack_are_named(bases: Any, tmp_path: Path) -> None:
+    family = tiny.open_base(bases("mixtral"), method="lora")
+    lora = Lora(rank=2, alpha=4, target_parameters=STACKS)
+    settings = Train(batch_size=4, max_steps=1, lora=lora)
+    finetune(family, family.encode(ROWS, WHERE).sequences, settings, tmp_path)
+
+    def cut(tensors: dict[str, Any]) -> None:
+        key = next(key for key in tensors if key.endswith("experts.lora_A.weight"))
+        tensors[key] = tensors[key][:-1].contiguous()
+
+    tiny.edit(tmp_path, cut)
+    with pytest.raises(ModelError, match=r"datasets\.x: .*experts.*are no factors of 4 matrices"):
+        read_delta(family, params(family.load()), str(tmp_path), WHERE)
+
+
+DEEPSEEK = {
+    **GROUPED,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 16,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
+
+def test_all_linear_is_no_name_that_peft_takes_for_the_experts(tmp_path: Path) -> None:
+    """DeepSeek-V3's dense layers are called as its experts were before they stood as one tensor."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("deepseek_v3", **DEEPSEEK)
+    base = tiny.save(build("deepseek_v3", config), tmp_path / "base")
+    family = tiny.open_base(base, method="lora")
+    assert not family.linears & {"gate_proj", "up_proj", "down_proj"} and family.linears
+    assert "all-linear adapts" in family.limits[0] and "gate_proj" not in family.limits[0]
+    sequences = family.encode(ROWS, WHERE).sequences
+    batches = family.batches(sequences, 10**6)
+    for target in ("all-linear", ["q_b_proj", "gate_proj", "up_proj", "down_proj"]):
+        settings = Train(
+            batch_size=4,
+            max_steps=2,
+            learning_rate=1e-2,
+            lora=Lora(rank=2, alpha=4, target_modules=target),
+        )
+        out = tmp_path / str(len(target))
+        finetune(family, sequences, settings, out)
+        live = family.load()
+        delta = read_delta(family, params(live), str(out), WHERE)
+        Bank(live, {"a": delta}, GIB).set({"a": 1.0})
+        found, wanted = (
+            family.negative_log_likelihoods(model, batches)
+            for model in (live, family.load_finetune(str(out)))
+        )
+        assert found == pytest.approx(wanted, abs=1e-3)
+
+
+def test_weights_that_were_unpacked_are_written_under_the_models_own_names(tmp_path: Path) -> None:
+    """As MXFP4's of gpt-oss: transformers unpacks them where no kernel reads them."""
+    import json
+
+    wide = {**ARCHITECTURES["gpt_oss"], "hidden_size": 32, "intermediate_size": 32}
+    from transformers import AutoConfig
+
+    base = tmp_path / "base"
+    tiny.save(build("gpt_oss", AutoConfig.for_model("gpt_oss", **wide)), base)
+
+    def pack(tensors: dict[str, Any]) -> None:
+        for key in [key for key in tensors if key.endswith(("gate_up_proj", "down_proj"))]:
+            num, width, out = tensors.pop(key).shape
+            shape = (num, out, width // 32)
+            tensors[f"{key}_blocks"] = torch.randint(0, 255, (*shape, 16), dtype=torch.uint8)
+            tensors[f"{key}_scales"] = torch.full(shape, 122, dtype=torch.uint8)
+
+    tiny.edit(base, pack)
+    file = base / "config.json"
+    own = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": own}))
+    family = tiny.open_base(str(base))
+    model = family.load()
+    family.save(model, tmp_path / "out")
+    again = tiny.open_base(str(tmp_path / "out")).load()
+    assert params(model).keys() == params(again).keys()
+    assert all(torch.equal(value, params(again)[key]) for key, value in params(model).items())
+
+
+def test_what_reads_images_is_written_beside_the_tokenizer(bases: Any, tmp_path: Path) -> None:
+    family = tiny.open_base(bases("gemma3"))
+
+    class Processor:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "preprocessor_config.json").write_text("{}")
+
+    tmp_path.joinpath("out").mkdir()
+    family.save(family.load(), tmp_path / "plain")
+    assert not (tmp_path / "plain" / "preprocessor_config.json").exists()
+    family.other_processor = Processor()
+    family.save(family.load(), tmp_path / "out")
+    assert (tmp_path / "out" / "preprocessor_config.json").exists()
+    assert (tmp_path / "out" / "tokenizer.json").exists()

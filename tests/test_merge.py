@@ -446,8 +446,6 @@ def test_full_and_adapter_experts_mix(family: CausalLM, tmp_path: Path) -> None:
         ("bias: all", {"bias": "all"}),
         ("lora_bias", {"lora_bias": True}),
         ("modules_to_save", {"modules_to_save": ["norm"]}),
-        ("rank_pattern", {"rank_pattern": {"q_proj": 2}}),
-        ("alpha_pattern", {"alpha_pattern": {"q_proj": 2}}),
         ("trainable_token_indices", {"trainable_token_indices": [5, 6]}),
         ("bias: lora_only", {"bias": "lora_only"}),
         ("layer_replication", {"layer_replication": [[0, 2], [1, 2]]}),

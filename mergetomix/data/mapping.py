@@ -74,7 +74,7 @@ def _pair_mapping(source: Source, where: str, columns: Columns) -> Callable[[int
             return chat.example(
                 index, row, place, [*before, *turns_of(place, parts[1])], len(before)
             )
-        given = prompt.filled(index, row) if prompt else ""
+        given = prompt.filled(index, row, "asks nothing") if prompt else ""
         wanted = completion.filled(index, row) if completion else ""
         listed = options(index, row)
         if listed and wanted not in listed:
@@ -183,12 +183,13 @@ class _Text:
             reason = str(error)
         raise Place(self.where, index).error(f"{self.pattern!r}: {reason}") from None
 
-    def filled(self, index: int, row: Row) -> str:
+    def filled(self, index: int, row: Row, why: str = "nothing can be learnt from") -> str:
         """Returns the string of a row, which must hold more than whitespace."""
         text = self.of(index, row)
         if not text.strip():
-            problem = f"{self.pattern!r} gives an empty text, which nothing can be learnt from"
-            raise Place(self.where, index).error(problem)
+            problem = f"{self.pattern!r} gives an empty text, which {why}"
+            hint = "bad_rows: skip passes over such rows"
+            raise Place(self.where, index).error(problem, hint=hint)
         return text
 
 

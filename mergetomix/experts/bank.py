@@ -277,7 +277,7 @@ class Bank:
         total = base.double() if is_wide else base.float()
         if lora:
             pairs = [each.factors[param] for each in lora.values()]
-            factors = [chosen[name] * each.scaling for name, each in lora.items()]
+            factors = [chosen[name] * each.scaling_of(param) for name, each in lora.items()]
             product = merge.lora_product(pairs, factors, total.dtype)
             is_turned = param in next(iter(lora.values())).transposed
             total = total + (product.mT if is_turned else product).to(total)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,6 @@ _FROM_THIS_BASE = "experts must come from this base"
 INEXACT = (
     "use_dora",
     "modules_to_save",
-    "rank_pattern",
-    "alpha_pattern",
     "lora_bias",
     "trainable_token_indices",
     "layer_replication",
@@ -92,11 +90,17 @@ class LoraDelta:
         factors: (B, A) with the shapes (out, rank) and (rank, in); of a stack of matrices, such as
             the experts of a layer, (num, out, rank) and (num, rank, in).
         transposed: the params that the model keeps as (in, out).
+        scalings: of params whose scaling is another.
     """
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     scaling: float
     transposed: frozenset[str] = frozenset()
+    scalings: Mapping[str, float] = field(default_factory=dict)
+
+    def scaling_of(self, name: str) -> float:
+        """Returns the factor on the product of a param's factors."""
+        return self.scalings.get(name, self.scaling)
 
     def names(self) -> Set[str]:
         """Returns the adapted params."""
@@ -106,14 +110,14 @@ class LoraDelta:
         """Returns the delta of one param, float32, in the base's shape; zero if not adapted."""
         if name not in self.factors:
             return base.new_zeros(base.shape).float()
-        product = merge.lora_product([self.factors[name]], [self.scaling])
+        product = merge.lora_product([self.factors[name]], [self.scaling_of(name)])
         return product.mT if name in self.transposed else product
 
     def dot(self, name: str, gradient: Tensor, base: Tensor) -> float:
         """Returns the sum of gradient * delta over one param's elements."""
         b, a = self.factors[name]
         outer = gradient.mT if name in self.transposed else gradient
-        return self.scaling * float(exact((b.to(outer).mT @ outer) * a.to(outer)).sum())
+        return self.scaling_of(name) * float(exact((b.to(outer).mT @ outer) * a.to(outer)).sum())
 
 
 def params(model: nn.Module) -> dict[str, Tensor]:
@@ -268,18 +272,33 @@ def _lora(family: Loads, base: Mapping[str, Tensor], folder: Path, where: str) -
             raise ModelError(where, f"{needed}, not {rank} and {alpha}")
         tensors = load_file(file)
         stacks = family.stacks(config) if config.get("target_parameters") else {}
-    factors = {}
+    factors, scalings = {}, {}
     for name, pair in _pairs(tensors, stacks, base, where).items():
         _check_pair(name, pair, base, name in family.transposed, where)
-        if pair[1].shape[-2] != rank:
+        key = name if name in stacks.values() else name.removesuffix(".weight")
+        own_rank, own_alpha = (
+            float(_by_pattern(config, each, key)) for each in (("rank", rank), ("alpha", alpha))
+        )
+        if pair[1].shape[-2] != own_rank:
             message = f"the adapter of {name} has the rank {pair[1].shape[-2]}, its configuration"
             hint = "the scaling follows from r, so both must be one"
-            raise ModelError(where, f"{message} says r: {rank}", hint=hint)
+            raise ModelError(where, f"{message} says r: {own_rank:g}", hint=hint)
         # beside the param that they change, so that products are taken there
         factors[name] = pair[0].to(base[name].device), pair[1].to(base[name].device)
+        scalings[name] = own_alpha / (math.sqrt(own_rank) if config.get("use_rslora") else own_rank)
     family.check_expert(None, frozenset(factors), where)
     scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    return LoraDelta(factors, scaling, family.transposed)
+    others = {name: each for name, each in scalings.items() if each != scaling}
+    return LoraDelta(factors, scaling, family.transposed, others)
+
+
+def _by_pattern(config: Mapping[str, Any], usual: tuple[str, float], key: str) -> float:
+    """Returns the rank or alpha of one module, which PEFT may have by patterns of names."""
+    from peft.utils.other import get_pattern_key
+
+    kind, value = usual
+    patterns = config.get(f"{kind}_pattern") or {}
+    return float(patterns.get(get_pattern_key(list(patterns), key), value))
 
 
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:
@@ -316,7 +335,11 @@ def _pairs(
         pair = tensors[f"{stem}.lora_B.weight"], tensors[f"{stem}.lora_A.weight"]
         name = stacks.get(bare, f"{bare}.weight")
         if bare in stacks and name in base and base[name].ndim > 2:
-            pair = merge.stack_of_peft(pair, len(base[name]))
+            num, shapes = len(base[name]), [tuple(each.shape) for each in pair]
+            if pair[0].shape[1] % num or pair[1].shape[0] % num:
+                message = f"the factors of {name}, B {shapes[0]} and A {shapes[1]}"
+                raise ModelError(where, f"{message}, are no factors of {num} matrices")
+            pair = merge.stack_of_peft(pair, num)
         pairs[name] = pair
     if not pairs:
         raise ModelError(where, "the adapter holds no tensors")

@@ -83,7 +83,8 @@ def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
     folder.check_free(out)
     singles = [Mixture.union([name]) for name in mixture.datasets]
     check_space(session, [(each, None) for each in singles])
-    if any(session.finetunes.known(each) is None for each in singles):
+    own = [each for each in singles if session.recipe.datasets[each.members[0]].expert is None]
+    if any(session.finetunes.known(each) is None for each in own):
         rehearse(session)
     pipeline.experts_of(session, mixture.datasets)
     if form.adapter:
@@ -132,17 +133,27 @@ def _write_adapter(session: Session, mixture: Mixture, out: Path, form: Form) ->
         if not isinstance(delta, LoraDelta):
             raise UserError(_FULL.format(name))
         for param, pair in delta.factors.items():
-            terms.setdefault(param, []).append((pair, factors[name] * delta.scaling))
+            terms.setdefault(param, []).append((pair, factors[name] * delta.scaling_of(param)))
     found = adapter.combine(dict(sorted(terms.items())), form.rank, getattr(torch, dtype))
     for name, pair in found.factors.items():
         if not all(side.isfinite().all() for side in pair):
             raise _does_not_fit(name, dtype)
-    modules = {name for name, _ in model.named_modules()}
-    others = [name for name in found.factors if name.removesuffix(".weight") not in modules]
+    modules = [name for name, _ in model.named_modules()]
+    others = [name for name in found.factors if not _is_layers_weight(model, name)]
     stacks = family.stacks({"target_parameters": others}) if others else {}
     config = _peft_config(session, min(factors))
     files = folder.AdapterFiles(found, modules, config, family.transposed, stacks)
     return _save(session, mixture, Written(out, dtype, found), files, form)
+
+
+def _is_layers_weight(model: Any, param: str) -> bool:
+    """Whether a param is the weight of a layer that PEFT adapts as one."""
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    owner, _, name = param.rpartition(".")
+    layers = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d)
+    return name == "weight" and isinstance(model.get_submodule(owner), layers)
 
 
 def _peft_config(session: Session, dataset: str) -> dict[str, Any]:

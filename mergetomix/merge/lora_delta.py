@@ -34,7 +34,7 @@ def stack_of_peft(pair: Pair, num: int) -> Pair:
     """Returns factors of a stack of `num` matrices from those that PEFT keeps of it.
 
     PEFT keeps B (out, rank x num), the matrices innermost, and A (num x rank, in), the matrices
-    outermost. Raises ValueError where the ranks do not divide so.
+    outermost; both must divide so.
     """
     b, a = pair
     return b.unflatten(1, (-1, num)).permute(2, 0, 1), a.unflatten(0, (num, -1))

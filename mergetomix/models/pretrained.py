@@ -66,12 +66,14 @@ class Pretrained:
         """Returns whether a base may lack a param, since `prepared` makes it."""
         return False
 
-    def small(self, folder: Path) -> Self:
+    def small(self, folder: Path, lora: Lora | None, most_bytes: float) -> Self | None:
         """Returns the family with a small base of its configuration, or itself if it is small.
 
-        A small base has random weights and lies in a folder, which is made.
+        A small base has random weights and lies in a folder, which is made. None stands for a base
+        that no small one can stand for, within so many bytes and with the adapters of the recipe.
         """
-        return self
+        copies = 12 if lora is None else 8
+        return self if copies * self.num_saved(None) <= most_bytes else None
 
     def check_folder(self, folder: Path, where: str) -> None:
         """Raises ModelError if an expert's folder reads its input otherwise than the base."""
@@ -204,6 +206,8 @@ class Pretrained:
         with quiet():
             model, info = self.part(self.auto_class, path, where, **how)
         self._check_tensors(info, path, where)
+        if path is None and getattr(self.config, "quantization_config", None) is not None:
+            forget_packing(model)
         return (self.prepared(model) if path is None else model).to(self.device).eval()
 
     def _check_tensors(self, info: Any, path: str | None, where: str) -> None:
@@ -365,6 +369,17 @@ def wrapped(adapted: Any) -> dict[str, str]:
             owner = name.removeprefix(PREFIX).replace(".base_layer", "")
             found[name] = f"{owner}.{module.parameter_name}"
     return found
+
+
+def forget_packing(model: Any) -> None:
+    """Makes a plain model of one whose weights were unpacked as it was loaded, as MXFP4's are.
+
+    transformers would write them under the names of the packed ones, and load none of them again. A
+    model whose weights stay packed is left as it is.
+    """
+    is_plain = all(each.is_floating_point() for each in model.parameters())
+    if is_plain and not getattr(model, "is_quantized", False):
+        model._weight_conversions = None
 
 
 def pick_device(device: str) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix import training
-from mergetomix.errors import MergeToMixError, ModelError, UserError
+from mergetomix.errors import MergeToMixError, ModelError
 from mergetomix.experts import fisher_and_gram
 from mergetomix.experts.bank import GIB, Bank, Rule
 from mergetomix.experts.deltas import nonfinite, params, read_delta
@@ -24,7 +24,7 @@ from mergetomix.merge.methods import METHODS
 from mergetomix.models.encoding import Item
 from mergetomix.models.family import Family
 from mergetomix.session.finetunes import environment
-from mergetomix.session.memory import free_memory
+from mergetomix.session.memory import enough_memory, free_memory
 from mergetomix.session.session import Session
 from mergetomix.stages.requirements import size
 from mergetomix.store.address import digest
@@ -39,6 +39,8 @@ LEARNING_RATE = 1e-3
 CLOSE = 1e-3
 """How far the losses of a merged and of a loaded expert may be apart, as a share; bfloat16 has
 fewer digits, and may be as far off as they let it."""
+MOST_BYTES = 2.0**34
+"""What a rehearsal writes at most: 16 GiB."""
 NUM_EXAMPLES = 2
 MAX_NEW_TOKENS = 4
 PASSED: set[str] = set()
@@ -62,15 +64,20 @@ def rehearse(session: Session) -> None:
     if key in PASSED or store.artifact_path(key).exists():
         return
     folder = session.opened.scratch() / "rehearsal"
+    room = min(float(store.free_bytes()), MOST_BYTES)
+    hint = "the run needs more of it; lower train.batch_size or train.max_length"
     try:
-        with session.listener.task("check", "a rehearsal in small", 4) as advance:
+        with (
+            session.listener.task("check", "a rehearsal in small", 4) as advance,
+            enough_memory("a rehearsal of the run", hint),
+        ):
+            lora = recipe.train.lora if recipe.train.method == "lora" else None
             with _blamed("base.path", "making a small model of the base's configuration"):
-                family = session.inputs.family.small(folder / "base")
+                family = session.inputs.family.small(folder / "base", lora, room)
             advance(1)
-            needed, free = 12 * family.num_saved(None), store.free_bytes()
-            if needed > free:
-                room = f"needs {size(needed)} of disk, and {size(free)} are free"
-                session.opened.warn(f"the run is not rehearsed, as that {room}")
+            if family is None:
+                why = f"no small model of its configuration stands for the base in {size(room)}"
+                session.opened.warn(f"the run is not rehearsed: {why}")
                 return
             sequences = _shortest(session)
             _train(session, family, sequences, folder / "expert")
@@ -83,6 +90,10 @@ def rehearse(session: Session) -> None:
         PASSED.add(key)
         with store.artifact(key) as kept:
             (kept / "passed.json").write_text(json.dumps(made_with), encoding="utf-8")
+    except OSError as error:
+        if not is_no_space(error):
+            raise
+        session.opened.warn(f"the run is not rehearsed: {store.path} has too little room for it")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         merged = None
@@ -173,8 +184,11 @@ def _score(session: Session, family: Family, model: Any, name: str, spec: AnyTar
     if isinstance(spec, PythonTarget):
         return
     if isinstance(spec, GenerateTarget):
+        # a function of the user's is not for answers that are cut, and of no real model
+        is_own = spec.metric == "function"
+        metric = {"metric": "exact", "function": None} if is_own else {}
         new = min(spec.max_new_tokens, MAX_NEW_TOKENS)
-        spec = spec.model_copy(update={"max_new_tokens": new})
+        spec = spec.model_copy(update={"max_new_tokens": new, **metric})
     examples, where = session.inputs.select_examples(name)[:NUM_EXAMPLES], f"targets.{name}"
     with _blamed(where, "scoring a merged model"):
         setting = TargetSetting(family, where, session.recipe.batch_tokens)
@@ -194,12 +208,12 @@ def _blamed(where: str, what: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        names_a_key = isinstance(error, UserError) and getattr(error, "where", None) != where
-        if names_a_key or is_no_space(error):
+        if is_no_space(error):
             raise
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        reason, hint = " ".join(f"{type(error).__name__}: {error}".split())[:300], ""
         if isinstance(error, MergeToMixError):
-            reason = error.message.removeprefix(f"{where}: ")
+            where = getattr(error, "where", "") or where
+            reason, hint = error.message.removeprefix(f"{where}: "), error.hint or ""
         message = f"a rehearsal of the run failed at {what}: {reason}"
-        hint = "nothing was trained; base.rehearse: false goes on in spite of it"
-        raise ModelError(where, message, hint=hint) from error
+        way = "nothing was trained; base.rehearse: false goes on in spite of it"
+        raise ModelError(where, message, hint="; ".join(filter(None, [hint, way]))) from error

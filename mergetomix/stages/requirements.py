@@ -95,9 +95,16 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
 
 
 def lacks_experts(session: Session) -> bool:
-    """Returns whether an expert that a mixture may hold is not in the store."""
-    singles = [Mixture.union([name]) for name in session.spaces.searched.allowed]
-    return any(session.finetunes.known(each) is None for each in singles)
+    """Returns whether an expert that a mixture may hold is to be trained.
+
+    If the recipe gives all of them, whether anything else is.
+    """
+    datasets, known = session.recipe.datasets, session.finetunes.known
+    own = [name for name in session.spaces.searched.allowed if datasets[name].expert is None]
+    if own:
+        return any(known(Mixture.union([name])) is None for name in own)
+    planned = finetunes(session)
+    return any(known(each, seed) is None for each, seed in planned if len(each.members) > 1)
 
 
 def size(num_bytes: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -24,7 +24,7 @@ from mergetomix.models.causal_lm.scoring import (
     token_losses,
 )
 from mergetomix.models.causal_lm.sequences import IGNORE, BatchLayout, Encoded, TokenBatch
-from mergetomix.models.causal_lm.small import SMALL, shortened
+from mergetomix.models.causal_lm.small import SMALL, plain_linears, shortened, torch_meta
 from mergetomix.models.causal_lm.templates import ChatTemplate, Span, put_template
 from mergetomix.models.encoding import Encoding, counted
 from mergetomix.models.pretrained import Pretrained, quiet
@@ -63,8 +63,8 @@ class CausalLM(Pretrained):
             self.limits += (f"{left}: transformers saves no such config",)
         if self.has_routers and method == "lora":
             layers = ", ".join(sorted({name.rpartition(".")[2] for name in self.linears}))
-            says = "experts whose weights are one tensor keep the base's values"
-            also = "unless train.lora.target_parameters names them"
+            says = "all else, such as experts whose weights are one tensor, keeps the base's values"
+            also = "unless train.lora.target_parameters or target_modules names it"
             self.limits += (f"all-linear adapts {layers}; {says} {also}",)
         if self.has_other_inputs:
             says = "the base reads more than text: its text part alone is trained"
@@ -139,48 +139,97 @@ class CausalLM(Pretrained):
     def linears(self) -> set[str]:
         """The names of the linear layers that read text, the head left out.
 
-        The last parts of the names, unless a part for images or sounds has such layers, too.
+        The last parts of the names, unless a part for images or sounds has such layers, too. Names
+        that PEFT takes for those of a mixture's experts, as they were before these stood as one
+        tensor, are left out: it would adapt the experts in their place.
         """
-        import torch
-        from transformers.pytorch_utils import Conv1D
+        from peft import LoraConfig, get_peft_model
 
         model = self.skeleton()
-        head = model.get_output_embeddings()
-        found = {
-            name: module
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
-        }
-        if not self.has_other_inputs:
-            return {name.rpartition(".")[2] for name in found}
-        text = set(model.get_decoder().modules())
-        return {name for name, module in found.items() if module in text}
+        found = plain_linears(model)
+        if self.has_other_inputs:
+            text = set(model.get_decoder().modules())
+            return {name for name, module in found.items() if module in text}
+        lasts = {name.rpartition(".")[2] for name in found}
+        if not self.has_routers:
+            return lasts
+        with torch_meta(), quiet():
+            adapted = get_peft_model(model, LoraConfig(r=2, target_modules=sorted(lasts)))
+        config: Any = adapted.peft_config["default"]
+        taken = config.target_modules
+        return lasts & set(taken) if isinstance(taken, set | list) else lasts
 
-    def small(self, folder: Path) -> Self:
+    def small(self, folder: Path, lora: Lora | None, most_bytes: float) -> Self | None:
         """Returns the family with a small base of its configuration, or itself if it is small.
 
         A small base has the first layers of each kind, with random weights. It is written to a
-        folder, tokenizer and all. A base whose configuration cannot be shortened stays as it is.
+        folder, tokenizer and all.
+
+        Args:
+            lora: what adapts it; None trains all.
+            most_bytes: what a small base and all that is made of it may take.
+
+        Returns:
+            None where no small model can stand for the base: its configuration cannot be shortened,
+            lacks then what is adapted, or is still too large.
         """
         import torch
+        import transformers
 
         if 4 * self.num_saved(None) <= SMALL:
             return self
-        config = shortened(self.config)
-        if config is None:
-            return self
-        import transformers
+        loader, trust = getattr(transformers, self.auto_class), self.base.trust_remote_code
+
+        def build(config: Any, **how: Any) -> Any:
+            return loader.from_config(copy.deepcopy(config), trust_remote_code=trust, **how)
 
         with quiet():
+            with torch_meta():
+                config = shortened(self.config, build)
+            if config is None or self.copies(config, build, lora) > most_bytes:
+                return None
             torch.manual_seed(0)
-            loader, trust = getattr(transformers, self.auto_class), self.base.trust_remote_code
-            model = loader.from_config(config, trust_remote_code=trust).to(self.dtype)
+            model = build(config, dtype=self.dtype)
             model.generation_config = copy.deepcopy(self.generation_config)
             self.save(self.prepared(model), folder)
         base = {"path": str(folder), "revision": None, "gguf_file": None}
-        return type(self)(
-            self.base.model_copy(update=base), self.device, self.max_length, self.method
-        )
+        section = self.base.model_copy(update=base)
+        found = type(self)(section, self.device, self.max_length, self.method)
+        try:
+            found.num_saved(lora)
+        except ModelError:
+            return None  # the recipe names layers that were left out
+        return found
+
+    def copies(self, config: Any, build: Callable[[Any], Any], lora: Lora | None) -> float:
+        """Returns the bytes of all that a rehearsal writes of a model of a configuration."""
+        with torch_meta():
+            model = build(config)
+        num = sum(param.numel() for param in model.parameters())
+        # the base, the merge; of full fine-tuning the expert too, and its pages
+        return float(num * self.dtype.itemsize * (2 if lora is not None else 4))
+
+    def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
+        """Writes a model and its tokenizer, and what reads images or sounds if the base does."""
+        if self.has_other_inputs and not isinstance(self.other_processor, type(None)):
+            with quiet():
+                self.other_processor.save_pretrained(folder)
+        super().save(model, folder, max_shard_size)
+
+    @cached_property
+    def other_processor(self) -> Any:
+        """What turns images, sounds and text into tensors; None if the base brings none."""
+        import transformers
+
+        how = {"trust_remote_code": self.base.trust_remote_code}
+        revision = self.base.revision or "main"
+        try:
+            with quiet():
+                return transformers.AutoProcessor.from_pretrained(
+                    self.base.path, revision=revision, **how
+                )
+        except Exception:  # noqa: BLE001  # a base of texts alone may lack its files, or packages
+            return None
 
     def trainer(
         self, sequences: Sequence[Encoded], settings: Train, arguments: Mapping[str, Any]
