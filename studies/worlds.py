@@ -1,11 +1,11 @@
-"""Every mixture of a recipe for real, and its proxies by many rules: the scores of every example.
+"""Every mixture of a recipe for real by example, and its proxies by many rules.
 
 python studies/worlds.py RECIPE OUT.json.gz [--seeds 1 2] [--powers 0 0.5 1] [--exponents 1 0.5 0]
 
-What a study's table has as means, this keeps by example: the real fine-tunes on both parts of
-every target, and on the select part the proxies with weights n^g (n the scored tokens of a dataset)
-at each exponent of the scale. OUT is written after every mixture; what the store holds is not done
-again.
+Kept by example are the real fine-tunes on both parts of every target, which a study's table has as
+means alone; as means on the select part the proxies with weights n^g (n the scored tokens of a
+dataset) at each exponent of the scale. OUT is written after every mixture; what the store holds is
+not done again.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def gather(
             }
             for key, mixture in mixtures.items():
                 scores = session.evaluations.proxy(mixture, "select", exponent)
-                kept[key] = {name: rounded(each) for name, each in scores.items()}
+                kept[key] = {name: round(each.mean, DIGITS) for name, each in scores.items()}
             print(f"proxies {power:g} {exponent:g}", file=sys.stderr, flush=True)
             yield
 

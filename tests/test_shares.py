@@ -18,9 +18,13 @@ import mergetomix as m2m
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.rows import Length, counts, largest_remainder, rows
 from mergetomix.mixtures.spaces import Simplex
-from mergetomix.records import Mixture
+from mergetomix.progress import Silent
+from mergetomix.records import Mixture, gain
+from mergetomix.session.inputs import read_inputs
 from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline, search
+from mergetomix.stages.checks import Checks
+from mergetomix.statistics.opinion_pool import pooled
 
 
 @given(
@@ -282,3 +286,58 @@ def test_what_cannot_be_is_named(
 def test_a_space_of_weights_has_no_end() -> None:
     assert math.isinf(Simplex(("a", "b")).size) and Simplex(("a", "b")).num_plural == math.inf
     assert Simplex(("a", "b"), 1, 1).num_plural == 0
+
+
+def test_experts_are_pooled_as_their_data_is_in_the_union(tmp_path: Path) -> None:
+    """A dataset of four times the answers has four times the weight, whatever a merge gives it."""
+    values = recipe_values(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    more = [{**row, "question": f"{i} {row['question']}"} for i in range(3) for row in rows]
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in more)
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values))
+    with open_session(recipe) as session:
+        scored = session.inputs.scored_tokens
+        equal = session.spaces.subsets.mixture(["a", "b"])
+        shares = session.finetunes.shares(equal).as_dict()
+        assert equal.as_dict() == {"a": 0.5, "b": 0.5}
+        assert shares["a"] / shares["b"] == pytest.approx(scored["a"] / scored["b"])
+        assert scored["a"] == 4 * scored["b"]
+        pipeline.train_experts(session)
+        selection = search.search_mixtures(session)
+        assert selection.objective is not None
+        state = Checks(session, selection, selection.objective)
+        state.posterior()
+        experts = {each.mixture.datasets[0]: each.scores["t"] for each in selection.singles}
+        wanted = gain(pooled(session.finetunes.shares(equal), experts), selection.base["t"])
+        assert state._pooled[equal]["t"] == pytest.approx(wanted)
+        assert wanted != pytest.approx(gain(pooled(equal, experts), selection.base["t"]), abs=1e-9)
+
+
+def test_rows_that_are_drawn_are_pooled_by_their_weights(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path) | {"search": {"space": "weights"}}
+    values["train"] |= {"max_tokens": 400}
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session:
+        drawn = Mixture(("a", "b"), (0.25, 0.75))
+        assert session.finetunes.shares(drawn) == drawn
+
+
+@pytest.mark.parametrize(("times", "is_said"), [(1, False), (3, False), (12, True)])
+def test_unequal_datasets_are_said_with_their_shares(
+    tmp_path: Path, times: int, is_said: bool
+) -> None:
+    values = recipe_values(tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    with (tmp_path / "a.jsonl").open("a") as file:
+        for i in range(1, times):
+            more = [{**row, "question": f"{i} {row['question']}"} for row in rows]
+            file.writelines(json.dumps(row) + "\n" for row in more)
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values))
+    lines = [line for line in read_inputs(recipe, Silent()).warnings if "unequal" in line]
+    assert bool(lines) == is_said
+    if lines:
+        assert "a 86%, b 7%, c 7%" in lines[0] and "merge.weighting: tokens" in lines[0]
+    weighed = recipe.model_copy(
+        update={"merge": recipe.merge.model_copy(update={"weighting": "tokens"})}
+    )
+    assert not any("unequal" in line for line in read_inputs(weighed, Silent()).warnings)

@@ -90,6 +90,16 @@ class Finetunes:
             found.append(Portion(name, weights[name], wanted[name], num_tokens, num_passes))
         return tuple(found)
 
+    def shares(self, mixture: Mixture) -> Mixture:
+        """Returns a mixture's datasets, weighted by what its fine-tune has of each.
+
+        That is their share of the tokens on which the loss of the union is taken, whatever the
+        weights of the experts in a merge; where rows are drawn by the weights, the weights.
+        """
+        if self.is_drawn(mixture):
+            return mixture
+        return Mixture.union(mixture.members, self._inputs.scored_tokens)
+
     def train_settings(self, mixture: Mixture) -> Train:
         """Returns the settings of a mixture's fine-tune: rows that are drawn are seen once."""
         settings = self._recipe.train

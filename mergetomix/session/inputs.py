@@ -36,6 +36,10 @@ Both = tuple[tuple[Example, ...], tuple[Example, ...]]
 """A target's select and its report examples."""
 
 
+LEAST_EVEN = 0.6
+"""Datasets are unequal if their effective number (of their shares) is a smaller part of them."""
+
+
 @dataclass(frozen=True)
 class Material:
     """A dataset or target as read and as encoded."""
@@ -231,6 +235,7 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
             {n: sum(scorers[part][n].target.num_cut for part in scorers) for n in recipe.targets},
             "prompts lose their beginning to leave room for max_new_tokens",
         ),
+        *_unequal(recipe, candidates),
         *leaks.sentences(
             {material.examples.where: trained(material) for material in candidates.values()}
         ),
@@ -273,6 +278,28 @@ def _parts(
         fraction = recipe.select_fraction
         found[name] = splits.split(examples, fraction, seed, asked[name], sides)
     return {name: found[name] for name in recipe.targets if name in found}
+
+
+def _unequal(recipe: Recipe, candidates: Mapping[str, Material]) -> list[str]:
+    """A line where a union is mostly one dataset, and a merge of equal weights is not."""
+    if recipe.merge.weighting != "equal" or recipe.search.draws_rows or len(candidates) < 2:
+        return []
+    scored = {
+        name: sum(each.num_scored for each in material.encoding.sequences)
+        for name, material in candidates.items()
+    }
+    shares = {name: num / sum(scored.values()) for name, num in scored.items()}
+    effective = 1 / sum(share**2 for share in shares.values())
+    if effective >= LEAST_EVEN * len(shares):
+        return []
+    largest_first = sorted(shares.items(), key=lambda each: -each[1])
+    listed = ", ".join(f"{name} {share:.0%}" for name, share in largest_first[:5])
+    more = f" and {len(shares) - 5} more" if len(shares) > 5 else ""
+    unit = "images" if recipe.family == "image-classifier" else "tokens that the loss is taken on"
+    says = f"the datasets are unequal, by their shares of the {unit}: {listed}{more}"
+    rule = "a union is mostly the largest, a merge of equal weights is not"
+    how = "pooled experts go by these shares; merge.weighting: tokens lets merges do so, too"
+    return [f"{says}; {rule}: {how}"]
 
 
 def _refuse_foreign(recipe: Recipe) -> None:

@@ -272,8 +272,9 @@ class Checks:
     def _pooled_gains(self, mixture: Mixture) -> dict[str, float]:
         """The gains of a mixture's experts pooled, by target."""
         if mixture not in self._pooled:
+            shares = self.session.finetunes.shares(mixture)
             scores = {
-                name: pooled(mixture, {each: self.experts[each][name] for each in mixture.datasets})
+                name: pooled(shares, {each: self.experts[each][name] for each in shares.datasets})
                 for name in self.weights
             }
             self._pooled[mixture] = gains(scores, self.base)

@@ -137,7 +137,8 @@ def gather(
     worlds = []
     for name, scorer in session.inputs.targets("select").items():
         experts = {each: scores[name] for each, scores in alone.items()}
-        pooled = [{name: opinion_pool.pooled(mixture, experts)} for mixture in mixtures]
+        shares = map(session.finetunes.shares, mixtures)
+        pooled = [{name: opinion_pool.pooled(each, experts)} for each in shares]
         world = World(
             seed=session.recipe.train.seed,
             target=name,
