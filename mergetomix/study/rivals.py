@@ -149,6 +149,25 @@ def by_proxy(
     yield [(world.proxies_cost, int(np.argmax(proxy_M)))]
 
 
+def best_merges(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
+    """Takes the best proxies in turn, fine-tuned for real: the best of them by their select scores.
+
+    It is what one would do with checks and without a model of what they say.
+    """
+    best_first = np.argsort(-world.proxy_M, kind="stable").tolist()
+    yield best_of(world, best_first[:MOST_CHECKS], world.proxies_cost)
+
+
+def every_real(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
+    """Takes the best of all real fine-tunes by their select scores, whatever it costs.
+
+    What this loses on the report part is the noise of examples and seeds: the floor of every way
+    that goes by real scores alone.
+    """
+    rows = list(range(len(world.mixtures)))
+    yield best_of(world, rows)[-1:]
+
+
 def with_checks(world: World, num_draws: int, budget: float) -> Iterator[Curve]:
     """Takes the best proxy, then what checks make of it."""
     yield [(step.compute, step.pick) for step in checked(world)]
@@ -209,6 +228,8 @@ RIVALS = (
     Rival("regression on real runs, linear", partial(regressed, "linear")),
     Rival("regression on real runs, LightGBM (RegMix)", partial(regressed, "LightGBM")),
     Rival("search by regression on real runs", searched),
+    Rival("best of all real runs by their select scores, the floor", every_real),
+    Rival("the best merges, fine-tuned, the best kept", best_merges),
     Rival("merged model used as final", partial(by_proxy, None), merged=True),
     Rival("Merge to Mix as in the paper", partial(by_proxy, 1.0)),
     Rival("Merge to Mix, unchecked", partial(by_proxy, None)),
