@@ -235,7 +235,7 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
             {n: sum(scorers[part][n].target.num_cut for part in scorers) for n in recipe.targets},
             "prompts lose their beginning to leave room for max_new_tokens",
         ),
-        *_unequal(recipe, candidates),
+        *_unequal(recipe, candidates, family.has_texts),
         *leaks.sentences(
             {material.examples.where: trained(material) for material in candidates.values()}
         ),
@@ -280,7 +280,7 @@ def _parts(
     return {name: found[name] for name in recipe.targets if name in found}
 
 
-def _unequal(recipe: Recipe, candidates: Mapping[str, Material]) -> list[str]:
+def _unequal(recipe: Recipe, candidates: Mapping[str, Material], has_texts: bool) -> list[str]:
     """A line where a union is mostly one dataset, and a merge of equal weights is not."""
     if recipe.merge.weighting != "equal" or recipe.search.draws_rows or len(candidates) < 2:
         return []
@@ -295,7 +295,7 @@ def _unequal(recipe: Recipe, candidates: Mapping[str, Material]) -> list[str]:
     largest_first = sorted(shares.items(), key=lambda each: -each[1])
     listed = ", ".join(f"{name} {share:.0%}" for name, share in largest_first[:5])
     more = f" and {len(shares) - 5} more" if len(shares) > 5 else ""
-    unit = "images" if recipe.family == "image-classifier" else "tokens that the loss is taken on"
+    unit = "tokens that the loss is taken on" if has_texts else "examples"
     says = f"the datasets are unequal, by their shares of the {unit}: {listed}{more}"
     rule = "a union is mostly the largest, a merge of equal weights is not"
     how = "pooled experts go by these shares; merge.weighting: tokens lets merges do so, too"
