@@ -211,7 +211,7 @@ class CausalLM(Pretrained):
 
     def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
         """Writes a model and its tokenizer, and what reads images or sounds if the base does."""
-        if self.has_other_inputs and not isinstance(self.other_processor, type(None)):
+        if self.has_other_inputs and self.other_processor is not None:
             with quiet():
                 self.other_processor.save_pretrained(folder)
         super().save(model, folder, max_shard_size)
