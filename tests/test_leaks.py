@@ -202,6 +202,19 @@ def test_a_target_that_is_all_leaked_says_nothing(tmp_path: Path) -> None:
         inputs_of(recipe_of(tmp_path, datasets=only, targets=targets, leaks="drop"))
 
 
+def test_a_form_of_a_few_rows_is_no_end_of_a_run(tmp_path: Path) -> None:
+    """Ten rows or fewer with one long instruction look like leaks, and may be none."""
+    columns = {"prompt": "q", "completion": "a"}
+    form = f"{many(WORDS + 3)}: "
+    some = {
+        "a": {"rows": rows(*[(form + q, a) for q, a in OWN]), **columns},
+        "b": {"rows": rows(("u", "v")), **columns},
+    }
+    targets = {"t": {"rows": rows(*[(form + q, a) for q, a in ASKED]), **columns}}
+    found = inputs_of(recipe_of(tmp_path, datasets=some, targets=targets)).warnings
+    assert any("5 of its 5 examples (100%) stand in datasets.a" in line for line in found)
+
+
 def test_the_same_data_under_two_names_is_said(tmp_path: Path) -> None:
     columns = {"prompt": "q", "completion": "a"}
     twice = {
