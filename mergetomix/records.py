@@ -13,6 +13,8 @@ from typing import Literal
 
 Kind = Literal["loss", "score"]
 Part = Literal["select", "report"]
+Weighting = Literal["equal", "sqrt_tokens", "tokens", "size"]
+"""What the experts of a subset are weighed by in a merge."""
 
 
 @dataclass(frozen=True, order=True)
@@ -125,6 +127,23 @@ def gain(scores: Scores, base: Scores) -> float:
     if scores.kind == "loss":
         return (base.mean - scores.mean) / base.mean if base.mean > 0 else base.mean - scores.mean
     return scores.mean - base.mean
+
+
+@dataclass(frozen=True)
+class Merging:
+    """How experts are merged: what their weights are taken from, and how far a merge of k goes.
+
+    >>> str(Merging("equal", 0.75))
+    'equal weights and exponent 0.75'
+    """
+
+    weighting: Weighting
+    exponent: float
+
+    def __str__(self) -> str:
+        rule = {"sqrt_tokens": "sqrt(tokens)"}.get(self.weighting, self.weighting)
+        by = rule if rule == "equal" else f"{rule}-proportional"
+        return f"{by} weights and exponent {self.exponent:g}"
 
 
 @dataclass(frozen=True)

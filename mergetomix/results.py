@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mergetomix.records import Estimate, Finetune, Mixture, Portion, Scores, Trial
+from mergetomix.records import Estimate, Finetune, Merging, Mixture, Portion, Scores, Trial
 
 if TYPE_CHECKING:
     from mergetomix.objectives.objective import Objective
@@ -68,8 +68,10 @@ class Check:
 class Prediction:
     """What the checks say of one mixture's real objective, and its chance of being the best.
 
-    `mean` is the centre, `low` and `high` the ends of the interval. For a mixture that was checked,
-    or has one dataset only, `known` is true and the three numbers are the objective itself.
+    `mean` is what a fine-tune on it is worth, over all seeds and all examples like the targets'.
+    `low` and `high` are the ends of the interval of what this run's fine-tune on it scores on the
+    report part. `measured` is whether its real score on the select part is there: of a check, or of
+    a single dataset's expert.
     """
 
     mixture: Mixture
@@ -78,15 +80,15 @@ class Prediction:
     low: float
     high: float
     best_probability: float
-    known: bool
+    measured: bool
 
 
 @dataclass(frozen=True)
 class Alternative:
     """A mixture that cannot be told apart from the pick, and its chance of being better.
 
-    `difference` is the pick's objective less its own, and `sd` that difference's standard
-    deviation, all noise counted.
+    `difference` is by how much the pick is worth more, and `sd` that difference's standard
+    deviation, the noise of examples and of seeds counted.
     """
 
     mixture: Mixture
@@ -99,9 +101,10 @@ class Alternative:
 class Agreement:
     """How well proxies rank what real fine-tunes give, over mixtures of several datasets.
 
-    `statistics` is None with fewer than five checks. `possible` is the Spearman correlation that a
-    perfect proxy would reach given `noise_sd`, the standard deviation between seeds; both are None
-    if no fine-tune was repeated with another seed.
+    `statistics` is None with fewer than five checks. `noise_sd` is the standard deviation between
+    seeds: what studies show, and repeats if there are any. `possible` is the Spearman correlation
+    that a perfect proxy would reach, given that and the examples. Both are None for an objective
+    that is no sum over targets.
     """
 
     num_checks: int
@@ -114,9 +117,10 @@ class Agreement:
 class Verification:
     """The outcome of the checks: the pick by the posterior, and how far it can be trusted.
 
-    `agreement` maps every target, and `objective`, to how well its proxies rank. `confidence` is
-    the level of all intervals. `failures` are (mixture, what went wrong) of checks whose training
-    failed.
+    `agreement` maps every target, and `objective`, to how well its proxies rank. `merging` is the
+    way to merge that the checks ask for. `confidence` is the level of all intervals, `num_repeats`
+    counts the checks that were made again with another seed. `failures` are (mixture, what went
+    wrong) of checks whose training failed.
     """
 
     mixture: Mixture
@@ -124,9 +128,10 @@ class Verification:
     predictions: tuple[Prediction, ...]
     alternatives: tuple[Alternative, ...]
     agreement: Mapping[str, Agreement]
-    exponent: float
+    merging: Merging
     confidence: float
     stopped: str
+    num_repeats: int = 0
     failures: tuple[tuple[Mixture, str], ...] = ()
 
     @property

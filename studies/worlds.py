@@ -3,9 +3,10 @@
 python studies/worlds.py RECIPE OUT.json.gz [--seeds 1 2] [--powers 0 0.5 1] [--exponents 1 0.5 0]
 
 Kept by example are the real fine-tunes on both parts of every target, which a study's table has as
-means alone; as means on the select part the proxies with weights n^g (n the scored tokens of a
-dataset) at each exponent of the scale. OUT is written after every mixture; what the store holds is
-not done again.
+means alone, and the proxies with equal weights at the recipe's exponent on the select part; as
+means on the select part the proxies with weights n^g (n the scored tokens of a dataset) at each
+exponent of the scale. OUT is written after every mixture; what it or the store holds is not done
+again.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
         checked = recipes.parse(raw, given.recipe.resolve().parent)
         with listening() as listener, open_session(checked, listener) as session:
             world = worlds.setdefault(str(seed), {"real": {}, "proxies": {}})
+            world.setdefault("by_example", {})
             world |= about(session)
             for _ in gather(session, world, given.powers, given.exponents):
                 write(worlds, given.out)
@@ -94,6 +96,8 @@ def gather(
     subsets = [tuple(mixture.datasets) for mixture in session.spaces.subsets]
     for names in sorted(subsets, key=len):
         key = "+".join(names)
+        if key in world["real"]:
+            continue
         record = session.finetunes.fit(Mixture.union(names), "study")
         found = {part: session.evaluations.real(record, part) for part in PARTS}
         world["real"][key] = {
@@ -113,6 +117,9 @@ def gather(
             }
             for key, mixture in mixtures.items():
                 scores = session.evaluations.proxy(mixture, "select", exponent)
+                if power == 0 and exponent == session.recipe.merge.scale.exponent:
+                    found = {name: rounded(each) for name, each in scores.items()}
+                    world["by_example"][key] = found
                 kept[key] = {name: round(each.mean, DIGITS) for name, each in scores.items()}
             print(f"proxies {power:g} {exponent:g}", file=sys.stderr, flush=True)
             yield

@@ -10,13 +10,14 @@ from scipy.optimize import brentq
 from scipy.stats import multivariate_t
 
 from mergetomix.statistics.knowledge_gradient import knowledge_gradient, next_check
+from mergetomix.statistics.noise import Noise
 from mergetomix.statistics.posterior import (
     Array,
     Posterior,
     Prior,
     Unit,
     Views,
-    likeliest_exponent,
+    likeliest,
     posterior_of,
 )
 
@@ -38,6 +39,12 @@ SEVERAL = [row for row, chosen in enumerate(SUBSETS) if len(chosen) > 1]
 
 def views(proxy: Array, pooled: Array | None = None) -> Views:
     return Views(WEIGHTS, proxy, proxy if pooled is None else pooled)
+
+
+def exactly(mean_M: Array, scale_MM: Array, dof: float, *known: int) -> Posterior:
+    """A posterior of what is measured without noise."""
+    noise, sd_M = Noise.none(len(mean_M)), np.sqrt(np.diag(scale_MM))
+    return Posterior(mean_M, scale_MM, dof, frozenset(known), 0.0, noise, mean_M, sd_M)
 
 
 def world(seed: int) -> tuple[Array, Array]:
@@ -162,7 +169,7 @@ def test_the_first_check_is_the_best_and_the_next_has_the_highest_value() -> Non
 
 def test_the_value_of_a_check_agrees_with_simulation() -> None:
     mean, scale = np.array([1.0, 0.8, 0.0]), np.diag([0.0, 0.25, 0.01])
-    found = Posterior(mean, scale, 1e9, frozenset({0}), 0.0)
+    found = exactly(mean, scale, 1e9, 0)
     drawn = np.random.default_rng(0).normal(0.8, 0.5, size=400_000)
     assert knowledge_gradient(found)[1] == pytest.approx(
         float(np.maximum(drawn, 1.0).mean() - 1.0), abs=0.01
@@ -172,9 +179,9 @@ def test_the_value_of_a_check_agrees_with_simulation() -> None:
 
 def test_a_check_is_worth_more_if_few_degrees_of_freedom_widen_the_posterior() -> None:
     mean, scale = np.array([1.0, 0.8, 0.9]), np.array([[0, 0, 0], [0, 0.2, 0.05], [0, 0.05, 0.1]])
-    few, none = (Posterior(mean, scale, dof, frozenset({0}), 0.0) for dof in (4.0, 2.0))
+    few, none = (exactly(mean, scale, dof, 0) for dof in (4.0, 2.0))
     # the covariance is dof / (dof - 2) times the scale; without one, the scale stands for it
-    wide, plain = (Posterior(mean, k * scale, 1e9, frozenset({0}), 0.0) for k in (2.0, 1.0))
+    wide, plain = (exactly(mean, k * scale, 1e9, 0) for k in (2.0, 1.0))
     assert knowledge_gradient(few) == pytest.approx(knowledge_gradient(wide))
     assert knowledge_gradient(none) == pytest.approx(knowledge_gradient(plain))
     assert knowledge_gradient(wide)[1] > knowledge_gradient(plain)[1] > 0
@@ -207,14 +214,10 @@ def test_draws_follow_the_posterior() -> None:
 
 def test_checks_end_once_the_pick_is_safe() -> None:
     mean, scale = np.array([1.0, 0.0, -0.1]), np.diag([0.0, 0.01, 0.01])
-    found = Posterior(mean, scale, 50.0, frozenset({0}), 0.0)
-    assert next_check(found, None, 0.95)[0] is None
-    assert (
-        next_check(Posterior(mean, 400 * scale, 50.0, frozenset({0}), 0.0), None, 0.95)[0]
-        is not None
-    )
-    known = Posterior(mean, 0 * scale, 50.0, frozenset({0, 1, 2}), 0.0)
-    assert next_check(known, None, 1.0) == (None, "every mixture is known")
+    assert next_check(exactly(mean, scale, 50.0, 0), None, 0.95)[0] is None
+    assert next_check(exactly(mean, 400 * scale, 50.0, 0), None, 0.95)[0] is not None
+    known = exactly(mean, 0 * scale, 50.0, 0, 1, 2)
+    assert next_check(known, None, 1.0) == (None, "every mixture was measured")
 
 
 def shifted(shifts: dict[float, float], rows: list[int], proxy: Array) -> dict[float, Views]:
@@ -225,18 +228,25 @@ def shifted(shifts: dict[float, float], rows: list[int], proxy: Array) -> dict[f
     }
 
 
-def test_the_exponent_that_explains_the_checks_is_found() -> None:
+def chosen(
+    views: dict[float, Views], real: Array, unit: Unit, log_prior: dict[float, float]
+) -> float:
+    """The likeliest exponent by checks without noise."""
+    none = Noise.none(len(real))
+    return likeliest({"t": views}, {"t": real}, {"t": unit}, {"t": none}, log_prior)
+
+
+def test_the_way_that_explains_the_checks_is_found() -> None:
     proxy, _ = world(6)
-    rows = SEVERAL[::3]
+    rows, flat = SEVERAL[::3], {1.0: 0.0, 0.5: 0.0, 0.75: 0.0}
     real = posterior_of(views(proxy), {}).mean_M[rows]
-    far = {"t": shifted({0.5: 1.5, 0.75: 0.02, 1.0: -1.5}, rows, proxy)}
-    assert likeliest_exponent(far, {"t": real}, {"t": Unit.of(proxy)}, 1.0) == 0.75
-    same = {"t": shifted(dict.fromkeys((0.5, 0.75, 1.0), 0.0), rows, proxy)}
-    assert likeliest_exponent(same, {"t": proxy[rows]}, {"t": Unit(0.0, 1.0)}, 0.75) == 0.75
+    far = shifted({0.5: 1.5, 0.75: 0.02, 1.0: -1.5}, rows, proxy)
+    assert chosen(far, real, Unit.of(proxy), flat) == 0.75
+    same = shifted(dict.fromkeys((0.5, 0.75, 1.0), 0.0), rows, proxy)
+    assert chosen(same, proxy[rows], Unit(0.0, 1.0), flat) == 1.0
 
 
-def test_another_exponent_must_be_likelier_by_what_the_prior_asks_for() -> None:
-    """One standard deviation of the prior, 0.25, away from the recipe's costs half a nat."""
+def test_another_way_must_be_likelier_by_what_its_prior_asks_for() -> None:
     proxy, _ = world(6)
     rows, unit = SEVERAL[::3], Unit.of(proxy)
     real = posterior_of(views(proxy), {}).mean_M[rows]
@@ -245,15 +255,10 @@ def test_another_exponent_must_be_likelier_by_what_the_prior_asks_for() -> None:
         (known,) = shifted({1.0: shift}, rows, proxy).values()
         return posterior_of(known, dict(enumerate(real)), unit=unit).log_evidence
 
-    for more, other, expected in (
-        (0.4, 0.75, 1.0),
-        (0.6, 0.75, 0.75),
-        (0.1, 0.9, 0.9),  # a penalty of 0.08
-        (0.06, 0.9, 1.0),
-    ):
+    for more, asked, expected in ((0.4, 0.5, 1.0), (0.6, 0.5, 0.75), (0.1, 0.08, 0.75)):
         shift = brentq(lambda x, more=more: evidence(0.0) - evidence(x) - more, 0.0, 5.0)
-        near = {"t": shifted({other: 0.0, 1.0: shift}, rows, proxy)}
-        assert likeliest_exponent(near, {"t": real}, {"t": unit}, 1.0) == expected
+        near = shifted({0.75: 0.0, 1.0: shift}, rows, proxy)
+        assert chosen(near, real, unit, {1.0: 0.0, 0.75: -asked}) == expected
 
 
 def test_equal_proxies_are_equal_whatever_their_rounding() -> None:

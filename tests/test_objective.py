@@ -17,6 +17,7 @@ from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Selection
 from mergetomix.statistics import drawn_posterior, posterior
 from mergetomix.statistics.knowledge_gradient import knowledge_gradient
+from mergetomix.statistics.noise import Noise
 from mergetomix.statistics.posterior import Unit, Views
 from mergetomix.statistics.standard_errors import standard_errors
 
@@ -199,9 +200,11 @@ def several_of(
 ) -> drawn_posterior.DrawnPosterior:
     units = {name: Unit.of(each.proxy_M) for name, each in (("a", one), ("b", other))}
     objective = Objective({"a": 1.0, "b": 1.0}, "worst")
-    return drawn_posterior.posterior_of(
-        objective, {"a": one, "b": other}, {"a": known[0], "b": known[1]}, units
-    )
+    views, each = {"a": one, "b": other}, {"a": known[0], "b": known[1]}
+    found = {
+        name: posterior.posterior_of(views[name], each[name], unit=units[name]) for name in "ab"
+    }
+    return drawn_posterior.posterior_of(objective, found)
 
 
 def test_where_one_target_is_always_the_worst_its_posterior_is_that_of_the_objective() -> None:
@@ -260,28 +263,36 @@ def test_intervals_of_the_smallest_hold_the_truth_as_often_as_they_say() -> None
     assert 0.84 < np.mean(hits) < 0.96
 
 
-def test_the_exponent_is_chosen_by_all_targets_together() -> None:
+def test_the_way_to_merge_is_chosen_by_all_targets_together() -> None:
     right, wrong = views(0), views(5)
-    by_exponent = {0.5: right, 1.0: wrong}
-    reals = {"a": right.proxy_M, "b": right.proxy_M}
-    units = {name: Unit.of(right.proxy_M) for name in "ab"}
-    both = posterior.likeliest_exponent({"a": by_exponent, "b": by_exponent}, reals, units, 1.0)
-    alone = posterior.likeliest_exponent({"a": by_exponent}, reals, units, 1.0)
-    assert both == alone == 0.5
+    by_exponent, log_prior = {0.5: right, 1.0: wrong}, {1.0: 0.0, 0.5: -2.0}
+    none, unit = Noise.none(len(right.proxy_M)), Unit.of(right.proxy_M)
+    found = [
+        posterior.likeliest(
+            dict.fromkeys(names, by_exponent),
+            dict.fromkeys(names, right.proxy_M),
+            dict.fromkeys(names, unit),
+            dict.fromkeys(names, none),
+            log_prior,
+        )
+        for names in ("a", "ab")
+    ]
+    assert found == [0.5, 0.5]
 
 
 def test_the_noise_of_the_examples_is_that_of_the_target_that_is_worst() -> None:
-    rng = np.random.default_rng(0)
-
-    def score(mean: float, sd: float) -> Scores:
-        return Scores("score", tuple(rng.normal(mean, sd, 400).tolist()), (1.0,) * 400)
-
-    base = {"calm": score(0, 0.0), "loud": score(0, 0.0)}
-    one, other = ({"calm": score(1, 0.1), "loud": score(9, 5.0)} for _ in range(2))
-    objective = Objective({"calm": 1.0, "loud": 1.0}, "worst")
-    calm = math.hypot(0.1, 0.1) / math.sqrt(400)
-    assert drawn_posterior.example_sd(objective, one, other, base) == pytest.approx(calm, rel=0.2)
-    assert drawn_posterior.example_sd(objective, one, one, base) == 0
+    weights, level = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([1.0, 1.0])
+    each = {}
+    for name, gain, sd in (("calm", 1.0, 0.1), ("loud", 90.0, 5.0)):
+        noise = Noise(sd * np.eye(2), np.zeros(2), np.zeros(2), 0.0)
+        each[name] = posterior.posterior_of(
+            Views(weights, gain * level, gain * level), {}, noise=noise
+        )
+    found = drawn_posterior.posterior_of(Objective({"calm": 1.0, "loud": 1.0}, "worst"), each)
+    difference, sd = found.difference(0, 1)
+    assert difference == pytest.approx(0, abs=0.01)
+    assert sd == pytest.approx(math.hypot(0.1, 0.1), rel=0.05)
+    assert not found.scale_MM.any()  # another check teaches nothing
 
 
 # --- what is given up

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from recipes import WORDS, Heard, recipe_values, write_recipe
 import mergetomix as m2m
 from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
-from mergetomix.records import Mixture, Scores, Trial
+from mergetomix.records import Merging, Mixture, Scores, Trial
 from mergetomix.report import tables
 from mergetomix.results import Verification
 from mergetomix.session.finetunes import Finetunes
 from mergetomix.session.session import open_session
-from mergetomix.stages import checks, pipeline, requirements, search
+from mergetomix.stages import checks, conclusion, pipeline, requirements, search
 from mergetomix.statistics import posterior
+from mergetomix.statistics.noise import Noise
+
+WAY = Merging("equal", 1.0)
 
 
 def values_of(folder: Path, **checks: Any) -> dict[str, Any]:
@@ -41,16 +45,13 @@ def test_the_best_mixed_proxy_is_checked_first_and_no_mixture_twice(tmp_path: Pa
     assert all(len(mixture) > 1 for mixture in checks)
 
 
-def test_what_is_checked_is_known_and_the_rest_has_an_interval(tmp_path: Path) -> None:
+def test_every_mixture_has_an_interval_measured_or_not(tmp_path: Path) -> None:
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=1)))
     assert result.verification is not None
     checked = {check.mixture: check.real for check in result.verification.checks}
     for line in result.verification.predictions:
-        if line.mixture in checked:
-            assert line.known and line.low == line.high == pytest.approx(checked[line.mixture])
-        else:
-            assert line.known == (len(line.mixture) == 1)
-            assert line.known or line.low < line.mean < line.high
+        assert line.measured == (line.mixture in checked or len(line.mixture) == 1)
+        assert line.low < line.mean < line.high
     means = [line.mean for line in result.verification.predictions]
     assert result.verification.mixture == result.verification.predictions[
         0
@@ -170,10 +171,10 @@ def test_it_stops_where_the_pick_is_safe(tmp_path: Path) -> None:
 def test_a_new_exponent_scores_only_the_best_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def always(views: Any, reals: Any, unit: Any, default: float) -> float:
-        return 0.5
+    def always(views: Any, reals: Any, units: Any, noise: Any, ways: Any) -> Any:
+        return next(way for way in ways if way.exponent == 0.5)
 
-    monkeypatch.setattr(posterior, "likeliest_exponent", always)
+    monkeypatch.setattr(posterior, "likeliest", always)
     values = values_of(tmp_path, budget=1, exponents=[0.5], max_rescored=2)
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
     with open_session(recipe, Heard()) as session:
@@ -182,7 +183,7 @@ def test_a_new_exponent_scores_only_the_best_again(
         before = session.store.counts()["trials"]
         found = pipeline.verify_mixtures(session, selection)
         after = session.store.counts()["trials"]
-    assert found is not None and found.exponent == 0.5
+    assert found is not None and found.merging.exponent == 0.5
     # two are kept, and the check besides, and what has one dataset and needs no new score
     kept = {trial.mixture for trial in selection.trials[:2]} | {
         check.mixture for check in found.checks
@@ -198,13 +199,14 @@ def test_an_exponent_that_comes_back_brings_every_mixture_back(
     """After the first check the exponent is another one, after the second the search's own."""
     asked = iter((0.5, 1.0))
 
-    def back(views: Any, reals: Any, unit: Any, default: float) -> float:
-        return next(asked)
+    def back(views: Any, reals: Any, units: Any, noise: Any, ways: Any) -> Any:
+        exponent = next(asked)
+        return next(way for way in ways if way.exponent == exponent)
 
-    monkeypatch.setattr(posterior, "likeliest_exponent", back)
+    monkeypatch.setattr(posterior, "likeliest", back)
     values = values_of(tmp_path, budget=2, exponents=[0.5], max_rescored=3, confidence=0.9999)
     found = m2m.verify_mixtures(write_recipe(tmp_path, values))[1]
-    assert found is not None and found.exponent == 1.0
+    assert found is not None and found.merging.exponent == 1.0
     assert len(found.predictions) == 7
 
 
@@ -279,11 +281,12 @@ def test_general_data_joins_every_fine_tune(tmp_path: Path) -> None:
 
 
 def test_the_report_shows_how_well_proxies_rank_every_target() -> None:
+    noise = replace(Noise.none(6), seed_sd=0.1)
     few, many = (
-        checks.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, 0.1, 0.9) for n in (4, 6)
+        conclusion.agreement_of(np.arange(n) + 0.0, np.arange(n) ** 2.0, noise, 0.9) for n in (4, 6)
     )
     mixture = Mixture(("a",), (1.0,))
-    found = Verification(mixture, (), (), (), {"t": many, "u": few}, 1.0, 0.9, "")
+    found = Verification(mixture, (), (), (), {"t": many, "u": few}, WAY, 0.9, "")
     ((target, num, pearson, spearman, *_, noise, possible),) = tables.agreement(found)[1:]
     assert (target, num, spearman, noise) == ("t", "6", "1 (1 to 1)", "0.1000")
     assert float(pearson.split()[0]) < 1 and 0.9 < float(possible) <= 1

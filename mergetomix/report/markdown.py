@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mergetomix.recipe.recipe import Recipe
+from mergetomix.records import Merging
 from mergetomix.report import sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Result, Verification
@@ -80,11 +81,13 @@ def table(lines: tables.Table) -> str:
 
 def _summary(result: Result, recipe: Recipe) -> str:
     checked = result.verification
-    exponent = recipe.merge.scale.exponent if checked is None else checked.exponent
+    section = recipe.merge
+    merging = Merging(section.weighting, section.scale.exponent)
+    merging = merging if checked is None else checked.merging
     how = "drawn by these weights" if result.portions else "all of their data together"
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{result.selected}**, {how}."
-        f" (Proxies: {recipe.merge.weighting} weighting, scale exponent {exponent:g}.)"
+        f" (Proxies: merges with {merging}.)"
     ]
     if verdicts := sentences.verdict(result):
         lines.append("The model fine-tuned so, on examples the search never saw:\n")
@@ -112,12 +115,15 @@ def _verification(verification: Verification) -> list[str]:
     parts = ["## Checks", table(tables.checks(verification)), lines]
     measured = tables.agreement(verification)
     if len(measured) > 1:
+        num = verification.num_repeats
+        repeats = f"{num} repeat{'s' * (num > 1)} of this run and what studies show"
+        seeds = f"from {repeats}" if num else "as studies show it, as nothing was repeated"
         text = (
             "How well proxies rank what real fine-tunes give, over the checks of several datasets,"
             f" with {verification.confidence:.0%} intervals. Regret at k: the best real gain minus"
             " the best among the k best proxies. Noise: standard deviation of the gain between"
-            " seeds. Possible: the Spearman correlation that a perfect proxy would reach, given"
-            " that noise."
+            f" seeds, {seeds}. Possible: the Spearman correlation that a perfect proxy would reach,"
+            " given that noise and the examples'."
         )
         parts += [text, table(measured)]
     return parts

@@ -91,9 +91,11 @@ def verification(value: Verification) -> dict[str, Any]:
     """Returns the checks, what they predict of every mixture, and how well proxies rank."""
     return {
         "selected": plain(value.mixture),
-        "exponent": value.exponent,
+        "weighting": value.merging.weighting,
+        "exponent": value.merging.exponent,
         "stopped": value.stopped,
         "interval": value.confidence,
+        "num_repeats": value.num_repeats,
         "checks": [
             {
                 **plain(each.mixture),

@@ -78,9 +78,9 @@ def verification_lines(verification: Verification) -> list[str]:
     interval = f"{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}"
     lines = [
         f"pick after {paid}: {pick.mixture}, objective {pick.mean:+.4f}"
-        f" ({'known' if pick.known else interval}); the best mixture with a probability of"
+        f" ({interval} on the report part); the best mixture with a probability of"
         f" {pick.best_probability:.2f}; {verification.stopped}",
-        f"exponent of the scale: {verification.exponent:g}",
+        f"merges with {verification.merging}",
     ]
     lines += [
         f"left out, its training failed: {mixture} ({why})"

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mergetomix.merge import METHODS, OPTIONS
+from mergetomix.records import Weighting
 from mergetomix.sections.section import Section, Seed
 
 
@@ -39,9 +40,10 @@ class Merge(Section):
     others, and how they do as proxies."""
     scale: Scale = Scale()
     """How far a merge of k experts goes."""
-    weighting: Literal["equal", "size", "tokens"] = "equal"
-    """`equal` weighs the experts of a subset alike; `size` by their number of training sequences;
-    `tokens` by their number of tokens on which the loss is taken."""
+    weighting: Weighting = "sqrt_tokens"
+    """`tokens` weighs the experts of a subset by their number of tokens on which the loss is taken,
+    `sqrt_tokens` by the root of that, `size` by their number of training sequences; `equal` weighs
+    them alike, as the paper does."""
     density: float | None = Field(default=None, gt=0, le=1)
     """For ties, dare, della, breadcrumbs: share of each delta's values that is kept; null is 0.2
     for ties, 0.5 for dare and della, 0.1 for breadcrumbs."""

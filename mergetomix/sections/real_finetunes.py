@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from mergetomix.records import Weighting
 from mergetomix.sections.section import Section, Seed
 
 Exponent = Annotated[float, Field(ge=0, le=2)]
@@ -26,13 +27,16 @@ class Verify(Section):
     """Coverage of the intervals that are reported."""
     repeats: int = Field(default=2, ge=0)
     """How many of the best checked mixtures to fine-tune again with another seed, beside the
-    budget: they show the noise between seeds. From one alone it comes out too large, as what a seed
-    gives to all mixtures alike cannot be told from it."""
+    budget: they show the noise between seeds."""
     exponents: list[Exponent] = Field(default=[0.5, 0.75, 1.0])
     """Exponents of the scale to choose from by the checks, beside merge.scale.exponent; an empty
     list keeps that one."""
+    weightings: list[Weighting] = Field(default=["equal", "sqrt_tokens", "tokens"])
+    """Weights of experts to choose from by the checks, beside merge.weighting; an empty list keeps
+    that one. Where weights are searched there is nothing to choose."""
     max_rescored: int = Field(default=256, ge=1)
-    """Most proxies to score again when the checks ask for another exponent: the best ones."""
+    """Most proxies to score again when the checks ask for another exponent or other weights: the
+    best ones."""
 
 
 class Final(Section):
@@ -57,6 +61,9 @@ class StudySection(Section):
     """Larger studies start with --yes only."""
     exponents: list[Exponent] = Field(default=[0.5, 0.75, 1.0])
     """Exponents of the scale to score the proxies at; 1, the paper's, is always among them."""
+    weightings: list[Weighting] = Field(default=["equal", "sqrt_tokens", "tokens"])
+    """Weights of the experts to merge by, beside merge.weighting; other ones are scored at the
+    recipe's exponent."""
     num_draws: int = Field(default=10, ge=1)
     """How often a way to choose that draws at random is repeated."""
     embedding_model: str | None = None

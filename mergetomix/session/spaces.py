@@ -9,7 +9,7 @@ from mergetomix.errors import RecipeError
 from mergetomix.mixtures.rows import Length
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.records import Mixture
+from mergetomix.records import Mixture, Weighting
 from mergetomix.session.inputs import Inputs
 
 
@@ -42,24 +42,35 @@ class Spaces:
         """
         groups = tuple(frozenset(group) for group in self._recipe.search.groups)
         try:
-            return Subsets(*self._bounds(), self._sizes, groups)
+            return Subsets(*self._bounds(), self.sizes(self._recipe.merge.weighting), groups)
         except ValueError as error:
             raise RecipeError("search", str(error)) from None
 
-    def union(self, datasets: Iterable[str]) -> Mixture:
-        """Returns the mixture of some datasets, weighted as the recipe says.
+    def union(self, datasets: Iterable[str], weighting: Weighting | None = None) -> Mixture:
+        """Returns the mixture of some datasets, weighted as the recipe says, or in another way.
 
         It need not be one that is searched: a user may ask for any.
         """
-        return Mixture.union(datasets, self._sizes)
+        return Mixture.union(datasets, self.sizes(weighting or self._recipe.merge.weighting))
 
-    @property
-    def _sizes(self) -> dict[str, float] | None:
-        """What the datasets' weights are proportional to; None if all weigh the same."""
-        inputs, weighting = self._inputs, self._recipe.merge.weighting
+    def merged(self, mixture: Mixture, weighting: Weighting) -> Mixture:
+        """Returns a mixture's datasets with the weights that their experts are merged by.
+
+        They are its own where weights are searched.
+        """
+        own = self._recipe.merge.weighting
+        if self._recipe.search.draws_rows or weighting == own:
+            return mixture
+        return self.union(mixture.members, weighting)
+
+    def sizes(self, weighting: Weighting) -> dict[str, float] | None:
+        """Returns what the datasets' weights are proportional to; None if all weigh the same."""
         if weighting == "equal":
             return None
-        return inputs.sizes if weighting == "size" else inputs.scored_tokens
+        if weighting == "size":
+            return self._inputs.sizes
+        power = 0.5 if weighting == "sqrt_tokens" else 1.0
+        return {name: num**power for name, num in self._inputs.scored_tokens.items()}
 
     @property
     def length(self) -> Length:

@@ -10,6 +10,7 @@ from mergetomix.records import Finetune, Mixture
 from mergetomix.results import Cost, Row, Selection, Verification
 from mergetomix.session.session import Session
 from mergetomix.stages.checks import repeated
+from mergetomix.stages.ways import merged_in, ways
 
 
 def cost_of(
@@ -70,9 +71,10 @@ def scored_keys(
     proxy = session.addresses.proxy
     keys = {proxy(trial.mixture) for trial in (*selection.trials, *selection.stopped)}
     if verification is not None:
-        exponents, checks = session.recipe.verify.exponents, verification.checks
-        keys |= {proxy(each.mixture, verification.exponent) for each in verification.predictions}
-        keys |= {proxy(each.mixture, exponent) for each in checks for exponent in exponents}
+        mixtures = [each.mixture for each in verification.predictions]
+        keys |= {merged_in(session, each, verification.merging) for each in mixtures}
+        checked = [each.mixture for each in verification.checks]
+        keys |= {merged_in(session, each, way) for each in checked for way in ways(session)}
     return keys | {session.addresses.base}
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 from mergetomix.errors import TrainingError
 from mergetomix.objectives.objective import Objective
-from mergetomix.records import Mixture, Scores
+from mergetomix.records import Merging, Mixture, Scores
 from mergetomix.results import Row, Selection, Verification
 from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
+from mergetomix.stages.ways import own_way
 
 
 def final_table(
@@ -22,15 +23,15 @@ def final_table(
 ) -> tuple[Row, ...]:
     """Returns a row for base, experts, proxy, the selected mixture, other checks, and baselines."""
     table = FinalTable(session, objective)
-    picked, exponent = selection.mixture, session.recipe.merge.scale.exponent
+    picked, merging = selection.mixture, own_way(session)
     paid: list[Mixture] = []
     failed: set[Mixture] = set()
     if verification is not None:
-        picked, exponent = verification.mixture, verification.exponent
+        picked, merging = verification.mixture, verification.merging
         paid = [each.mixture for each in verification.checks if each.origin == "verify"]
         # verify has named these, and they would only fail again
         failed = {mixture for mixture, _ in verification.failures}
-    table.add_merged(picked, exponent)
+    table.add_merged(picked, merging)
     session.proxies.release()
     if session.recipe.final.train:
         table.add_real("selected", "final", picked)
@@ -53,7 +54,7 @@ class FinalTable:
         self.rows: list[Row] = []
         self._add("base", "base", None, self._base)
 
-    def add_merged(self, picked: Mixture, exponent: float) -> None:
+    def add_merged(self, picked: Mixture, merging: Merging) -> None:
         """Adds the models that need no fine-tune: the experts, and the picked mixture's proxy."""
         session, evaluations = self._session, self._session.evaluations
         singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
@@ -67,7 +68,9 @@ class FinalTable:
                 session.opened.beat("final: scoring experts", len(found) + 1, num)
             for mixture in singles:
                 self._add(f"expert {mixture}", "expert", mixture, found[mixture])
-            self._add("proxy", "proxy", picked, evaluations.proxy(picked, "report", exponent))
+            merged = session.spaces.merged(picked, merging.weighting)
+            scores = evaluations.proxy(merged, "report", merging.exponent)
+            self._add("proxy", "proxy", picked, scores)
             advance(1)
 
     def add_real(self, name: str, kind: Any, mixture: Mixture) -> None:

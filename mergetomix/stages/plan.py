@@ -15,6 +15,7 @@ from mergetomix.session.session import Session, open_session
 from mergetomix.stages import costs, requirements, search
 from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.stopping import limit_of
+from mergetomix.stages.ways import ways
 
 PARTS: tuple[Part, ...] = ("select", "report")
 
@@ -120,9 +121,9 @@ def plan(session: Session, speed: Speed) -> Plan:
 def evaluations(session: Session, num_finetunes: int) -> int:
     """Returns how many times a run scores the targets.
 
-    The trials that the store lacks, the checks' proxies at other exponents, and both parts for
-    every fine-tune (experts are trials on the select part). Proxies at an exponent that checks may
-    ask for are left out. The report part is taken to be as long as the select part. Before its
+    The trials that the store lacks, the checks' proxies merged in other ways, and both parts for
+    every fine-tune (experts are trials on the select part). Proxies in a way that checks may ask
+    for are left out. The report part is taken to be as long as the select part. Before its
     experts are trained, a proxy is in no store.
     """
     recipe, space = session.recipe, session.spaces.searched
@@ -136,8 +137,7 @@ def evaluations(session: Session, num_finetunes: int) -> int:
         passes = default_budget("gradient", len(space.allowed), recipe.search.objective == "pareto")
         most = passes + trials if both else passes
         trials = int(min(limit_of(session).num_passes or most, space.size))
-    others = len({*recipe.verify.exponents} - {recipe.merge.scale.exponent})
-    checks = others * requirements.num_checks(session)
+    checks = (len(ways(session)) - 1) * requirements.num_checks(session)
     return trials + checks + 2 * num_finetunes - len(space.allowed) + 2
 
 

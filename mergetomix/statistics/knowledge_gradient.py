@@ -14,14 +14,14 @@ def knowledge_gradient(posterior: Posterior) -> Array:
 
     The knowledge gradient (Frazier, Powell and Dayanik 2009, eq. 14): E[max_i mean_i after the
     check] - max_i mean_i now, over one standard normal by Gauss-Hermite quadrature; zero for
-    what is known.
+    what was measured. What the noise of a check hides is worth nothing.
     """
     nodes_Q, weights_Q = np.polynomial.hermite_e.hermegauss(31)
     sd_M, best = posterior.sd_M, float(posterior.mean_M.max())
     value_M = np.zeros(len(sd_M))
-    inflated = math.sqrt(posterior.dof / (posterior.dof - 2)) if posterior.dof > 2 else 1.0
-    for i in np.flatnonzero(sd_M > JITTER * max(1.0, float(sd_M.max()))):
-        shift_M = inflated * posterior.scale_MM[:, i] / sd_M[i]
+    unsure = np.flatnonzero(sd_M > JITTER * max(1.0, float(sd_M.max()))).tolist()
+    for i in (row for row in unsure if row not in posterior.known):
+        shift_M = posterior.shift(i)
         best_Q = np.max(posterior.mean_M[:, None] + shift_M[:, None] * nodes_Q, axis=0)
         value_M[i] = max(0.0, float(best_Q @ weights_Q) / math.sqrt(2 * math.pi) - best)
     return value_M
@@ -38,7 +38,7 @@ def next_check(
     """
     left = [i for i in range(len(posterior.mean_M)) if i not in posterior.known]
     if not left:
-        return None, "every mixture is known"
+        return None, "every mixture was measured"
     if first_by is not None:
         return max(left, key=lambda i: float(first_by[i])), ""
     safe = float(posterior.best_probabilities()[int(np.argmax(posterior.mean_M))])

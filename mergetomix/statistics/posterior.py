@@ -24,16 +24,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
+from mergetomix.statistics.noise import Noise
+
 Array = NDArray[np.float64]
+K = TypeVar("K")
 NUM_DRAWS = 4000
 """Draws from the posterior behind every probability."""
-EXPONENT_SD = 0.25
-"""Standard deviation of the best exponent around the recipe's before any check (normal prior)."""
 OWN_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors on `Prior.own`, log-normal with sd 1: residuals without any pattern must not show one."""
 JITTER = 1e-9
@@ -99,10 +101,15 @@ class Views:
 
 @dataclass(frozen=True)
 class Posterior:
-    """The joint distribution of M mixtures' real objectives: Student's t.
+    """The joint distribution of what M mixtures are worth, and what their fine-tunes will score.
 
-    `mean_M` is its centre and `scale_MM` its scale matrix (the covariance is dof / (dof - 2) times
-    that); both are exact for mixtures whose real objective is known.
+    A mixture's worth is the mean of its fine-tunes over all seeds and over all examples like the
+    targets' own. It is the sum of a Student's t with centre `mean_M`, scale matrix `scale_MM` (the
+    covariance is dof / (dof - 2) times that) and `dof` degrees of freedom, which is what is not
+    known of the mixtures, and of a normal, which is what examples and seeds add to everything that
+    was measured (`noise`). `tuned_mean_M` and `tuned_scale_M` are centre and scale of the fine-tune
+    with this run's own seed, which for a mixture that was checked is there already. `known` are the
+    mixtures that were measured: those checked, and single datasets.
     """
 
     mean_M: Array
@@ -110,104 +117,246 @@ class Posterior:
     dof: float
     known: frozenset[int]
     log_evidence: float
+    noise: Noise
+    tuned_mean_M: Array
+    tuned_scale_M: Array
 
     @property
     def sd_M(self) -> Array:
-        """The scale of each mixture's marginal distribution."""
+        """The scale of what is not known of each mixture, noise left aside."""
         return np.asarray(np.sqrt(np.clip(np.diag(self.scale_MM), 0, None)))
 
-    def interval(self, confidence: float) -> tuple[Array, Array]:
-        """Returns the lower and upper ends of each mixture's central interval, shapes (M,)."""
-        half_M = stats.t.ppf(0.5 + confidence / 2, self.dof) * self.sd_M
-        return self.mean_M - half_M, self.mean_M + half_M
+    @property
+    def inflation(self) -> float:
+        """The covariance of the t, over its scale; one if it has none."""
+        return self.dof / (self.dof - 2) if self.dof > 2 else 1.0
 
-    def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
-        """Returns draws of all mixtures' real objectives together, shape (num, M)."""
-        unknown = [i for i in range(len(self.mean_M)) if i not in self.known]
-        drawn = np.tile(self.mean_M, (num, 1))
-        if unknown:
+    def interval(self, confidence: float) -> tuple[Array, Array]:
+        """Returns the ends of each mixture's interval for its fine-tune's score, shapes (M,).
+
+        It is the score on the report part with this run's seed, the noise of both parts' examples
+        counted. The two parts of its width, t and normal, add as their squares do.
+        """
+        level = 0.5 + confidence / 2
+        wide_M = stats.t.ppf(level, self.dof) * self.tuned_scale_M
+        noise_M = self.noise.variance_M + self.noise.report_M
+        half_M = np.sqrt(wide_M**2 + stats.norm.ppf(level) ** 2 * noise_M)
+        return self.tuned_mean_M - half_M, self.tuned_mean_M + half_M
+
+    def draws(self, seed: int, num: int = NUM_DRAWS, *, noisy: bool = True) -> Array:
+        """Returns draws of what all mixtures are worth, together, shape (num, M).
+
+        Without `noisy` what examples and seeds add to the measured scores is left out.
+        """
+        rng = np.random.default_rng(seed)
+        drawn_DM = np.tile(self.mean_M, (num, 1))
+        unsure = np.flatnonzero(self.sd_M > 0)
+        if unsure.size:
             # scipy's multivariate_t takes eigenvalues: a minute for all subsets of 12 datasets
-            rng = np.random.default_rng(seed)
-            shape = self.scale_MM[np.ix_(unknown, unknown)]
-            root = np.linalg.cholesky(shape + JITTER * np.trace(shape) * np.eye(len(unknown)))
+            shape = self.scale_MM[np.ix_(unsure, unsure)]
+            root = np.linalg.cholesky(shape + JITTER * np.trace(shape) * np.eye(len(unsure)))
             stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=(num, 1)))
-            drawn[:, unknown] += rng.standard_normal((num, len(unknown))) @ root.T * stretch
-        return drawn
+            drawn_DM[:, unsure] += rng.standard_normal((num, len(unsure))) @ root.T * stretch
+        if not noisy:
+            return drawn_DM
+        root_MR = self.noise.examples_MR
+        drawn_DM += rng.standard_normal((num, root_MR.shape[1])) @ root_MR.T
+        return np.asarray(drawn_DM + rng.standard_normal(drawn_DM.shape) * self._seeds_M)
+
+    def tuned_draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
+        """Returns draws of each fine-tune's score on the report part by itself, shape (num, M)."""
+        rng, shape = np.random.default_rng(seed), (num, len(self.mean_M))
+        t_DM = rng.standard_t(self.dof, size=shape) * self.tuned_scale_M
+        sd_M = np.sqrt(self.noise.variance_M + self.noise.report_M)
+        return np.asarray(self.tuned_mean_M + t_DM + rng.standard_normal(shape) * sd_M)
 
     def best_probabilities(self, seed: int = 0) -> Array:
-        """Returns each mixture's probability of having the best real objective, by draws: (M,)."""
+        """Returns each mixture's probability of being worth most, by draws: (M,)."""
         winners = np.argmax(self.draws(seed), axis=1)
         return np.asarray(np.bincount(winners, minlength=len(self.mean_M)) / NUM_DRAWS)
 
+    def difference(self, one: int, other: int) -> tuple[float, float]:
+        """Returns by how much one mixture is worth more than another, and the sd of that."""
+        scale, root_MR = self.scale_MM, self.noise.examples_MR
+        shape = float(scale[one, one] + scale[other, other] - 2 * scale[one, other])
+        examples = float(((root_MR[one] - root_MR[other]) ** 2).sum())
+        seeds = float(self._seeds_M[one] ** 2 + self._seeds_M[other] ** 2)
+        variance = self.inflation * max(0.0, shape) + examples + seeds
+        return float(self.mean_M[one] - self.mean_M[other]), math.sqrt(variance)
+
+    def shift(self, row: int) -> Array:
+        """Returns by how much a check of one sd above its expectation moves every mean: (M,)."""
+        measured = self.inflation * float(self.scale_MM[row, row])
+        measured += float(self.noise.check_M[row]) + self.noise.seed_sd**2
+        return np.asarray(self.inflation * self.scale_MM[:, row] / math.sqrt(measured))
+
+    @property
+    def _seeds_M(self) -> Array:
+        """The sd over seeds of what was measured without a check: that of single datasets."""
+        return np.where(self.sd_M > 0, 0.0, self.noise.seed_sd)
+
 
 def posterior_of(
-    views: Views, known: Mapping[int, float], prior: Prior | None = None, unit: Unit | None = None
+    views: Views,
+    known: Mapping[int, float],
+    prior: Prior | None = None,
+    unit: Unit | None = None,
+    noise: Noise | None = None,
+    again: Mapping[int, float] | None = None,
 ) -> Posterior:
-    """Returns the real objectives of M mixtures, given some of them by row.
+    """Returns what M mixtures are worth, given the measured real scores of some of them by row.
 
-    Single datasets have their proxies' own and need not be given. `unit` is that of the prior if
-    the mixtures are not all there are; else it is that of their proxies. Raises ValueError for a
-    number that is not finite.
+    Single datasets have their proxies' own and need not be given.
+
+    Args:
+        unit: that of the prior if the mixtures are not all there are; else of their proxies.
+        noise: of what was measured; without it that is exact.
+        again: what some of the known ones scored with another seed.
+
+    Raises:
+        ValueError: a number is not finite.
     """
     prior, unit = prior or Prior(), unit or Unit.of(views.proxy_M)
-    if not np.isfinite(list(known.values())).all():
+    noise = noise or Noise.none(len(views.proxy_M))
+    if not np.isfinite([*known.values(), *(again or {}).values()]).all():
         raise ValueError("reals must be finite")
-    expected_M, features_MF, own_M = _terms(views, unit, prior)
-    singles = np.flatnonzero(own_M <= JITTER).tolist()
-    given = {i: float(views.proxy_M[i]) for i in singles} | dict(known)
-    used = sorted(set(known) - set(singles))
-    residual_U, features_UF = np.array([known[i] - expected_M[i] for i in used]), features_MF[used]
-    fits = [
-        _fitted(features_UF, factor * own_M[used], residual_U, prior.dof, unit.sd)
-        for factor in OWN_FACTORS
-    ]
-    plausible = np.array([fit[0] for fit in fits]) - np.log(OWN_FACTORS) ** 2 / 2
-    likeliest = int(np.argmax(plausible))
-    factor, (_, root_UU, white_U) = OWN_FACTORS[likeliest], fits[likeliest]
-    reduced_UM = linalg.solve_triangular(root_UU, features_UF @ features_MF.T, lower=True)
-    shape_MM = features_MF @ features_MF.T - reduced_UM.T @ reduced_UM
-    dof = prior.dof + len(used)
-    amplitude = (prior.dof * unit.sd**2 + float(white_U @ white_U)) / dof
-    mean_M = expected_M + reduced_UM.T @ white_U
-    scale_MM = amplitude * (shape_MM + np.diag((factor * own_M) ** 2))
-    for i, value in given.items():
-        mean_M[i], scale_MM[i, :], scale_MM[:, i] = value, 0.0, 0.0
-    return Posterior(mean_M, scale_MM, dof, frozenset(given), float(plausible[likeliest]))
+    terms = _terms(views, unit, prior)
+    singles = np.flatnonzero(terms.own_M <= JITTER).tolist()
+    first = sorted(set(known) - set(singles))
+    second = sorted(set(again or {}) - set(singles))
+    reals_U = np.array([known[i] for i in first] + [(again or {})[i] for i in second])
+    seen = _Seen([*first, *second], len(first), reals_U, noise, unit.sd)
+    fits = [_fitted(terms, seen, prior.dof, factor) for factor in OWN_FACTORS]
+    plausible = np.array([fit.log_chance for fit in fits]) - np.log(OWN_FACTORS) ** 2 / 2
+    fit = fits[int(np.argmax(plausible))]
+    found = _conditioned(terms, seen, fit)
+    dof = prior.dof + len(reals_U)
+    amplitude = (prior.dof * unit.sd**2 + float(fit.white_U @ fit.white_U)) / dof
+    exact = {i: float(views.proxy_M[i]) for i in singles}
+    found.tuned_M[singles] = 0.0
+    if not noise.seed_sd and not noise.check_M.any():
+        exact |= dict(known)
+        found.tuned_M[first] = 0.0
+    for i, value in exact.items():
+        found.mean_M[i] = found.tuned_mean_M[i] = value
+        found.shape_MM[i, :] = found.shape_MM[:, i] = 0.0
+    return Posterior(
+        found.mean_M,
+        amplitude * found.shape_MM,
+        dof,
+        frozenset([*singles, *known]),
+        float(plausible.max()),
+        noise,
+        found.tuned_mean_M,
+        np.sqrt(amplitude * np.clip(found.tuned_M, 0, None)),
+    )
 
 
-def likeliest_exponent(
-    views: Mapping[str, Mapping[float, Views]],
+def likeliest(
+    views: Mapping[str, Mapping[K, Views]],
     reals: Mapping[str, Array],
     units: Mapping[str, Unit],
-    default: float,
-) -> float:
-    """Returns the exponent of the scale under which the checks of all targets are likeliest.
+    noise: Mapping[str, Noise],
+    log_prior: Mapping[K, float],
+) -> K:
+    """Returns the way to merge under which the checks of all targets are likeliest.
 
-    It has the highest log evidence, summed over targets, plus log prior: normal around `default`,
-    which wins if nothing is better. By target there are the checked mixtures by exponent, their
-    real objectives, shape (C,), and the units of all mixtures' proxies.
+    It has the highest log evidence, summed over targets, plus log prior; of equals the one that
+    `log_prior` names first. By target there are the checked mixtures by way, their real objectives,
+    shape (C,), the units of all mixtures' proxies, and the noise of the checked.
     """
 
-    def plausibility(exponent: float) -> tuple[float, bool]:
-        evidence = sum(
+    def plausibility(way: K) -> float:
+        evidence = (
             posterior_of(
-                each[exponent], dict(enumerate(reals[name])), unit=units[name]
+                each[way], dict(enumerate(reals[name])), unit=units[name], noise=noise[name]
             ).log_evidence
             for name, each in views.items()
         )
-        return evidence - ((exponent - default) / EXPONENT_SD) ** 2 / 2, exponent == default
+        return log_prior[way] + sum(evidence)
 
-    return max(sorted(next(iter(views.values()))), key=plausibility)
+    return max(log_prior, key=plausibility)
 
 
-def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]:
-    """Returns the reals that are expected, features, and the scale of each mixture's own term.
+def expected_by_example(
+    weights_MN: Array, proxy_ME: Array, pooled_ME: Array, prior: Prior | None = None
+) -> Array:
+    """Returns what each example is expected to add to every mixture's real score, (M, E).
+
+    It is the expectation of the prior, taken example by example from what each adds to the proxy
+    and to the experts pooled, and but for a constant that a mixture's examples share.
+    """
+    prior, mixed_M = prior or Prior(), _mixed(weights_MN)[:, None]
+    beyond_ME = prior.expected_slope * proxy_ME + prior.expected_pool * (pooled_ME - proxy_ME)
+    return np.asarray(proxy_ME + mixed_M * beyond_ME)
+
+
+def _mixed(weights_MN: Array) -> Array:
+    """Returns h(w): zero for a single dataset, the more the more datasets share the weight."""
+    return np.asarray(np.clip(1 - np.sum(weights_MN**2, axis=1), 0, None))
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """The reals that are expected, features, and the scale of each mixture's own term.
 
     The inner products of the features are the prior covariance of the shared terms.
     """
+
+    expected_M: Array
+    features_MF: Array
+    own_M: Array
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The measurements: each one's row, the first `num_first` with this run's seed, the reals."""
+
+    rows: list[int]
+    num_first: int
+    reals_U: Array
+    noise: Noise
+    unit: float
+
+    @property
+    def seed(self) -> float:
+        """The variance over seeds, in the unit of the prior."""
+        return self.noise.seed_sd**2 / self.unit**2
+
+    @property
+    def alone_UU(self) -> Array:
+        """The covariance of what is each measurement's own, in the unit of the prior."""
+        alone_U = self.noise.check_M[self.rows] / self.unit**2 + self.seed + JITTER
+        return np.diag(alone_U)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A fit with one scale of the mixtures' own terms.
+
+    `log_chance` is log p(residuals), `root_UU` the Cholesky root of the measurements' shape matrix
+    K, `white_U` root^-1 residuals; p is a multivariate t with the scale matrix unit^2 K.
+    """
+
+    own_M: Array
+    log_chance: float
+    root_UU: Array
+    white_U: Array
+
+
+@dataclass(frozen=True)
+class _Conditioned:
+    """Means and shapes given the measurements, of all mixtures and of their fine-tunes."""
+
+    mean_M: Array
+    shape_MM: Array
+    tuned_mean_M: Array
+    tuned_M: Array
+
+
+def _terms(views: Views, unit: Unit, prior: Prior) -> _Terms:
     weights_MN = views.weights_MN
-    squares_M = np.sum(weights_MN**2, axis=1)
-    mixed_M = np.clip(1 - squares_M, 0, None)
+    squares_M, mixed_M = np.sum(weights_MN**2, axis=1), _mixed(weights_MN)
     z_M = (views.proxy_M - unit.mean) / unit.sd
     d_M = (views.pooled_M - views.proxy_M) / unit.sd
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
@@ -221,21 +370,38 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> tuple[Array, Array, Array]
         ]
     )
     shift_M = prior.expected_slope * z_M + prior.expected_pool * d_M
-    return views.proxy_M + unit.sd * mixed_M * shift_M, features_MF, prior.own * mixed_M
+    expected_M = views.proxy_M + unit.sd * mixed_M * shift_M
+    return _Terms(expected_M, features_MF, prior.own * mixed_M)
 
 
-def _fitted(
-    features_UF: Array, own_U: Array, residual_U: Array, dof: float, spread: float
-) -> tuple[float, Array, Array]:
-    """Returns log p(residuals), the Cholesky root of K = F F' + own^2, and root^-1 residuals.
-
-    p is a multivariate t with `dof` degrees of freedom and the scale matrix spread^2 K.
-    """
-    shape_UU = features_UF @ features_UF.T + np.diag(own_U**2 + JITTER)
+def _fitted(terms: _Terms, seen: _Seen, dof: float, factor: float) -> _Fit:
+    own_M, features_UF = factor * terms.own_M, terms.features_MF[seen.rows]
+    is_same_UU = np.equal.outer(seen.rows, seen.rows)
+    shape_UU = features_UF @ features_UF.T + seen.alone_UU + is_same_UU * own_M[seen.rows] ** 2
     root_UU = linalg.cholesky(shape_UU, lower=True)
+    residual_U = seen.reals_U - terms.expected_M[seen.rows]
     white_U = linalg.solve_triangular(root_UU, residual_U, lower=True)
     half = (dof + len(white_U)) / 2
     constant = math.lgamma(half) - math.lgamma(dof / 2)
-    constant -= len(white_U) / 2 * math.log(math.pi * dof * spread**2)
-    tail = half * math.log1p(float(white_U @ white_U) / (dof * spread**2))
-    return constant - float(np.log(np.diag(root_UU)).sum()) - tail, root_UU, white_U
+    constant -= len(white_U) / 2 * math.log(math.pi * dof * seen.unit**2)
+    tail = half * math.log1p(float(white_U @ white_U) / (dof * seen.unit**2))
+    log_chance = constant - float(np.log(np.diag(root_UU)).sum()) - tail
+    return _Fit(own_M, log_chance, root_UU, white_U)
+
+
+def _conditioned(terms: _Terms, seen: _Seen, fit: _Fit) -> _Conditioned:
+    """Returns the conditional normal (Rasmussen and Williams, eq. 2.25 and 2.26)."""
+    features_MF, num, first = terms.features_MF, len(seen.rows), seen.rows[: seen.num_first]
+    shared_UM = features_MF[seen.rows] @ features_MF.T
+    shared_UM[np.arange(num), seen.rows] += fit.own_M[seen.rows] ** 2
+    reduced_UM = linalg.solve_triangular(fit.root_UU, shared_UM, lower=True)
+    shape_MM = features_MF @ features_MF.T - reduced_UM.T @ reduced_UM
+    shape_MM[np.diag_indices_from(shape_MM)] += fit.own_M**2
+    mean_M = terms.expected_M + reduced_UM.T @ fit.white_U
+    tuned_mean_M, tuned_M = mean_M.copy(), np.diag(shape_MM) + seen.seed
+    # of the fine-tunes that were measured, what their seed gave them is known in part
+    seeds_UC = seen.seed * np.eye(num, seen.num_first)
+    seeded_UC = linalg.solve_triangular(fit.root_UU, seeds_UC, lower=True)
+    tuned_mean_M[first] += seeded_UC.T @ fit.white_U
+    tuned_M[first] -= (2 * reduced_UM[:, first] * seeded_UC + seeded_UC**2).sum(axis=0)
+    return _Conditioned(mean_M, shape_MM, tuned_mean_M, tuned_M)

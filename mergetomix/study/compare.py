@@ -256,9 +256,11 @@ def _spearman(one_M: Array, other_M: Array) -> float:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often intervals of mixtures that were not checked held the real score, after some checks.
+    """How often intervals held the fine-tune's score on the report part, after some checks.
 
-    `width` is the mean width of an interval over the standard deviation of the real scores.
+    Of all mixtures, the checked and the single ones too; where a world was recorded as means alone,
+    whose examples' noise is not known, of the score on the select part, and of the mixtures not
+    checked. `width` is the mean width of an interval over the standard deviation of the scores.
     """
 
     num_checks: int
@@ -273,15 +275,17 @@ def coverage(worlds: Sequence[World], confidence: float) -> list[Coverage]:
     for num in range(COVERED_CHECKS + 1):
         hits, widths = [], []
         for world in worlds:
-            steps, truth_M = checked(world, num), world.real_select_M
+            steps = checked(world, num)
             if len(steps) <= num:
                 continue
             low_M, high_M = steps[num].posterior.interval(confidence)
-            known = steps[num].posterior.known
-            unknown = [i for i in range(len(truth_M)) if i not in known]
-            hits += ((low_M <= truth_M) & (truth_M <= high_M))[unknown].tolist()
+            rows, truth_M = list(range(len(low_M))), world.report_as_select_M
+            if world.examples is None:
+                rows = [i for i in rows if i not in steps[num].posterior.known]
+                truth_M = world.real_select_M
+            hits += ((low_M <= truth_M) & (truth_M <= high_M))[rows].tolist()
             spread = max(1e-12, float(truth_M.std()))
-            widths += ((high_M - low_M)[unknown] / spread).tolist()
+            widths += ((high_M - low_M)[rows] / spread).tolist()
         if hits:
             found.append(Coverage(num, fmean(hits), len(hits), fmean(widths)))
     return found

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mergetomix.records import Mixture
+from mergetomix.statistics.noise import OnExamples
 from mergetomix.study import plots
 from mergetomix.study.compare import NUM_CHECKS
 from mergetomix.study.truth import World
@@ -53,11 +54,15 @@ def read_worlds(path: Path) -> list[World]:
     for values in json.loads(path.read_text(encoding="utf-8"))["worlds"]:
         arrays = {key: np.array(each, float) for key, each in values.items() if key.endswith("_M")}
         failures = [(Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]]
-        read = {
+        read: dict[str, Any] = {
             "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),
             "proxies": {float(key): np.array(each) for key, each in values["proxies"].items()},
             "failures": tuple(failures),
+            "weighted": {key: np.array(each) for key, each in values.get("weighted", {}).items()},
         }
+        if (noise := values.get("examples")) is not None:
+            root_MR = np.array(noise["root_MR"], float).reshape(len(read["mixtures"]), -1)
+            read["examples"] = OnExamples(root_MR, noise["unchecked"], noise["report_ratio"])
         worlds.append(World(**{**values, **arrays, **read}))
     return worlds
 

@@ -13,12 +13,14 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from mergetomix.stages.ways import log_prior
 from mergetomix.statistics import regression
 from mergetomix.statistics.knowledge_gradient import next_check
+from mergetomix.statistics.noise import seed_share
 from mergetomix.statistics.posterior import (
     Posterior,
     Unit,
-    likeliest_exponent,
+    likeliest,
     posterior_of,
 )
 from mergetomix.study.similarity import ranking
@@ -192,28 +194,33 @@ def checked(world: World, num_checks: int = MOST_CHECKS) -> Sequence[Step]:
 def _all_checked(world: World) -> list[Step]:
     """Returns the steps up to MOST_CHECKS.
 
-    Scoring at another exponent costs compute as it does in a run: the checked mixtures at every
-    exponent, all at a new one.
+    Scoring in another way costs compute as it does in a run: the checked mixtures in every way, all
+    in a new one.
     """
-    unit, real_M = Unit.of(world.proxy_M), world.real_select_M
-    spent, exponent, scored = world.proxies_cost, world.exponent, {world.exponent}
+    unit, real_M, ways = Unit.of(world.proxy_M), world.real_select_M, world.ways
+    own = next(iter(ways))
+    spent, way, scored = world.proxies_cost, own, {own}
+    log_priors = {each: log_prior(own, each) for each in ways}
+    seed_sd = seed_share([], [], []) * unit.sd
     rows: list[int] = []
     steps: list[Step] = []
     while True:
         known = {row: float(real_M[row]) for row in rows}
-        posterior = posterior_of(world.views(exponent), known, unit=unit)
+        noise = world.noise(rows, seed_sd)
+        posterior = posterior_of(world.views(way), known, unit=unit, noise=noise)
         pick = int(np.argmax(posterior.mean_M))
         steps.append(Step(tuple(rows), pick, posterior, spent))
-        chosen, _ = next_check(posterior, None if rows else world.proxies[exponent], confidence=1.0)
+        chosen, _ = next_check(posterior, None if rows else ways[way], confidence=1.0)
         if chosen is None or len(rows) == MOST_CHECKS:
             return steps
         rows.append(chosen)
-        num_new = len(set(world.proxies) - scored)
+        num_new = len(set(ways) - scored)
         spent += world.check_cost(chosen) + world.eval_tokens * num_new
-        views = {"": {each: world.views(each, rows) for each in world.proxies}}
-        exponent = likeliest_exponent(views, {"": real_M[rows]}, {"": unit}, world.exponent)
-        if exponent not in scored:
-            scored.add(exponent)
+        views = {"": {each: world.views(each, rows) for each in ways}}
+        noises = {"": world.noise(rows, seed_sd).rows(rows)}
+        way = likeliest(views, {"": real_M[rows]}, {"": unit}, noises, log_priors)
+        if way not in scored:
+            scored.add(way)
             spent += world.eval_tokens * (len(world.mixtures) - len(world.singles) - len(rows))
 
 

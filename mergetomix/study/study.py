@@ -81,7 +81,7 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
             similar = similarities(session)
             names, sequences = session.spaces.searched.allowed, session.inputs.sequences
             read = sum(each.num_tokens for name in names for each in sequences(name))
-            for world in gather(session, mixtures, [*options.exponents, 1.0]):
+            for world in gather(session, mixtures, [*options.exponents, 1.0], options.weightings):
                 near = similar[world.target]
                 # the base reads datasets and target to compare hidden states
                 num_read = world.eval_tokens + read
@@ -119,8 +119,10 @@ def check_size(session: Session, mixtures: Sequence[Mixture]) -> None:
         return
     speed, num_tokens = plan.measure(session), session.finetunes.num_tokens
     tokens = len(options.seeds) * sum(map(num_tokens, mixtures))
-    # select scores at every exponent, report scores of the proxies, both of the real fine-tunes
-    evaluations = num * (len({*options.exponents, own, 1.0}) + 3)
+    # select scores in every way, report scores of the proxies, both of the real fine-tunes
+    num_ways = len({*options.exponents, own, 1.0})
+    num_ways += len({*options.weightings} - {session.recipe.merge.weighting})
+    evaluations = num * (num_ways + 3)
     seconds = tokens * speed.train_s_per_token + evaluations * speed.evaluate_s
     size = num * session.inputs.finetune_bytes() / 1e9
     most = f"more than study.max_finetunes ({options.max_finetunes})"

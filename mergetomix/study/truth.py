@@ -6,15 +6,17 @@ Array names end in their shape: M mixtures, N datasets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.models.family import UNITS
-from mergetomix.records import Mixture, Part, Scores
+from mergetomix.records import Merging, Mixture, Part, Scores, Trial, Weighting
 from mergetomix.session.session import Session
+from mergetomix.stages.expectations import example_variance, on_examples, weights_of
 from mergetomix.statistics import opinion_pool
+from mergetomix.statistics.noise import Noise, OnExamples
 from mergetomix.statistics.posterior import Array, Views
 
 TRAINING = 3.0
@@ -26,8 +28,11 @@ class World:
     """One target and one seed: what every mixture's proxies and its real fine-tune score.
 
     Higher is better: scores are minus the loss (in `unit`) if the target is a loss. `proxies` are
-    select scores by exponent, of shape (M,); `pooled_M` those of the experts pooled;
-    `proxy_report_M` the proxies' at `exponent` on the report part. `train_tokens_M` are the tokens
+    select scores by exponent, of shape (M,), merged with the weights of `weighting`; `weighted`
+    those at `exponent` with other weights; `pooled_M` those of the experts pooled; `proxy_report_M`
+    the proxies' at `exponent` on the report part. `examples` is what the select part's examples add
+    to all scores, `check_M` the variance of what they add to each mixture's real score alone.
+    `train_tokens_M` are the tokens
     that a fine-tune sees, `expert_tokens` those of all experts, whether or not the search may
     choose them, `eval_tokens` those of one evaluation of the select part. `failures` are mixtures
     whose fine-tune failed, and why; they are not among `mixtures`.
@@ -52,6 +57,26 @@ class World:
     embed_tokens: int = 0
     failures: tuple[tuple[Mixture, str], ...] = ()
     unit: str = UNITS["causal-lm"]
+    weighting: Weighting = "equal"
+    weighted: Mapping[Weighting, Array] = field(default_factory=dict)
+    examples: OnExamples | None = None
+    check_M: Array | None = None
+
+    @property
+    def ways(self) -> dict[Merging, Array]:
+        """The proxies by the way to merge, the recipe's own first."""
+        own = Merging(self.weighting, self.exponent)
+        found = {own: self.proxy_M}
+        found |= {replace(own, exponent=each): of for each, of in self.proxies.items()}
+        return found | {replace(own, weighting=each): of for each, of in self.weighted.items()}
+
+    @property
+    def report_as_select_M(self) -> Array:
+        """The real scores on the report part, as the same gains would be on the select part."""
+        gains_M = self.real_report_M - self.base_report
+        if self.kind == "loss" and self.base_report and self.base_select:
+            gains_M = gains_M * self.base_select / self.base_report
+        return np.asarray(self.base_select + gains_M)
 
     @property
     def weights_MN(self) -> Array:
@@ -69,10 +94,22 @@ class World:
         """The proxies at the recipe's exponent."""
         return self.proxies[self.exponent]
 
-    def views(self, exponent: float, rows: Sequence[int] | None = None) -> Views:
+    def views(self, way: Merging | None = None, rows: Sequence[int] | None = None) -> Views:
         """Returns what is known of all mixtures, or of some rows, before any real fine-tune."""
         chosen = slice(None) if rows is None else list(rows)
-        return Views(self.weights_MN[chosen], self.proxies[exponent][chosen], self.pooled_M[chosen])
+        proxy_M = self.proxy_M if way is None else self.ways[way]
+        return Views(self.weights_MN[chosen], proxy_M[chosen], self.pooled_M[chosen])
+
+    def noise(self, checked: Sequence[int], seed_sd: float) -> Noise:
+        """Returns the noise of what was measured, as `verify` knows it after some checks.
+
+        Of the examples' part nothing is known in worlds that were recorded as means alone.
+        """
+        if self.examples is None or self.check_M is None:
+            return replace(Noise.none(len(self.mixtures)), seed_sd=seed_sd)
+        checks = {row: float(self.check_M[row]) for row in checked}
+        plural_M = np.array([len(mixture) > 1 for mixture in self.mixtures])
+        return self.examples.noise(checks, plural_M, seed_sd)
 
     def row(self, datasets: Sequence[str]) -> int | None:
         """Returns the row of the mixture of some datasets, None if it was not fine-tuned."""
@@ -115,21 +152,30 @@ def mixtures_of(session: Session, num: int | None, seed: int) -> tuple[Mixture, 
 
 
 def gather(
-    session: Session, mixtures: Sequence[Mixture], exponents: Sequence[float]
+    session: Session,
+    mixtures: Sequence[Mixture],
+    exponents: Sequence[float],
+    weightings: Sequence[Weighting] = (),
 ) -> list[World]:
     """Fine-tunes on every mixture and scores proxies and fine-tunes: one world for each target.
 
     What the store holds is not done again.
     """
     own, tokens = session.recipe.merge.scale.exponent, session.finetunes.num_tokens
+    weighting = session.recipe.merge.weighting
     reals, failures = _reals(session, mixtures)
     mixtures = tuple(reals)
     base = {part: session.evaluations.base(part) for part in ("select", "report")}
     proxies = {
-        exponent: _proxies(session, mixtures, "select", exponent)
+        exponent: _proxies(session, mixtures, "select", Merging(weighting, exponent))
         for exponent in sorted({*exponents, own})
     }
-    reports = _proxies(session, mixtures, "report", own)
+    weighted = {
+        each: _proxies(session, mixtures, "select", Merging(each, own))
+        for each in weightings
+        if each != weighting
+    }
+    reports = _proxies(session, mixtures, "report", Merging(weighting, own))
     space, proxy = session.spaces.subsets, session.evaluations.proxy
     alone = {name: proxy(space.mixture([name]), "select") for name in space.allowed}
     session.proxies.release()
@@ -139,6 +185,13 @@ def gather(
         experts = {each: scores[name] for each, scores in alone.items()}
         shares = map(session.finetunes.shares, mixtures)
         pooled = [{name: opinion_pool.pooled(each, experts)} for each in shares]
+        measured = [each["select"][name] for each in reals.values()]
+        num_report = base["report"][name].num_examples
+        seen = [proxies[own], pooled]
+        proxied, guessed = ([each[name] for each in scores] for scores in seen)
+        noise = _of_the_examples(
+            mixtures, proxied, guessed, measured, base["select"][name], num_report
+        )
         world = World(
             seed=session.recipe.train.seed,
             target=name,
@@ -157,21 +210,59 @@ def gather(
             eval_tokens=scorer.target.num_tokens,
             failures=failures,
             unit=UNITS[session.recipe.family],
+            weighting=weighting,
+            weighted={each: _means(scores, name) for each, scores in weighted.items()},
+            examples=noise[0],
+            check_M=noise[1],
         )
         worlds.append(world)
     return worlds
 
 
 def _proxies(
-    session: Session, mixtures: Sequence[Mixture], part: Part, exponent: float
+    session: Session, mixtures: Sequence[Mixture], part: Part, way: Merging
 ) -> list[dict[str, Scores]]:
-    text = f"seed {session.recipe.train.seed}: proxies, exponent {exponent:g}, {part} part"
-    found = {}
+    text = f"seed {session.recipe.train.seed}: proxies, {way}, {part} part"
+    found, merged = {}, [session.spaces.merged(each, way.weighting) for each in mixtures]
     with session.listener.task("study", text, len(mixtures)) as advance:
-        for mixture, scores in session.evaluations.proxies(mixtures, part, exponent):
+        for mixture, scores in session.evaluations.proxies(merged, part, way.exponent):
             found[mixture] = scores
             advance(1)
-    return [found[mixture] for mixture in mixtures]
+    return [found[mixture] for mixture in merged]
+
+
+def _of_the_examples(
+    mixtures: Sequence[Mixture],
+    proxies: Sequence[Scores],
+    pools: Sequence[Scores],
+    reals: Sequence[Scores],
+    base: Scores,
+    num_report: int,
+) -> tuple[OnExamples, Array]:
+    """What the select part's examples add to all scores on a target, and to each real alone.
+
+    In the unit of the scores, where a run counts in gains.
+    """
+    trials = [Trial(mixture, {}, 0.0) for mixture in mixtures]
+    unit = base.mean if base.kind == "loss" and base.mean > 0 else 1.0
+    ratio = base.num_examples / num_report
+    found = on_examples(weights_of(trials), proxies, pools, base, ratio)
+    check_M = np.array(
+        [
+            unit**2 * example_variance(real, proxy, base) if len(mixture) > 1 else 0.0
+            for mixture, real, proxy in zip(mixtures, reals, proxies, strict=True)
+        ]
+    )
+    root_MR = unit * main_columns(found.root_MR)
+    return OnExamples(root_MR, unit**2 * found.unchecked, ratio), check_M
+
+
+def main_columns(root_MR: Array, share: float = 0.999) -> Array:
+    """Returns a root of nearly the same covariance with few columns: the largest components."""
+    left_MR, sizes_R, _ = np.linalg.svd(root_MR, full_matrices=False)
+    total = float((sizes_R**2).sum())
+    num = int(np.searchsorted(np.cumsum(sizes_R**2), share * total)) + 1 if total > 0 else 0
+    return np.asarray(left_MR[:, :num] * sizes_R[:num])
 
 
 def _reals(

@@ -1,0 +1,167 @@
+"""What is expected of mixtures before any real fine-tune, and how noisy what is measured will be.
+
+Array names end in their shape: M mixtures, N datasets, E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mergetomix.objectives.objective import Objective, gains
+from mergetomix.records import Mixture, Scores, Trial, gain
+from mergetomix.results import Check
+from mergetomix.session.session import Session
+from mergetomix.statistics import noise as noises
+from mergetomix.statistics.noise import Noise, OnExamples
+from mergetomix.statistics.opinion_pool import pooled
+from mergetomix.statistics.posterior import Array, Unit, Views, expected_by_example
+
+RESOLUTION = 0.5
+"""Answers of all by which a score of right answers may be off even if all of them agree."""
+
+
+class Expectations:
+    """What proxies and pooled experts say of mixtures, by target or of the whole objective."""
+
+    def __init__(
+        self,
+        session: Session,
+        objective: Objective,
+        base: Mapping[str, Scores],
+        singles: Sequence[Trial],
+    ) -> None:
+        self._session, self._objective, self._base = session, objective, base
+        self._experts = {each.mixture.datasets[0]: each.scores for each in singles}
+        self._pooled: dict[Mixture, dict[str, Scores]] = {}
+
+    def views(self, trials: Sequence[Trial], target: str | None = None) -> Views:
+        """Returns what is known of mixtures before any real fine-tune.
+
+        It is of the objective, which must be linear, or of one target's gains.
+        """
+        pooled_gains = [gains(self._pool(trial.mixture), self._base) for trial in trials]
+        if target is None:
+            pooled_M = np.array([self._objective.combine(each) for each in pooled_gains])
+            return Views(weights_of(trials), proxies_of(trials), pooled_M)
+        pooled_M = np.array([each[target] for each in pooled_gains])
+        return Views(weights_of(trials), gains_on(trials, target, self._base), pooled_M)
+
+    def noise(
+        self,
+        trials: Sequence[Trial],
+        checks: Mapping[int, Check],
+        seed_share: float,
+        unit: Unit,
+        target: str | None = None,
+    ) -> Noise:
+        """Returns the noise of the real scores of some mixtures, of the objective or of one target.
+
+        Args:
+            checks: those that were made, by row.
+            seed_share: standard deviation over seeds, in standard deviations of the proxies.
+            unit: the mean and standard deviation of the proxies.
+        """
+        seed_sd = seed_share * unit.sd
+        if target is not None:
+            return self._on(target, trials, checks, seed_sd)
+        slope = self._objective.slope
+        parts = [
+            (slope(name), self._on(name, trials, checks, 0.0)) for name in self._objective.weights
+        ]
+        return Noise.together(parts, seed_sd)
+
+    def _on(
+        self, target: str, trials: Sequence[Trial], checks: Mapping[int, Check], seed_sd: float
+    ) -> Noise:
+        base, fraction = self._base[target], self._session.recipe.select_fraction
+        proxies = [trial.scores[target] for trial in trials]
+        pools = [self._pool(trial.mixture)[target] for trial in trials]
+        weights_MN, ratio = weights_of(trials), fraction / (1 - fraction)
+        found = on_examples(weights_MN, proxies, pools, base, ratio)
+        variances = {
+            row: example_variance(check.scores[target], check.proxy_scores[target], base)
+            for row, check in checks.items()
+        }
+        return found.noise(variances, weights_MN.max(axis=1) < 1, seed_sd)
+
+    def _pool(self, mixture: Mixture) -> dict[str, Scores]:
+        """The scores of a mixture's experts pooled, by target."""
+        if mixture not in self._pooled:
+            shares, experts = self._session.finetunes.shares(mixture), self._experts
+            self._pooled[mixture] = {
+                name: pooled(shares, {each: experts[each][name] for each in shares.datasets})
+                for name in self._objective.weights
+            }
+        return self._pooled[mixture]
+
+
+def on_examples(
+    weights_MN: Array,
+    proxies: Sequence[Scores],
+    pools: Sequence[Scores],
+    base: Scores,
+    report_ratio: float,
+) -> OnExamples:
+    """Returns what the examples of a target add to the gains of mixtures.
+
+    Args:
+        weights_MN: the mixtures' weights.
+        proxies: the scores of their proxies.
+        pools: the scores of their experts pooled.
+        base: the scores of the base.
+        report_ratio: number of the select part's examples over that of the report part's.
+    """
+    weights_E, plural_M = np.array(base.weights), weights_MN.max(axis=1) < 1
+    proxy_ME, pool_ME = (deviations(each, base) for each in (proxies, pools))
+    expected_ME = expected_by_example(weights_MN, proxy_ME, pool_ME)
+    unchecked = 0.0
+    if plural_M.any():
+        # experts pooled lie from their merge much as a fine-tune does
+        root_ME = noises.mean_root((pool_ME - proxy_ME)[plural_M], weights_E)
+        unchecked = float(np.median((root_ME**2).sum(axis=1))) + resolution(base)
+    root_MR = noises.thinned(noises.mean_root(expected_ME, weights_E))
+    return OnExamples(root_MR, unchecked, report_ratio)
+
+
+def weights_of(trials: Sequence[Trial]) -> Array:
+    """Returns the trials' weights, shape (M, N); datasets in the order of their names."""
+    names = sorted({name for trial in trials for name in trial.mixture.datasets})
+    return np.array([[t.mixture.as_dict().get(name, 0.0) for name in names] for t in trials])
+
+
+def proxies_of(trials: Sequence[Trial]) -> Array:
+    """Returns the trials' objectives, shape (M,)."""
+    return np.array([trial.objective for trial in trials])
+
+
+def gains_on(trials: Sequence[Trial], target: str, base: Mapping[str, Scores]) -> Array:
+    """Returns the trials' gains on one target, shape (M,)."""
+    return np.array([gain(trial.scores[target], base[target]) for trial in trials])
+
+
+def deviations(scores: Sequence[Scores], base: Scores) -> Array:
+    """Returns what each example adds to the gains of models over the base, shape (M, E).
+
+    A score's gain is a mean over examples, and this its value on each. A loss's is a ratio of two
+    means, one less L / B: an example adds (L / B b - l) / B, with b and l the losses of base and
+    model on it (the linearised ratio, Cochran, Sampling Techniques 1977, section 2.11).
+    """
+    values_ME, base_E = np.array([each.values for each in scores]), np.array(base.values)
+    if base.kind != "loss" or base.mean <= 0:
+        sign = -1.0 if base.kind == "loss" else 1.0
+        return np.asarray(sign * (values_ME - base_E))
+    left_M = np.array([each.mean for each in scores]) / base.mean
+    return np.asarray((left_M[:, None] * base_E - values_ME) / base.mean)
+
+
+def example_variance(one: Scores, other: Scores, base: Scores) -> float:
+    """Returns the variance, over draws of the examples, of the difference of two models' gains."""
+    first_E, second_E = deviations([one, other], base)
+    return noises.mean_variance(first_E - second_E, np.array(base.weights)) + resolution(base)
+
+
+def resolution(base: Scores) -> float:
+    """Returns the variance that a few right or wrong answers leave even if all of them agree."""
+    return 0.0 if base.kind == "loss" else (RESOLUTION / base.num_examples) ** 2
