@@ -28,7 +28,7 @@ targets:
 train:  {method: lora, epochs: 1, max_steps: null, learning_rate: 2.0e-4, batch_size: 8,
          max_length: 1024, seed: 0, lora: {rank: 16, alpha: 32}}
 images: {head: auto}
-merge:  {method: linear, scale: {exponent: 1.0}, weighting: equal}
+merge:  {method: linear, scale: {exponent: 1.0}, weighting: sqrt_tokens}
 search: {strategy: auto, min_datasets: 1, max_datasets: null, require: [], forbid: []}
 verify: {budget: null, confidence: 0.95, repeats: 1}
 study:  {seeds: [0, 1, 2], max_finetunes: 100}

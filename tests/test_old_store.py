@@ -12,6 +12,8 @@ from recipes import TIMES, Heard
 
 import mergetomix as m2m
 from mergetomix.data import splits
+from mergetomix.records import Mixture
+from mergetomix.session.session import open_session
 from mergetomix.store.store import Store
 
 ARCHIVE = Path(__file__).parent / "fixtures" / "store-0.1.tar.xz"
@@ -42,8 +44,12 @@ def plain(folder: Path, run: str) -> Any:
     return found
 
 
+SEARCHED = ("objective", "trials", "stopped", "evaluations", "front")
+"""What a result says of the search; what checks make of it has come to be another posterior."""
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_nothing_is_done_again_and_the_result_is_the_same(
+def test_nothing_is_done_again_and_the_search_finds_the_same(
     folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # what several targets ask has come to be on one side of all of them; all else is as it was
@@ -52,11 +58,21 @@ def test_nothing_is_done_again_and_the_result_is_the_same(
     with Store.peek(folder / "store") as store:
         before = store.counts()
     wanted, heard = plain(folder, RUNS[name]), Heard()
-    m2m.run(folder / f"{name}.yaml", heard)
+    values = ["verify.budget=0", "final.train=false", "final.baselines=[]", "run_dir=again"]
+    recipe = m2m.load_recipe(folder / f"{name}.yaml", [*values, "merge.weighting=equal"])
+    m2m.run(recipe, heard)
     with Store.peek(folder / "store") as store:
         assert store.counts() == before
     assert heard.trained() == []
-    assert_same(plain(folder, RUNS[name]), wanted)
+    found = plain(folder, "again")
+    for part in SEARCHED:
+        assert_same(found[part], wanted[part], part)
+    checks = [] if wanted["verification"] is None else wanted["verification"]["checks"]
+    with open_session(recipe, heard) as session:
+        for check in checks:
+            mixture = Mixture(tuple(check["datasets"]), tuple(check["weights"]))
+            record = session.finetunes.known(mixture)
+            assert record is not None and not session.evaluations.lacking(record.key, "select")
 
 
 def assert_same(found: Any, wanted: Any, where: str = "result") -> None:

@@ -369,6 +369,7 @@ targets:
   sums: {path: /data/sums.jsonl, prompt: question, completion: answer,
          score: generate, metric: regex, pattern: '(\d+)', stop: []}
   mine: {score: python, function: "/data/scoring.py:score"}
+merge: {weighting: equal}
 store: /data/store
 run_dir: /data/run
 """

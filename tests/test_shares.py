@@ -298,20 +298,23 @@ def test_experts_are_pooled_as_their_data_is_in_the_union(tmp_path: Path) -> Non
     recipe = m2m.load_recipe(write_recipe(tmp_path, values))
     with open_session(recipe) as session:
         scored = session.inputs.scored_tokens
-        equal = session.spaces.subsets.mixture(["a", "b"])
-        shares = session.finetunes.shares(equal).as_dict()
-        assert equal.as_dict() == {"a": 0.5, "b": 0.5}
+        rooted = session.spaces.subsets.mixture(["a", "b"])
+        shares = session.finetunes.shares(rooted).as_dict()
+        assert rooted.as_dict() == pytest.approx({"a": 2 / 3, "b": 1 / 3})
+        assert session.spaces.merged(rooted, "equal").as_dict() == {"a": 0.5, "b": 0.5}
+        assert session.spaces.merged(rooted, "tokens").as_dict() == pytest.approx(shares)
         assert shares["a"] / shares["b"] == pytest.approx(scored["a"] / scored["b"])
         assert scored["a"] == 4 * scored["b"]
         pipeline.train_experts(session)
         selection = search.search_mixtures(session)
         assert selection.objective is not None
         state = Checks(session, selection, selection.objective)
-        state.posterior()
+        row = [trial.mixture for trial in state.trials].index(rooted)
+        views = state.expectations.views(state.trials, "t")
         experts = {each.mixture.datasets[0]: each.scores["t"] for each in selection.singles}
-        wanted = gain(pooled(session.finetunes.shares(equal), experts), selection.base["t"])
-        assert state._pooled[equal]["t"] == pytest.approx(wanted)
-        assert wanted != pytest.approx(gain(pooled(equal, experts), selection.base["t"]), abs=1e-9)
+        wanted = gain(pooled(session.finetunes.shares(rooted), experts), selection.base["t"])
+        assert views.pooled_M[row] == pytest.approx(wanted)
+        assert wanted != pytest.approx(gain(pooled(rooted, experts), selection.base["t"]), abs=1e-9)
 
 
 def test_rows_that_are_drawn_are_pooled_by_their_weights(tmp_path: Path) -> None:
@@ -336,8 +339,12 @@ def test_unequal_datasets_are_said_with_their_shares(
     lines = [line for line in read_inputs(recipe, Silent()).warnings if "unequal" in line]
     assert bool(lines) == is_said
     if lines:
-        assert "a 86%, b 7%, c 7%" in lines[0] and "merge.weighting: tokens" in lines[0]
-    weighed = recipe.model_copy(
-        update={"merge": recipe.merge.model_copy(update={"weighting": "tokens"})}
-    )
-    assert not any("unequal" in line for line in read_inputs(weighed, Silent()).warnings)
+        assert "a 86%, b 7%, c 7%" in lines[0]
+        how = (
+            "weigh the experts by the root of these shares, and checks may ask to weigh them alike"
+        )
+        assert f"{how} or by these shares; experts are pooled by these shares" in lines[0]
+    overrides = ["merge.weighting=tokens", "verify.weightings=[]"]
+    alone = m2m.load_recipe(tmp_path / "recipe.yaml", overrides)
+    for line in read_inputs(alone, Silent()).warnings:
+        assert "unequal" not in line or "by these shares; experts" in line

@@ -150,7 +150,6 @@ def problems(recipe: Recipe) -> Iterator[str]:
 def _of_weights(recipe: Recipe) -> Iterator[str]:
     """Yields what a search over weights lacks."""
     space, train, weighting = recipe.search.space, recipe.train, recipe.merge.weighting
-    is_asked = "weighting" in recipe.merge.model_fields_set
     if space == "subsets":
         return
     if train.max_tokens is None and train.max_steps is None:
@@ -158,7 +157,7 @@ def _of_weights(recipe: Recipe) -> Iterator[str]:
         by_steps = "train.max_steps (shares of examples)"
         what = "say how much a mixture is trained on"
         yield f"search.space: {space}: {what}, {by_tokens} or {by_steps}"
-    if is_asked and weighting != "equal":
+    if weighting not in ("equal", Merge().weighting):
         where = "is for search.space: subsets, as weights are searched here"
         yield f"merge.weighting: {weighting} {where}"
 

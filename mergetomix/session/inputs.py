@@ -281,8 +281,8 @@ def _parts(
 
 
 def _unequal(recipe: Recipe, candidates: Mapping[str, Material], has_texts: bool) -> list[str]:
-    """A line where a union is mostly one dataset, and a merge of equal weights is not."""
-    if recipe.merge.weighting != "equal" or recipe.search.draws_rows or len(candidates) < 2:
+    """A line where a union is mostly one dataset, and what is done about it."""
+    if recipe.search.draws_rows or len(candidates) < 2:
         return []
     scored = {
         name: sum(each.num_scored for each in material.encoding.sequences)
@@ -297,9 +297,13 @@ def _unequal(recipe: Recipe, candidates: Mapping[str, Material], has_texts: bool
     more = f" and {len(shares) - 5} more" if len(shares) > 5 else ""
     unit = "tokens that the loss is taken on" if has_texts else "examples"
     says = f"the datasets are unequal, by their shares of the {unit}: {listed}{more}"
-    rule = "a union is mostly the largest, a merge of equal weights is not"
-    how = "pooled experts go by these shares; merge.weighting: tokens lets merges do so, too"
-    return [f"{says}; {rule}: {how}"]
+    own, others = recipe.merge.weighting, recipe.verify.weightings
+    by = {"equal": "alike", "tokens": "by these shares", "size": "by their sequences"}
+    weigh = by.get(own, "by the root of these shares")
+    may = [by.get(each, "by their root") for each in others if each != own]
+    then = f", and checks may ask to weigh them {' or '.join(may)}" if may else ""
+    how = f"merges weigh the experts {weigh}{then}; experts are pooled by these shares"
+    return [f"{says}; a union of all is mostly the largest: {how}"]
 
 
 def _refuse_foreign(recipe: Recipe) -> None:
