@@ -68,10 +68,10 @@ class Check:
 class Prediction:
     """What the checks say of one mixture's real objective, and its chance of being the best.
 
-    `mean` is what a fine-tune on it is worth, over all seeds and all examples like the targets'.
-    `low` and `high` are the ends of the interval of what this run's fine-tune on it scores on the
-    report part. `measured` is whether its real score on the select part is there: of a check, or of
-    a single dataset's expert.
+    `mean`, `low` and `high` are the centre and the ends of the interval of what this run's
+    fine-tune on it scores on the report part. `best_probability` is of the mixture, over all seeds
+    and all examples like the targets'. `measured` is whether its real score on the select part is
+    there: of a check, or of a single dataset's expert.
     """
 
     mixture: Mixture

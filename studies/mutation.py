@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 COPIED = ("mergetomix", "tests", "studies", "docs", "pyproject.toml")
 TESTS = {
     "statistics/posterior": ("test_calibrate.py",),
-    "statistics/knowledge_gradient": ("test_calibrate.py",),
+    "statistics/noise": ("test_noise.py",),
+    "statistics/next_check": ("test_calibrate.py",),
     "statistics/drawn_posterior": ("test_drawn_posterior.py", "test_objective.py"),
     "statistics/opinion_pool": ("test_pool.py",),
     "statistics/early_stopping": ("test_race.py",),

@@ -30,7 +30,7 @@ def test_the_scale_is_that_of_a_t_with_the_covariance_of_the_draws() -> None:
     covariance = np.cov(found.drawn_DM.T, bias=True)
     np.testing.assert_allclose(found.scale_MM, (found.dof - 2) / found.dof * covariance, atol=1e-12)
     np.testing.assert_allclose(found.mean_M, found.drawn_DM.mean(axis=0))
-    assert found.dof == 7 and found.known == {0, 1, 2}
+    assert found.dof == 6 and found.known == {0, 1, 2}
     low_M, high_M = found.interval(0.8)
     held = (low_M <= found.tuned_DM) & (found.tuned_DM <= high_M)
     assert held[:, 3].mean() == pytest.approx(0.8, abs=1e-3)

@@ -14,6 +14,7 @@ from mergetomix.stages.expectations import deviations, example_variance, on_exam
 from mergetomix.statistics.noise import (
     Noise,
     OnExamples,
+    chance_of_spread,
     mean_root,
     mean_variance,
     seed_share,
@@ -115,6 +116,31 @@ def test_examples_put_together_keep_the_covariance() -> None:
     assert kept == pytest.approx(apart, rel=0.2)
 
 
+@pytest.mark.parametrize("effect", [0.0, 0.3])
+def test_equal_mixtures_differ_by_chance_as_often_as_it_says(effect: float) -> None:
+    """Mixtures that share most of their noise, as merges of the same experts do."""
+    found = []
+    for seed in range(300):
+        rng = np.random.default_rng(seed)
+        weights = rng.integers(1, 9, size=60).astype(float)
+        values = 3 * rng.normal(size=60) + WEIGHTS @ rng.normal(size=(4, 60))
+        values += effect * (WEIGHTS @ rng.normal(size=(4, 1)))
+        means = values @ weights / weights.sum()
+        found.append(chance_of_spread(means, mean_root(values, weights)))
+    below = np.mean(np.array(found) < 0.05)
+    assert below > 0.5 if effect else 0.02 <= below <= 0.09
+
+
+def test_a_spread_without_noise_is_none_or_certain() -> None:
+    none = np.zeros((3, 5))
+    assert chance_of_spread(np.array([1.0, 1.0, 1.0]), none) == 1
+    assert chance_of_spread(np.array([1.0, 1.0, 1.1]), none) == 0
+    wide = np.random.default_rng(0).normal(size=(3, 2))
+    narrow = np.hstack([wide, np.zeros((3, 9))])
+    means = np.array([1.0, 2.0, 3.0])
+    assert chance_of_spread(means, wide) == pytest.approx(chance_of_spread(means, narrow))
+
+
 def test_an_unchecked_mixture_is_taken_to_be_as_noisy_as_the_checked_are() -> None:
     found = OnExamples(0.1 * np.ones((4, 3)), unchecked=7.0, report_ratio=2.0)
     plural = np.array([False, True, True, True])
@@ -133,7 +159,7 @@ def test_proxies_and_pools_say_what_examples_will_add() -> None:
     values = rng.normal(size=(len(SUBSETS), 30))
     scores = [Scores("score", tuple(row.tolist()), (1.0,) * 30) for row in values]
     found = on_examples(WEIGHTS, scores, scores, base, 1.0)
-    mixed = 1 - (WEIGHTS**2).sum(axis=1)
+    mixed = np.sqrt(1 - (WEIGHTS**2).sum(axis=1))
     expected = mean_root(values * (1 + Prior().expected_slope * mixed)[:, None], np.ones(30))
     np.testing.assert_allclose(found.root_MR, expected)
     assert found.unchecked == resolution(base)
@@ -228,7 +254,7 @@ def reference(
     """Means and variances of worth and of fine-tunes, by the conditional of one large normal."""
     prior, unit, num = Prior(), Unit.of(views.proxy_M), len(views.proxy_M)
     none = posterior_of(views, {}, prior)
-    mixed = 1 - (WEIGHTS**2).sum(axis=1)
+    mixed = np.sqrt(1 - (WEIGHTS**2).sum(axis=1))
     shared = none.scale_MM / unit.sd**2 - np.diag((0.5 * prior.own * mixed) ** 2)
     worth = shared + np.diag((factor * prior.own * mixed) ** 2)
     seed, alone = noise.seed_sd**2 / unit.sd**2, noise.check_M / unit.sd**2

@@ -229,11 +229,11 @@ def scores(values: list[float]) -> Scores:
         (
             [1.0, 2.0, 3.0, 4.0],
             [2.0, 1.0, 4.0, 3.1],
-            r"4 examples cannot tell even its best mixture .* about \d+ are needed",
+            r"says nothing: on its 4 examples .* even the best from the worst .* about \d+ are",
         ),
         ([1.0, 2.0, 3.0, 4.0], [2.0, 3.1, 4.0, 5.1], None),
         ([1.0, 1.0], [1.0, 1.0], "all 2 mixtures score the same"),
-        ([1.0], [2.0], "1 examples cannot tell .* several are needed"),
+        ([1.0], [2.0], "says nothing: on its 1 examples .* several are needed, or leave it out"),
     ],
 )
 def test_a_target_of_too_few_examples_is_named(
@@ -245,7 +245,8 @@ def test_a_target_of_too_few_examples_is_named(
         trials = [
             Trial(m, {"t": scores(v)}, 0.0) for m, v in zip(mixtures, (best, worst), strict=True)
         ]
-        search.warn_of_blunt_targets(session, trials)
+        base = {"t": scores([6.0] * len(best))}
+        search.warn_of_blunt_targets(session, trials, base)
         warned = [text for text in session.opened.warnings if text.startswith("target t")]
     assert (said is None) == (warned == [])
     assert said is None or re.search(said, warned[0])

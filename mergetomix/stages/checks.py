@@ -31,7 +31,7 @@ from mergetomix.stages.expectations import (
 from mergetomix.stages.ranking import ranked
 from mergetomix.stages.ways import own_way, ways
 from mergetomix.statistics import drawn_posterior, posterior
-from mergetomix.statistics.knowledge_gradient import next_check
+from mergetomix.statistics.next_check import next_check
 from mergetomix.statistics.noise import Noise, seed_share
 from mergetomix.statistics.posterior import Posterior, Unit, Views
 from mergetomix.store.address import digest

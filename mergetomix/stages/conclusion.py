@@ -53,7 +53,7 @@ class Conclusion:
     def __init__(self, state: State) -> None:
         self._state, self._options = state, state.options
         self._posterior = state.posterior()
-        self._best = int(np.argmax(self._posterior.mean_M))
+        self._best = self._posterior.pick
 
     def verification(self, stopped: str) -> Verification:
         """Returns everything that the checks show; `stopped` says why they ended."""
@@ -80,7 +80,7 @@ class Conclusion:
             Prediction(
                 trial.mixture,
                 trial.objective,
-                float(found.mean_M[i]),
+                float(found.tuned_mean_M[i]),
                 float(low_M[i]),
                 float(high_M[i]),
                 float(best_M[i]),

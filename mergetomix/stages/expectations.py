@@ -16,7 +16,7 @@ from mergetomix.session.session import Session
 from mergetomix.statistics import noise as noises
 from mergetomix.statistics.noise import Noise, OnExamples
 from mergetomix.statistics.opinion_pool import pooled
-from mergetomix.statistics.posterior import Array, Unit, Views, expected_by_example
+from mergetomix.statistics.posterior import Array, Unit, Views, expected_by_example, with_strongest
 
 RESOLUTION = 0.5
 """Answers of all by which a score of right answers may be off even if all of them agree."""
@@ -42,11 +42,22 @@ class Expectations:
         It is of the objective, which must be linear, or of one target's gains.
         """
         pooled_gains = [gains(self._pool(trial.mixture), self._base) for trial in trials]
+        weights_MN, names = weights_of(trials), datasets_of(trials)
+        alone = [gains(self._experts[name], self._base) for name in names]
+        proxies = {
+            each: gains_on(trials, each, self._base)
+            for each in (self._objective.weights if target is None else [target])
+        }
+        strongest = {
+            each: with_strongest(weights_MN, proxy_M, np.array([found[each] for found in alone]))
+            for each, proxy_M in proxies.items()
+        }
         if target is None:
             pooled_M = np.array([self._objective.combine(each) for each in pooled_gains])
-            return Views(weights_of(trials), proxies_of(trials), pooled_M)
+            strongest_M = self._objective.over(strongest.items())
+            return Views(weights_MN, proxies_of(trials), pooled_M, strongest_M)
         pooled_M = np.array([each[target] for each in pooled_gains])
-        return Views(weights_of(trials), gains_on(trials, target, self._base), pooled_M)
+        return Views(weights_MN, proxies[target], pooled_M, strongest[target])
 
     def noise(
         self,
@@ -127,8 +138,13 @@ def on_examples(
 
 def weights_of(trials: Sequence[Trial]) -> Array:
     """Returns the trials' weights, shape (M, N); datasets in the order of their names."""
-    names = sorted({name for trial in trials for name in trial.mixture.datasets})
+    names = datasets_of(trials)
     return np.array([[t.mixture.as_dict().get(name, 0.0) for name in names] for t in trials])
+
+
+def datasets_of(trials: Sequence[Trial]) -> list[str]:
+    """Returns the names of the trials' datasets, in order."""
+    return sorted({name for trial in trials for name in trial.mixture.datasets})
 
 
 def proxies_of(trials: Sequence[Trial]) -> Array:

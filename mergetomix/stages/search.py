@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mergetomix.errors import RecipeError
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets, holds
 from mergetomix.objectives.objective import Objective, gains
@@ -16,16 +18,19 @@ from mergetomix.search.strategies import build, choose
 from mergetomix.search.strategy import Ask, Options, Setting, SettingError, Strategy, Told
 from mergetomix.session.evaluations import trial_of
 from mergetomix.session.session import Session
+from mergetomix.stages.expectations import deviations, gains_on
 from mergetomix.stages.race import Race
 from mergetomix.stages.ranking import ranked
 from mergetomix.stages.stopping import Limit, Meter, limit_of, next_asked
-from mergetomix.statistics import agreement
+from mergetomix.statistics import agreement, noise
 from mergetomix.statistics.standard_errors import standard_errors
 
 OF_SUBSETS = ("exhaustive", "greedy")
 """Strategies that know no weights."""
 BY_THE_MEAN = ("greedy",)
 """Strategies that do not look for a front."""
+SAYS_NOTHING = 0.05
+"""The chance of equal mixtures to differ as much, above which a target says nothing."""
 
 Base = Mapping[str, Scores]
 
@@ -49,7 +54,7 @@ def search_mixtures(session: Session) -> Selection:
     session.opened.tell_reused("trials")
     complete = [trial for trial in searched.trials if trial.complete]
     stopped = [trial for trial in searched.trials if not trial.complete]
-    warn_of_blunt_targets(session, complete)
+    warn_of_blunt_targets(session, complete, base)
     tried = {trial.mixture: trial for trial in complete}
     singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
     experts = [
@@ -297,8 +302,13 @@ def objective_of_selection(session: Session, selection: Selection) -> Objective:
     return objective_after(objective, selection.trials, selection.base)
 
 
-def warn_of_blunt_targets(session: Session, trials: Sequence[Trial]) -> None:
-    """Names targets whose examples cannot tell their best mixture from their worst."""
+def warn_of_blunt_targets(
+    session: Session, trials: Sequence[Trial], base: Mapping[str, Scores]
+) -> None:
+    """Names targets on which the mixtures differ by no more than chance would make them.
+
+    Of many mixtures the best and the worst lie apart by chance alone, so that all are looked at.
+    """
     for name in session.recipe.targets if len(trials) > 1 else ():
         scores = [trial.scores[name] for trial in trials]
         best, worst = (pick(scores, key=lambda each: each.mean) for pick in (max, min))
@@ -309,12 +319,17 @@ def warn_of_blunt_targets(session: Session, trials: Sequence[Trial]) -> None:
                 f"target {name}: all {len(trials)} mixtures score the same, {best.mean:.4g};"
                 " it has no say in the choice"
             )
-        elif not sd * agreement.STANDARD_ERRORS < gap:
+            continue
+        means_M = gains_on(trials, name, base)
+        root_ME = noise.mean_root(deviations(scores, base[name]), np.array(best.weights))
+        chance = noise.chance_of_spread(means_M, root_ME)
+        if chance > SAYS_NOTHING or not sd * agreement.STANDARD_ERRORS < gap:
             needed, spread = "several are needed", f"{gap:.3g}"
             if math.isfinite(sd):
                 needed = f"about {agreement.examples_needed(sd, num, gap)} are needed"
                 spread = f"{gap:.3g}, standard error {sd:.3g}"
             session.opened.warn(
-                f"target {name}: {num} examples cannot tell even its best mixture from its worst"
-                f" ({spread}); {needed}"
+                f"target {name} says nothing: on its {num} examples the mixtures differ by no more"
+                f" than chance would make equal ones differ (p = {chance:.2g}), even the best from"
+                f" the worst ({spread}); {needed}, or leave it out"
             )

@@ -3,8 +3,8 @@
 The smallest of several gains is not distributed as one gain is. So every target has a posterior of
 its own, the objective is taken of draws from all of them, and everything else is taken from these
 draws. Approximate in two ways: given the checks, targets are drawn apart from each other; and if a
-normal distribution is asked for (the worth of a check, the chance of an alternative), it is the one
-with the draws' means and covariances.
+normal distribution is asked for (the chance of an alternative), it is the one with the draws' means
+and covariances.
 
 Array names end in their shape: D draws, M mixtures.
 """
@@ -25,9 +25,8 @@ from mergetomix.statistics.posterior import NUM_DRAWS, Array, Posterior
 class DrawnPosterior(Posterior):
     """Real objectives known by draws, in which the noise of what was measured is counted.
 
-    `mean_M` is the mean of `drawn_DM`. `scale_MM` is of draws without that noise: it says what
-    another check can teach. `tuned_DM` are draws of the fine-tunes' scores on the report part, each
-    by itself.
+    `mean_M` and `scale_MM` are those of `drawn_DM`. `tuned_DM` are draws of the fine-tunes' scores
+    on the report part, each by itself.
     """
 
     drawn_DM: Array
@@ -39,8 +38,8 @@ class DrawnPosterior(Posterior):
         low_M, high_M = np.quantile(self.tuned_DM, [low, high], axis=0)
         return low_M, high_M
 
-    def draws(self, seed: int, num: int = NUM_DRAWS, *, noisy: bool = True) -> Array:
-        """Returns the first of the draws, whatever the seed; they are noisy."""
+    def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
+        """Returns the first of the draws, whatever the seed."""
         return self.drawn_DM[:num]
 
     def difference(self, one: int, other: int) -> tuple[float, float]:
@@ -53,24 +52,22 @@ def posterior_of(objective: Objective, each: Mapping[str, Posterior]) -> DrawnPo
     """Returns what M mixtures are worth by an objective, given every target's posterior."""
     places = list(enumerate(each.items()))
     drawn_DM = objective.over((name, found.draws(seed=i)) for i, (name, found) in places)
-    bare_DM = objective.over((name, found.draws(i, noisy=False)) for i, (name, found) in places)
     tuned_DM = objective.over((name, found.tuned_draws(seed=i)) for i, (name, found) in places)
     first, dof = next(iter(each.values())), min(found.dof for found in each.values())
-    mean_M = drawn_DM.mean(axis=0)
+    mean_M, tuned_mean_M = drawn_DM.mean(axis=0), tuned_DM.mean(axis=0)
     # a mean of equals may be a rounding away
     exact_M = (drawn_DM == drawn_DM[0]).all(axis=0)
-    mean_M[exact_M] = drawn_DM[0, exact_M]
-    away_DM = bare_DM - bare_DM.mean(axis=0)
-    away_DM[:, (bare_DM == bare_DM[0]).all(axis=0)] = 0.0
+    mean_M[exact_M] = tuned_mean_M[exact_M] = drawn_DM[0, exact_M]
+    away_DM = drawn_DM - mean_M
     shrunk = (dof - 2) / dof if dof > 2 else 1.0
     return DrawnPosterior(
         mean_M,
-        shrunk * away_DM.T @ away_DM / len(bare_DM),
+        shrunk * away_DM.T @ away_DM / len(drawn_DM),
         dof,
         first.known,
         sum(found.log_evidence for found in each.values()),
         Noise.none(len(mean_M)),
-        tuned_DM.mean(axis=0),
+        tuned_mean_M,
         tuned_DM.std(axis=0),
         drawn_DM,
         tuned_DM,

@@ -133,6 +133,22 @@ def mean_variance(values_E: Array, weights_E: Array) -> float:
     return float((mean_root(values_E[None], weights_E) ** 2).sum())
 
 
+def chance_of_spread(means_M: Array, root_MR: Array) -> float:
+    """Returns the chance that means which are all equal in truth would lie so far apart.
+
+    Their sum of squares around their mean is compared with its distribution if nothing but the
+    drawn examples made them differ: a weighted sum of chi-squares, taken for a scaled one with the
+    same two moments (Satterthwaite 1946; Box 1954). `root_MR` is as `mean_root` gives it.
+    """
+    away_MR = root_MR - root_MR.mean(axis=0)
+    inner = away_MR.T @ away_MR if away_MR.shape[1] < len(away_MR) else away_MR @ away_MR.T
+    first, second = float(np.trace(inner)), float((inner**2).sum())
+    squares = float(((means_M - means_M.mean()) ** 2).sum())
+    if not second > 0:
+        return 1.0 if squares == 0 else 0.0
+    return float(stats.chi2.sf(squares * first / second, first**2 / second))
+
+
 def thinned(root_MR: Array, num: int = MOST_COLUMNS) -> Array:
     """Returns a root of nearly the same covariance with at most `num` columns.
 

@@ -1,12 +1,16 @@
 """What a few real fine-tunes say of all others, by a Gaussian process over mixtures.
 
-    real(w) = proxy(w) + h(w) * (a + b z(w) + c d(w) + k(w) sum_i w_i m_i + e_w)
+    real(w) = proxy(w) + h(w) * (a + b z(w) + c d(w) + u v(w) + k(w) sum_i w_i m_i + e_w)
               + sum over i < j of w_i w_j q_ij
-    h(w) = 1 - sum_i w_i^2        k(w) = 1 / sum_i w_i^2
-    z(w) = (proxy(w) - mean) / sd        d(w) = (pooled(w) - proxy(w)) / sd
+    h(w) = (1 - sum_i w_i^2)^(1/2)        k(w) = 1 / sum_i w_i^2
+    z(w) = (proxy(w) - mean) / sd         d(w) = (pooled(w) - proxy(w)) / sd
+    v(w) = (strongest(w) - proxy(w)) / sd
+    strongest(w): the experts' own, of which the strongest count most (`with_strongest`)
 
 `a` and `b` correct the proxies' level and slope, `c` is how far the experts pooled by their
-probabilities are to be believed beside their merge, `m_i` is what a dataset does to every mixture
+probabilities are to be believed beside their merge, `u` how far the strongest of them are: a merge
+averages what its experts do, while a union often keeps most of what one dataset does, for better or
+worse, however many others there are. `m_i` is what a dataset does to every mixture
 that it is part of beyond what a merge shows (k(w) w_i is one for each of k equal parts), `q_ij`
 what two datasets do to each other, `e_w` is a mixture's own. Every term is zero if a single dataset
 has all the weight, as it must be: there proxy and real are one model. All coefficients are normal,
@@ -38,6 +42,8 @@ NUM_DRAWS = 4000
 """Draws from the posterior behind every probability."""
 OWN_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Factors on `Prior.own`, log-normal with sd 1: residuals without any pattern must not show one."""
+HALF_STRONG = 0.1
+"""The gain of the strongest expert at which unions are half as merges are, half as it is."""
 JITTER = 1e-9
 """What is so small beside the rest is rounding."""
 
@@ -46,22 +52,24 @@ JITTER = 1e-9
 class Prior:
     """How far reals lie from proxies before any check, in sds of the proxies over all mixtures.
 
-    `level`, `slope`, `pool`, `main`, `pair` and `own` are the standard deviations of a, b, c, m_i,
-    q_ij and e_w. The means of b and c are `expected_slope` (real fine-tunes spread further than the
-    merges, which average) and `expected_pool`. `dof` says how sure the common variance is, in
+    `level`, `slope`, `pool`, `strong`, `main`, `pair` and `own` are the standard deviations of a,
+    b, c, u, m_i, q_ij and e_w. The means of b, c and u are `expected_slope`, `expected_pool` and
+    `expected_strong`. `dof` says how sure the common variance is, in
     checks. Under all but `dof` the reals of seed 0 of the studies are likeliest
     (`studies/fit_prior.py`); the figures of the studies are of other seeds.
     """
 
-    level: float = 0.48
-    expected_slope: float = 0.37
-    slope: float = 0.39
-    expected_pool: float = 0.81
-    pool: float = 0.61
-    main: float = 0.20
-    pair: float = 1.04
-    own: float = 0.16
-    dof: float = 6.0
+    level: float = 0.22
+    expected_slope: float = 0.13
+    slope: float = 0.28
+    expected_pool: float = 0.45
+    pool: float = 0.3
+    expected_strong: float = 0.5
+    strong: float = 0.5
+    main: float = 0.13
+    pair: float = 0.5
+    own: float = 0.07
+    dof: float = 5.0
 
 
 @dataclass(frozen=True)
@@ -83,17 +91,20 @@ class Views:
     """What is known of M mixtures of N datasets before any real fine-tune.
 
     `weights_MN` has a mixture's weights in every row, which sum to one; `proxy_M` are the proxies'
-    objectives, `pooled_M` those of the experts pooled.
+    objectives, `pooled_M` those of the experts pooled, `strongest_M` the experts' own, of which the
+    strongest count most; None leaves that out.
     """
 
     weights_MN: Array
     proxy_M: Array
     pooled_M: Array
+    strongest_M: Array | None = None
 
     def __post_init__(self) -> None:
-        arrays = (self.weights_MN, self.proxy_M, self.pooled_M)
+        given = (self.proxy_M, self.pooled_M, self.strongest_M)
+        arrays = [self.weights_MN, *(each for each in given if each is not None)]
         shapes = [array.shape for array in arrays]
-        if self.weights_MN.ndim != 2 or not shapes[0][:1] == shapes[1] == shapes[2]:
+        if self.weights_MN.ndim != 2 or {shapes[0][:1]} != set(shapes[1:]):
             raise ValueError(f"weights, proxies and pooled objectives do not fit: {shapes}")
         if not all(np.isfinite(array).all() for array in arrays):
             raise ValueError("weights, proxies and pooled objectives must be finite")
@@ -127,6 +138,11 @@ class Posterior:
         return np.asarray(np.sqrt(np.clip(np.diag(self.scale_MM), 0, None)))
 
     @property
+    def pick(self) -> int:
+        """The mixture whose fine-tune is expected to be best: it is what is handed over."""
+        return int(np.argmax(self.tuned_mean_M))
+
+    @property
     def inflation(self) -> float:
         """The covariance of the t, over its scale; one if it has none."""
         return self.dof / (self.dof - 2) if self.dof > 2 else 1.0
@@ -143,11 +159,8 @@ class Posterior:
         half_M = np.sqrt(wide_M**2 + stats.norm.ppf(level) ** 2 * noise_M)
         return self.tuned_mean_M - half_M, self.tuned_mean_M + half_M
 
-    def draws(self, seed: int, num: int = NUM_DRAWS, *, noisy: bool = True) -> Array:
-        """Returns draws of what all mixtures are worth, together, shape (num, M).
-
-        Without `noisy` what examples and seeds add to the measured scores is left out.
-        """
+    def draws(self, seed: int, num: int = NUM_DRAWS) -> Array:
+        """Returns draws of what all mixtures are worth, together, shape (num, M)."""
         rng = np.random.default_rng(seed)
         drawn_DM = np.tile(self.mean_M, (num, 1))
         unsure = np.flatnonzero(self.sd_M > 0)
@@ -157,8 +170,6 @@ class Posterior:
             root = np.linalg.cholesky(shape + JITTER * np.trace(shape) * np.eye(len(unsure)))
             stretch = np.sqrt(self.dof / rng.chisquare(self.dof, size=(num, 1)))
             drawn_DM[:, unsure] += rng.standard_normal((num, len(unsure))) @ root.T * stretch
-        if not noisy:
-            return drawn_DM
         root_MR = self.noise.examples_MR
         drawn_DM += rng.standard_normal((num, root_MR.shape[1])) @ root_MR.T
         return np.asarray(drawn_DM + rng.standard_normal(drawn_DM.shape) * self._seeds_M)
@@ -183,12 +194,6 @@ class Posterior:
         seeds = float(self._seeds_M[one] ** 2 + self._seeds_M[other] ** 2)
         variance = self.inflation * max(0.0, shape) + examples + seeds
         return float(self.mean_M[one] - self.mean_M[other]), math.sqrt(variance)
-
-    def shift(self, row: int) -> Array:
-        """Returns by how much a check of one sd above its expectation moves every mean: (M,)."""
-        measured = self.inflation * float(self.scale_MM[row, row])
-        measured += float(self.noise.check_M[row]) + self.noise.seed_sd**2
-        return np.asarray(self.inflation * self.scale_MM[:, row] / math.sqrt(measured))
 
     @property
     def _seeds_M(self) -> Array:
@@ -278,6 +283,29 @@ def likeliest(
     return max(log_prior, key=plausibility)
 
 
+def with_strongest(weights_MN: Array, proxy_M: Array, gains_N: Array) -> Array:
+    """Returns the gains of mixtures in which the strongest experts count most, shape (M,).
+
+        strongest(w) = sum_i w_i g_i^3 / sum_i w_i g_i^2
+        result       = proxy + s (strongest - proxy)        s = G / (G + HALF_STRONG), G = max |g_i|
+
+    Effects that are small beside the base's loss add up as a merge averages them; the larger they
+    are, the less room others leave them to grow, and the more of one is left in every union.
+
+    Args:
+        weights_MN: the mixtures' weights.
+        proxy_M: the gains of their proxies.
+        gains_N: the gains of the experts, as shares of the base's loss or of all right answers.
+    """
+    squares_MN = weights_MN * gains_N**2
+    total_M = squares_MN.sum(axis=1)
+    # of experts that change nothing the plain mean
+    found_M = np.where(total_M > 0, squares_MN @ gains_N, weights_MN @ gains_N)
+    found_M = found_M / np.where(total_M > 0, total_M, 1.0)
+    largest = float(np.abs(gains_N).max())
+    return np.asarray(proxy_M + largest / (largest + HALF_STRONG) * (found_M - proxy_M))
+
+
 def expected_by_example(
     weights_MN: Array, proxy_ME: Array, pooled_ME: Array, prior: Prior | None = None
 ) -> Array:
@@ -293,7 +321,7 @@ def expected_by_example(
 
 def _mixed(weights_MN: Array) -> Array:
     """Returns h(w): zero for a single dataset, the more the more datasets share the weight."""
-    return np.asarray(np.clip(1 - np.sum(weights_MN**2, axis=1), 0, None))
+    return np.asarray(np.sqrt(np.clip(1 - np.sum(weights_MN**2, axis=1), 0, None)))
 
 
 @dataclass(frozen=True)
@@ -359,17 +387,21 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> _Terms:
     squares_M, mixed_M = np.sum(weights_MN**2, axis=1), _mixed(weights_MN)
     z_M = (views.proxy_M - unit.mean) / unit.sd
     d_M = (views.pooled_M - views.proxy_M) / unit.sd
+    strongest_M = views.proxy_M if views.strongest_M is None else views.strongest_M
+    v_M = (strongest_M - views.proxy_M) / unit.sd
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
     features_MF = np.hstack(
         [
             prior.level * mixed_M[:, None],
             prior.slope * (mixed_M * z_M)[:, None],
             prior.pool * (mixed_M * d_M)[:, None],
+            prior.strong * (mixed_M * v_M)[:, None],
             prior.main * (mixed_M / squares_M)[:, None] * weights_MN,
             prior.pair * weights_MN[:, first] * weights_MN[:, second],
         ]
     )
     shift_M = prior.expected_slope * z_M + prior.expected_pool * d_M
+    shift_M += prior.expected_strong * v_M
     expected_M = views.proxy_M + unit.sd * mixed_M * shift_M
     return _Terms(expected_M, features_MF, prior.own * mixed_M)
 

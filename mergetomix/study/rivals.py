@@ -15,7 +15,7 @@ import numpy as np
 
 from mergetomix.stages.ways import log_prior
 from mergetomix.statistics import regression
-from mergetomix.statistics.knowledge_gradient import next_check
+from mergetomix.statistics.next_check import next_check
 from mergetomix.statistics.noise import seed_share
 from mergetomix.statistics.posterior import (
     Posterior,
@@ -208,8 +208,7 @@ def _all_checked(world: World) -> list[Step]:
         known = {row: float(real_M[row]) for row in rows}
         noise = world.noise(rows, seed_sd)
         posterior = posterior_of(world.views(way), known, unit=unit, noise=noise)
-        pick = int(np.argmax(posterior.mean_M))
-        steps.append(Step(tuple(rows), pick, posterior, spent))
+        steps.append(Step(tuple(rows), posterior.pick, posterior, spent))
         chosen, _ = next_check(posterior, None if rows else ways[way], confidence=1.0)
         if chosen is None or len(rows) == MOST_CHECKS:
             return steps

@@ -17,7 +17,7 @@ from mergetomix.session.session import Session
 from mergetomix.stages.expectations import example_variance, on_examples, weights_of
 from mergetomix.statistics import opinion_pool
 from mergetomix.statistics.noise import Noise, OnExamples
-from mergetomix.statistics.posterior import Array, Views
+from mergetomix.statistics.posterior import Array, Views, with_strongest
 
 TRAINING = 3.0
 """Forward passes that training costs: a backward pass is two (arXiv 2001.08361, table 1)."""
@@ -98,7 +98,15 @@ class World:
         """Returns what is known of all mixtures, or of some rows, before any real fine-tune."""
         chosen = slice(None) if rows is None else list(rows)
         proxy_M = self.proxy_M if way is None else self.ways[way]
-        return Views(self.weights_MN[chosen], proxy_M[chosen], self.pooled_M[chosen])
+        strongest_M = None
+        rows_of = {mixture.datasets: row for row, mixture in enumerate(self.mixtures)}
+        if len(self.singles) == len(self.datasets):
+            alone = [rows_of[(name,)] for name in self.datasets]
+            unit = abs(self.base_select) if self.kind == "loss" and self.base_select else 1.0
+            away_M = (proxy_M - self.base_select) / unit
+            found_M = with_strongest(self.weights_MN, away_M, away_M[alone])
+            strongest_M = (self.base_select + unit * found_M)[chosen]
+        return Views(self.weights_MN[chosen], proxy_M[chosen], self.pooled_M[chosen], strongest_M)
 
     def noise(self, checked: Sequence[int], seed_sd: float) -> Noise:
         """Returns the noise of what was measured, as `verify` knows it after some checks.
