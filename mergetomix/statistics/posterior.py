@@ -54,9 +54,9 @@ class Prior:
 
     `level`, `slope`, `pool`, `strong`, `main`, `pair` and `own` are the standard deviations of a,
     b, c, u, m_i, q_ij and e_w. The means of b, c and u are `expected_slope`, `expected_pool` and
-    `expected_strong`. `dof` says how sure the common variance is, in
-    checks. Under all but `dof` the reals of seed 0 of the studies are likeliest
-    (`studies/fit_prior.py`); the figures of the studies are of other seeds.
+    `expected_strong`. `dof` says how sure the common variance is, in checks. They are near to those
+    under which the reals of nine suites are likeliest (`studies/fit_prior.py`), the spreads a third
+    wider; the figures of the studies are of other seeds.
     """
 
     level: float = 0.22

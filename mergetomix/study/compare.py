@@ -6,6 +6,7 @@ resamples, U mixtures that are unknown.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -137,9 +138,12 @@ def estimate(
 ) -> Estimate:
     """Returns a mean and its percentile bootstrap interval over targets with all their seeds.
 
-    Seeds of one target share data and examples, and are no independent draws.
+    Seeds of one target share data and examples, and are no independent draws. Of one target alone
+    there is no interval: its ends are nan.
     """
     names = list(dict.fromkeys(targets))
+    if len(names) == 1:
+        return Estimate(float(np.mean(values)), math.nan, math.nan)
     places = [names.index(target) for target in targets]
     sums_T, counts_T = np.bincount(places, weights=values), np.bincount(places)
     drawn_RT = np.random.default_rng(0).integers(len(names), size=(num_resamples, len(names)))
@@ -182,7 +186,8 @@ class TargetRanks:
     """How well the proxies of one target rank its real fine-tunes, by exponent of the scale.
 
     All are means over seeds. Mixtures of one dataset count too: they are among what one chooses
-    from. `mixed` leaves them out. `possible` is what a perfect proxy would reach given `noise_sd`,
+    from. `mixed` leaves them out, and so does `weighted`, of proxies with other weights. `possible`
+    is what a perfect proxy would reach given `noise_sd`,
     the standard deviation between seeds; None with one seed. `pooled` is the Spearman correlation
     of the experts pooled, `predicted` that of the calibrated predictions, by number of checks, over
     the mixtures that were not checked.
@@ -193,6 +198,7 @@ class TargetRanks:
     spearman: Mapping[float, float]
     kendall: Mapping[float, float]
     mixed: Mapping[float, float]
+    weighted: Mapping[str, float]
     top_quarter: Mapping[float, float]
     pooled: float
     predicted: Mapping[int, float]
@@ -227,8 +233,25 @@ def _ranks(target: str, worlds: Sequence[World]) -> TargetRanks:
     predicted = {num: fmean(_predicted(world, num) for world in worlds) for num in (0, NUM_CHECKS)}
     pooled = fmean(_spearman(world.pooled_M, world.real_select_M) for world in worlds)
     return TargetRanks(
-        target, **means, pooled=pooled, predicted=predicted, noise_sd=noise, possible=possible
+        target,
+        **means,
+        weighted=_weighted(worlds),
+        pooled=pooled,
+        predicted=predicted,
+        noise_sd=noise,
+        possible=possible,
     )
+
+
+def _weighted(worlds: Sequence[World]) -> dict[str, float]:
+    """Returns how proxies with other weights rank the mixtures of several datasets."""
+    found: dict[str, list[float]] = {}
+    for world in worlds:
+        several = [len(mixture) > 1 for mixture in world.mixtures]
+        for name, proxy_M in world.weighted.items():
+            rank = _spearman(proxy_M[several], world.real_select_M[several])
+            found.setdefault(name, []).append(rank)
+    return {name: fmean(values) for name, values in found.items()}
 
 
 def reals_by_seed(worlds: Sequence[World]) -> Array:

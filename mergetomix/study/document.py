@@ -14,6 +14,7 @@ from mergetomix.records import Mixture
 from mergetomix.statistics.noise import OnExamples
 from mergetomix.study import plots
 from mergetomix.study.compare import NUM_CHECKS
+from mergetomix.study.rivals import RIVALS
 from mergetomix.study.truth import World
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def to_dict(study: Findings) -> dict[str, Any]:
         "coverage": _plain(study.coverage),
         "worlds": [_world(world) for world in study.worlds],
         "environment": dict(study.environment),
+        "warnings": list(study.warnings),
     }
 
 
@@ -77,7 +79,7 @@ def render(study: Findings) -> str:
         by_exponent = [
             line.get(e, math.nan) for line in (each.spearman, each.mixed) for e in exponents
         ]
-        numbers = [*by_exponent, each.pooled, *each.predicted.values()]
+        numbers = [*by_exponent, *each.weighted.values(), each.pooled, *each.predicted.values()]
         ranks.append((each.target, numbers, each.noise_sd, each.possible))
     means = np.mean([numbers for _, numbers, *_ in ranks], axis=0)
     known = [possible for *_, possible in ranks if possible is not None]
@@ -90,7 +92,10 @@ def render(study: Findings) -> str:
         keep_trailing_newline=True,
     )
     page = environment.get_template("study.md.jinja")
-    return page.render(study=study, first=study.worlds[0], ranks=ranks, num_checks=NUM_CHECKS)
+    needs = {rival.name: rival.needs for rival in RIVALS}
+    return page.render(
+        study=study, first=study.worlds[0], ranks=ranks, num_checks=NUM_CHECKS, needs=needs
+    )
 
 
 def _world(world: World) -> dict[str, Any]:

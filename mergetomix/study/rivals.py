@@ -36,6 +36,7 @@ BEYOND = 1.5
 RANDOM_RUNS = 4
 """Real runs of random mixtures before a search by regression begins."""
 MOST_CHECKS = 8
+WITH_TEXTS = "datasets and targets of texts"
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class Rival:
 
     `curves` gives one curve, or several if chance has a hand in it, from a world, the number of
     draws and the compute that the comparison is made at. If `merged` is true the merged model
-    itself is used instead of a fine-tune.
+    itself is used instead of a fine-tune. `needs` says what a way needs that a study may lack.
     """
 
     name: str
     curves: Callable[[World, int, float], Iterator[Curve]]
     merged: bool = False
+    needs: str = ""
 
 
 def best_of(world: World, rows: Sequence[int], spent: float = 0.0) -> Curve:
@@ -225,12 +227,20 @@ def _all_checked(world: World) -> list[Step]:
 
 RIVALS = (
     Rival("random choice", random_choice),
-    Rival("all data, each dataset by its size", all_data),
-    Rival("best single dataset", best_single),
-    Rival("nearest by hidden state of the base", partial(nearest, "hidden state")),
-    Rival("nearest by TF-IDF", partial(nearest, "TF-IDF")),
-    Rival("nearest by sentence embedding", partial(nearest, "sentence embedding")),
-    Rival("importance of n-grams (DSIR)", partial(nearest, "n-grams")),
+    Rival("all data, each dataset by its size", all_data, needs="the fine-tune on all datasets"),
+    Rival("best single dataset", best_single, needs="mixtures of one dataset"),
+    Rival(
+        "nearest by hidden state of the base",
+        partial(nearest, "hidden state"),
+        needs="targets with examples of their own",
+    ),
+    Rival("nearest by TF-IDF", partial(nearest, "TF-IDF"), needs=WITH_TEXTS),
+    Rival(
+        "nearest by sentence embedding",
+        partial(nearest, "sentence embedding"),
+        needs=f"study.embedding_model, and {WITH_TEXTS}",
+    ),
+    Rival("importance of n-grams (DSIR)", partial(nearest, "n-grams"), needs=WITH_TEXTS),
     Rival("regression on real runs, linear", partial(regressed, "linear")),
     Rival("regression on real runs, LightGBM (RegMix)", partial(regressed, "LightGBM")),
     Rival("search by regression on real runs", searched),

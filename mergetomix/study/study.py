@@ -26,7 +26,8 @@ class Findings:
     """What a study found: the worlds (one for each target and seed), and what they show.
 
     `absent` are ways to choose that lack an answer in so many worlds. `budget` is the compute that
-    every way to choose may spend, mean over worlds, in forward passes of one token.
+    every way to choose may spend, mean over worlds, in forward passes of one token. `warnings` are
+    those of the runs behind it.
     """
 
     worlds: tuple[World, ...]
@@ -38,6 +39,7 @@ class Findings:
     num_draws: int
     budget: float
     environment: Mapping[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_finetunes(self) -> int:
@@ -71,6 +73,7 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
     options = recipe.study
     worlds: list[World] = []
     found: Mapping[str, Any] = {}
+    warnings: dict[str, None] = {}
     for seed in options.seeds:
         seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": seed})})
         with open_session(seeded, listener or Silent()) as session:
@@ -87,7 +90,9 @@ def run(recipe: Recipe, listener: Listener | None = None, *, yes: bool = False) 
                 num_read = world.eval_tokens + read
                 worlds.append(replace(world, similarities=near, embed_tokens=num_read))
             found = environment(session.opened)
-    return conclude(worlds, options.num_draws, found)
+            warnings |= dict.fromkeys(session.opened.warnings)
+    concluded = conclude(worlds, options.num_draws, found)
+    return replace(concluded, warnings=tuple(warnings))
 
 
 def conclude(worlds: Sequence[World], num_draws: int, environment: Mapping[str, Any]) -> Findings:
