@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Kind = Literal["loss", "score"]
@@ -24,12 +24,15 @@ class Mixture:
     Datasets stand in the order of their names, so that two mixtures of the same datasets are equal
     and every sum over them is taken in the same order. Raises `ValueError` for anything else.
 
+    Of a union the weights are those of the experts in its merge, and are not printed.
+
     >>> print(Mixture(("code", "math"), (0.25, 0.75)))
     0.25 code + 0.75 math
     """
 
     datasets: tuple[str, ...]
     weights: tuple[float, ...]
+    is_union: bool = field(default=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.datasets:
@@ -55,14 +58,14 @@ class Mixture:
         names = tuple(sorted(set(datasets)))
         shares = [1.0 if sizes is None else float(sizes[name]) for name in names]
         total = sum(shares)
-        return cls(names, tuple(share / total for share in shares))
+        return cls(names, tuple(share / total for share in shares), is_union=True)
 
     def __len__(self) -> int:
         return len(self.datasets)
 
     def __str__(self) -> str:
-        """Returns the datasets, with their weights if these are not equal."""
-        if max(self.weights) - min(self.weights) < 1e-9:
+        """Returns the datasets, with their weights if these are shares of the data, not equal."""
+        if self.is_union or max(self.weights) - min(self.weights) < 1e-9:
             return " + ".join(self.datasets)
         return " + ".join(f"{weight:.2f} {name}" for name, weight in self.as_dict().items())
 

@@ -98,6 +98,25 @@ class Alternative:
 
 
 @dataclass(frozen=True)
+class MoreExamples:
+    """What more select examples of a target would do to the decision.
+
+    `sd` is the standard deviation of the pick's lead over the mixture `against`, which is the
+    likeliest to be better; `sd_then` is what it would be with `num_more` examples beside the `num`
+    that there are. `share` is the part of the variance that this target's examples are behind; of
+    all targets it has the largest.
+    """
+
+    target: str
+    against: Mixture
+    num: int
+    num_more: int
+    sd: float
+    sd_then: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Agreement:
     """How well proxies rank what real fine-tunes give, over mixtures of several datasets.
 
@@ -119,8 +138,9 @@ class Verification:
 
     `agreement` maps every target, and `objective`, to how well its proxies rank. `merging` is the
     way to merge that the checks ask for. `confidence` is the level of all intervals, `num_repeats`
-    counts the checks that were made again with another seed. `failures` are (mixture, what went
-    wrong) of checks whose training failed.
+    counts the checks that were made again with another seed. `more_examples` is None if nothing may
+    well be better than the pick, or for an objective that is no sum over targets. `failures` are
+    (mixture, what went wrong) of checks whose training failed.
     """
 
     mixture: Mixture
@@ -132,6 +152,7 @@ class Verification:
     confidence: float
     stopped: str
     num_repeats: int = 0
+    more_examples: MoreExamples | None = None
     failures: tuple[tuple[Mixture, str], ...] = ()
 
     @property

@@ -13,6 +13,7 @@ import pytest
 
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Merging, Mixture, Scores, Trial
+from mergetomix.report.sentences import more_examples
 from mergetomix.results import Alternative, Check
 from mergetomix.sections.real_finetunes import Verify
 from mergetomix.stages.conclusion import Conclusion, agreement_of
@@ -93,6 +94,23 @@ def test_more_noise_leaves_more_in_doubt() -> None:
     calm, loud = (conclude(state(8.0, replace(noise(), examples_MR=k * ROOT_MR))) for k in (0, 5))
     by_name = {each.mixture: each for each in calm}
     assert all(each.better_probability > by_name[each.mixture].better_probability for each in loud)
+
+
+def test_more_examples_narrow_what_examples_are_behind() -> None:
+    found = Conclusion(state(8.0)).verification("")
+    wanted, first = found.more_examples, found.alternatives[0]
+    assert wanted is not None and (wanted.against, wanted.sd) == (first.mixture, first.sd)
+    assert (wanted.target, wanted.num, wanted.num_more) == ("t", 30, 90)
+    row = MIXTURES.index(first.mixture)
+    behind = float(((ROOT_MR[0] - ROOT_MR[row]) ** 2).sum())
+    assert wanted.share == pytest.approx(behind / first.sd**2)
+    assert wanted.sd_then**2 == pytest.approx(first.sd**2 - 0.75 * behind)
+    assert "90 more select examples of t (there are 30)" in more_examples(wanted)
+    none = state(8.0, replace(noise(), examples_MR=np.zeros((4, 1))))
+    hardly = Conclusion(none).verification("").more_examples
+    assert hardly is not None and hardly.sd_then == hardly.sd
+    assert "more examples would hardly help" in more_examples(hardly)
+    assert Conclusion(state(8.0, confidence=0.51)).verification("").more_examples is None
 
 
 def test_an_interval_is_of_the_report_part() -> None:

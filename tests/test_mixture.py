@@ -139,6 +139,13 @@ def test_a_union_by_size_gives_each_dataset_its_share_of_the_data(
     assert Mixture.union(sizes, dict.fromkeys(sizes, 7)) == Mixture.union(sizes)
 
 
+def test_the_weights_of_a_union_are_of_its_merge_and_not_said() -> None:
+    union = Mixture.union("ab", {"a": 1, "b": 3})
+    assert str(union) == "a + b" and union.weights == (0.25, 0.75)
+    shares = Mixture(("a", "b"), (0.25, 0.75))
+    assert str(shares) == "0.25 a + 0.75 b" and shares == union and hash(shares) == hash(union)
+
+
 def test_a_union_needs_the_size_of_each() -> None:
     with pytest.raises(KeyError, match="b"):
         Mixture.union("ab", {"a": 1})

@@ -62,7 +62,7 @@ train:
 
 merge:
   scale: {{exponent: 1.0}}         # 1 averages the experts' deltas; lower goes farther
-  weighting: equal               # equal | size | tokens
+  weighting: sqrt_tokens         # sqrt_tokens | tokens | size | equal
 
 search:
   strategy: auto                 # every mixture up to 255 of them; beyond, gradients or greedy

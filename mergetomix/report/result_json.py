@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix.objectives.objective import gains
-from mergetomix.records import Scores, Trial
+from mergetomix.records import Mixture, Scores, Trial
 from mergetomix.report import target_gains
 from mergetomix.results import Result, Row, Selection, Verification
 
@@ -108,6 +108,7 @@ def verification(value: Verification) -> dict[str, Any]:
         ],
         "predictions": plain(value.predictions),
         "alternatives": plain(value.alternatives),
+        "more_examples": None if value.more_examples is None else plain(value.more_examples),
         "fidelity": {name: _finite(plain(each)) for name, each in value.agreement.items()},
         "failures": [{**plain(failed), "error": why} for failed, why in value.failures],
     }
@@ -152,6 +153,8 @@ def plain(value: Any, *left_out: str) -> Any:
         return value.as_dict()
     if isinstance(value, tuple | list):
         return [plain(each) for each in value]
+    if isinstance(value, Mixture):
+        return {"datasets": list(value.datasets), "weights": list(value.weights)}
     if is_dataclass(value):
         value = {name: each for name, each in vars(value).items() if name not in left_out}
     if isinstance(value, Mapping):

@@ -8,7 +8,10 @@ from mergetomix.models.family import UNITS
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.report.tables import NUM_FRONT
 from mergetomix.report.target_gains import Front
-from mergetomix.results import Result, Selection, Verification
+from mergetomix.results import MoreExamples, Result, Selection, Verification
+
+LEAST_SHARE = 0.1
+"""Part of a lead's variance behind a target's examples, below which more of them hardly help."""
 
 
 def legend(recipe: Recipe) -> str:
@@ -91,7 +94,25 @@ def verification_lines(verification: Verification) -> list[str]:
         num_more = len(verification.alternatives) - 5
         more = f" and {num_more} more" if num_more > 0 else ""
         lines.append(f"cannot be told apart from the pick: {shown}{more}")
+    if (wanted := verification.more_examples) is not None:
+        lines.append(more_examples(wanted))
     return [*lines, _agreement(verification)]
+
+
+def more_examples(wanted: MoreExamples) -> str:
+    """Returns what more select examples would do to the decision."""
+    lead = f"the standard deviation of the pick's lead over {wanted.against}"
+    if wanted.share < LEAST_SHARE:
+        return (
+            f"more examples would hardly help: they are behind {wanted.share:.0%} of the variance"
+            f" of the pick's lead over {wanted.against}; the rest is what other checks and seeds"
+            " would show (verify.budget, verify.repeats)"
+        )
+    return (
+        f"{wanted.num_more} more select examples of {wanted.target} (there are {wanted.num}) would"
+        f" narrow {lead} from {wanted.sd:.2g} to {wanted.sd_then:.2g}; they may come from its own"
+        " training rows, or in part from a larger select_fraction"
+    )
 
 
 def _agreement(verification: Verification) -> str:

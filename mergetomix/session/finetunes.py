@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,8 @@ class Finetunes:
 
     def known(self, mixture: Mixture, seed: int | None = None) -> Finetune | None:
         """Returns the fine-tune that the store holds, or None."""
-        return self._store.finetune(self._addresses.finetune(mixture, seed))
+        found = self._store.finetune(self._addresses.finetune(mixture, seed))
+        return None if found is None else replace(found, mixture=mixture)
 
     def fit(self, mixture: Mixture, stage: str, seed: int | None = None) -> Finetune:
         """Returns the base fine-tuned on a mixture: from the store, or trained now and kept there.
@@ -151,13 +152,13 @@ class Finetunes:
         def lacking() -> Iterator[FinetuneWork]:
             for mixture in mixtures:
                 key = self._addresses.finetune(mixture, seed)
-                known = self._store.finetune(key)
+                known = self.known(mixture, seed)
                 kind = "experts" if len(mixture.members) == 1 else "real fine-tunes"
                 self._open.count(kind, key, known is not None)
                 draft = self._draft(key, mixture, seed)
                 folder = None if known is not None else next(draft, None)
                 if folder is None:
-                    found = known or self._store.finetune(key)  # by the process that was waited for
+                    found = known or self.known(mixture, seed)  # by the process waited for
                     assert found is not None
                     ready.append((mixture, found))
                     continue

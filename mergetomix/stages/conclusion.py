@@ -7,7 +7,7 @@ seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Protocol
 
@@ -15,11 +15,21 @@ import numpy as np
 
 from mergetomix.objectives.objective import Objective, gains
 from mergetomix.records import Merging, Mixture, Scores, Trial
-from mergetomix.results import Agreement, Alternative, Check, Prediction, Verification
+from mergetomix.results import (
+    Agreement,
+    Alternative,
+    Check,
+    MoreExamples,
+    Prediction,
+    Verification,
+)
 from mergetomix.sections.real_finetunes import Verify
 from mergetomix.statistics import agreement
 from mergetomix.statistics.noise import Noise
 from mergetomix.statistics.posterior import Array, Posterior
+
+MORE = 4
+"""Times the examples that there are, of which the report says what they would do."""
 
 
 class State(Protocol):
@@ -57,17 +67,18 @@ class Conclusion:
 
     def verification(self, stopped: str) -> Verification:
         """Returns everything that the checks show; `stopped` says why they ended."""
-        state = self._state
+        state, alternatives = self._state, self._alternatives()
         return Verification(
             mixture=state.trials[self._best].mixture,
             checks=tuple(state.checks),
             predictions=self._predictions(),
-            alternatives=self._alternatives(),
+            alternatives=alternatives,
             agreement=self._agreement(),
             merging=state.merging,
             confidence=self._options.interval,
             stopped=stopped,
             num_repeats=state.num_repeats,
+            more_examples=self._more_examples(alternatives),
             failures=tuple(state.failures),
         )
 
@@ -104,6 +115,32 @@ class Conclusion:
             if better > 1 - self._options.confidence:
                 found.append(Alternative(trial.mixture, difference, sd, better))
         return tuple(sorted(found, key=lambda each: -each.better_probability))
+
+    def _more_examples(self, alternatives: Sequence[Alternative]) -> MoreExamples | None:
+        """What four times the examples of the target that leaves most in doubt would do."""
+        state = self._state
+        if not alternatives or not state.objective.is_linear:
+            return None
+        first = alternatives[0]
+        other = [trial.mixture for trial in state.trials].index(first.mixture)
+        behind = {}
+        for name in state.objective.weights:
+            noise = state.noise(name)
+            if noise is not None:
+                root_R = noise.examples_MR[self._best] - noise.examples_MR[other]
+                behind[name] = state.objective.slope(name) ** 2 * float(root_R @ root_R)
+        target = max(behind, key=lambda name: behind[name])
+        num, variance = state.base[target].num_examples, first.sd**2
+        left = variance - behind[target] * (1 - 1 / MORE)
+        return MoreExamples(
+            target,
+            first.mixture,
+            num,
+            (MORE - 1) * num,
+            first.sd,
+            math.sqrt(max(0.0, left)),
+            min(1.0, behind[target] / variance) if variance > 0 else 0.0,
+        )
 
     def _agreement(self) -> dict[str, Agreement]:
         """How well proxies rank, for every target and the objective, over the checks."""

@@ -141,7 +141,8 @@ class Store:
         for text, path, *cost in rows:
             folder = self.path / path  # an absolute path stays itself
             if folder.is_dir():
-                mixture = Mixture(*map(tuple, json.loads(text)))
+                datasets, weights = map(tuple, json.loads(text))
+                mixture = Mixture(datasets, weights)
                 return Finetune(mixture, key, str(folder), *cost)
         return None
 
