@@ -98,6 +98,12 @@ def test_what_examples_add_to_a_gain_is_what_resampling_both_models_shows(kind: 
     assert found == pytest.approx(np.var(gains), rel=0.15)
 
 
+def test_what_one_example_adds_is_the_whole_gain() -> None:
+    base, model = (Scores("loss", (each,), (3.0,)) for each in (4.0, 1.0))
+    assert deviations([model], base).tolist() == [[0.75]]
+    assert example_variance(model, base, base) > 0.75**2
+
+
 def test_right_answers_that_all_agree_are_still_a_sample() -> None:
     base, one = (Scores("score", (each,) * 20, (1.0,) * 20) for each in (0.0, 1.0))
     assert example_variance(one, one, base) == resolution(base) == (0.5 / 20) ** 2

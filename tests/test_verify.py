@@ -303,3 +303,82 @@ def test_the_plan_counts_repeats_and_is_made_at_once_for_many_datasets(tmp_path:
             planned.append(requirements.finetunes(session))
     assert len(planned[0]) == 30 + 2 + 3  # experts, checks, all datasets and two random mixtures
     assert [seed for _, seed in planned[1]] == [None] * 35 + [1, 1]
+
+
+def test_accuracies_at_chance_say_nothing(tmp_path: Path) -> None:
+    """Of many mixtures the best and the worst lie apart by chance; that is no difference."""
+    rng = np.random.default_rng(0)
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path)))
+    with open_session(recipe, Heard()) as session:
+        answers = lambda share: Scores(  # noqa: E731
+            "score", tuple((rng.random(60) < share).astype(float).tolist()), (1.0,) * 60
+        )
+        for share_of_best, is_said in ((0.5, True), (0.95, False)):
+            mixtures = list(session.spaces.searched)
+            scored = [answers(0.5) for _ in mixtures[1:]] + [answers(share_of_best)]
+            trials = [Trial(m, {"t": s}, 0.0) for m, s in zip(mixtures, scored, strict=True)]
+            best, worst = (pick(s.mean for s in scored) for pick in (max, min))
+            assert best - worst > 0.03
+            session.opened.warnings.clear()
+            search.warn_of_blunt_targets(session, trials, {"t": answers(0.5)})
+            warned = [text for text in session.opened.warnings if "says nothing" in text]
+            assert bool(warned) == is_said
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_target_on_which_all_score_the_same_has_no_say(tmp_path: Path) -> None:
+    (tmp_path / "same.py").write_text("def score(model, tokenizer):\n    return [1.0, 1.0, 1.0]\n")
+    values = values_of(tmp_path, repeats=1)
+    values["targets"] = {"same": {"score": "python", "function": "same.py:score"}}
+    result = m2m.run(write_recipe(tmp_path, values))
+    found = result.verification
+    assert found is not None and any("all 7 mixtures score the same" in w for w in result.warnings)
+    assert all(line.low <= line.mean <= line.high for line in found.predictions)
+    assert max(line.best_probability for line in found.predictions) < 0.5
+
+
+def test_a_target_of_two_examples_is_as_unsure_as_it_is(tmp_path: Path) -> None:
+    few, many = tmp_path / "few", tmp_path / "many"
+    widths = []
+    for folder, num in ((few, 2), (many, len(WORDS))):
+        folder.mkdir()
+        values = values_of(folder)
+        rows = (folder / "t.jsonl").read_text().splitlines()[:num]
+        (folder / "t.jsonl").write_text("".join(f"{row}\n" for row in rows))
+        result = m2m.run(write_recipe(folder, values))
+        assert result.verification is not None
+        pick = next(p for p in result.verification.predictions if p.mixture == result.selected)
+        widths.append(pick.high - pick.low)
+        assert pick.best_probability < 0.95 or num > 2
+        assert any("says nothing" in text for text in result.warnings) or num > 2
+    assert widths[0] > 3 * widths[1]
+
+
+def test_a_dataset_of_three_rows_stands_beside_one_of_thousands(tmp_path: Path) -> None:
+    values = values_of(tmp_path)
+    rows = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("".join(f"{row}\n" for row in rows[:3]))
+    many = [row.replace("what", f"{i} what") for i in range(250) for row in rows]
+    (tmp_path / "b.jsonl").write_text("".join(f"{row}\n" for row in many))
+    result = m2m.run(write_recipe(tmp_path, values))
+    assert result.verification is not None
+    (line,) = (text for text in result.warnings if "the datasets are unequal" in text)
+    assert "b 99%" in line or "b 100%" in line
+    weights = Mixture(("a", "b"), (0.5, 0.5)).as_dict()
+    trial = next(t for t in result.selection.trials if t.mixture.datasets == ("a", "b"))
+    assert 0 < trial.mixture.as_dict()["a"] < 0.1 < weights["a"]
+
+
+def test_a_repeat_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Finetunes.fit
+
+    def failing(self: Any, mixture: Any, stage: str, seed: int | None = None) -> Any:
+        if seed is not None:
+            raise TrainingError("the loss is nan at step 1")
+        return original(self, mixture, stage, seed)
+
+    monkeypatch.setattr(Finetunes, "fit", failing)
+    result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, repeats=1)))
+    assert result.verification is not None and result.verification.num_repeats == 0
+    assert any("with another seed is left out: the loss is nan" in w for w in result.warnings)
+    assert (result.verification.agreement["objective"].noise_sd or 0) > 0

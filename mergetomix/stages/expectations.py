@@ -162,13 +162,16 @@ def deviations(scores: Sequence[Scores], base: Scores) -> Array:
 
     A score's gain is a mean over examples, and this its value on each. A loss's is a ratio of two
     means, one less L / B: an example adds (L / B b - l) / B, with b and l the losses of base and
-    model on it (the linearised ratio, Cochran, Sampling Techniques 1977, section 2.11).
+    model on it (the linearised ratio, Cochran, Sampling Techniques 1977, section 2.11). Of one
+    example alone, which says nothing of any spread, it is the gain.
     """
     values_ME, base_E = np.array([each.values for each in scores]), np.array(base.values)
     if base.kind != "loss" or base.mean <= 0:
         sign = -1.0 if base.kind == "loss" else 1.0
         return np.asarray(sign * (values_ME - base_E))
     left_M = np.array([each.mean for each in scores]) / base.mean
+    if base.num_examples == 1:
+        return np.asarray(1 - left_M[:, None])
     return np.asarray((left_M[:, None] * base_E - values_ME) / base.mean)
 
 
