@@ -27,6 +27,7 @@ def main(path: Path) -> None:
         "train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256,"
         " max_tokens: 72000}\n"
     )
+    lines.append("merge: {weighting: equal}  # as when the study was recorded\n")
     lines.append(
         "study: {seeds: [1, 2, 3, 4, 5]}  # seed 0 was looked at while the calibration was made\n"
     )

@@ -99,6 +99,7 @@ TARGETS: Mapping[str, Made] = {
 }
 TAIL = """
 train: {method: full, learning_rate: 1.0e-4, schedule: linear, batch_size: 32, max_steps: 60}
+merge: {weighting: equal}  # as when the study was recorded
 study: {seeds: [1, 2, 3]}  # seed 0 was looked at while the recipe was made
 device: cpu
 batch_tokens: 8192
