@@ -34,14 +34,15 @@ class Expectations:
     ) -> None:
         self._session, self._objective, self._base = session, objective, base
         self._experts = {each.mixture.datasets[0]: each.scores for each in singles}
-        self._pooled: dict[Mixture, dict[str, Scores]] = {}
+        self._pooled: dict[Mixture, dict[str, float]] = {}
+        self._noisy: dict[str, tuple[list[Mixture], OnExamples]] = {}
 
     def views(self, trials: Sequence[Trial], target: str | None = None) -> Views:
         """Returns what is known of mixtures before any real fine-tune.
 
         It is of the objective, which must be linear, or of one target's gains.
         """
-        pooled_gains = [gains(self._pool(trial.mixture), self._base) for trial in trials]
+        pooled_gains = [self._pooled_gains(trial.mixture) for trial in trials]
         weights_MN, names = weights_of(trials), datasets_of(trials)
         alone = [gains(self._experts[name], self._base) for name in names]
         proxies = {
@@ -86,25 +87,41 @@ class Expectations:
     def _on(
         self, target: str, trials: Sequence[Trial], checks: Mapping[int, Check], seed_sd: float
     ) -> Noise:
-        base, fraction = self._base[target], self._session.recipe.select_fraction
-        proxies = [trial.scores[target] for trial in trials]
-        pools = [self._pool(trial.mixture)[target] for trial in trials]
-        weights_MN, ratio = weights_of(trials), fraction / (1 - fraction)
-        found = on_examples(weights_MN, proxies, pools, base, ratio)
+        base, weights_MN = self._base[target], weights_of(trials)
+        found = self._on_examples(target, trials)
         variances = {
             row: example_variance(check.scores[target], check.proxy_scores[target], base)
             for row, check in checks.items()
         }
         return found.noise(variances, weights_MN.max(axis=1) < 1, seed_sd)
 
-    def _pool(self, mixture: Mixture) -> dict[str, Scores]:
-        """The scores of a mixture's experts pooled, by target."""
+    def _on_examples(self, target: str, trials: Sequence[Trial]) -> OnExamples:
+        """What the examples add to some trials' scores; kept while the trials are the same.
+
+        They are the same mixtures in the same order: merged in another way they are off by as much.
+        """
+        mixtures = [trial.mixture for trial in trials]
+        known = self._noisy.get(target)
+        if known is not None and known[0] == mixtures:
+            return known[1]
+        proxies = [trial.scores[target] for trial in trials]
+        pools = [self._pool(mixture, target) for mixture in mixtures]
+        fraction = self._session.recipe.select_fraction
+        ratio = fraction / (1 - fraction)
+        found = on_examples(weights_of(trials), proxies, pools, self._base[target], ratio)
+        self._noisy[target] = mixtures, found
+        return found
+
+    def _pool(self, mixture: Mixture, target: str) -> Scores:
+        """The scores of a mixture's experts pooled, on one target."""
+        shares, experts = self._session.finetunes.shares(mixture), self._experts
+        return pooled(shares, {each: experts[each][target] for each in shares.datasets})
+
+    def _pooled_gains(self, mixture: Mixture) -> dict[str, float]:
+        """The gains of a mixture's experts pooled, by target."""
         if mixture not in self._pooled:
-            shares, experts = self._session.finetunes.shares(mixture), self._experts
-            self._pooled[mixture] = {
-                name: pooled(shares, {each: experts[each][name] for each in shares.datasets})
-                for name in self._objective.weights
-            }
+            scores = {name: self._pool(mixture, name) for name in self._objective.weights}
+            self._pooled[mixture] = gains(scores, self._base)
         return self._pooled[mixture]
 
 
