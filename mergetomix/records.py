@@ -136,14 +136,18 @@ def gain(scores: Scores, base: Scores) -> float:
 class Merging:
     """How experts are merged: what their weights are taken from, and how far a merge of k goes.
 
+    `weighting` is None where the weights are a mixture's own, as in a search over weights.
+
     >>> str(Merging("equal", 0.75))
     'equal weights and exponent 0.75'
     """
 
-    weighting: Weighting
+    weighting: Weighting | None
     exponent: float
 
     def __str__(self) -> str:
+        if self.weighting is None:
+            return f"the weights of the mixture and exponent {self.exponent:g}"
         rule = {"sqrt_tokens": "sqrt(tokens)"}.get(self.weighting, self.weighting)
         by = rule if rule == "equal" else f"{rule}-proportional"
         return f"{by} weights and exponent {self.exponent:g}"

@@ -24,6 +24,7 @@ from mergetomix.session.inputs import read_inputs
 from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline, search
 from mergetomix.stages.checks import Checks
+from mergetomix.stages.ways import WEIGHTING_COST, ways
 from mergetomix.statistics.opinion_pool import pooled
 
 
@@ -315,6 +316,32 @@ def test_experts_are_pooled_as_their_data_is_in_the_union(tmp_path: Path) -> Non
         wanted = gain(pooled(session.finetunes.shares(rooted), experts), selection.base["t"])
         assert views.pooled_M[row] == pytest.approx(wanted)
         assert wanted != pytest.approx(gain(pooled(rooted, experts), selection.base["t"]), abs=1e-9)
+
+
+def test_checks_choose_no_weights_where_weights_are_searched(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path) | {"search": {"space": "weights"}}
+    values["train"] |= {"max_tokens": 400}
+    values["verify"] = {"exponents": [0.5]}
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session:
+        found = list(ways(session))
+        assert [(way.weighting, way.exponent) for way in found] == [(None, 1.0), (None, 0.5)]
+        assert str(found[0]) == "the weights of the mixture and exponent 1"
+        drawn = Mixture(("a", "b"), (0.25, 0.75))
+        assert session.spaces.merged(drawn, None) == drawn
+
+
+def test_checks_choose_among_weights_that_differ(tmp_path: Path) -> None:
+    """Of datasets with as many tokens every rule gives the same weights."""
+    values = recipe_values(tmp_path) | {"verify": {"exponents": []}}
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values))) as session:
+        assert [way.weighting for way in ways(session)] == ["sqrt_tokens"]
+    rows = (tmp_path / "a.jsonl").read_text()
+    more = "".join(rows.replace("what", f"{i} what") for i in range(4))
+    (tmp_path / "a.jsonl").write_text(more)
+    with open_session(m2m.load_recipe(tmp_path / "recipe.yaml")) as session:
+        found = ways(session)
+        assert [way.weighting for way in found] == ["sqrt_tokens", "equal", "tokens"]
+        assert list(found.values()) == [0.0, -WEIGHTING_COST, -WEIGHTING_COST]
 
 
 def test_rows_that_are_drawn_are_pooled_by_their_weights(tmp_path: Path) -> None:

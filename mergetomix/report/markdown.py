@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.records import Merging
 from mergetomix.report import sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Result, Verification
+from mergetomix.stages.ways import way_of
 
 
 def render(result: Result, recipe: Recipe) -> str:
@@ -81,9 +81,7 @@ def table(lines: tables.Table) -> str:
 
 def _summary(result: Result, recipe: Recipe) -> str:
     checked = result.verification
-    section = recipe.merge
-    merging = Merging(section.weighting, section.scale.exponent)
-    merging = merging if checked is None else checked.merging
+    merging = way_of(recipe) if checked is None else checked.merging
     how = "drawn by these weights" if result.portions else "all of their data together"
     lines = [
         f"Fine-tune `{recipe.base.path}` on **{result.selected}**, {how}."

@@ -53,13 +53,12 @@ class Spaces:
         """
         return Mixture.union(datasets, self.sizes(weighting or self._recipe.merge.weighting))
 
-    def merged(self, mixture: Mixture, weighting: Weighting) -> Mixture:
+    def merged(self, mixture: Mixture, weighting: Weighting | None) -> Mixture:
         """Returns a mixture's datasets with the weights that their experts are merged by.
 
-        They are its own where weights are searched.
+        They are its own where weights are searched: None.
         """
-        own = self._recipe.merge.weighting
-        if self._recipe.search.draws_rows or weighting == own:
+        if weighting in (None, self._recipe.merge.weighting):
             return mixture
         return self.union(mixture.members, weighting)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Merging, Mixture
 from mergetomix.session.session import Session
 
@@ -17,8 +18,13 @@ ALIKE = 0.01
 
 def own_way(session: Session) -> Merging:
     """Returns the way that the recipe merges in, and the search with it."""
-    section = session.recipe.merge
-    return Merging(section.weighting, section.scale.exponent)
+    return way_of(session.recipe)
+
+
+def way_of(recipe: Recipe) -> Merging:
+    """Returns the way that a recipe merges in."""
+    weighting = None if recipe.search.draws_rows else recipe.merge.weighting
+    return Merging(weighting, recipe.merge.scale.exponent)
 
 
 def ways(session: Session) -> dict[Merging, float]:
