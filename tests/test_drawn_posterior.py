@@ -35,6 +35,7 @@ def test_the_scale_is_that_of_a_t_with_the_covariance_of_the_draws() -> None:
     held = (low_M <= found.tuned_DM) & (found.tuned_DM <= high_M)
     assert held[:, 3].mean() == pytest.approx(0.8, abs=1e-3)
     assert len(found.draws(seed=3, num=7)) == 7
+    assert found.pick == int(np.argmax(found.mean_M))
 
 
 @pytest.mark.parametrize("level", [0.0, 0.3, 4.0])

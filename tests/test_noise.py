@@ -107,6 +107,8 @@ def test_what_one_example_adds_is_the_whole_gain() -> None:
 def test_right_answers_that_all_agree_are_still_a_sample() -> None:
     base, one = (Scores("score", (each,) * 20, (1.0,) * 20) for each in (0.0, 1.0))
     assert example_variance(one, one, base) == resolution(base) == (0.5 / 20) ** 2
+    reward = Scores("score", (0.3,) * 20, (1.0,) * 20)
+    assert resolution(reward) == 0.0
     loss = Scores("loss", (2.0,) * 20, (1.0,) * 20)
     assert example_variance(loss, loss, loss) == 0.0
 

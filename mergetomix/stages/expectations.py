@@ -199,5 +199,9 @@ def example_variance(one: Scores, other: Scores, base: Scores) -> float:
 
 
 def resolution(base: Scores) -> float:
-    """Returns the variance that a few right or wrong answers leave even if all of them agree."""
-    return 0.0 if base.kind == "loss" else (RESOLUTION / base.num_examples) ** 2
+    """Returns the variance that a few right or wrong answers leave even if all of them agree.
+
+    It is that of answers alone, which score one or zero.
+    """
+    is_of_answers = base.kind == "score" and set(base.values) <= {0.0, 1.0}
+    return (RESOLUTION / base.num_examples) ** 2 if is_of_answers else 0.0

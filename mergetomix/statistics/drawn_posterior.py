@@ -32,6 +32,14 @@ class DrawnPosterior(Posterior):
     drawn_DM: Array
     tuned_DM: Array
 
+    @property
+    def pick(self) -> int:
+        """The mixture that is expected to be best, the noise of the report part left aside.
+
+        A smallest of several noisy numbers is the lower the noisier they are.
+        """
+        return int(np.argmax(self.mean_M))
+
     def interval(self, confidence: float) -> tuple[Array, Array]:
         """Returns quantiles of the draws."""
         low, high = 0.5 - confidence / 2, 0.5 + confidence / 2
