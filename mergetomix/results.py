@@ -103,8 +103,7 @@ class MoreExamples:
 
     `sd` is the standard deviation of the pick's lead over the mixture `against`, which is the
     likeliest to be better; `sd_then` is what it would be with `num_more` examples beside the `num`
-    that there are. `share` is the part of the variance that this target's examples are behind; of
-    all targets it has the largest.
+    that there are; of all targets it is the smallest.
     """
 
     target: str
@@ -113,7 +112,11 @@ class MoreExamples:
     num_more: int
     sd: float
     sd_then: float
-    share: float
+
+    @property
+    def share(self) -> float:
+        """The part of the variance of the pick's lead that they would take away."""
+        return max(0.0, 1 - (self.sd_then / self.sd) ** 2) if self.sd > 0 else 0.0
 
 
 @dataclass(frozen=True)

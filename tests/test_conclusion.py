@@ -48,9 +48,13 @@ def state(dof: float, of: Noise | None = None, num_checks: int = 2, **options: A
     posterior = Posterior(
         MEAN_M, SCALE_MM, dof, frozenset({0, 1, 3}), 0.0, given, MEAN_M, 2 * np.full(4, 0.01)
     )
+
+    def with_more(times: dict[str, float] | None = None) -> Posterior:
+        return replace(posterior, noise=given.with_examples((times or {}).get("t", 1.0)))
+
     return SimpleNamespace(
         options=Verify(**{"confidence": 1 - 1e-9, **options}),
-        posterior=lambda: posterior,
+        posterior=with_more,
         noise=lambda target: given,
         trials=trials,
         checks=checks,
@@ -103,7 +107,7 @@ def test_more_examples_narrow_what_examples_are_behind() -> None:
     assert (wanted.target, wanted.num, wanted.num_more) == ("t", 30, 90)
     row = MIXTURES.index(first.mixture)
     behind = float(((ROOT_MR[0] - ROOT_MR[row]) ** 2).sum())
-    assert wanted.share == pytest.approx(behind / first.sd**2)
+    assert wanted.share == pytest.approx(0.75 * behind / first.sd**2)
     assert wanted.sd_then**2 == pytest.approx(first.sd**2 - 0.75 * behind)
     assert "90 more select examples of t (there are 30)" in more_examples(wanted)
     none = state(8.0, replace(noise(), examples_MR=np.zeros((4, 1))))
@@ -132,7 +136,7 @@ def test_nothing_but_noise_is_told_apart() -> None:
     equal = replace(state(8.0).posterior(), mean_M=np.zeros(4), scale_MM=np.zeros((4, 4)))
     equal = replace(equal, noise=Noise.none(4))
     given = state(8.0, confidence=0.95)
-    given.posterior = lambda: equal
+    given.posterior = lambda times=None: equal
     assert [each.better_probability for each in conclude(given)] == [0.5] * 3
 
 

@@ -75,6 +75,11 @@ def test_the_spread_of_few_examples_is_taken_for_as_unsure_as_it_is(num: int) ->
 def test_one_example_may_lie_as_far_off_as_it_lies_from_zero() -> None:
     assert mean_variance(np.array([2.0]), np.ones(1)) > 4.0
     assert mean_variance(np.zeros(1), np.ones(1)) == 0.0
+    # examples without weight are none
+    assert mean_variance(np.array([2.0, 9.0]), np.array([1.0, 0.0])) > 4.0
+    three, padded = np.array([1.0, 2.0, 4.0]), np.array([1.0, 7.0, 2.0, 4.0, 7.0])
+    weights = np.array([2.0, 0.0, 1.0, 3.0, 0.0])
+    assert mean_variance(padded, weights) == pytest.approx(mean_variance(three, weights[[0, 2, 3]]))
     with pytest.raises(ValueError, match="must not all be zero"):
         mean_variance(np.ones(2), np.zeros(2))
 
@@ -101,7 +106,8 @@ def test_what_examples_add_to_a_gain_is_what_resampling_both_models_shows(kind: 
 def test_what_one_example_adds_is_the_whole_gain() -> None:
     base, model = (Scores("loss", (each,), (3.0,)) for each in (4.0, 1.0))
     assert deviations([model], base).tolist() == [[0.75]]
-    assert example_variance(model, base, base) > 0.75**2
+    # how far a check may be off is not known of one: it counts as it is
+    assert example_variance(model, base, base) == 0.0
 
 
 def test_right_answers_that_all_agree_are_still_a_sample() -> None:
@@ -268,7 +274,8 @@ def reference(
     seed, alone = noise.seed_sd**2 / unit.sd**2, noise.check_M / unit.sd**2
     first, second = sorted(known), sorted(again)
     rows, is_first = first + second, [True] * len(first) + [False] * len(second)
-    seen = worth[np.ix_(rows, rows)] + np.diag(seed + alone[rows])
+    is_same = np.array(rows)[:, None] == np.array(rows)
+    seen = worth[np.ix_(rows, rows)] + seed * np.eye(len(rows)) + is_same * alone[rows]
     to_worth = worth[:, rows]
     to_tuned = to_worth.copy()
     for column, (row, own) in enumerate(zip(rows, is_first, strict=True)):
@@ -327,6 +334,16 @@ def test_a_repeat_brings_the_mean_of_both_seeds() -> None:
     assert both.tuned_mean_M[row] > both.mean_M[row]
     with pytest.raises(ValueError, match="finite"):
         posterior_of(views, known, noise=noise, again={row: np.nan})
+
+
+def test_a_repeat_teaches_nothing_of_the_examples() -> None:
+    """Both fine-tunes are scored on the same ones; without noise of seeds it is the same number."""
+    noise = replace(some_noise(0.5), seed_sd=1e-6)
+    views, _, _, measured_M = drawn_world(5, noise)
+    known = {SEVERAL[2]: float(measured_M[SEVERAL[2]])}
+    one = posterior_of(views, known, noise=noise)
+    both = posterior_of(views, known, noise=noise, again=known)
+    np.testing.assert_allclose(both.mean_M, one.mean_M, atol=1e-6)
 
 
 def test_a_difference_has_the_noise_that_the_two_do_not_share() -> None:

@@ -11,7 +11,7 @@ from mergetomix.report.target_gains import Front
 from mergetomix.results import MoreExamples, Result, Selection, Verification
 
 LEAST_SHARE = 0.1
-"""Part of a lead's variance behind a target's examples, below which more of them hardly help."""
+"""Part of a lead's variance that more examples must take away to be worth asking for."""
 
 
 def legend(recipe: Recipe) -> str:
@@ -104,9 +104,9 @@ def more_examples(wanted: MoreExamples) -> str:
     lead = f"the standard deviation of the pick's lead over {wanted.against}"
     if wanted.share < LEAST_SHARE:
         return (
-            f"more examples would hardly help: they are behind {wanted.share:.0%} of the variance"
-            f" of the pick's lead over {wanted.against}; the rest is what other checks and seeds"
-            " would show (verify.budget, verify.repeats)"
+            f"more examples would hardly help: {wanted.num_more} more of {wanted.target} would take"
+            f" away {wanted.share:.0%} of the variance of the pick's lead over {wanted.against};"
+            " the rest is what other checks and seeds would show (verify.budget, verify.repeats)"
         )
     return (
         f"{wanted.num_more} more select examples of {wanted.target} (there are {wanted.num}) would"

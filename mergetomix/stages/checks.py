@@ -283,14 +283,19 @@ class Checks:
 
     # --- the posterior
 
-    def posterior(self) -> Posterior:
-        """Returns what is known of all trials' worth, given the checks."""
+    def posterior(self, times: Mapping[str, float] | None = None) -> Posterior:
+        """Returns what is known of all trials' worth, given the checks.
+
+        Args:
+            times: as if there were so many times the select examples of some targets; for an
+                objective that is linear.
+        """
         if self.objective.is_linear:
-            return self._posterior(None)
+            return self._posterior(None, times)
         each = {name: self._posterior(name) for name in sorted(self.weights)}
         return drawn_posterior.posterior_of(self.objective, each)
 
-    def _posterior(self, target: str | None) -> Posterior:
+    def _posterior(self, target: str | None, times: Mapping[str, float] | None = None) -> Posterior:
         """The posterior of one target's gain; None is the objective, which must be linear."""
         known = {row: self._real(check.scores, target) for row, check in self._by_row.items()}
         again = {
@@ -299,9 +304,8 @@ class Checks:
             if check.mixture in self._places
         }
         views, unit = self._views(target), self._unit_of(target)
-        return posterior.posterior_of(
-            views, known, unit=unit, noise=self._noise(target), again=again
-        )
+        noise = self._noise(target, times)
+        return posterior.posterior_of(views, known, unit=unit, noise=noise, again=again)
 
     def _real(self, scores: Mapping[str, Scores], target: str | None) -> float:
         if target is None:
@@ -326,9 +330,9 @@ class Checks:
         """Fine-tunes that were made again with another seed."""
         return len(self.repeats)
 
-    def _noise(self, target: str | None) -> Noise:
+    def _noise(self, target: str | None, times: Mapping[str, float] | None = None) -> Noise:
         return self.expectations.noise(
-            self.trials, self._by_row, self.seed_share, self._unit_of(target), target
+            self.trials, self._by_row, self.seed_share, self._unit_of(target), target, times
         )
 
     @property

@@ -48,8 +48,8 @@ class State(Protocol):
         """Checks that were made again with another seed."""
         ...
 
-    def posterior(self) -> Posterior:
-        """Returns what is known of all trials' worth."""
+    def posterior(self, times: Mapping[str, float] | None = None) -> Posterior:
+        """Returns what is known of all trials' worth, or would be with more select examples."""
         ...
 
     def noise(self, target: str | None) -> Noise | None:
@@ -123,24 +123,14 @@ class Conclusion:
             return None
         first = alternatives[0]
         other = [trial.mixture for trial in state.trials].index(first.mixture)
-        behind = {}
-        for name in state.objective.weights:
-            noise = state.noise(name)
-            if noise is not None:
-                root_R = noise.examples_MR[self._best] - noise.examples_MR[other]
-                behind[name] = state.objective.slope(name) ** 2 * float(root_R @ root_R)
-        target = max(behind, key=lambda name: behind[name])
-        num, variance = state.base[target].num_examples, first.sd**2
-        left = variance - behind[target] * (1 - 1 / MORE)
-        return MoreExamples(
-            target,
-            first.mixture,
-            num,
-            (MORE - 1) * num,
-            first.sd,
-            math.sqrt(max(0.0, left)),
-            min(1.0, behind[target] / variance) if variance > 0 else 0.0,
-        )
+        # a check that is less noisy may also tell that mixtures lie further apart
+        sd_then = {
+            name: min(first.sd, state.posterior({name: MORE}).difference(self._best, other)[1])
+            for name in state.objective.weights
+        }
+        target = min(sd_then, key=lambda name: sd_then[name])
+        num = state.base[target].num_examples
+        return MoreExamples(target, first.mixture, num, (MORE - 1) * num, first.sd, sd_then[target])
 
     def _agreement(self) -> dict[str, Agreement]:
         """How well proxies rank, for every target and the objective, over the checks."""

@@ -67,6 +67,7 @@ class Expectations:
         seed_share: float,
         unit: Unit,
         target: str | None = None,
+        times: Mapping[str, float] | None = None,
     ) -> Noise:
         """Returns the noise of the real scores of some mixtures, of the objective or of one target.
 
@@ -74,14 +75,15 @@ class Expectations:
             checks: those that were made, by row.
             seed_share: standard deviation over seeds, in standard deviations of the proxies.
             unit: the mean and standard deviation of the proxies.
+            times: what the noise would be with so many times the select examples of some targets.
         """
         seed_sd = seed_share * unit.sd
         if target is not None:
             return self._on(target, trials, checks, seed_sd)
-        slope = self._objective.slope
-        parts = [
-            (slope(name), self._on(name, trials, checks, 0.0)) for name in self._objective.weights
-        ]
+        parts = []
+        for name in self._objective.weights:
+            own = self._on(name, trials, checks, 0.0).with_examples((times or {}).get(name, 1.0))
+            parts.append((self._objective.slope(name), own))
         return Noise.together(parts, seed_sd)
 
     def _on(
@@ -145,7 +147,7 @@ def on_examples(
     proxy_ME, pool_ME = (deviations(each, base) for each in (proxies, pools))
     expected_ME = expected_by_example(weights_MN, proxy_ME, pool_ME)
     unchecked = 0.0
-    if plural_M.any():
+    if plural_M.any() and np.count_nonzero(base.weights) > 1:
         # experts pooled lie from their merge much as a fine-tune does
         root_ME = noises.mean_root((pool_ME - proxy_ME)[plural_M], weights_E)
         unchecked = float(np.median((root_ME**2).sum(axis=1))) + resolution(base)
@@ -187,13 +189,19 @@ def deviations(scores: Sequence[Scores], base: Scores) -> Array:
         sign = -1.0 if base.kind == "loss" else 1.0
         return np.asarray(sign * (values_ME - base_E))
     left_M = np.array([each.mean for each in scores]) / base.mean
-    if base.num_examples == 1:
-        return np.asarray(1 - left_M[:, None])
+    if np.count_nonzero(base.weights) == 1:
+        return np.asarray((1 - left_M[:, None]) * (np.array(base.weights) > 0))
     return np.asarray((left_M[:, None] * base_E - values_ME) / base.mean)
 
 
 def example_variance(one: Scores, other: Scores, base: Scores) -> float:
-    """Returns the variance, over draws of the examples, of the difference of two models' gains."""
+    """Returns the variance, over draws of the examples, of the difference of two models' gains.
+
+    Of one example alone, or one number for all of them, it is not known: zero, so that what was
+    measured counts as it is.
+    """
+    if np.count_nonzero(base.weights) == 1:
+        return 0.0
     first_E, second_E = deviations([one, other], base)
     return noises.mean_variance(first_E - second_E, np.array(base.weights)) + resolution(base)
 

@@ -68,6 +68,11 @@ class Noise:
         root_MR, check_M, report_M = self.examples_MR, self.check_M, self.report_M
         return Noise(root_MR[chosen], check_M[chosen], report_M[chosen], self.seed_sd)
 
+    def with_examples(self, times: float) -> Noise:
+        """Returns the noise if the select part had so many times the examples."""
+        root_MR, check_M = self.examples_MR / math.sqrt(times), self.check_M / times
+        return Noise(root_MR, check_M, self.report_M, self.seed_sd)
+
     @property
     def variance_M(self) -> Array:
         """The variance of what the examples add to every score."""
@@ -114,12 +119,14 @@ def mean_root(values_ME: Array, weights_E: Array) -> Array:
 
     (the linearised ratio, Efron and Tibshirani 1993, chapter 6). c makes 90% intervals of a normal
     distribution as wide as those of Student's t with E - 1 degrees of freedom: the spread of few
-    examples is known badly. One example alone is taken to lie as far from zero as it may well lie
-    from the truth. Raises ValueError for weights that are all zero.
+    examples is known badly. Examples without weight are none. One example alone is taken to lie as
+    far from zero as it may well lie from the truth. Raises ValueError for weights that are all
+    zero.
     """
-    num = len(weights_E)
     if not weights_E.sum() > 0:
         raise ValueError("the examples' weights must not all be zero")
+    values_ME, weights_E = values_ME[:, weights_E > 0], weights_E[weights_E > 0]
+    num = len(weights_E)
     means_M = values_ME @ weights_E / weights_E.sum()
     away_ME = values_ME - (means_M[:, None] if num > 1 else 0.0)
     wide = stats.t.ppf(_LEVEL, max(1, num - 1)) / stats.norm.ppf(_LEVEL)

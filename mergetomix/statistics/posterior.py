@@ -353,9 +353,14 @@ class _Seen:
 
     @property
     def alone_UU(self) -> Array:
-        """The covariance of what is each measurement's own, in the unit of the prior."""
-        alone_U = self.noise.check_M[self.rows] / self.unit**2 + self.seed + JITTER
-        return np.diag(alone_U)
+        """The covariance of what is no mixture's, in the unit of the prior.
+
+        Seeds are each measurement's own; what the examples add to a check is the same for the same
+        mixture with another seed.
+        """
+        is_same_UU = np.equal.outer(self.rows, self.rows)
+        seeds_UU = (self.seed + JITTER) * np.eye(len(self.rows))
+        return np.asarray(is_same_UU * self.noise.check_M[self.rows] / self.unit**2 + seeds_UU)
 
 
 @dataclass(frozen=True)
