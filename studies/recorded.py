@@ -14,7 +14,7 @@ from mergetomix.records import Mixture, Scores, Weighting
 from mergetomix.stages.expectations import example_variance, on_examples
 from mergetomix.statistics import opinion_pool
 from mergetomix.statistics.noise import OnExamples
-from mergetomix.statistics.posterior import Array
+from mergetomix.statistics.posterior import Array, how_much_longer
 from mergetomix.study import truth
 
 POWERS: Mapping[Weighting, float] = {"equal": 0.0, "sqrt_tokens": 0.5, "tokens": 1.0}
@@ -77,6 +77,7 @@ def worlds_of(gathered: Gathered, seed: int, weighting: Weighting) -> Iterator[t
             eval_tokens=int(sum(base["select"].weights)),
             weighting=weighting,
             weighted={name: found[g, 1.0] for name, g in others.items()},
+            longer_M=longer_of(gathered, own),
             **noise_of(own, proxies, pools, reals, base),
         )
 
@@ -88,6 +89,16 @@ def merged_by(
     power = POWERS[weighting]
     names = (key.split("+") for key in keys)
     return tuple(Mixture.union(each, {n: sizes[n] ** power for n in each}) for each in names)
+
+
+def longer_of(gathered: Gathered, mixtures: Sequence[Mixture]) -> Array | None:
+    """Returns how much longer than its experts each fine-tune was trained, None if equally long."""
+    names = sorted(gathered["datasets"])
+    tokens = {key: own["tokens"] for key, own in gathered["real"].items()}
+    if tokens["+".join(names)] < 1.1 * max(tokens[name] for name in names):
+        return None
+    is_in_MN = np.array([[float(name in m.datasets) for name in names] for m in mixtures])
+    return how_much_longer(is_in_MN, np.array([float(tokens[name]) for name in names]))
 
 
 def scores_of(gathered: Gathered, key: str, part: str, target: str) -> Scores:

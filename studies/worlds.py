@@ -64,10 +64,7 @@ def write(worlds: Mapping[str, Any], out: Path) -> None:
 def about(session: Session) -> dict[str, Any]:
     """Returns what is not a score: sizes of the datasets, weights of the examples."""
     inputs = session.inputs
-    scored, sizes = inputs.scored_tokens, inputs.sizes
-    tokens = {
-        name: sum(each.num_tokens for each in inputs.sequences(name)) for name in inputs.candidates
-    }
+    scored, sizes, tokens = inputs.scored_tokens, inputs.sizes, inputs.tokens
     return {
         "datasets": {
             name: {"scored": scored[name], "tokens": tokens[name], "sequences": sizes[name]}

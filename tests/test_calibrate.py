@@ -18,6 +18,7 @@ from mergetomix.statistics.posterior import (
     Prior,
     Unit,
     Views,
+    how_much_longer,
     likeliest,
     posterior_of,
     with_strongest,
@@ -76,12 +77,14 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num: int) -> None:
     assert 0.85 <= np.mean(held) <= 0.95
 
 
-def covariance(prior: Prior, one: int, other: int, z: Array, d: Array, s: Array) -> float:
+def covariance(prior: Prior, one: int, other: int, z: Array, d: Array, s: Array, t: Array) -> float:
     """What two mixtures' residuals share, term by term, in units of the proxies' spread."""
     v, w = WEIGHTS[one], WEIGHTS[other]
     mixed = MIXED[one] * MIXED[other]
     terms = prior.level**2 + prior.slope**2 * z[one] * z[other] + prior.pool**2 * d[one] * d[other]
     terms += prior.strong**2 * s[one] * s[other]
+    longer = prior.longer**2 + prior.levelled**2 * z[one] * z[other]
+    terms += longer * t[one] * t[other]
     terms += prior.main**2 * (v @ w) / ((v @ v) * (w @ w))
     pairs = sum(v[i] * v[j] * w[i] * w[j] for i, j in combinations(range(N), 2))
     return float(mixed * terms + prior.pair**2 * pairs)
@@ -89,7 +92,7 @@ def covariance(prior: Prior, one: int, other: int, z: Array, d: Array, s: Array)
 
 def test_the_posterior_is_that_of_the_formula() -> None:
     """Beside scipy's multivariate t and the conditional of a normal."""
-    prior = Prior(0.5, 0.3, 0.4, 0.7, 0.6, 0.4, 0.3, 0.2, 0.9, 0.15, 5.0)
+    prior = Prior(0.5, 0.3, 0.4, 0.7, 0.6, 0.4, 0.3, 0.5, 0.2, -0.4, 0.3, 0.2, 0.9, 0.15, 5.0)
     proxy, real = world(9)
     pooled = proxy + 0.2 * np.random.default_rng(9).normal(size=len(proxy))
     strongest = with_strongest(WEIGHTS, proxy, proxy[:N])
@@ -99,10 +102,12 @@ def test_the_posterior_is_that_of_the_formula() -> None:
         (pooled - proxy) / unit.sd,
         (strongest - proxy) / unit.sd,
     )
+    longer = how_much_longer(np.sign(WEIGHTS), np.arange(1.0, N + 1))
     moved = prior.expected_slope * z + prior.expected_pool * d + prior.expected_strong * s
+    moved += (prior.expected_longer + prior.expected_levelled * z) * longer
     expected = proxy + unit.sd * MIXED * moved
     every = range(len(proxy))
-    shared = np.array([[covariance(prior, i, j, z, d, s) for j in every] for i in every])
+    shared = np.array([[covariance(prior, i, j, z, d, s, longer) for j in every] for i in every])
     residual, best = real[rows] - expected[rows], (-np.inf, np.empty(0), np.empty(0))
     for factor in (0.5, 1, 2, 4, 8):
         whole = shared + np.diag((factor * prior.own * MIXED) ** 2)
@@ -115,7 +120,7 @@ def test_the_posterior_is_that_of_the_formula() -> None:
         variance = amplitude * np.diag(whole - solved @ shared[rows])
         best = max(best, (chance - np.log(factor) ** 2 / 2, mean, variance), key=lambda b: b[0])
     known = {i: float(real[i]) for i in rows}
-    found = posterior_of(Views(WEIGHTS, proxy, pooled, strongest), known, prior)
+    found = posterior_of(Views(WEIGHTS, proxy, pooled, strongest, longer), known, prior)
     left = [i for i in SEVERAL if i not in rows]
     assert found.log_evidence == pytest.approx(best[0], abs=1e-4)
     assert found.dof == prior.dof + len(rows)
@@ -136,6 +141,32 @@ def test_the_strongest_expert_counts_most_where_effects_are_large() -> None:
     small = with_strongest(weights, 1e-4 * merged, 1e-4 * np.array([0.4, 0.0, -0.1]))
     assert small == pytest.approx(1e-4 * merged, rel=0.01)
     assert with_strongest(weights, merged, np.zeros(3)) == pytest.approx(merged)
+
+
+def test_a_union_of_all_rows_is_longer_by_as_many_equal_datasets_as_it_has() -> None:
+    is_in = np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+    equal = how_much_longer(is_in, np.full(3, 500.0))
+    assert equal == pytest.approx(np.log([1, 2, 3]))
+    # one dataset that has nearly all is trained for as long alone
+    unequal = how_much_longer(is_in, np.array([10_000.0, 10.0, 10.0]))
+    assert unequal == pytest.approx(0, abs=0.01)
+
+
+def test_what_is_trained_for_longer_than_its_experts_is_expected_to_gain() -> None:
+    proxy, _ = world(3)
+    longer = how_much_longer(np.sign(WEIGHTS), np.ones(N))
+    before, after = (
+        posterior_of(Views(WEIGHTS, proxy, proxy, proxy, each), {}).mean_M
+        for each in (None, longer)
+    )
+    lifted = after - before
+    assert lifted[:N] == pytest.approx(0)
+    low, high = (extreme(SEVERAL, key=lambda i: proxy[i]) for extreme in (min, max))
+    assert (lifted[SEVERAL] > 0).mean() > 0.9
+    # the worse a union's merge is beside others as long, the more
+    same = [i for i in SEVERAL if longer[i] == longer[low]]
+    assert lifted[low] == pytest.approx(max(lifted[i] for i in same))
+    assert lifted[low] / longer[low] > lifted[high] / longer[high]
 
 
 def test_checks_make_predictions_better() -> None:

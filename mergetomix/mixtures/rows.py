@@ -24,7 +24,10 @@ class Length:
     unit: Literal["tokens", "examples"]
 
     def caps(
-        self, num_sequences: Mapping[str, int], num_tokens: Mapping[str, int], max_repeats: float
+        self,
+        num_sequences: Mapping[str, float],
+        num_tokens: Mapping[str, float],
+        max_repeats: float,
     ) -> dict[str, float]:
         """Returns the largest weight of each dataset that repeats it at most so often.
 

@@ -152,7 +152,7 @@ def _of_weights(recipe: Recipe) -> Iterator[str]:
     space, train, weighting = recipe.search.space, recipe.train, recipe.merge.weighting
     if space == "subsets":
         return
-    if train.max_tokens is None and train.max_steps is None:
+    if not train.is_of_fixed_length:
         by_tokens = "with train.max_tokens (its weights are then shares of tokens)"
         by_steps = "train.max_steps (shares of examples)"
         what = "say how much a mixture is trained on"

@@ -99,3 +99,8 @@ class Train(Section):
     """For images: random changes of the training images; null is none."""
     lora: Lora = Lora()
     """Settings of method: lora."""
+
+    @property
+    def is_of_fixed_length(self) -> bool:
+        """Whether every fine-tune takes as many steps or tokens, whatever there is to train on."""
+        return self.max_steps is not None or self.max_tokens is not None

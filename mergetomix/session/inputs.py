@@ -118,6 +118,14 @@ class Inputs:
         return {name: float(len(self.sequences(name))) for name in self.candidates}
 
     @property
+    def tokens(self) -> dict[str, float]:
+        """Tokens of one pass over each dataset."""
+        return {
+            name: float(sum(each.num_tokens for each in self.sequences(name)))
+            for name in self.candidates
+        }
+
+    @property
     def scored_tokens(self) -> dict[str, float]:
         """Tokens of one pass over each dataset on which the loss is taken."""
         return {

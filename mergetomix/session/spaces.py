@@ -95,7 +95,4 @@ class Spaces:
         most = self._recipe.search.max_repeats
         if most is None:
             return None
-        sequences = {name: self._inputs.sequences(name) for name in self._recipe.datasets}
-        num_tokens = {name: sum(each.num_tokens for each in own) for name, own in sequences.items()}
-        num_sequences = {name: len(own) for name, own in sequences.items()}
-        return self.length.caps(num_sequences, num_tokens, most)
+        return self.length.caps(self._inputs.sizes, self._inputs.tokens, most)

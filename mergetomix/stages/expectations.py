@@ -16,7 +16,14 @@ from mergetomix.session.session import Session
 from mergetomix.statistics import noise as noises
 from mergetomix.statistics.noise import Noise, OnExamples
 from mergetomix.statistics.opinion_pool import pooled
-from mergetomix.statistics.posterior import Array, Unit, Views, expected_by_example, with_strongest
+from mergetomix.statistics.posterior import (
+    Array,
+    Unit,
+    Views,
+    expected_by_example,
+    how_much_longer,
+    with_strongest,
+)
 
 RESOLUTION = 0.5
 """Answers of all by which a score of right answers may be off even if all of them agree."""
@@ -44,6 +51,7 @@ class Expectations:
         """
         pooled_gains = [self._pooled_gains(trial.mixture) for trial in trials]
         weights_MN, names = weights_of(trials), datasets_of(trials)
+        longer_M = longer_of(self._session, [trial.mixture for trial in trials])
         alone = [gains(self._experts[name], self._base) for name in names]
         proxies = {
             each: gains_on(trials, each, self._base)
@@ -56,9 +64,9 @@ class Expectations:
         if target is None:
             pooled_M = np.array([self._objective.combine(each) for each in pooled_gains])
             strongest_M = self._objective.over(strongest.items())
-            return Views(weights_MN, proxies_of(trials), pooled_M, strongest_M)
+            return Views(weights_MN, proxies_of(trials), pooled_M, strongest_M, longer_M)
         pooled_M = np.array([each[target] for each in pooled_gains])
-        return Views(weights_MN, proxies[target], pooled_M, strongest[target])
+        return Views(weights_MN, proxies[target], pooled_M, strongest[target], longer_M)
 
     def noise(
         self,
@@ -153,6 +161,18 @@ def on_examples(
         unchecked = float(np.median((root_ME**2).sum(axis=1))) + resolution(base)
     root_MR = noises.thinned(noises.mean_root(expected_ME, weights_E))
     return OnExamples(root_MR, unchecked, report_ratio)
+
+
+def longer_of(session: Session, mixtures: Sequence[Mixture]) -> Array | None:
+    """Returns how much longer than its experts each mixture's fine-tune is trained, shape (M,).
+
+    None where the recipe says for how many steps or tokens every fine-tune is trained.
+    """
+    if session.recipe.train.is_of_fixed_length:
+        return None
+    tokens, names = session.inputs.tokens, sorted({n for m in mixtures for n in m.datasets})
+    is_in_MN = np.array([[float(name in m.datasets) for name in names] for m in mixtures])
+    return how_much_longer(is_in_MN, np.array([float(tokens[name]) for name in names]))
 
 
 def weights_of(trials: Sequence[Trial]) -> Array:

@@ -1,23 +1,27 @@
 """What a few real fine-tunes say of all others, by a Gaussian process over mixtures.
 
-    real(w) = proxy(w) + h(w) * (a + b z(w) + c d(w) + u v(w) + k(w) sum_i w_i m_i + e_w)
+    real(w) = proxy(w) + h(w) * (a + b z(w) + c d(w) + u v(w) + (l + o z(w)) t(w)
+                                 + k(w) sum_i w_i m_i + e_w)
               + sum over i < j of w_i w_j q_ij
     h(w) = (1 - sum_i w_i^2)^(1/2)        k(w) = 1 / sum_i w_i^2
     z(w) = (proxy(w) - mean) / sd         d(w) = (pooled(w) - proxy(w)) / sd
     v(w) = (strongest(w) - proxy(w)) / sd
     strongest(w): the experts' own, of which the strongest count most (`with_strongest`)
+    t(w) = how much longer than its experts the fine-tune is trained (`how_much_longer`)
 
 `a` and `b` correct the proxies' level and slope, `c` is how far the experts pooled by their
 probabilities are to be believed beside their merge, `u` how far the strongest of them are: a merge
 averages what its experts do, while a union often keeps most of what one dataset does, for better or
-worse, however many others there are. `m_i` is what a dataset does to every mixture
-that it is part of beyond what a merge shows (k(w) w_i is one for each of k equal parts), `q_ij`
-what two datasets do to each other, `e_w` is a mixture's own. Every term is zero if a single dataset
-has all the weight, as it must be: there proxy and real are one model. All coefficients are normal,
-b and c around what the studies show, the others around zero; the common variance is unknown with an
-inverse gamma prior, so that predictions follow Student's t (Gelman et al., Bayesian Data Analysis,
-3rd ed., section 14.2; Rasmussen and Williams, Gaussian Processes, algorithm 2.1). How large e_w is
-beside the other terms is the likeliest of OWN_FACTORS, given the checks.
+worse, however many others there are. `l` and `o` are for unions that are trained for longer than
+their experts were, as with one pass over all data: they gain by it, and most where the merge says
+least; t is zero where every fine-tune has as many tokens. `m_i` is what a dataset does to every
+mixture that it is part of beyond what a merge shows (k(w) w_i is one for each of k equal parts),
+`q_ij` what two datasets do to each other, `e_w` is a mixture's own. Every term is zero if a single
+dataset has all the weight, as it must be: there proxy and real are one model. All coefficients are
+normal, b, c, u, l and o around what the studies show, the others around zero; the common variance
+is unknown with an inverse gamma prior, so that predictions follow Student's t (Gelman et al.,
+Bayesian Data Analysis, 3rd ed., section 14.2; Rasmussen and Williams, Gaussian Processes, algorithm
+2.1). How large e_w is beside the other terms is the likeliest of OWN_FACTORS, given the checks.
 
 Array names end in their shape: M mixtures, N datasets, F features, U checks used, C checks.
 Objectives are better when higher.
@@ -52,11 +56,12 @@ JITTER = 1e-9
 class Prior:
     """How far reals lie from proxies before any check, in sds of the proxies over all mixtures.
 
-    `level`, `slope`, `pool`, `strong`, `main`, `pair` and `own` are the standard deviations of a,
-    b, c, u, m_i, q_ij and e_w. The means of b, c and u are `expected_slope`, `expected_pool` and
-    `expected_strong`. `dof` says how sure the common variance is, in checks. They are near to those
-    under which the reals of nine suites are likeliest (`studies/fit_prior.py`), the spreads a third
-    wider; the figures of the studies are of other seeds.
+    `level`, `slope`, `pool`, `strong`, `longer`, `levelled`, `main`, `pair` and `own` are the
+    standard deviations of a, b, c, u, l, o, m_i, q_ij and e_w; those with `expected` before their
+    name are the means of b, c, u, l and o. `dof` says how sure the common variance is, in checks.
+    They are near to those under which the reals of nine suites are likeliest
+    (`studies/fit_prior.py`), the spreads a third wider, those of l and o of two more; the figures
+    of the studies are of other seeds.
     """
 
     level: float = 0.22
@@ -66,6 +71,10 @@ class Prior:
     pool: float = 0.3
     expected_strong: float = 0.5
     strong: float = 0.5
+    expected_longer: float = 0.6
+    longer: float = 0.3
+    expected_levelled: float = -0.3
+    levelled: float = 0.2
     main: float = 0.13
     pair: float = 0.5
     own: float = 0.07
@@ -92,16 +101,18 @@ class Views:
 
     `weights_MN` has a mixture's weights in every row, which sum to one; `proxy_M` are the proxies'
     objectives, `pooled_M` those of the experts pooled, `strongest_M` the experts' own, of which the
-    strongest count most; None leaves that out.
+    strongest count most; None leaves that out. `longer_M` says for how much longer than its experts
+    each mixture's fine-tune is trained (`how_much_longer`); None where all are for equally long.
     """
 
     weights_MN: Array
     proxy_M: Array
     pooled_M: Array
     strongest_M: Array | None = None
+    longer_M: Array | None = None
 
     def __post_init__(self) -> None:
-        given = (self.proxy_M, self.pooled_M, self.strongest_M)
+        given = (self.proxy_M, self.pooled_M, self.strongest_M, self.longer_M)
         arrays = [self.weights_MN, *(each for each in given if each is not None)]
         shapes = [array.shape for array in arrays]
         if self.weights_MN.ndim != 2 or {shapes[0][:1]} != set(shapes[1:]):
@@ -306,6 +317,21 @@ def with_strongest(weights_MN: Array, proxy_M: Array, gains_N: Array) -> Array:
     return np.asarray(proxy_M + largest / (largest + HALF_STRONG) * (found_M - proxy_M))
 
 
+def how_much_longer(is_in_MN: Array, tokens_N: Array) -> Array:
+    """Returns how much longer than its experts a union is trained where all rows are seen, (M,).
+
+    It is the log of its tokens over the mean of its experts', each counted by its share of the
+    union: log k for k datasets of equal size, and zero for one that nearly has all.
+
+    Args:
+        is_in_MN: one where a dataset is in the mixture, else zero.
+        tokens_N: the datasets' training tokens.
+    """
+    shares_MN = is_in_MN * tokens_N
+    shares_MN = shares_MN / shares_MN.sum(axis=1, keepdims=True)
+    return np.asarray(-np.log((shares_MN**2).sum(axis=1)))
+
+
 def expected_by_example(
     weights_MN: Array, proxy_ME: Array, pooled_ME: Array, prior: Prior | None = None
 ) -> Array:
@@ -394,6 +420,7 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> _Terms:
     d_M = (views.pooled_M - views.proxy_M) / unit.sd
     strongest_M = views.proxy_M if views.strongest_M is None else views.strongest_M
     v_M = (strongest_M - views.proxy_M) / unit.sd
+    t_M = np.zeros_like(z_M) if views.longer_M is None else views.longer_M
     first, second = np.triu_indices(weights_MN.shape[1], k=1)
     features_MF = np.hstack(
         [
@@ -401,12 +428,15 @@ def _terms(views: Views, unit: Unit, prior: Prior) -> _Terms:
             prior.slope * (mixed_M * z_M)[:, None],
             prior.pool * (mixed_M * d_M)[:, None],
             prior.strong * (mixed_M * v_M)[:, None],
+            prior.longer * (mixed_M * t_M)[:, None],
+            prior.levelled * (mixed_M * t_M * z_M)[:, None],
             prior.main * (mixed_M / squares_M)[:, None] * weights_MN,
             prior.pair * weights_MN[:, first] * weights_MN[:, second],
         ]
     )
     shift_M = prior.expected_slope * z_M + prior.expected_pool * d_M
     shift_M += prior.expected_strong * v_M
+    shift_M += (prior.expected_longer + prior.expected_levelled * z_M) * t_M
     expected_M = views.proxy_M + unit.sd * mixed_M * shift_M
     return _Terms(expected_M, features_MF, prior.own * mixed_M)
 

@@ -54,7 +54,11 @@ def read_worlds(path: Path) -> list[World]:
     """Returns the worlds of a written study, numbers rounded as they stand there."""
     worlds = []
     for values in json.loads(path.read_text(encoding="utf-8"))["worlds"]:
-        arrays = {key: np.array(each, float) for key, each in values.items() if key.endswith("_M")}
+        arrays = {
+            key: None if each is None else np.array(each, float)
+            for key, each in values.items()
+            if key.endswith("_M")
+        }
         failures = [(Mixture.union(each["datasets"]), each["error"]) for each in values["failures"]]
         read: dict[str, Any] = {
             "mixtures": tuple(Mixture.union(weights, weights) for weights in values["mixtures"]),

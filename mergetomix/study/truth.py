@@ -14,7 +14,7 @@ from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.models.family import UNITS
 from mergetomix.records import Merging, Mixture, Part, Scores, Trial, Weighting
 from mergetomix.session.session import Session
-from mergetomix.stages.expectations import example_variance, on_examples, weights_of
+from mergetomix.stages.expectations import example_variance, longer_of, on_examples, weights_of
 from mergetomix.statistics import opinion_pool
 from mergetomix.statistics.noise import Noise, OnExamples
 from mergetomix.statistics.posterior import Array, Views, with_strongest
@@ -32,10 +32,11 @@ class World:
     those at `exponent` with other weights; `pooled_M` those of the experts pooled; `proxy_report_M`
     the proxies' at `exponent` on the report part. `examples` is what the select part's examples add
     to all scores, `check_M` the variance of what they add to each mixture's real score alone.
-    `train_tokens_M` are the tokens
-    that a fine-tune sees, `expert_tokens` those of all experts, whether or not the search may
-    choose them, `eval_tokens` those of one evaluation of the select part. `failures` are mixtures
-    whose fine-tune failed, and why; they are not among `mixtures`.
+    `longer_M` says how much longer than its experts each fine-tune is trained, None where all are
+    for equally long. `train_tokens_M` are the tokens that a fine-tune sees, `expert_tokens` those
+    of all experts, whether or not the search may choose them, `eval_tokens` those of one evaluation
+    of the select part. `failures` are mixtures whose fine-tune failed, and why; they are not among
+    `mixtures`.
     """
 
     seed: int
@@ -61,6 +62,7 @@ class World:
     weighted: Mapping[Weighting, Array] = field(default_factory=dict)
     examples: OnExamples | None = None
     check_M: Array | None = None
+    longer_M: Array | None = None
 
     @property
     def ways(self) -> dict[Merging, Array]:
@@ -106,7 +108,9 @@ class World:
             away_M = (proxy_M - self.base_select) / unit
             found_M = with_strongest(self.weights_MN, away_M, away_M[alone])
             strongest_M = (self.base_select + unit * found_M)[chosen]
-        return Views(self.weights_MN[chosen], proxy_M[chosen], self.pooled_M[chosen], strongest_M)
+        longer_M = None if self.longer_M is None else self.longer_M[chosen]
+        weights_MN, pooled_M = self.weights_MN[chosen], self.pooled_M[chosen]
+        return Views(weights_MN, proxy_M[chosen], pooled_M, strongest_M, longer_M)
 
     def noise(self, checked: Sequence[int], seed_sd: float) -> Noise:
         """Returns the noise of what was measured, as `verify` knows it after some checks.
@@ -222,6 +226,7 @@ def gather(
             weighted={each: _means(scores, name) for each, scores in weighted.items()},
             examples=noise[0],
             check_M=noise[1],
+            longer_M=longer_of(session, mixtures),
         )
         worlds.append(world)
     return worlds
