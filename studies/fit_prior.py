@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.optimize import minimize
 
-from mergetomix.records import Weighting
 from mergetomix.statistics.noise import seed_share
 from mergetomix.statistics.posterior import Prior, Unit, posterior_of
 from mergetomix.study.truth import World
@@ -38,7 +37,7 @@ Suites = Sequence[Sequence[World]]
 
 def main(files: Sequence[str]) -> None:
     """Reads the suites, searches, and prints the prior."""
-    suites = [recorded.worlds(Path(file), weighting_of(Path(file))) for file in files]
+    suites = [recorded.worlds(Path(file), recorded.weighting_of(Path(file))) for file in files]
     start = np.array([*np.log(START), *START_MEANS])
     found = minimize(
         lambda x: cost(x, suites), start, method="Powell", options={"maxiter": 3, "ftol": 1e-3}
@@ -47,12 +46,6 @@ def main(files: Sequence[str]) -> None:
         before, after = (mean_density(suite, prior_of(x)) for x in (start, found.x))
         print(f"{file}: {len(suite)} worlds, log density {before:.3f} to {after:.3f}")
     print(prior_of(found.x))
-
-
-def weighting_of(file: Path) -> Weighting:
-    """Returns the weights to take a suite's merges by: the default's, or those there are."""
-    (first, *_) = recorded.read(file).values()
-    return "sqrt_tokens" if "0.5|1" in first["proxies"] else "equal"
 
 
 def prior_of(x: NDArray[np.float64]) -> Prior:

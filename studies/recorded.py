@@ -27,6 +27,12 @@ def read(path: Path) -> dict[str, Gathered]:
     return {seed: world for seed, world in found.items() if is_whole(world)}
 
 
+def weighting_of(path: Path) -> Weighting:
+    """Returns the weights to take a suite's merges by: the default's, or those there are."""
+    (first, *_) = read(path).values()
+    return "sqrt_tokens" if "0.5|1" in first["proxies"] else "equal"
+
+
 def is_whole(world: Gathered) -> bool:
     """Whether every mixture was fine-tuned, and scored by every rule that some were scored by."""
     num = 2 ** len(world["datasets"]) - 1
@@ -162,3 +168,10 @@ def noise_of(
     root_MR = unit * truth.main_columns(found.root_MR)
     examples = OnExamples(root_MR, unit**2 * found.unchecked, ratio)
     return {"examples": examples, "check_M": np.array(check_M)}
+
+
+def regret(world: truth.World, row: int) -> float:
+    """Returns what a mixture loses on the report part: 0 is the best, 1 the mean of all."""
+    report_M = world.real_report_M
+    spread = float(report_M.max() - report_M.mean())
+    return float(report_M.max() - report_M[row]) / spread if spread > 0 else 0.0

@@ -1,28 +1,46 @@
 """Writes the recipe of the study on Python's standard library, wherever that lies.
 
-python studies/code/make_recipe.py recipe.yaml
+python studies/code/make_recipe.py recipe.yaml [--second]
+
+With `--second` it is on other parts of the library, which no setting was chosen on.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mergetomix.demo.text import BASE, DATASETS, sources
 
 TARGETS = ("concurrent", "importlib", "logging", "multiprocessing", "urllib")
+SECOND = (
+    ("ctypes", "html", "importlib", "json", "multiprocessing", "re"),
+    ("logging", "wsgiref", "xmlrpc"),
+)
+"""The second split: its datasets, and its targets."""
 
 
-def main(path: Path) -> None:
-    """Writes the recipe: the demo's base and datasets, five others as targets, 24 lines each."""
+def main() -> None:
+    """Writes the recipe: the demo's base, datasets, and targets in examples of 24 lines."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--second", action="store_true")
+    given = parser.parse_args()
+    datasets, targets = SECOND if given.second else (tuple(DATASETS), TARGETS)
+    write(given.out, datasets, targets)
+
+
+def write(path: Path, datasets: Sequence[str], targets: Sequence[str]) -> None:
+    """Writes a recipe of some parts of the library."""
     lines = [f"base: {BASE}\n", "datasets:\n"]
     lines += [
         f'  {name}: {{path: "{sources(name)}", text: true, max_tokens: 24000}}\n'
-        for name in DATASETS
+        for name in datasets
     ]
     lines.append("targets:\n")
     options = "text: true, lines_per_example: 24, score: loss, max_tokens: 16000"
-    lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in TARGETS]
+    lines += [f'  {name}: {{path: "{sources(name)}", {options}}}\n' for name in targets]
     lines.append(
         "train: {method: full, learning_rate: 1.0e-4, batch_size: 4, max_length: 256,"
         " max_tokens: 72000}\n"
@@ -37,4 +55,4 @@ def main(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -7,7 +7,9 @@ datasets, mean over targets and seeds: merges by their weights at exponent 1, th
 the strongest experts, and the prediction before any check. The second has the normalised regret on
 the report part (0 is the best mixture, 1 a random pick): the floor, which is the best of all real
 fine-tunes by their select scores, and the pick after 0 to 5 checks. The third has the share of 90%
-intervals for the report part that hold.
+intervals for the report part that hold. The last has how far the select and the report part lie
+apart, in the standard deviations that the drawn examples give: the mean of all mixtures for each
+target, and of those the root mean square. All intervals of a target share that one draw.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ CHECKS = (0, 1, 2, 3, 5)
 
 
 def main() -> None:
-    """Prints the three tables, a column for each file."""
+    """Prints the four tables, a column for each file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--weighting", default="sqrt_tokens", choices=list(recorded.POWERS))
@@ -44,6 +46,7 @@ def main() -> None:
     show("Spearman", {name: ranks(files[name], own) for name, own in worlds.items()})
     show("regret", {name: regrets(own) for name, own in worlds.items()})
     show("coverage", {name: coverage(own) for name, own in worlds.items()})
+    show("parts apart", {name: parts_apart(own) for name, own in worlds.items()})
 
 
 def show(title: str, columns: dict[str, dict[str, float]]) -> None:
@@ -85,24 +88,34 @@ def ranking(real_M: Array, rows: Sequence[int]) -> Callable[[Array], float]:
 
 def regrets(worlds: Sequence[World]) -> dict[str, float]:
     """Returns the floor, and the regret after some checks."""
-    found = {"floor": fmean(regret(each, int(each.real_select_M.argmax())) for each in worlds)}
+    found = {
+        "floor": fmean(recorded.regret(each, int(each.real_select_M.argmax())) for each in worlds)
+    }
     for num in CHECKS:
         picks = [(each, rivals.checked(each, num)[-1].pick) for each in worlds]
-        found[f"{num} checks"] = fmean(regret(world, pick) for world, pick in picks)
+        found[f"{num} checks"] = fmean(recorded.regret(world, pick) for world, pick in picks)
     return found
-
-
-def regret(world: World, row: int) -> float:
-    """Returns what a mixture loses on the report part: 0 is the best, 1 the mean of all."""
-    report_M = world.real_report_M
-    spread = float(report_M.max() - report_M.mean())
-    return float(report_M.max() - report_M[row]) / spread if spread > 0 else 0.0
 
 
 def coverage(worlds: Sequence[World]) -> dict[str, float]:
     """Returns the share of intervals that hold after some checks."""
     found = compare.coverage(worlds, 0.9)
     return {f"{each.num_checks} checks": each.share for each in found}
+
+
+def parts_apart(worlds: Sequence[World]) -> dict[str, float]:
+    """Returns how far the parts of the targets lie apart, in what their examples' draw would give.
+
+    Seeds of one target have one draw.
+    """
+    by_target: dict[str, list[float]] = {}
+    for world in worlds:
+        noise = world.noise([], 0.0)
+        sd_M = np.sqrt(noise.variance_M + noise.report_M)
+        apart_M = (world.report_as_select_M - world.real_select_M)[sd_M > 0] / sd_M[sd_M > 0]
+        by_target.setdefault(world.target, []).append(float(apart_M.mean()))
+    apart = np.array([fmean(values) for values in by_target.values()])
+    return {"sds": float(np.sqrt((apart**2).mean())), "targets": len(apart)}
 
 
 if __name__ == "__main__":
