@@ -175,8 +175,20 @@ def test_proxies_and_pools_say_what_examples_will_add() -> None:
     found = on_examples(WEIGHTS, scores, scores, base, 1.0)
     mixed = np.sqrt(1 - (WEIGHTS**2).sum(axis=1))
     expected = mean_root(values * (1 + Prior().expected_slope * mixed)[:, None], np.ones(30))
-    np.testing.assert_allclose(found.root_MR, expected)
-    assert found.unchecked == resolution(base)
+    np.testing.assert_allclose(found.root_MR[:, :-1], expected)
+    np.testing.assert_allclose(found.root_MR[:, -1], resolution(base) ** 0.5)
+    assert found.unchecked == resolution(base) > 0
+
+
+def test_an_expert_that_changes_no_answer_here_may_change_one_elsewhere() -> None:
+    base = Scores("score", (1.0, 0.0) * 15, (1.0,) * 30)
+    alike = on_examples(WEIGHTS, [base] * len(SUBSETS), [base] * len(SUBSETS), base, 1.0)
+    noise = alike.noise({}, WEIGHTS.max(axis=1) < 1, 0.0)
+    assert (noise.report_M > 0).all()
+    # which says nothing of one model beside another
+    first, *others = noise.examples_MR
+    assert all((first == other).all() for other in others)
+    assert chance_of_spread(np.zeros(len(SUBSETS)), noise.examples_MR) == 1.0
 
 
 def test_a_sum_over_targets_has_the_noise_of_each() -> None:
