@@ -280,7 +280,10 @@ def test_every_file_and_folder_of_an_artifact_is_flushed_before_it_appears(store
     with store.artifact("k") as folder:
         (folder / "sub").mkdir()
         (folder / "sub" / "f").write_text("1")
-    assert flushed == [("f", False), ("sub", False), (folder.name, False), ("artifacts", True)]
+    *before, last = flushed
+    assert [name for name, _ in before[-4:]] == ["f", "sub", "artifact.json", folder.name]
+    assert not any(appeared for _, appeared in before)
+    assert last == ("artifacts", True)
 
 
 def test_an_artifact_that_the_ledger_knows_is_kept(store):
@@ -305,7 +308,7 @@ def test_an_artifact_left_by_a_crash_before_its_row_is_replaced(store):
     assert store.finetune("k") is None
     record = keep(store, "k", text="new")
     assert store.finetune("k") == record
-    assert os.listdir(store.artifact_path("k")) == ["model.bin"]
+    assert sorted(os.listdir(store.artifact_path("k"))) == ["artifact.json", "model.bin"]
     assert os.listdir(store.path / "tmp") == []
 
 

@@ -13,7 +13,7 @@ import typer
 
 import mergetomix
 from mergetomix.cli.listeners import listening
-from mergetomix.errors import UserError
+from mergetomix.errors import Fault, UserError
 
 if TYPE_CHECKING:
     from mergetomix.recipe.recipe import Recipe
@@ -32,6 +32,7 @@ app = typer.Typer(
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
 ]
+StorePath = Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -189,9 +190,7 @@ def final(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(
-    path: Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")] = Path(
-        ".mergetomix"
-    ),
+    path: StorePath = Path(".mergetomix"),
 ) -> None:
     """Show what a store holds and how far its runs are."""
     from mergetomix.cli import console, first_recipe
@@ -238,6 +237,47 @@ def merge(
         loaded = _load(recipe, overrides)
         written = mergetomix.write_proxy(loaded, names, out, given, listener, form)
     print("\n".join(written.sentences()))
+
+
+store_app = typer.Typer(
+    help="Look a store through, or write its ledger anew.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("verify")
+def verify_store(path: StorePath = Path(".mergetomix")) -> None:
+    """Read every byte of a store's artifacts and name those that are damaged (exit code 1)."""
+    from mergetomix.cli import first_recipe
+    from mergetomix.store import repair
+
+    found = repair.verify(first_recipe.store_of(path))
+    print("\n".join(found) or "nothing is damaged")
+    if found:
+        raise Fault(
+            f"{len(found)} of the store's parts are damaged",
+            hint="mergetomix run sets damaged artifacts aside and makes them again; a damaged"
+            " ledger is written anew by mergetomix store rebuild",
+        )
+
+
+@store_app.command("rebuild")
+def rebuild_store(path: StorePath = Path(".mergetomix")) -> None:
+    """Write a lost or damaged ledger anew from what the artifacts say of themselves.
+
+    Scores are computed again: they are in the ledger alone. No run may use the store meanwhile.
+    """
+    from mergetomix.cli import first_recipe
+    from mergetomix.store import repair
+
+    found = repair.rebuild(first_recipe.store_of(path))
+    print(f"{found.finetunes} fine-tunes and {found.others} other artifacts are in the ledger")
+    for line in found.damaged:
+        print(f"set aside as damaged: {line}")
+    for name in found.unknown:
+        print(f"left where it is, as it does not say what it is: artifact {name}")
 
 
 @app.command()

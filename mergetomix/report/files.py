@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.report.markdown import model_card, render
 from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
+from mergetomix.store.manifest import MANIFEST, Manifest
 
 
 def write(result: Result, recipe: Recipe) -> Path:
@@ -42,13 +42,13 @@ def begin(recipe: Recipe) -> Path:
 def hand_over(source: Path, to: Path, card: str) -> None:
     """Makes the fine-tune in folder `source` a folder of the user's own, with a model card.
 
-    Weights are linked if the disk allows it; the rest is copied. Raises `Fault` if the disk does
-    not take it.
+    It is a copy: what is done to it does nothing to the store. Raises `Fault` if the disk does not
+    take it, or if it is not what was trained.
     """
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        shutil.copytree(source, partial, copy_function=_link_weights)
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
     except shutil.Error as error:  # it holds a line for every file
         shutil.rmtree(partial, ignore_errors=True)
         reason = str(error.args[0][0][2]).partition(": ")[0]
@@ -57,20 +57,18 @@ def hand_over(source: Path, to: Path, card: str) -> None:
             hint=f"it is in {source}; make room, or set another run_dir, and run the same command"
             " again",
         ) from None
+    if (kept := Manifest.read(source)) is not None:
+        found = Manifest.of(kept.key, partial).files
+        bad = sorted(name for name, each in kept.files.items() if found.get(name) != each)
+        if bad:
+            shutil.rmtree(partial, ignore_errors=True)
+            what = f"{bad[0]} of the final model in {source} holds other bytes than were trained"
+            hint = f"mergetomix store verify {source.parents[1]}, and run the same command again"
+            raise Fault(what, hint=hint)
     (partial / "README.md").unlink(missing_ok=True)
     _put(partial / "README.md", card)
     shutil.rmtree(to, ignore_errors=True)
     partial.rename(to)
-
-
-def _link_weights(source: str, to: str) -> None:
-    try:
-        if source.endswith(".safetensors"):
-            os.link(source, to)
-            return
-    except OSError:
-        pass
-    shutil.copy2(source, to)
 
 
 def _put(path: Path, text: str) -> None:

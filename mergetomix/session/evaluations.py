@@ -144,7 +144,10 @@ class Evaluations:
             assert isinstance(own, ScoringWork)
             model = own.model
             with self._store.transaction():
-                self._store.add_model(model.key, model.kind, model.mixture, found.merge_s)
+                made_from = self._sources(model)
+                self._store.add_model(
+                    model.key, model.kind, model.mixture, found.merge_s, made_from
+                )
                 for address, scores, seconds in found.pieces:
                     self._store.add_scores(model.key, address, own.part, scores, seconds)
             # of proxies there are hundreds, and they are between these
@@ -152,6 +155,12 @@ class Evaluations:
                 what = f"fine-tune on {model.mixture}" if model.kind == "real" else "base"
                 self._open.warn(f"{remark} ({what})")
             yield own
+
+    def _sources(self, model: ModelReference) -> tuple[str, ...]:
+        """The addresses of the experts that a proxy is merged from."""
+        if model.kind != "proxy" or model.mixture is None:
+            return ()
+        return tuple(self._addresses.expert(name) for name in model.mixture.members)
 
     def take(self, work: ScoringWork) -> ScoringResult:
         """Carries out the work: scores a model on some targets or blocks of their examples."""

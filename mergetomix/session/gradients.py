@@ -155,7 +155,7 @@ class Gradients:
             for scorer in scorers
             if scorer is not None
         ]
-        return sum(_known(self._store.artifact_path(key) / FILE).seconds for key in keys)
+        return sum(_known(self._store.file(key, FILE)).seconds for key in keys)
 
     def _key(self, model: ModelReference, scorer: Scorer) -> str:
         return self._addresses.derivatives(model.key, scorer.address)
@@ -166,14 +166,14 @@ class Gradients:
         assert scorer is not None
         model = self._evaluations.proxy_reference(mixture)
         key = self._key(model, scorer)
-        known = _known(self._store.artifact_path(key) / FILE)
+        known = _known(self._store.file(key, FILE))
         experts = {self._addresses.expert(name) for name in self._spaces.searched.allowed}
         if experts <= set(known.by_expert):
             return known.by_expert
         new = next(self._open.executor.run([GradientWork(key, model, target)])).result()
         assert isinstance(new, GradientResult)
         by_expert = {**known.by_expert, **new.by_expert}
-        with self._store.artifact(key) as folder:
+        with self._store.artifact(key, sorted(by_expert)) as folder:
             kept = {"by_expert": by_expert, "seconds": known.seconds + new.seconds}
             (folder / FILE).write_text(json.dumps(kept))
         return by_expert
@@ -198,9 +198,9 @@ class Gradients:
         return GradientResult(by_expert, time.monotonic() - started)
 
 
-def _known(file: Path) -> GradientResult:
+def _known(file: Path | None) -> GradientResult:
     """The derivatives in a file; none where there is no file."""
-    if not file.exists():
+    if file is None:
         return GradientResult({}, 0.0)
     found = json.loads(file.read_text())
     return GradientResult(found["by_expert"], found["seconds"])

@@ -114,7 +114,10 @@ class Proxies:
         for name in datasets if self.needed is not None else ():
             if name not in self._statistics:
                 key = self._addresses.statistic(str(self.needed), name)
-                file = self._open.store.artifact_path(key) / FILE
+                file = self._open.store.file(key, FILE)
+                if file is None:
+                    lost = f"the {self.needed} of the expert {name} is gone from the store"
+                    raise Fault(lost, hint="run the same command again")
                 self._statistics[name] = load_file(file)
         experts = {name: self._addresses.expert(name) for name in datasets}
         transposed = self._open.inputs.family.transposed
@@ -130,8 +133,8 @@ class Proxies:
         statistic, store = self.needed, self._open.store
         for name in datasets if statistic is not None else ():
             key = self._addresses.statistic(str(statistic), name)
-            if not (store.artifact_path(key) / FILE).exists():
-                with store.artifact(key) as folder:
+            if store.file(key, FILE) is None:
+                with store.artifact(key, [self._addresses.expert(name)]) as folder:
                     work = StatisticWork(key, str(statistic), name, str(folder))
                     next(self._open.executor.run([work])).result()
 

@@ -79,6 +79,7 @@ def open_session(
     listener = listener or Silent()
     with Store(recipe.store) as store:
         opened = OpenRecipe(recipe, read_inputs(recipe, listener), store, listener)
+        store.on_damage(opened.warn)
         for warning in opened.inputs.warnings:
             opened.warn(warning)
         check_given_experts(opened)

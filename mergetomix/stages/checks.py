@@ -37,6 +37,7 @@ from mergetomix.statistics.posterior import Posterior, Unit, Views
 from mergetomix.store.address import digest
 
 Origin = Literal["verify", "baseline", "store"]
+KNOWN = "known.json"
 
 
 def verify(
@@ -126,14 +127,14 @@ class Checks:
             session.recipe.merge.model_dump(),
             [self._listed(mixture) for mixture, _ in wanted],
         )
-        file = session.store.artifact_path(key) / "known.json"
         with session.store.lock(key):
-            if not file.exists():
+            if session.store.file(key, KNOWN) is None:
                 plural = [each.mixture for each in self.trials if len(each.mixture) > 1]
                 held = [each for each in plural if session.finetunes.known(each)]
                 with session.store.artifact(key) as folder:
                     text = json.dumps([self._listed(mixture) for mixture in held])
-                    (folder / "known.json").write_text(text, encoding="utf-8")
+                    (folder / KNOWN).write_text(text, encoding="utf-8")
+        file = session.store.artifact_path(key) / KNOWN
         known = json.loads(file.read_text(encoding="utf-8"))
         held = [each.mixture for each in self.trials if self._listed(each.mixture) in known]
         return wanted + [(mixture, "store") for mixture in held if mixture not in dict(wanted)]

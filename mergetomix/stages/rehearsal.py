@@ -43,6 +43,7 @@ MOST_BYTES = 2.0**34
 """What a rehearsal writes at most: 16 GiB."""
 NUM_EXAMPLES = 2
 MAX_NEW_TOKENS = 4
+FILE = "passed.json"
 PASSED: set[str] = set()
 """The addresses of what was rehearsed in this process, whatever its store."""
 
@@ -61,7 +62,7 @@ def rehearse(session: Session) -> None:
     made_with = environment(session.opened)["versions"]
     settings = session.addresses.settings()
     key = digest("rehearsal", session.addresses.base, settings, method, targets, made_with)
-    if key in PASSED or store.artifact_path(key).exists():
+    if key in PASSED or store.file(key, FILE) is not None:
         return
     folder = session.opened.scratch() / "rehearsal"
     room = min(float(store.free_bytes()), MOST_BYTES)
@@ -89,7 +90,7 @@ def rehearse(session: Session) -> None:
             advance(1)
         PASSED.add(key)
         with store.artifact(key) as kept:
-            (kept / "passed.json").write_text(json.dumps(made_with), encoding="utf-8")
+            (kept / FILE).write_text(json.dumps(made_with), encoding="utf-8")
     except OSError as error:
         if not is_no_space(error):
             raise

@@ -5,8 +5,10 @@ It is asked before anything is trained.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 
 from mergetomix.errors import RecipeError, StoreError
 from mergetomix.mixtures.spaces import Simplex, Space, Subsets, everything
@@ -87,11 +89,27 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
         bool(set(mixture.members) - given) and session.finetunes.known(mixture, seed) is None
         for mixture, seed in planned
     )
-    needed, free = num * session.inputs.finetune_bytes(), store.free_bytes()
+    each, free = session.inputs.finetune_bytes(), store.free_bytes()
+    needed = num * each
+    if session.recipe.final.train:  # the run's folder gets a copy of its own
+        run_dir = existing(Path(session.recipe.run_dir))
+        if run_dir.stat().st_dev == store.path.stat().st_dev:
+            needed += each
+        elif each > (room := shutil.disk_usage(run_dir).free):
+            hint = "free some space, or name another run_dir"
+            raise StoreError(
+                f"{run_dir} has {size(room)} free, and the final model needs about {size(each)}",
+                hint=hint,
+            )
     if needed > free:
         wanted = f"the fine-tunes need about {size(needed)}"
         hint = "free some space, name another store, or train with method: lora"
         raise StoreError(f"{store.path} has {size(free)} free, and {wanted}", hint=hint)
+
+
+def existing(path: Path) -> Path:
+    """Returns a folder, or the nearest one above it that is there."""
+    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
 def lacks_experts(session: Session) -> bool:

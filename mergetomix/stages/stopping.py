@@ -20,6 +20,8 @@ from mergetomix.search.strategy import Ask, Strategy
 from mergetomix.session.session import Session
 from mergetomix.store.address import digest
 
+PASSES = "passes.json"
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -75,8 +77,8 @@ def _passes_in(session: Session, seconds: float) -> int | None:
     addresses = [scorer.address for scorer in session.inputs.targets("select").values()]
     base, store = session.addresses.base, session.store
     key = digest("passes", base, sorted(addresses), seconds)
-    file = store.artifact_path(key) / "passes.json"
-    if file.exists():
+    file = store.file(key, PASSES)
+    if file is not None:
         return int(json.loads(file.read_text()))
     _, each = store.seconds([base], addresses, "select")
     if not each:
@@ -84,7 +86,7 @@ def _passes_in(session: Session, seconds: float) -> int | None:
     message = f"{duration(seconds)}, but scoring the targets once takes {duration(each)}"
     passes = _whole(seconds / each, message)
     with store.artifact(key) as folder:
-        (folder / file.name).write_text(json.dumps(passes))
+        (folder / PASSES).write_text(json.dumps(passes))
     return passes
 
 

@@ -22,20 +22,21 @@ def stamp(path: Path) -> tuple[int, int, int]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
-def stats(folder: Path) -> Iterator[os.stat_result]:
-    """Yields what the system knows of every file and folder below a folder.
+def stats(folder: Path, but: str = "") -> Iterator[os.stat_result]:
+    """Yields what the system knows of every file and folder below a folder, but for one name.
 
     What another process removes meanwhile is left out.
     """
     for root, folders, names in os.walk(folder):
         for name in (*folders, *names):
             with suppress(OSError):
-                yield Path(root, name).lstat()
+                if name != but:
+                    yield Path(root, name).lstat()
 
 
-def size_bytes(folder: Path) -> int:
-    """Returns how much the files below a folder hold."""
-    return sum(stat.st_size for stat in stats(folder) if S_ISREG(stat.st_mode))
+def size_bytes(folder: Path, but: str = "") -> int:
+    """Returns how much the files below a folder hold, but for those of one name."""
+    return sum(stat.st_size for stat in stats(folder, but) if S_ISREG(stat.st_mode))
 
 
 def settle(folder: Path) -> None:

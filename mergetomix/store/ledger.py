@@ -37,6 +37,15 @@ _TABLES = (
         started TEXT NOT NULL, updated TEXT NOT NULL, outcome TEXT, plan TEXT NOT NULL)""",
     f"INSERT INTO meta VALUES ({SCHEMA_VERSION})",
 )
+# Ledgers of earlier releases lack these, and get them when they are opened to write.
+_LATER_TABLES = {
+    "artifacts": """CREATE TABLE IF NOT EXISTS artifacts (
+        key TEXT NOT NULL, file TEXT NOT NULL, num_bytes INTEGER NOT NULL, sha256 TEXT NOT NULL,
+        PRIMARY KEY (key, file)) WITHOUT ROWID""",
+    "sources": """CREATE TABLE IF NOT EXISTS sources (
+        key TEXT NOT NULL, source TEXT NOT NULL, PRIMARY KEY (key, source)) WITHOUT ROWID""",
+    "sources_by_source": "CREATE INDEX IF NOT EXISTS sources_by_source ON sources (source)",
+}
 
 
 class Ledger:
@@ -100,6 +109,16 @@ class Ledger:
         how, marks = "REPLACE" if replace else "IGNORE", ", ".join("?" * len(values))
         self.execute(f"INSERT OR {how} INTO {table} VALUES ({marks})", values)
 
+    def has_table(self, name: str) -> bool:
+        """Returns whether there is a table or index of a name; earlier releases had fewer."""
+        sql = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        return bool(self.execute(sql, (name,)))
+
+    def check(self) -> str | None:
+        """Returns what SQLite finds wrong with the file, None if nothing is."""
+        found = [str(line) for (line,) in self.execute("PRAGMA integrity_check")]
+        return None if found == ["ok"] else "; ".join(found[:3])
+
     def _explained(self, error: sqlite3.DatabaseError) -> Exception:
         """Returns what the user should hear; a mistake of this package stays a `RuntimeError`."""
         # Extended codes carry the primary one in the low byte.
@@ -125,7 +144,8 @@ class Ledger:
 
     def _not_sqlite(self, why: object) -> StoreError:
         message = f"{self.path} must be a sound SQLite file: {why}"
-        return StoreError(message, hint="name another store")
+        hint = f"mergetomix store rebuild {self.path.parent}, or name another store"
+        return StoreError(message, hint=hint)
 
     def _connected(self, address: str, *, empty_is_fine: bool) -> sqlite3.Connection:
         """Returns a connection to a ledger of this version's schema; any other raises."""
@@ -168,6 +188,9 @@ class Ledger:
             for statement in _TABLES:
                 db.execute(statement)
             db.execute("COMMIT")
+        for name, statement in _LATER_TABLES.items():
+            if not self.has_table(name):
+                db.execute(statement)
 
 
 def _schema(db: sqlite3.Connection) -> int:

@@ -3,11 +3,14 @@
     STORE/ledger.sqlite      what is known: fine-tunes, models, scores, file hashes, runs
     STORE/artifacts/<key>/   what is too large for a row; a folder is there whole or not at all
     STORE/tmp/               artifacts being written: <key>.<pid>.<host>-<random>
+    STORE/damaged/           what was found damaged, and set aside
     STORE/locks/<key>.lock   one process at a time works on a key
 
 Order of events, so that a kill at any instant costs only the work in hand: an artifact is written
 under tmp, flushed to the disk and renamed; then its row is committed. A folder without a row is
-therefore left over by a crash and is replaced; a row without its folder counts as absent.
+therefore left over by a crash and is replaced; a row without its folder counts as absent. The
+ledger holds the SHA-256 of every file of a folder, and a folder that holds other bytes is not
+handed out (`artifacts.py`).
 """
 
 from __future__ import annotations
@@ -33,8 +36,10 @@ from filelock import FileLock, Timeout
 from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
 from mergetomix.store.address import digest, sha256_of
+from mergetomix.store.artifacts import Artifacts
 from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp, stats
 from mergetomix.store.ledger import Ledger
+from mergetomix.store.manifest import MANIFEST, Manifest
 
 LEDGER = "ledger.sqlite"
 MODEL_KINDS = ("base", "proxy", "expert", "real")
@@ -76,6 +81,7 @@ class Store:
         self._locks: dict[str, FileLock] = {}
         self._beats: dict[int, tuple[float, str | None]] = {}
         self._ledger = self._looked_at() if read_only else self._opened()
+        self._artifacts = Artifacts(self.path, self._ledger, self.file_hash, read_only)
 
     @classmethod
     def peek(cls, path: str | Path) -> Store:
@@ -106,6 +112,7 @@ class Store:
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
             # Making a ledger is not safe against another process doing the same.
             with FileLock(self.path / "locks" / ".open.lock"):
+                self._must_not_have_lost_its_ledger()
                 ledger = Ledger(self.path / LEDGER)
                 for folder in list((self.path / "tmp").iterdir()):
                     # A live process may take its own away meanwhile.
@@ -119,6 +126,30 @@ class Store:
                 raise StoreError(message, hint="make space, or name another store") from error
             message = f"the store must be a folder that can be written: {error}"
             raise StoreError(message, hint="name another store") from error
+
+    def _must_not_have_lost_its_ledger(self) -> None:
+        """Raises StoreError where folders are kept, and nothing says what they are."""
+        ledger, kept = self.path / LEDGER, self.path / "artifacts"
+        if (ledger.exists() and ledger.stat().st_size) or not any(kept.iterdir()):
+            return
+        lost = "has no bytes" if ledger.exists() else "is gone"
+        message = f"the ledger {ledger} {lost}, and {kept} holds what it knew of"
+        raise StoreError(message, hint=f"mergetomix store rebuild {self.path}")
+
+    def look_through(self) -> list[str]:
+        """Returns what is damaged, one sentence each, by reading every byte of every artifact."""
+        wrong = self._ledger.check()
+        # what is cached by time stamps is what is in question
+        self._ledger.execute("DELETE FROM files")
+        found = [] if wrong is None else [f"the ledger: {wrong}"]
+        for folder in sorted((self.path / "artifacts").iterdir()):
+            if folder.is_dir() and (why := self._artifacts.damage(folder.name)) is not None:
+                found.append(f"artifact {folder.name}: {why}")
+        return found
+
+    def on_damage(self, hear: Callable[[str], None]) -> None:
+        """Has `hear` called with a sentence for every artifact that is found damaged."""
+        self._artifacts.on_damage = hear
 
     def close(self) -> None:
         """Lets go of the ledger; doing so again does nothing."""
@@ -135,12 +166,17 @@ class Store:
         return self._ledger.transaction()
 
     def finetune(self, key: str) -> Finetune | None:
-        """Returns the fine-tune of a key; None if its row or its folder is missing."""
+        """Returns the fine-tune of a key; None if its row or its folder is missing, or damaged.
+
+        A damaged folder is set aside, with all that was computed from it. Raises Fault where one is
+        found by a store that is opened to read only.
+        """
         columns = "mixture, path, num_examples, num_tokens, train_s"
         rows = self._ledger.execute(f"SELECT {columns} FROM finetunes WHERE key = ?", (key,))
         for text, path, *cost in rows:
             folder = self.path / path  # an absolute path stays itself
-            if folder.is_dir():
+            is_own = folder == self.artifact_path(key)
+            if self._artifacts.is_sound(key) if is_own else folder.is_dir():
                 datasets, weights = map(tuple, json.loads(text))
                 mixture = Mixture(datasets, weights)
                 return Finetune(mixture, key, str(folder), *cost)
@@ -162,18 +198,36 @@ class Store:
         cost = (record.num_examples, record.num_tokens, record.train_s)
         # Hours of training must not be lost to a Path among the notes.
         notes = [json.dumps(dict(each), default=str) for each in (settings, environment)]
-        self._ledger.insert("finetunes", *about, *cost, *notes, _now(), replace=True)
+        with self.transaction():
+            self._ledger.insert("finetunes", *about, *cost, *notes, _now(), replace=True)
+            self._artifacts.note_row(record.key)
 
-    def add_model(self, key: str, kind: str, mixture: Mixture | None, merge_s: float = 0.0) -> None:
+    def add_model(
+        self,
+        key: str,
+        kind: str,
+        mixture: Mixture | None,
+        merge_s: float = 0.0,
+        sources: Sequence[str] = (),
+    ) -> None:
         """Notes a model that is evaluated; the first to note a key stands.
 
-        Raises `ValueError` for an unknown kind.
+        Args:
+            key: the model's address.
+            kind: one of MODEL_KINDS.
+            mixture: None for the base.
+            merge_s: seconds that merging it took.
+            sources: the keys of the fine-tunes whose weights are in it.
+
+        Raises:
+            ValueError: the kind is unknown.
         """
         if kind not in MODEL_KINDS:
             kinds = ", ".join(MODEL_KINDS)
             raise ValueError(f"the kind of a model must be one of {kinds}, not {kind!r}")
         text = None if mixture is None else _mixture_text(mixture)
         self._ledger.insert("models", key, kind, text, merge_s, _now())
+        self._artifacts.note_sources(key, tuple(sources))
 
     def scores(self, model: str, target: str, part: str) -> Scores | None:
         """Returns what a target says of a model on one part of its examples, or None.
@@ -221,7 +275,7 @@ class Store:
             (SELECT coalesce(sum(num_examples), 0) FROM scores)"""
         names = ("experts", "reals", "trials", "example_scores")
         counted = dict(zip(names, self._ledger.execute(sql)[0], strict=True))
-        return counted | {"artifact_bytes": size_bytes(self.path / "artifacts")}
+        return counted | {"artifact_bytes": size_bytes(self.path / "artifacts", MANIFEST)}
 
     def file_hash(self, path: Path) -> str:
         """Returns the SHA-256 of a file in hex, read once until its size or a time stamp changes.
@@ -244,20 +298,34 @@ class Store:
         """Returns where the artifact of a key lies, or would lie."""
         return self.path / "artifacts" / _checked(key)
 
+    def file(self, key: str, name: str) -> Path | None:
+        """Returns a file of an artifact; None if it is not there, or the artifact is damaged."""
+        path = self.artifact_path(key) / name
+        return path if self._artifacts.is_sound(key) and path.is_file() else None
+
     @contextmanager
-    def artifact(self, key: str) -> Iterator[Path]:
+    def artifact(self, key: str, sources: Sequence[str] = ()) -> Iterator[Path]:
         """Yields an empty folder, which becomes the artifact on a clean exit; else it goes.
 
         Nothing is at `artifact_path(key)` until all of it is on the disk. An artifact there already
         stays if the ledger has its fine-tune, and is replaced if not: hold `lock(key)` from before
-        this until after `add_finetune`. Raises `StoreError` if the disk is full.
+        this until after `add_finetune`.
+
+        Args:
+            key: of the artifact.
+            sources: the keys of the fine-tunes whose weights it is computed from.
+
+        Raises:
+            StoreError: the disk is full.
         """
         final = self.artifact_path(key)
         try:
             with self._draft(key) as draft:
                 yield draft
+                manifest = Manifest.of(key, draft, tuple(sources))
+                manifest.write(draft)
                 settle(draft)
-                self._place(draft, final)
+                self._place(draft, final, manifest)
         except Exception as error:
             if not is_no_space(error):
                 raise
@@ -281,7 +349,7 @@ class Store:
             shutil.rmtree(folder, ignore_errors=True)
             _writing.discard(name)
 
-    def _place(self, draft: Path, final: Path) -> None:
+    def _place(self, draft: Path, final: Path, manifest: Manifest) -> None:
         # The ledger's write lock keeps two processes from placing the same artifact at once.
         with self._draft(final.name) as old, self.transaction():
             if final.exists():
@@ -290,6 +358,7 @@ class Store:
                 final.rename(old)
             draft.rename(final)
             fsync(final.parent)
+            self._artifacts.note(manifest)
 
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
