@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import shutil
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from mergetomix.data.examples import Example
 from mergetomix.errors import DataError, ModelError
+from mergetomix.experts.deltas import params, read_delta
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.models.causal_lm.sequences import IGNORE, Encoded
 from mergetomix.models.encoding import content, take_tokens
@@ -404,19 +406,72 @@ def test_a_fine_tune_must_be_safetensors(family: CausalLM, tmp_path: Path) -> No
         family.load(str(folder))
 
 
-def test_a_fine_tunes_own_code_does_not_run(family: CausalLM, tmp_path: Path) -> None:
+def with_own_code(folder: Path, ran: Path) -> None:
+    """Puts code into every place of a fine-tune's folder that transformers and PEFT look at."""
+    code = f"open({str(ran)!r}, 'w')\nfrom transformers import *\n"
+    code += "class Mine(LlamaForCausalLM): ...\nclass Words(PreTrainedTokenizerFast): ...\n"
+    code += "def generate(*a, **k): ...\n"
+    (folder / "code.py").write_text(code)
+    (folder / "custom_generate").mkdir()
+    (folder / "custom_generate" / "generate.py").write_text(code)
+    maps: dict[str, dict[str, object]] = {
+        "config.json": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},
+        "tokenizer_config.json": {"AutoTokenizer": ["code.Words", "code.Words"]},
+    }
+    for name, own in maps.items():
+        values = json.loads((folder / name).read_text()) | {"auto_map": own}
+        (folder / name).write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_fine_tunes_own_code_does_not_run(
+    family: CausalLM, tmp_path: Path, trust: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the recipe says of the base: it means the base's code."""
+    monkeypatch.chdir(tmp_path)
+    base = Path(shutil.copytree(family.base.path, tmp_path / "base"))
+    folder = Path(shutil.copytree(base, tmp_path / "expert"))
+    tiny.edit(folder, lambda t: t["model.norm.weight"].mul_(1.5))
+    with_own_code(folder, tmp_path / "ran")
+    # a vocabulary that is equal, in a file with other bytes, so that it is looked at
+    words = folder / "tokenizer.json"
+    words.write_text(json.dumps(json.loads(words.read_text()), indent=1))
+    ours = tiny.open_base(str(base), trust_remote_code=trust)
+    delta = read_delta(ours, params(ours.load()), str(folder), "datasets.x.expert")
+    assert delta.names() == {"model.norm.weight"}
+    assert type(ours.load(str(folder))) is type(ours.load())
+    assert type(ours.load_finetune(str(folder))) is type(ours.load())
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_fine_tune_of_another_kind_is_refused(family: CausalLM, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
-    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: ...\n")
-    config = (
-        (folder / "config.json")
-        .read_text()
-        .replace('"model_type": "llama"', '"model_type": "mine"')
-    )
-    mark = '{"auto_map": {"AutoConfig": "code.Mine", "AutoModelForCausalLM": "code.Mine"},'
-    (folder / "config.json").write_text(mark + config.lstrip()[1:])
-    with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*custom code"):
+    with_own_code(folder, tmp_path / "ran")
+    config = json.loads((folder / "config.json").read_text()) | {"model_type": "mine"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ModelError, match=r"^datasets\.x\.expert: .* of the type mine, and the base"
+    ):
         family.load(str(folder), "datasets.x.expert")
     assert not (tmp_path / "ran").exists()
+
+
+def test_an_adapter_imports_nothing(family: CausalLM, tmp_path: Path) -> None:
+    """PEFT imports the module that `megatron_core` of an adapter's configuration names."""
+    folder, ran = tmp_path / "adapter", tmp_path / "ran"
+    adapted = family.adapted(family.load(), Lora(rank=2))
+    adapted.save_pretrained(folder)
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config |= {"megatron_core": "evil", "megatron_config": {"x": 1}}
+    config |= {"auto_mapping": {"base_model_class": "X", "parent_library": "evil"}}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(tmp_path))
+        assert family.load_finetune(str(folder)) is not None
+        delta = read_delta(family, params(family.load()), str(folder), "datasets.x.expert")
+    assert delta.names()
+    assert not ran.exists()
 
 
 def test_the_key_is_the_content_and_not_the_place(family: CausalLM, tmp_path: Path) -> None:

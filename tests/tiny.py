@@ -105,9 +105,13 @@ BASES: dict[str, Callable[[Path], str]] = {
 
 
 def open_base(
-    path: str, max_length: int = CONTEXT, method: str = "full", dtype: Any = "float32"
+    path: str,
+    max_length: int = CONTEXT,
+    method: str = "full",
+    dtype: Any = "float32",
+    **section: Any,
 ) -> CausalLM:
-    return CausalLM(Base(path=path, dtype=dtype), "cpu", max_length, method)
+    return CausalLM(Base(path=path, dtype=dtype, **section), "cpu", max_length, method)
 
 
 def perturbed(base: str, out: Path, seed: int, size: float = 0.01) -> str:

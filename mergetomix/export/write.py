@@ -160,6 +160,10 @@ def _peft_config(session: Session, dataset: str) -> dict[str, Any]:
     """Returns what of PEFT's configuration follows from the base, and its task as an expert's."""
     own = json.loads((session.proxies.folder(dataset) / "adapter_config.json").read_text())
     of_task = {key: own.get(key) for key in ("task_type", "auto_mapping")}
+    # an expert from elsewhere may name any module there, and PEFT would import it
+    module = str((of_task["auto_mapping"] or {}).get("parent_library", ""))
+    if not module.startswith("transformers.models."):
+        of_task["auto_mapping"] = None
     base = session.recipe.base
     return {**of_task, "base_model_name_or_path": base.path, "revision": base.revision}
 

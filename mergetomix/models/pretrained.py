@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import warnings
@@ -31,6 +32,20 @@ if TYPE_CHECKING:
 TARGETS = "train.lora.target_modules"
 PREFIX = "base_model.model."
 """What PEFT puts before the names of the modules of the model that it adapts."""
+PLAIN = (
+    "r",
+    "lora_alpha",
+    "target_modules",
+    "target_parameters",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "fan_in_fan_out",
+)
+"""Of adapter_config.json what says which product of two matrices stands where."""
 
 
 class Pretrained:
@@ -97,19 +112,18 @@ class Pretrained:
 
     # --- the base
 
-    def part(self, kind: str, path: str | None = None, where: str = "base.path", **how: Any) -> Any:
-        """Returns what a class of transformers' reads of the base, or of the folder of a fine-tune.
+    def part(self, kind: str, **how: Any) -> Any:
+        """Returns what a class of transformers' reads of the base.
 
-        Raises ModelError with the place `where` if it cannot.
+        It is the only folder whose code may run, and only where the recipe says so. Raises
+        ModelError if it cannot be read.
         """
         import transformers
 
-        # pickles and a fine-tune's own code are never trusted, only what the recipe says
+        how |= {"revision": self.base.revision or "main", **self._gguf}
         how["trust_remote_code"] = self.base.trust_remote_code
-        if path is None:
-            how |= {"revision": self.base.revision or "main", **self._gguf}
-        with self.errors(path, where):
-            return getattr(transformers, kind).from_pretrained(path or self.base.path, **how)
+        with self.errors():
+            return getattr(transformers, kind).from_pretrained(self.base.path, **how)
 
     @cached_property
     def _gguf(self) -> dict[str, str]:
@@ -202,13 +216,27 @@ class Pretrained:
         fine-tune with a tensor too many.
         """
         how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "dtype": self.dtype}
-        how |= self._unpacked if path is None else {"use_safetensors": True}
         with quiet():
-            model, info = self.part(self.auto_class, path, where, **how)
+            if path is None:
+                model, info = self.part(self.auto_class, **how, **self._unpacked)
+            else:
+                model, info = self._read_as_the_base(path, where, how)
         self._check_tensors(info, path, where)
         if path is None and getattr(self.config, "quantization_config", None) is not None:
             forget_packing(model)
         return (self.prepared(model) if path is None else model).to(self.device).eval()
+
+    def _read_as_the_base(self, path: str, where: str, how: Mapping[str, Any]) -> Any:
+        """Returns a fine-tune read into the base's classes: code in its folder never runs."""
+        with self.errors(path, where):
+            values = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+            theirs, ours = values.get("model_type"), self.config.model_type
+            if theirs != ours:
+                message = f"the model in {path} is of the type {theirs}, and the base {ours}"
+                raise ModelError(where, message, hint="experts must come from this base")
+            config = type(self.config).from_pretrained(path)
+            kind = type(self.skeleton())
+            return kind.from_pretrained(path, config=config, use_safetensors=True, **how)
 
     def _check_tensors(self, info: Any, path: str | None, where: str) -> None:
         """Raises ModelError if transformers reports a tensor as missing, misshapen or left over."""
@@ -229,10 +257,17 @@ class Pretrained:
         """Returns a fine-tune as this package saves it: a full model, or an adapter on the base."""
         if not (Path(path) / "adapter_config.json").exists():
             return self.load(path)
-        from peft import PeftModel
+        from peft import LoraConfig, PeftModel
 
+        # of its configuration what a plain adapter needs: others name modules to import
+        given = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+        kept = {key: given[key] for key in PLAIN if given.get(key) is not None}
+        config = LoraConfig(**kept, task_type=self.task)
+        if not (Path(path) / "adapter_model.safetensors").is_file():
+            raise ModelError("", f"{path} holds no adapter_model.safetensors")
         with quiet():
-            return PeftModel.from_pretrained(self.load(), path).to(self.device).eval()
+            model = PeftModel.from_pretrained(self.load(), path, config=config)
+        return model.to(self.device).eval()
 
     def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None:
         """Writes a model (full or adapter) and its processor for `from_pretrained` to load."""

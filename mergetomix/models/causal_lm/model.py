@@ -97,8 +97,14 @@ class CausalLM(Pretrained):
         content = file.read_bytes() if file.exists() else b""
         if not content or content in self._known_tokenizers:
             return
-        theirs = self.part("AutoTokenizer", str(folder), where).get_vocab()
-        ours = self.tokenizer.get_vocab()
+        from tokenizers import Tokenizer
+
+        with self.errors(str(folder), where):
+            theirs = Tokenizer.from_str(content.decode()).get_vocab()
+        ours, whole = self.tokenizer.get_vocab(), Path(self.base.path, file.name)
+        if theirs != ours and whole.is_file():
+            # transformers adds to a tokenizer what stands in its configuration alone
+            ours = Tokenizer.from_file(str(whole)).get_vocab()
         if theirs != ours:
             token = min(set(theirs.items()) ^ set(ours.items()))[0]
             ids = f"{theirs.get(token)} there and {ours.get(token)} here"
