@@ -456,7 +456,7 @@ def test_a_disk_too_full_for_the_final_model_is_one_message(
     def full(one: str, other: str, **_: Any) -> None:
         raise OSError(28, "No space left on device", one, None, other)
 
-    monkeypatch.setattr(files, "_link_weights", full)
+    monkeypatch.setattr("shutil.copyfile", full)
     with pytest.raises(
         Fault, match=r"written to .*final: \[Errno 28\] No space left on device\nhint: "
     ) as caught:

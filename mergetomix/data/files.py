@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from mergetomix.data.errors import no_data
@@ -23,31 +24,101 @@ SPLIT_WORDS |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation"
 SPLIT_WORDS |= dict.fromkeys(("test", "testing", "eval", "evaluation"), "test")
 
 
-def all_files(path: str, where: str) -> list[Path]:
-    """Returns the file, those in the folder, or the glob's, in the order of their names."""
+@dataclass(frozen=True)
+class Found:
+    """The files that a path means, in the order of their names, and what of them is odd."""
+
+    files: list[Path]
+    notes: tuple[str, ...] = ()
+
+
+def all_files(path: str, where: str) -> Found:
+    """Returns the file, those in the folder, or the glob's.
+
+    A folder that is a link is descended into only where the path names it, and never by `**`; of a
+    glob's files each counts once, however many links lead to it.
+
+    Raises:
+        DataError: there is none, or the system does not let it be read.
+    """
     try:
         is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
-    except OSError:  # from a name that is too long
-        is_file = is_folder = False
-    if is_file:
-        return [Path(path)]
-    if is_folder:
-        found = _walk(path)
-    elif glob.has_magic(path):
-        # Path.glob needs a folder to start from, which an absolute pattern does not name
-        found = filter(os.path.isfile, glob.glob(path, recursive=True))  # noqa: PTH207
-    else:
-        raise no_data(where, f"there is no file or folder {path}")
-    files = sorted(set(map(Path, found)))
-    if not files:
-        raise no_data(where, f"no file at {path}")
-    return files
+        if is_file:
+            return Found([Path(path)])
+        if is_folder:
+            found = _in_folder(Path(path))
+        elif glob.has_magic(path):
+            found = _globbed(Path(path))
+        else:
+            raise no_data(where, f"there is no file or folder {path}")
+    except OSError as error:
+        problem = f"{path[:200]} cannot be read: {error.strerror or error}"
+        raise no_data(where, problem) from None
+    if not found.files:
+        raise no_data(where, f"no file at {shown(path)}")
+    return found
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for place, folders, files in os.walk(folder):
+def shown(pattern: str) -> str:
+    """Returns a glob as its user would write it, where a folder's own brackets are escaped.
+
+    >>> shown("/runs/exp[[]12]/*.jsonl")
+    '/runs/exp[12]/*.jsonl'
+    """
+    return re.sub(r"\[([\[*?])\]", r"\1", pattern)
+
+
+def _in_folder(folder: Path) -> Found:
+    found, links = [], []
+    for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [each for each in folders if each[0] != "." and each != "__pycache__"]
-        yield from (str(Path(place, name)) for name in files if name[0] != ".")
+        links += [each for name in folders if (each := Path(place, name)).is_symlink()]
+        found += [Path(place, name) for name in names if name[0] != "."]
+    return Found(sorted(found), _said_of(links))
+
+
+def _globbed(pattern: Path) -> Found:
+    # two stars within a name mean one, and at the end all files below
+    parts = [part if part == "**" else part.replace("**", "*") for part in pattern.parts]
+    parts += ["*"] if parts[-1] == "**" else []
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root, wanted = Path(*parts[:first]), str(Path(*parts[first:]))
+    is_hidden = re.compile(r"(^|/)\.(?!$|/|\.)")
+    found = [each for each in root.glob(wanted) if each.is_file()]
+    if not is_hidden.search(wanted):
+        found = [each for each in found if not is_hidden.search(str(each.relative_to(root)))]
+    links = _links_below(root, wanted.partition("**")[0]) if "**" in parts else []
+    once: dict[str, Path] = {}
+    for file in sorted(found, key=lambda each: (each.is_symlink(), each)):
+        once.setdefault(os.path.realpath(file), file)
+    notes = _said_of(links)
+    if len(once) < len(found):
+        num = len(found) - len(once)
+        notes += (f"{num} paths of {shown(str(pattern))} lead to files that it has already",)
+    return Found(sorted(once.values()), notes)
+
+
+def _links_below(root: Path, pattern: str) -> list[Path]:
+    """Returns the linked folders below those that a pattern means; the root's where it is empty."""
+    starts = list(root.glob(pattern)) if pattern else [root]
+    return [
+        each
+        for start in starts
+        for place, folders, _ in os.walk(start)
+        for name in folders
+        if (each := Path(place, name)).is_symlink()
+    ]
+
+
+def _said_of(links: list[Path]) -> tuple[str, ...]:
+    if not links:
+        return ()
+    first = min(links)
+    return (f"linked folders are not descended into: {len(links)}, the first {first}",)
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def suffix_of(file: Path) -> str:

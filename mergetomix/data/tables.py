@@ -179,7 +179,13 @@ def _named(path: str, source: Source, where: str) -> Table:
     """Returns the table that a path means."""
     if not Path(path).is_absolute():
         return _of_dataset(_from_hub(source, where))
-    every, root = files.all_files(path, where), Path(path)
+    found = files.all_files(path, where)
+    table = _of_files(Path(path), found.files, source, where)
+    return replace(table, notes=table.notes + found.notes)
+
+
+def _of_files(root: Path, every: list[Path], source: Source, where: str) -> Table:
+    """Returns the table of the files of a path."""
     names = {file.name for file in every if file.parent == root}
     if any(saved <= names for saved in SAVED):
         return _of_dataset(_from_disk(source, where))
@@ -238,7 +244,8 @@ def _documents(source: Source, where: str) -> Table:
         rule = "text: true reads local files, so path must be a file, a folder or a glob"
         raise DataError(f"{where}.text", rule)
     rows, num_binary = [], 0
-    for file in files.all_files(source.path, where):
+    found = files.all_files(source.path, where)
+    for file in found.files:
         with formats.reading(file, where):
             text = formats.document(file)
             if text is None and file == Path(source.path):
@@ -248,7 +255,7 @@ def _documents(source: Source, where: str) -> Table:
             continue
         pieces = formats.pieces(text, source.lines_per_example)
         rows += [{"file": str(file), "text": piece} for piece in pieces]
-    return Table(("file", "text"), rows, _blank(rows), num_binary)
+    return Table(("file", "text"), rows, _blank(rows), num_binary, notes=found.notes)
 
 
 def _image_folder(root: Path, every: list[Path], source: Source, where: str) -> Table:

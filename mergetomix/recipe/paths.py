@@ -34,8 +34,22 @@ def resolve_data_path(path: str, folder: Path) -> str:
     """Returns an absolute path or glob if one is there or meant, else the hub id as it is."""
     local = under(folder, path)
     has_suffix = path.removesuffix(".gz").lower().endswith(tuple(KINDS))
-    is_local = _is_written_as_path(path) or has_suffix or glob.has_magic(path) or local.exists()
-    return str(local) if is_local else path
+    is_pattern = glob.has_magic(path)
+    try:
+        is_there = local.exists()
+    except OSError:  # from a name that is too long
+        is_there = False
+    if not (_is_written_as_path(path) or has_suffix or is_pattern or is_there):
+        return path
+    if is_there or Path(path).is_absolute():
+        return str(local)
+    # the folder is meant as it is called, whatever brackets it has in its name
+    start = os.path.expanduser("~") if path.startswith("~") else str(folder)  # noqa: PTH111
+    if path.startswith("~/"):
+        path = path[2:]
+    elif path.startswith("~"):
+        return str(local)
+    return os.path.normpath(Path(glob.escape(start), path))
 
 
 def _is_written_as_path(path: str) -> bool:
