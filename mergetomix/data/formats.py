@@ -11,7 +11,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from mergetomix.bounds import MOST_CHARACTERS, MOST_RATIO
 from mergetomix.data.errors import no_data, one_line
 from mergetomix.data.files import kind_of, suffix_of
 
+MOST_CELLS = 2**31
+"""Of a parquet file: repeated values take no room there, and all of it in memory."""
 Bytes: TypeAlias = gzip.GzipFile | io.BufferedReader
 
 
@@ -43,13 +45,48 @@ def reading(file: Path, where: str) -> Iterator[None]:
         raise no_data(where, f"{file} cannot be read: {one_line(error)}") from None
 
 
+class Unpacked(gzip.GzipFile):
+    """What a `.gz` holds. Raises Malformed where that is beyond all measure for its size."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self._most = MOST_CHARACTERS + MOST_RATIO * file.stat().st_size
+        self._num_read = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Reads at most `size` bytes, or all that is left."""
+        if size is None or size < 0:
+            return b"".join(iter(lambda: self.read1(), b""))
+        return self._counted(super().read(size))
+
+    def read1(self, size: int = -1) -> bytes:
+        """Reads what is at hand."""
+        return self._counted(super().read1(size))
+
+    def _counted(self, data: bytes) -> bytes:
+        self._num_read += len(data)
+        if self._num_read > self._most:
+            raise Malformed(f" holds more than {MOST_RATIO} times its size: unpack it first")
+        return data
+
+
 def opened(file: Path) -> Bytes:
     """Opens a file for its bytes, which are those behind the compression of a `.gz`."""
-    return gzip.open(file) if file.suffix.lower() == ".gz" else file.open("rb")
+    return Unpacked(file) if file.suffix.lower() == ".gz" else file.open("rb")
 
 
 def _text(stream: Bytes, newline: str | None = None) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+
+
+def _lines(stream: Bytes) -> Iterator[str]:
+    """Yields the lines of a text. Raises Malformed for one that is too long to read."""
+    text, number = _text(stream), 0
+    while line := text.readline(MOST_CHARACTERS + 1):
+        number += 1
+        if len(line) > MOST_CHARACTERS:
+            raise Malformed(f", line {number}: longer than {MOST_CHARACTERS:,} characters")
+        yield line
 
 
 def rows_of(file: Path, split: str, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -72,7 +109,7 @@ def rows_of(file: Path, split: str, notes: list[str]) -> Iterator[dict[str, Any]
                 what = f"{file}: the key {doubled[0]!r} stands twice in an object"
                 notes.append(f"{what} ({len(doubled)} in all); the last one counts")
         elif kind == "text":
-            yield from ({"text": line.removesuffix("\n")} for line in _text(stream))
+            yield from ({"text": line.removesuffix("\n")} for line in _lines(stream))
         else:
             yield from _csv_rows(stream, delimiter="\t" if kind == "tsv" else ",")
 
@@ -88,14 +125,14 @@ def _json_rows(stream: Bytes, is_lines: bool, doubled: list[str]) -> Iterator[di
 
     decode = json.JSONDecoder(object_pairs_hook=once).decode
     if is_lines:
-        yield from _json_lines(_text(stream), decode)
+        yield from _json_lines(_lines(stream), decode)
         return
     text = _text(stream).read()
     try:
         whole = decode(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if text.lstrip().startswith("["):
-            raise Malformed(f", line {error.lineno}: not valid JSON: {error.msg}") from None
+            raise Malformed(_invalid(error)) from None
         # many files named .json hold JSON Lines
         doubled.clear()
         yield from _json_lines(io.StringIO(text), decode)
@@ -108,10 +145,21 @@ def _json_lines(lines: Iterable[str], decode: Callable[[str], Any]) -> Iterator[
     for number, line in enumerate(lines, start=1):
         try:
             row = decode(line) if line.strip() else None
-        except json.JSONDecodeError as error:
-            raise Malformed(f", line {number}: not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError) as error:
+            raise Malformed(_invalid(error, number)) from None
         if line.strip():
             yield _object(row, f"line {number}")
+
+
+def _invalid(error: ValueError | RecursionError, line: int | None = None) -> str:
+    """Returns what is wrong with JSON: its grammar, a number too long to read, its depth."""
+    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        reason, line = error.msg, error.lineno if line is None else line
+    elif isinstance(error, ValueError):
+        reason = "a number has too many digits"
+    place = "" if line is None else f", line {line}"
+    return f"{place}: not valid JSON: {reason}"
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:
@@ -122,7 +170,7 @@ def _object(row: Any, place: str) -> dict[str, Any]:
 
 def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[dict[str, Any]]:
     # the library's limit of 128 KiB a field is one for the process, and too short for documents
-    limit = csv.field_size_limit(sys.maxsize)
+    limit = csv.field_size_limit(MOST_CHARACTERS)
     reader = csv.reader(_text(stream, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
@@ -142,7 +190,9 @@ def _csv_rows(stream: Bytes, delimiter: str) -> Iterator[dict[str, Any]]:
 def document(file: Path) -> str | None:
     """Returns the text of a whole file; None if it holds zero bytes, and so no text."""
     with opened(file) as stream:
-        content = stream.read()
+        content = stream.read(MOST_CHARACTERS + 1)
+    if len(content) > MOST_CHARACTERS:
+        raise Malformed(f" is a text of more than {MOST_CHARACTERS:,} bytes: cut it into files")
     return None if b"\0" in content else content.decode("utf-8-sig")
 
 
@@ -168,7 +218,10 @@ def parquet(file: Path) -> Any:
 
     try:
         with opened(file) as stream:
-            return pq.ParquetFile(io.BytesIO(stream.read())).read()
+            found = pq.ParquetFile(io.BytesIO(stream.read()))
+            if found.metadata.num_rows * max(1, found.metadata.num_columns) > MOST_CELLS:
+                raise Malformed(f" says that it holds {found.metadata.num_rows:,} rows")
+            return found.read()
     except pa.ArrowException as error:
         raise Malformed(f" is not valid parquet: {one_line(error)}") from None
 
@@ -182,8 +235,12 @@ def _arrays(file: Path, split: str) -> list[dict[str, Any]]:
     import numpy as np
 
     try:
+        with zipfile.ZipFile(file) as packed:
+            declared = sum(each.file_size for each in packed.infolist())
+        if declared > MOST_CHARACTERS + MOST_RATIO * file.stat().st_size:
+            raise Malformed(f" holds more than {MOST_RATIO} times its size: unpack it first")
         known = dict(np.load(file, allow_pickle=False).items())
-    except (ValueError, KeyError, zipfile.BadZipFile, AttributeError) as error:
+    except (ValueError, KeyError, zipfile.BadZipFile, AttributeError, MemoryError) as error:
         raise Malformed(f" is no archive of plain arrays: {one_line(error)}") from None
     pair = ("x", "y") if {"x", "y"} <= set(known) else (f"x_{split}", f"y_{split}")
     if not set(pair) <= set(known):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mergetomix.bounds import MOST_CHARACTERS, MOST_WIDTH
 from mergetomix.data.chats import (
     Turn,
     as_json,
@@ -200,6 +201,11 @@ class _Filler(string.Formatter):
         value, used = super().get_field(field_name, args, kwargs)
         return _plain(value), used
 
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if any(len(each) > 5 or int(each) > MOST_WIDTH for each in re.findall(r"\d+", format_spec)):
+            raise ValueError(f"a width or precision must be at most {MOST_WIDTH:,}")
+        return str(super().format_field(value, format_spec))
+
 
 def _plain(value: Any) -> str | numbers.Number | datetime.date | datetime.time:
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -221,7 +227,13 @@ def _is_written(pattern: str, columns: Columns) -> bool:
 
 
 def _encodable(place: Place, text: str) -> str:
-    """Returns a text. Raises DataError for half of a pair of surrogates, which nothing can read."""
+    """Returns a text.
+
+    Raises DataError for half of a pair of surrogates, which nothing can read, and for a text that
+    is too long to.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise place.error(f"a text of {len(text):,} characters, and {MOST_CHARACTERS:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError as error:

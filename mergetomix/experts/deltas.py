@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mergetomix import merge
+from mergetomix.bounds import Exceeded, limited
 from mergetomix.errors import ModelError
 from mergetomix.experts import sums
 from mergetomix.merge.sums import exact
@@ -277,7 +279,7 @@ def _lora(family: Loads, base: Mapping[str, Tensor], folder: Path, where: str) -
         _check_pair(name, pair, base, name in family.transposed, where)
         key = name if name in stacks.values() else name.removesuffix(".weight")
         own_rank, own_alpha = (
-            float(_by_pattern(config, each, key)) for each in (("rank", rank), ("alpha", alpha))
+            _by_pattern(config, each, key, where) for each in (("rank", rank), ("alpha", alpha))
         )
         if pair[1].shape[-2] != own_rank:
             message = f"the adapter of {name} has the rank {pair[1].shape[-2]}, its configuration"
@@ -292,13 +294,17 @@ def _lora(family: Loads, base: Mapping[str, Tensor], folder: Path, where: str) -
     return LoraDelta(factors, scaling, family.transposed, others)
 
 
-def _by_pattern(config: Mapping[str, Any], usual: tuple[str, float], key: str) -> float:
+def _by_pattern(config: Mapping[str, Any], usual: tuple[str, float], key: str, where: str) -> float:
     """Returns the rank or alpha of one module, which PEFT may have by patterns of names."""
     from peft.utils.other import get_pattern_key
 
     kind, value = usual
     patterns = config.get(f"{kind}_pattern") or {}
-    return float(patterns.get(get_pattern_key(list(patterns), key), value))
+    try:
+        with limited():
+            return float(patterns.get(get_pattern_key(list(patterns), key), value))
+    except (Exceeded, re.error, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(where, f"the adapter's {kind}_pattern: {error}") from None
 
 
 def _refuse_inexact(config: Mapping[str, Any], where: str) -> None:

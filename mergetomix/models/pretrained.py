@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from mergetomix.bounds import Exceeded, limited
 from mergetomix.data import reading
 from mergetomix.data.examples import Examples
 from mergetomix.data.tables import Row
@@ -315,7 +317,14 @@ class Pretrained:
         from peft import get_peft_model
 
         try:
-            return get_peft_model(model, self.lora_config(lora))
+            config = self.lora_config(lora)
+            if isinstance(lora.target_modules, str) and lora.target_modules != "all-linear":
+                with limited():  # PEFT matches it with every name
+                    for name, _ in model.named_modules():
+                        re.fullmatch(lora.target_modules, name)
+            return get_peft_model(model, config)
+        except Exceeded as error:
+            raise ModelError(TARGETS, f"{lora.target_modules!r} {error}") from None
         except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             hint = "name linear layers, or use train.method: full"

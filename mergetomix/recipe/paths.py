@@ -41,15 +41,12 @@ def resolve_data_path(path: str, folder: Path) -> str:
         is_there = False
     if not (_is_written_as_path(path) or has_suffix or is_pattern or is_there):
         return path
-    if is_there or Path(path).is_absolute():
+    if is_there or Path(path).is_absolute() or path.startswith("~"):
+        return str(local)
+    if not glob.has_magic(str(folder)):
         return str(local)
     # the folder is meant as it is called, whatever brackets it has in its name
-    start = os.path.expanduser("~") if path.startswith("~") else str(folder)  # noqa: PTH111
-    if path.startswith("~/"):
-        path = path[2:]
-    elif path.startswith("~"):
-        return str(local)
-    return os.path.normpath(Path(glob.escape(start), path))
+    return os.path.normpath(Path(glob.escape(str(folder)), path))
 
 
 def _is_written_as_path(path: str) -> bool:

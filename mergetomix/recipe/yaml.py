@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mergetomix.bounds import MOST_VALUES
 from mergetomix.data.errors import one_line
 from mergetomix.errors import RecipeError, UserError
 
@@ -14,7 +15,7 @@ from mergetomix.errors import RecipeError, UserError
 def read_values(path: Path) -> Any:
     """Returns what a YAML file says. Raises RecipeError if it cannot be read."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
+        return _loaded(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         hint = f"`mergetomix init {path}` writes a commented one"
         raise RecipeError("", f"no recipe at {path}", hint=hint) from None
@@ -24,9 +25,36 @@ def read_values(path: Path) -> Any:
         raise RecipeError("", f"{path} cannot be read: {error}") from None
     except UnicodeDecodeError:
         raise RecipeError("", f"{path} is not text in UTF-8") from None
-    except (yaml.YAMLError, ValueError) as error:
-        # an impossible date is a ValueError
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # an impossible date is a ValueError, and deep nesting exceeds Python's stack
         raise RecipeError("", f"{path} is not valid YAML: {one_line(error)}") from None
+
+
+def _loaded(text: str) -> Any:
+    """Returns what YAML says. Raises ValueError where its aliases stand for too much."""
+    root = yaml.compose(text, Loader=_UniqueKeys)
+    if root is not None:
+        _check_size(root, {})
+    return yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
+
+
+def _check_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Returns how many values a node stands for, its aliases written out."""
+    if id(node) in known:
+        if not known[id(node)]:
+            raise ValueError("an alias stands within what it stands for")
+        return known[id(node)]
+    known[id(node)] = 0
+    below: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        below = node.value
+    elif isinstance(node, yaml.MappingNode):
+        below = [each for pair in node.value for each in pair]
+    size = 1 + sum(_check_size(each, known) for each in below)
+    if size > MOST_VALUES:
+        raise ValueError(f"it stands for more than {MOST_VALUES:,} values")
+    known[id(node)] = size
+    return size
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -63,8 +91,8 @@ def override(raw: dict[str, Any], change: str) -> None:
         hint = "for example --set train.learning_rate=1e-3"
         raise UserError(f"--set needs key=value, not {change!r}", hint=hint)
     try:
-        value = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 (a subclass of SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
+        value = _loaded(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set {change}: not valid YAML: {one_line(error)}") from None
     if isinstance(raw.get("base"), str) and key.strip().startswith("base."):
         raw["base"] = {"path": raw["base"]}

@@ -6,6 +6,8 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from mergetomix.bounds import MOST_WHOLE
+
 Text = Annotated[str, Field(min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy, which draws, takes for a seed."""
@@ -23,6 +25,14 @@ class Section(BaseModel):
         allow_inf_nan=False,
         validate_default=True,
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_a_size(cls, value: Any) -> Any:
+        # what a float cannot hold exactly, something on the way would round or refuse
+        if isinstance(value, int) and abs(value) > MOST_WHOLE:
+            raise ValueError(f"a whole number must be at most {MOST_WHOLE:,} in size")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

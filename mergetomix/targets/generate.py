@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from mergetomix.bounds import Exceeded, limited
 from mergetomix.data.examples import Example, last_reply
 from mergetomix.errors import DataError
 from mergetomix.models.causal_lm.generation import Generation
@@ -50,8 +51,9 @@ class GenerateTarget(TargetKind):
     @classmethod
     def _compiles(cls, value: str | None) -> str | None:
         try:
-            re.compile(value or "")
-        except re.error as error:
+            with limited():
+                re.compile(value or "")
+        except (re.error, Exceeded, RecursionError) as error:
             raise ValueError(f"not a regular expression: {error}") from None
         return value
 
@@ -80,6 +82,7 @@ class Generate:
             raise setting.unable("generate")
         self.family, self.section, self.where = setting.family, section, setting.where
         self.answers = [answer_of(example) for example in examples]
+        self.rows = [example.row for example in examples]
         limit, num_new = self.family.limit, section.max_new_tokens
         if limit is not None and num_new >= limit:
             rule = f"must be under the model's limit of {limit} tokens, so that a prompt fits"
@@ -115,6 +118,18 @@ class Generate:
         source = source_of(own.function)
         return digest("generate", self.prompts, self.answers, settings, source, *changed)
 
+    def _met(self, place: int, output: str) -> float:
+        """Returns what the metric says of one output; a pattern of the user's has its time."""
+        if self.section.metric != "regex":
+            return self.metric(output, self.answers[place])
+        try:
+            with limited():
+                return self.metric(output, self.answers[place])
+        except Exceeded as error:
+            message = f"{self.section.pattern!r} {error} on the answer {output[:40]!r}"
+            problem = f"{message} to row {self.rows[place]}"
+            raise DataError(f"{self.where}.pattern", problem) from None
+
     def score(self, model: Any) -> Scores:
         """Returns one value an example; all weights are one.
 
@@ -126,8 +141,11 @@ class Generate:
         several = f"{num_empty} of {len(outputs)} answers were empty"
         self.remark = f"{self.where}: {several}" if num_empty else ""
         given = [output or "" for output in outputs]
-        with users_code(self.where):
-            values = checked(list(map(self.metric, given, self.answers)), self.where)
+        if self.section.metric == "function":
+            with users_code(self.where):
+                values = list(checked(list(map(self.metric, given, self.answers)), self.where))
+        else:
+            values = [self._met(*each) for each in enumerate(given)]
         broken = (output is None for output in outputs)
         return equal_scores(
             [math.nan if bad else value for bad, value in zip(broken, values, strict=True)]

@@ -17,6 +17,9 @@ Number: TypeAlias = "Fraction | tuple[Fraction, ...]"
 
 MOST = 400
 """A power beyond this is not computed: nobody's answer, and slow."""
+MOST_DIGITS = 1000
+"""A longer number is as many numbers as it has parts of so many digits: Python reads none of
+4,300."""
 FULL_WIDTH = {0xFF01 + each: 0x21 + each for each in range(0x7E - 0x20)}
 ASCII: dict[int, str | int | None] = {
     **FULL_WIDTH,
@@ -58,6 +61,9 @@ def last_number(text: str) -> Number | None:
     last = max(QUANTITY.finditer(plain), key=lambda found: found.start(), default=None)
     if last is None:
         return None
+    if len(last[0]) > MOST_DIGITS:
+        parts = re.findall(f".{{1,{MOST_DIGITS}}}", re.sub(r"\D", "", last[0]))
+        return tuple(Fraction(part) for part in parts)
     value = _value(last)
     if _is_negative(plain[: last.start()], plain[last.end() :]):
         return tuple(-each for each in value) if isinstance(value, tuple) else -value

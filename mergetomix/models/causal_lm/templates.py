@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mergetomix.bounds import MOST_CHARACTERS, Exceeded, limited
 from mergetomix.data.chats import Turn, text_of
 from mergetomix.data.examples import Example, last_reply
 from mergetomix.errors import DataError, ModelError
@@ -39,7 +40,10 @@ def put_template(tokenizer: PreTrainedTokenizerBase, given: str) -> None:
             raise ModelError(key, message) from None
     tokenizer.chat_template = text
     try:
-        tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
+        with limited():
+            tokenizer.apply_chat_template([{"role": "user", "content": PROBE}], tokenize=False)
+    except Exceeded as error:
+        raise ModelError(key, f"the template {error}") from None
     except TemplateSyntaxError as error:
         raise ModelError(key, f"not a template: {error} (line {error.lineno})") from None
     except Exception:  # noqa: BLE001, S110  # what it refuses, an example of the user's will show
@@ -125,13 +129,14 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         render: Any = render_jinja_template  # its annotation leaves the second result out
-        _, found = render(
-            [[{key: each for key, each in turn.items() if each is not None} for turn in turns]],
-            tools=tools,
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **self._tokenizer.special_tokens_map,
-        )
+        with limited():
+            _, found = render(
+                [[{key: each for key, each in turn.items() if each is not None} for turn in turns]],
+                tools=tools,
+                chat_template=template,
+                return_assistant_tokens_mask=True,
+                **self._tokenizer.special_tokens_map,
+            )
         return [(start, end) for start, end in found[0]]
 
     @cached_property
@@ -171,7 +176,8 @@ class ChatTemplate:
         """Whether the template reads lists of parts alone, and would leave a plain text out."""
         turn = [{"role": "user", "content": PROBE}]
         try:
-            return PROBE not in str(self._tokenizer.apply_chat_template(turn, tokenize=False))
+            with limited():
+                return PROBE not in str(self._tokenizer.apply_chat_template(turn, tokenize=False))
         except Exception:  # noqa: BLE001  # whatever it is, an example of the user's will show it
             return False
 
@@ -185,9 +191,13 @@ class ChatTemplate:
             raise DataError(f"{where}.messages", message, hint=hint)
         template = self._tokenizer.apply_chat_template
         try:
-            return str(
-                template(list(turns), tools=tools, tokenize=False, add_generation_prompt=reply)
-            )
+            with limited():
+                text = str(
+                    template(list(turns), tools=tools, tokenize=False, add_generation_prompt=reply)
+                )
+            if len(text) > MOST_CHARACTERS:
+                raise Exceeded(f"writes {len(text):,} characters")
+            return text
         except Exception as error:  # a template may raise anything; the user must see what it said
             roles = ", ".join(turn["role"] for turn in turns)
             message = f"the chat template refused row {example.row} (turns: {roles}): {error}"

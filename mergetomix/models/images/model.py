@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mergetomix.bounds import Exceeded, limited
 from mergetomix.data.examples import Examples
 from mergetomix.errors import ModelError, RecipeError
 from mergetomix.models.images.heads import unit
@@ -183,13 +184,17 @@ class ImageModel(Pretrained):
         pattern = wanted if isinstance(wanted, str) else ends
         try:
             matches = re.compile(".*" if wanted == "all-linear" else pattern).fullmatch
-        except re.error as error:
+        except (re.error, RecursionError) as error:
             message = f"{wanted!r} is no regular expression: {error}"
             raise RecipeError("train.lora.target_modules", message) from None
         modules = self.skeleton().named_modules()
         linear = [name for name, module in modules if isinstance(module, nn.Linear)]
         linear = [name for name in linear if self.is_trained(f"{name}.")]
-        chosen = [name for name in linear if matches(name)]
+        try:
+            with limited():
+                chosen = [name for name in linear if matches(name)]
+        except Exceeded as error:
+            raise RecipeError("train.lora.target_modules", f"{wanted!r} {error}") from None
         if not chosen:
             none = f"{path} has no linear layer to adapt"
             message = f"no linear layer of {path} is called so" if linear else none
