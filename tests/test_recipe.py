@@ -284,11 +284,16 @@ def test_a_target_is_needed() -> None:
     [
         ("search.require", "'aa'; did you mean 'a'", {"require": ["aa"]}),
         ("search.forbid", "'zzz'", {"forbid": ["zzz"]}),
-        ("search", "a both required and forbidden", {"require": ["a"], "forbid": ["a"]}),
-        ("search", "at least 2 and at most 1", {"min_datasets": 2, "max_datasets": 1}),
-        ("search", "at least 3 and at most 2", {"min_datasets": 3}),
-        ("search", "at least 2 and at most 1", {"require": ["a", "b"], "max_datasets": 1}),
-        ("search", "at least 1 and at most 0", {"forbid": ["a", "b"]}),
+        ("search.require", "a both required and forbidden", {"require": ["a"], "forbid": ["a"]}),
+        ("search.max_datasets", "min_datasets is 2", {"min_datasets": 2, "max_datasets": 1}),
+        ("search.min_datasets", "3, but there are 2 datasets", {"min_datasets": 3}),
+        (
+            "search.min_datasets",
+            "2, but there are 2 datasets, 1",
+            {"min_datasets": 2, "forbid": ["a"]},
+        ),
+        ("search.max_datasets", "require names 2", {"require": ["a", "b"], "max_datasets": 1}),
+        ("search.forbid", "leaves none of 2 datasets", {"forbid": ["a", "b"]}),
     ],
 )
 def test_a_search_without_any_mixture(where: str, named: str, search: dict[str, Any]) -> None:

@@ -7,8 +7,10 @@ import signal
 import sys
 import traceback
 
+from mergetomix.cli import streams
 from mergetomix.cli.commands import app
 from mergetomix.errors import MergeToMixError
+from mergetomix.store.disk import is_no_space
 
 AGAIN = "what was computed is in the store: the same command goes on from there"
 
@@ -24,28 +26,55 @@ def main() -> None:
     # Threads that spin for long while they wait halve the speed if another program wants a core;
     # see docs/log.md
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+    out, _ = streams.make_lasting()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP, and `nohup` ignores it
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    code = _exit_code()
+    out.flush()
+    if out.failure is not None and not code and not streams.is_gone(out.failure):
+        _say(f"standard output cannot be written: {out.failure.strerror}", _again())
+        code = 1
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Runs the command, and says what went wrong."""
     try:
         app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
     except MergeToMixError as error:
-        again = AGAIN if error.exit_code == 1 else None
-        _exit(error.message, error.hint or again, error.exit_code)
+        again = _again() if error.exit_code == 1 else None
+        _say(error.message, error.hint or again)
+        return error.exit_code
     except Interrupted:
-        _exit("interrupted", AGAIN)
-    except OSError as error:
-        _exit(f"{type(error).__name__}: {error}", AGAIN)
-    except Exception:  # noqa: BLE001  # a fault of this program: show all of it, and how to go on
-        traceback.print_exc()
-        _exit("this is a fault of mergetomix; please report it with the lines above", AGAIN)
+        _say("interrupted", _again())
+    except Exception as error:  # noqa: BLE001  # a fault of this program: show all of it
+        if is_no_space(error):
+            place = getattr(error, "filename", None) or "a file"
+            _say(f"disk full while writing {place}: {error}", _again())
+        elif isinstance(error, OSError):
+            _say(f"{type(error).__name__}: {error}", _again())
+        else:
+            traceback.print_exc()
+            _say("this is a fault of mergetomix; please report it with the lines above", _again())
+    return 1
 
 
 def _interrupt(*_: object) -> None:
     raise Interrupted
 
 
-def _exit(message: str, hint: str | None, code: int = 1) -> None:
+def _again() -> str | None:
+    """How to go on, where there is something to go on from."""
+    store = sys.modules.get("mergetomix.store.store")
+    return AGAIN if store is not None and store.has_kept() else None
+
+
+def _say(message: str, hint: str | None) -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
-    sys.exit(code)
+    sys.stderr.flush()

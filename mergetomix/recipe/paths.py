@@ -20,13 +20,41 @@ def under(folder: Path, path: str) -> Path:
     return folder / os.path.expanduser(path)  # noqa: PTH111
 
 
+def real(path: Path) -> str:
+    """Returns a path as the system has it, links followed; as it is where that cannot be told."""
+    try:
+        return str(path.resolve())
+    except (OSError, RuntimeError, ValueError):  # too long, links in a circle, a zero byte
+        return os.path.normpath(path)
+
+
+def is_there(path: Path) -> bool:
+    """Returns whether there is such a file or folder, as far as the system lets it be seen."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def unusable(path: str) -> str | None:
+    """Returns why the system would not take a path, None if it would, there or not there."""
+    try:
+        Path(path).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        shown = path if len(path) <= 100 else f"{path[:97]}..."
+        return f"{shown} cannot be used: {getattr(error, 'strerror', None) or error}"
+    return None
+
+
 def resolve_base(base: Base, folder: Path) -> Base:
     """Returns a base whose folder and template are absolute paths; a hub id stays as it is."""
-    local = under(folder, base.path).resolve()
-    is_local = local.exists() or _is_written_as_path(base.path)
-    update = {"path": str(local)} if is_local else {}
+    local = under(folder, base.path)
+    is_local = is_there(local) or _is_written_as_path(base.path)
+    update = {"path": real(local)} if is_local else {}
     if base.chat_template is not None and "{" not in base.chat_template:
-        update["chat_template"] = str(under(folder, base.chat_template).resolve())
+        update["chat_template"] = real(under(folder, base.chat_template))
     return base.model_copy(update=update)
 
 
@@ -35,13 +63,10 @@ def resolve_data_path(path: str, folder: Path) -> str:
     local = under(folder, path)
     has_suffix = path.removesuffix(".gz").lower().endswith(tuple(KINDS))
     is_pattern = glob.has_magic(path)
-    try:
-        is_there = local.exists()
-    except OSError:  # from a name that is too long
-        is_there = False
-    if not (_is_written_as_path(path) or has_suffix or is_pattern or is_there):
+    is_one = is_there(local)
+    if not (_is_written_as_path(path) or has_suffix or is_pattern or is_one):
         return path
-    if is_there or Path(path).is_absolute() or path.startswith("~"):
+    if is_one or Path(path).is_absolute() or path.startswith("~"):
         return str(local)
     if not glob.has_magic(str(folder)):
         return str(local)
@@ -59,13 +84,13 @@ def resolve_source(source: S, folder: Path) -> S:
     if source.path is not None:
         update["path"] = resolve_data_path(source.path, folder)
     if isinstance(source, Dataset) and source.expert is not None:
-        update["expert"] = str(under(folder, source.expert).resolve())
+        update["expert"] = real(under(folder, source.expert))
     function = getattr(source, "function", None)
     if isinstance(function, str):
         file, _, name = function.rpartition(":")
         beside = file.replace(".", "/") + ".py"  # a module beside the recipe need not be installed
-        if not file.endswith(".py") and under(folder, beside).is_file():
+        if not file.endswith(".py") and is_there(under(folder, beside)):
             file = beside
         if file.endswith(".py"):
-            update["function"] = f"{under(folder, file).resolve()}:{name}"
+            update["function"] = f"{real(under(folder, file))}:{name}"
     return source.model_copy(update=update)

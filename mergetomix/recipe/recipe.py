@@ -6,6 +6,7 @@ from anywhere.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from mergetomix.errors import RecipeError
 from mergetomix.merge import METHODS
 from mergetomix.recipe.errors import nearest, readable
-from mergetomix.recipe.paths import resolve_base, resolve_source, under
+from mergetomix.recipe.paths import real, resolve_base, resolve_source, under, unusable
 from mergetomix.recipe.yaml import override, read_values
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
@@ -114,15 +115,36 @@ class Recipe(Section):
                 name: resolve_source(each, folder) for name, each in self.datasets.items()
             },
             "targets": {name: resolve_source(each, folder) for name, each in self.targets.items()},
-            "store": str(under(folder, self.store).resolve()),
-            "run_dir": str(under(folder, self.run_dir).resolve()),
+            "store": real(under(folder, self.store)),
+            "run_dir": real(under(folder, self.run_dir)),
         }
         anchor = self.train.anchor
         if anchor is not None:
             dataset = resolve_source(anchor.dataset, folder)
             anchor = anchor.model_copy(update={"dataset": dataset})
             update["train"] = self.train.model_copy(update={"anchor": anchor})
-        return self.model_copy(update=update)
+        found = self.model_copy(update=update)
+        for key, path in found.paths():
+            if (why := unusable(path)) is not None:
+                raise RecipeError(key, why)
+        return found
+
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """Yields the paths of a resolved recipe that are no globs, with their keys."""
+        every: list[tuple[str, str | None]] = [
+            ("base.path", self.base.path),
+            ("store", self.store),
+            ("run_dir", self.run_dir),
+        ]
+        for kind, sources in (("datasets", self.datasets), ("targets", self.targets)):
+            for name, each in sources.items():
+                every += [
+                    (f"{kind}.{name}.path", each.path),
+                    (f"{kind}.{name}.expert", getattr(each, "expert", None)),
+                ]
+        for key, path in every:
+            if path is not None and Path(path).is_absolute() and not glob.has_magic(path):
+                yield key, path
 
 
 # --- what sections must agree on
@@ -184,7 +206,7 @@ def _of_names(recipe: Recipe) -> Iterator[str]:
                 yield f"search.{key}: no dataset is called {name!r}{nearest(name, known)}"
     both = sorted(set(search.require) & set(search.forbid))
     if both:
-        yield f"search: {', '.join(both)} both required and forbidden"
+        yield f"search.require: {', '.join(both)} both required and forbidden"
 
 
 def _of_the_number_of_datasets(recipe: Recipe) -> Iterator[str]:
@@ -200,7 +222,20 @@ def _of_the_number_of_datasets(recipe: Recipe) -> Iterator[str]:
         why = f"{method} merges at most {limit} experts, and mixtures may have {most}"
         yield f"merge.method: {why}; set search.max_datasets: {limit}"
     if least > most:
-        yield f"search: no mixture has at least {least} and at most {most} datasets"
+        yield _of_contradiction(recipe, least, most, allowed)
+
+
+def _of_contradiction(recipe: Recipe, least: int, most: int, allowed: int) -> str:
+    """Returns which bound on the number of datasets leaves no mixture, by its key."""
+    search, num = recipe.search, len(recipe.datasets)
+    if not allowed:
+        return f"search.forbid: it leaves none of {num} datasets"
+    if most < allowed:
+        required = least != search.min_datasets
+        other = f"search.require names {least}" if required else f"search.min_datasets is {least}"
+        return f"search.max_datasets: {most}, but {other}"
+    forbidden = f", {len(set(search.forbid))} of them forbidden" if search.forbid else ""
+    return f"search.min_datasets: {least}, but there are {num} datasets{forbidden}"
 
 
 def _of_racing(recipe: Recipe) -> Iterator[str]:

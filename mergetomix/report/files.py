@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from mergetomix.errors import Fault
+from mergetomix.errors import Fault, RecipeError
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.report.markdown import model_card, render
 from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
+from mergetomix.store.disk import is_no_space
 from mergetomix.store.manifest import MANIFEST, Manifest
 
 
@@ -34,7 +36,11 @@ def begin(recipe: Recipe) -> Path:
     By the recipe, `status` finds the store while the run goes on.
     """
     folder = Path(recipe.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"{folder} cannot be made: {error.strerror or error}"
+        raise RecipeError("run_dir", why, hint="name another folder") from None
     _put(folder / "recipe.yaml", dump(recipe))
     return folder
 
@@ -73,5 +79,13 @@ def hand_over(source: Path, to: Path, card: str) -> None:
 
 def _put(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        what = "disk full: " if is_no_space(error) else ""
+        message = f"{what}{path} cannot be written: {error.strerror or error}"
+        hint = "make room, or set another run_dir, and run the same command again"
+        raise Fault(message, hint=hint) from None

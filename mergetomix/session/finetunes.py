@@ -150,7 +150,7 @@ class Finetunes:
         ready: list[tuple[Mixture, Finetune]] = []
 
         def lacking() -> Iterator[FinetuneWork]:
-            for mixture in mixtures:
+            for mixture in self._free_first(mixtures, seed):
                 key = self._addresses.finetune(mixture, seed)
                 known = self.known(mixture, seed)
                 kind = "experts" if len(mixture.members) == 1 else "real fine-tunes"
@@ -184,6 +184,17 @@ class Finetunes:
         finally:
             for draft in waiting.values():
                 draft.close()
+
+    def _free_first(self, mixtures: Iterable[Mixture], seed: int | None) -> Iterator[Mixture]:
+        """Yields mixtures, those last that another process works on just now."""
+        busy = []
+        for mixture in mixtures:
+            key = self._addresses.finetune(mixture, seed)
+            if self.known(mixture, seed) is None and self._store.is_busy(key):
+                busy.append(mixture)
+            else:
+                yield mixture
+        yield from busy
 
     def _draft(
         self, key: str, mixture: Mixture, seed: int | None

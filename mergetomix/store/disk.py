@@ -75,11 +75,13 @@ def fsync(path: Path) -> None:
 def is_no_space(error: BaseException | None) -> bool:
     """Returns whether an error, or one that it came from, says that the disk or quota is full."""
     # Libraries wrap it: safetensors raises an error of its own that only quotes the system's words.
-    codes, words = (errno.ENOSPC, errno.EDQUOT), os.strerror(errno.ENOSPC)
+    # A file too large for its file system or for this process's limit is no other thing.
+    codes = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    words = tuple(map(os.strerror, codes))
     for _ in range(8):
         if error is None:
             return False
-        if getattr(error, "errno", None) in codes or words in str(error):
+        if getattr(error, "errno", None) in codes or any(each in str(error) for each in words):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -54,6 +54,12 @@ _ABANDONED_S = 7 * 24 * 3600.0
 # Names of the temporary folders that this process writes: its number may have been a dead
 # process's before.
 _writing: set[str] = set()
+_kept: set[str] = set()
+
+
+def has_kept() -> bool:
+    """Returns whether this process has put anything into a store that is worth going on from."""
+    return bool(_kept)
 
 
 def hash_files(paths: Sequence[Path], store: Store | None = None) -> str:
@@ -201,6 +207,7 @@ class Store:
         with self.transaction():
             self._ledger.insert("finetunes", *about, *cost, *notes, _now(), replace=True)
             self._artifacts.note_row(record.key)
+        _kept.add(kind)
 
     def add_model(
         self,
@@ -226,6 +233,7 @@ class Store:
             kinds = ", ".join(MODEL_KINDS)
             raise ValueError(f"the kind of a model must be one of {kinds}, not {kind!r}")
         text = None if mixture is None else _mixture_text(mixture)
+        _kept.add(kind)
         self._ledger.insert("models", key, kind, text, merge_s, _now())
         self._artifacts.note_sources(key, tuple(sources))
 
@@ -360,6 +368,20 @@ class Store:
             fsync(final.parent)
             self._artifacts.note(manifest)
 
+    def is_busy(self, key: str) -> bool:
+        """Returns whether another process holds a key just now."""
+        self._must_be_writable()
+        lock = self._lock_of(key)
+        try:
+            with lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
+    def _lock_of(self, key: str) -> FileLock:
+        path = self.path / "locks" / f"{_checked(key)}.lock"
+        return self._locks.setdefault(key, FileLock(path))
+
     @contextmanager
     def lock(self, key: str, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
         """Holds a key against every other process; the system lets go of it if this process dies.
@@ -367,7 +389,7 @@ class Store:
         `on_wait` is called once if another holds it. May be taken again inside itself.
         """
         self._must_be_writable()
-        lock = self._locks.setdefault(key, FileLock(self.path / "locks" / f"{_checked(key)}.lock"))
+        lock = self._lock_of(key)
         try:
             lock.acquire(timeout=0)
         except Timeout:
