@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mergetomix import merge
+from mergetomix.quoting import code, front_matter, plain
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
 from mergetomix.session.finetunes import environment
@@ -32,14 +33,14 @@ def card(session: Session, mixture: Mixture, dtype: str, adapter: Adapter | None
     versions = environment(session.opened)
     names = {**versions["versions"], "python": versions["python"]}
     parts = [
-        f"---\n{yaml.safe_dump(values, sort_keys=False, allow_unicode=True)}---",
-        f"# {mixture}",
+        front_matter(values),
+        f"# {plain(str(mixture))}",
         _summary(recipe, mixture, names.get("mergetomix", ""), adapter is not None),
         _experts(session, mixture),
         _listed([*_facts(session, dtype), f"versions: {', '.join(map(' '.join, names.items()))}"]),
     ]
     if adapter is not None:
-        lines = [f"| {name} | {error:.3g} |" for name, error in adapter.errors.items()]
+        lines = [f"| {plain(name)} | {error:.3g} |" for name, error in adapter.errors.items()]
         table = "\n".join(["| param | relative error |", "|---|---|", *lines])
         summary = "<summary>Relative error of every param</summary>"
         hidden = f"<details>{summary}\n\n{table}\n\n</details>"
@@ -53,8 +54,8 @@ def _summary(recipe: Recipe, mixture: Mixture, version: str, is_adapter: bool) -
     loads = "`PeftModel.from_pretrained`, on the base" if is_adapter else "`from_pretrained`"
     experts = "one fine-tune" if len(mixture) == 1 else f"{len(mixture)} fine-tunes"
     return (
-        f"{kind} {experts} of `{recipe.base.path}`, each on one dataset alone. Nothing was trained"
-        f" on the datasets together. Made by mergetomix {version} (Merge to Mix, arXiv 2505.16066)."
+        f"{kind} {experts} of {code(recipe.base.path)}, each on one dataset alone. Nothing was"
+        f" trained on the datasets together. Made by mergetomix {version} (Merge to Mix, arXiv 2505.16066)."
         f" Load it with {loads}."
     )
 
@@ -70,19 +71,19 @@ def _experts(session: Session, mixture: Mixture) -> str:
     ]
     for name, weight in mixture.as_dict().items():
         path, address = recipe.datasets[name].path, session.addresses.expert(name)
-        source = "rows given in the recipe" if path is None else f"`{path}`"
+        source = "rows given in the recipe" if path is None else code(path, in_table=True)
         factor = f"{factors.get(name, 0.0):.6g}" if is_sum else "no sum"
-        lines.append(f"| {name} | {weight:.6g} | {factor} | {source} | `{address}` |")
+        lines.append(f"| {plain(name)} | {weight:.6g} | {factor} | {source} | `{address}` |")
     return "\n".join(lines)
 
 
 def _facts(session: Session, dtype: str) -> list[str]:
     base, section = session.recipe.base, session.recipe.merge
     known = getattr(session.inputs.family.config, "_commit_hash", None) or base.revision
-    revision = f", revision `{known}`" if known else ""
+    revision = f", revision {code(known)}" if known else ""
     options = "".join(f", {name} {value:g}" for name, value in section.options.items())
     return [
-        f"base: `{base.path}`{revision}, address of its content `{session.addresses.base}`",
+        f"base: {code(base.path)}{revision}, address of its content `{session.addresses.base}`",
         f"method: {section.method}{options}, exponent of the scale: {section.scale.exponent:g}",
         f"number type: {dtype}",
     ]

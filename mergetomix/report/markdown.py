@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mergetomix.quoting import code, front_matter, plain
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.report import sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
@@ -41,7 +42,7 @@ def render(result: Result, recipe: Recipe) -> str:
     parts += ["## Experts", table(tables.experts(result.experts))]
     parts += ["## Cost", table(tables.costs(result.cost))]
     if result.warnings:
-        parts += ["## Warnings", "\n".join(f"- {text}" for text in result.warnings)]
+        parts += ["## Warnings", "\n".join(f"- {plain(text)}" for text in result.warnings)]
     lines = [["what", "value"]]
     for key, value in result.environment.items():
         inner = value.items() if isinstance(value, dict) else ()
@@ -53,10 +54,11 @@ def render(result: Result, recipe: Recipe) -> str:
 def model_card(result: Result, recipe: Recipe) -> str:
     """Returns the card of the final model: where it comes from and how good it is."""
     base = recipe.base.path
+    values = {"base_model": base, "library_name": "transformers", "tags": ["merge-to-mix"]}
     parts = [
-        f"---\nbase_model: {base}\nlibrary_name: transformers\ntags: [merge-to-mix]\n---",
-        f"# Fine-tuned on {result.selected}",
-        f"Base: `{base}`. Chosen by Merge to Mix (arXiv 2505.16066).",
+        front_matter(values),
+        f"# Fine-tuned on {plain(str(result.selected))}",
+        f"Base: {code(base)}. Chosen by Merge to Mix (arXiv 2505.16066).",
     ]
     if result.row("final") is not None:
         rows = [row for row in result.table if row.kind in ("base", "final", "all")]
@@ -74,8 +76,8 @@ def table(lines: tables.Table) -> str:
     """
     header, *rows = lines
     return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in (header, ["---"] * len(header), *rows)
+        f"| {' | '.join(line)} |"
+        for line in (map(plain, header), ["---"] * len(header), *(map(plain, row) for row in rows))
     )
 
 
@@ -84,7 +86,7 @@ def _summary(result: Result, recipe: Recipe) -> str:
     merging = way_of(recipe) if checked is None else checked.merging
     how = "drawn by these weights" if result.portions else "all of their data together"
     lines = [
-        f"Fine-tune `{recipe.base.path}` on **{result.selected}**, {how}."
+        f"Fine-tune {code(recipe.base.path)} on **{plain(str(result.selected))}**, {how}."
         f" (Proxies: merges with {merging}.)"
     ]
     if verdicts := sentences.verdict(result):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mergetomix.quoting import plain
 from mergetomix.records import Mixture
 from mergetomix.statistics.noise import OnExamples
 from mergetomix.study import plots
@@ -95,6 +96,7 @@ def render(study: Findings) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["plain"] = plain
     page = environment.get_template("study.md.jinja")
     needs = {rival.name: rival.needs for rival in RIVALS}
     return page.render(
