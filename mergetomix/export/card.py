@@ -55,8 +55,8 @@ def _summary(recipe: Recipe, mixture: Mixture, version: str, is_adapter: bool) -
     experts = "one fine-tune" if len(mixture) == 1 else f"{len(mixture)} fine-tunes"
     return (
         f"{kind} {experts} of {code(recipe.base.path)}, each on one dataset alone. Nothing was"
-        f" trained on the datasets together. Made by mergetomix {version} (Merge to Mix, arXiv 2505.16066)."
-        f" Load it with {loads}."
+        f" trained on the datasets together. Made by mergetomix {version} (Merge to Mix, arXiv"
+        f" 2505.16066). Load it with {loads}."
     )
 
 
