@@ -10,7 +10,7 @@ JOBS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo quick test check fix bench mutation dist clean
+.PHONY: demo quick test check fix bench mutation torture audit licences dist clean
 
 demo: $(STAMP)
 	$(BIN)/mergetomix demo
@@ -36,6 +36,17 @@ bench: $(STAMP)
 mutation: $(STAMP)
 	$(PIP) -e ".[mutation]"
 	$(BIN)/python studies/mutation.py
+
+torture: $(STAMP)
+	$(BIN)/python torture/run.py
+
+audit: $(STAMP)
+	$(PIP) -e ".[audit]"
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+licences: $(STAMP)
+	$(PIP) -e ".[audit]"
+	$(BIN)/pip-licenses --order=license --format=markdown
 
 dist: $(STAMP)
 	.ci/dist

@@ -21,6 +21,7 @@ class MergeToMixError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
+        message = short(message, 3000)  # it may quote what a user or a file brings
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -46,6 +47,7 @@ class RecipeError(UserError):
     """
 
     def __init__(self, where: str, message: str, *, hint: str | None = None) -> None:
+        where = short(where, 300)
         super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.where = where
 
@@ -68,6 +70,16 @@ class Fault(MergeToMixError):
 
 class TrainingError(Fault):
     """A fine-tune that cannot go on; the message names the mixture and the step."""
+
+
+def short(text: str, most: int) -> str:
+    """Returns a text of at most so many characters; of a longer one the beginning and the end.
+
+    >>> short("abcdefghijkl", 9)
+    'abc...jkl'
+    """
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]}...{text[-half:]}"
 
 
 def _rebuilt(

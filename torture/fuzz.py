@@ -1,0 +1,308 @@
+"""Recipes and data files that nobody meant: each ends well, or with one message that names a place.
+
+The law: a recipe is loaded, or refused with its key or file; a file is read, or refused with the
+file or row; nothing else is raised, and nothing takes more than SECONDS.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import gzip
+import io
+import json
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kills
+import numpy as np
+import said
+import tiny
+import yaml
+
+from mergetomix.data.reading import read
+from mergetomix.errors import RecipeError, UserError
+from mergetomix.models.causal_lm.model import CausalLM
+from mergetomix.recipe.recipe import load
+from mergetomix.sections.source import Dataset
+
+SECONDS = 20.0
+ODD: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2,
+    3.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    10**25,
+    2**53 + 1,
+    "",
+    " ",
+    "\0",
+    "a\nb",
+    "x" * 5000,
+    "../..",
+    "/",
+    "/dev/null",
+    "~nobody/x",
+    "*" * 50,
+    "[",
+    "{",
+    "{}",
+    "{a",
+    "{a.b}",
+    "{a[}",
+    "(a+)+$",
+    "é\ud83d".encode("utf-8", "ignore").decode(),
+    "\u202e",
+    "yes",
+    "null",
+    "1e3",
+    "0x10",
+    "2026-11-26",
+    "linear",
+    "gradient",
+    "all",
+    "auto",
+    [],
+    {},
+    [None],
+    [[]],
+    {"a": {}},
+    {"": ""},
+    ["a", "a"],
+    list(range(50)),
+    {"path": "x"},
+    {"weights": 1},
+]
+
+
+def value(draw: random.Random, depth: int = 0) -> Any:
+    """Returns something that may stand anywhere."""
+    if depth < 3 and draw.random() < 0.15:
+        if draw.random() < 0.5:
+            return [value(draw, depth + 1) for _ in range(draw.randint(0, 4))]
+        return {str(value(draw, 3)): value(draw, depth + 1) for _ in range(draw.randint(0, 4))}
+    return copy.deepcopy(draw.choice(ODD))
+
+
+def places(tree: Any) -> list[tuple[Any, Any]]:
+    """Returns every container below a value with each of its keys."""
+    found: list[tuple[Any, Any]] = []
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, below in list(items):
+        found.append((tree, key))
+        if isinstance(below, dict | list):
+            found += places(below)
+    return found
+
+
+def recipe(draw: random.Random) -> str:
+    """Returns the text of a recipe of which something is changed."""
+    raw = copy.deepcopy(draw.choice([said.RAW, said.small()]))
+    for _ in range(draw.randint(1, 4)):
+        every = places(raw)
+        if not every:
+            break
+        place, key = draw.choice(every)
+        kind = draw.random()
+        if kind < 0.55:
+            place[key] = value(draw)
+        elif kind < 0.7:
+            del place[key]
+        elif kind < 0.85 and isinstance(place, dict):
+            place[str(value(draw))] = place.pop(key)
+        elif isinstance(place, dict):
+            place[str(draw.choice(every)[1])] = value(draw)
+        else:
+            place.insert(0, value(draw))
+    if draw.random() < 0.05:
+        raw = value(draw)
+    text = yaml.safe_dump(raw, allow_unicode=draw.random() < 0.5)
+    return spoilt(draw, text.encode()).decode(errors="replace") if draw.random() < 0.3 else text
+
+
+def spoilt(draw: random.Random, data: bytes) -> bytes:
+    """Returns bytes of which some are others, gone, twice there, or new."""
+    for _ in range(draw.randint(1, 5)):
+        at = draw.randrange(len(data) + 1)
+        end = min(len(data), at + draw.choice([1, 1, 2, 8, 100]))
+        kind = draw.randrange(5)
+        if kind == 0:
+            data = data[:at] + bytes(draw.randrange(256) for _ in range(end - at)) + data[end:]
+        elif kind == 1:
+            data = data[:at] + data[end:]
+        elif kind == 2:
+            data = data[:end] + data[at:]
+        elif kind == 3:
+            odd = draw.choice(
+                [b"\0", b"\xff", b"\xef\xbb\xbf", b'"', b"\n", b"\r", b"{", b"[", b","]
+            )
+            data = data[:at] + odd * draw.choice([1, 1, 3, 1000]) + data[at:]
+        else:
+            data = data[:at]
+    return data
+
+
+def rows(draw: random.Random) -> list[Any]:
+    """Returns rows, most of them as they should be."""
+    found: list[Any] = []
+    for i in range(draw.randint(0, 6)):
+        row: Any = {"q": f"question {i}", "a": f"answer {i}", "n": i, "m": chat(draw)}
+        if draw.random() < 0.5:
+            row[draw.choice(["q", "a", "n", "m", "x"])] = value(draw)
+        if draw.random() < 0.1:
+            row = value(draw)
+        found.append(row)
+    return found
+
+
+def chat(draw: random.Random) -> Any:
+    """Returns the turns of a chat, some of them odd."""
+    turns: list[Any] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    if draw.random() < 0.3:
+        draw.choice(turns)[draw.choice(["role", "content", "tool_calls"])] = value(draw)
+    if draw.random() < 0.1:
+        turns.insert(draw.randint(0, 2), value(draw))
+    return turns
+
+
+def as_text(each: Any) -> str:
+    """Returns a value as a cell of a table."""
+    return each if isinstance(each, str) else json.dumps(each)
+
+
+def file_of(draw: random.Random, folder: Path) -> Path:
+    """Writes a file of data, perhaps spoilt, and returns it."""
+    own, kind = (
+        rows(draw),
+        draw.choice(["jsonl", "json", "csv", "tsv", "txt", "md", "parquet", "npz"]),
+    )
+    if kind == "jsonl":
+        data = "".join(json.dumps(row) + "\n" for row in own).encode()
+    elif kind == "json":
+        data = json.dumps(draw.choice([own, {"data": own}])).encode()
+    elif kind in ("csv", "tsv"):
+        written = io.StringIO()
+        table = csv.writer(written, delimiter="\t" if kind == "tsv" else ",")
+        table.writerow(["q", "a", "n", "m"])
+        table.writerows(
+            [as_text(each) for each in row.values()] for row in own if isinstance(row, dict)
+        )
+        data = written.getvalue().encode()
+    elif kind in ("txt", "md"):
+        data = "\n".join(as_text(row) for row in own).encode()
+    elif kind == "parquet":
+        data = parquet(own)
+    else:
+        packed = io.BytesIO()
+        size = draw.randint(0, 5)
+        np.savez(packed, x=np.zeros((size, 4, 4, 3), np.uint8), y=np.arange(draw.choice([size, 3])))
+        data = packed.getvalue()
+    if draw.random() < 0.6:
+        data = spoilt(draw, data)
+    name = draw.choice(["data", "train", "a b", "[x]"])
+    file = folder / f"{name}.{kind}"
+    if draw.random() < 0.2:
+        file, data = file.with_name(f"{file.name}.gz"), gzip.compress(data)
+        data = spoilt(draw, data) if draw.random() < 0.3 else data
+    file.write_bytes(data)
+    return file
+
+
+def parquet(own: list[Any]) -> bytes:
+    """Returns rows as parquet, what does not fit left out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    written = io.BytesIO()
+    kept = [
+        {key: as_text(each) for key, each in row.items()} for row in own if isinstance(row, dict)
+    ]
+    pq.write_table(pa.Table.from_pylist(kept), written)
+    return written.getvalue()
+
+
+def mapping(draw: random.Random) -> dict[str, Any]:
+    """Returns how a source's rows are read."""
+    pair = {
+        "prompt": draw.choice(["q", "Q: {q}\n", "{q[0]}", "{n:>{n}}", "{m}"]),
+        "completion": "a",
+    }
+    found: dict[str, Any] = draw.choice(
+        [pair, pair, {"messages": "m"}, {"text": "q"}, {"text": True}]
+    )
+    extra = {
+        "max_examples": 2,
+        "bad_rows": "skip",
+        "lines_per_example": 1,
+        "system": "q",
+        "chat": True,
+    }
+    if draw.random() < 0.2:
+        key = draw.choice(list(extra))
+        found = found | {key: extra[key]}
+    return found
+
+
+def lawful(what: Callable[[], object], *named: str) -> str | None:
+    """Does something, and returns how it broke the law, None if it did not."""
+    started = time.monotonic()
+    try:
+        what()
+    except UserError as error:
+        message = error.message
+        where = getattr(error, "where", "")
+        if not where and not any(name in message for name in named):
+            return f"names neither key nor file: {message[:200]}"
+        if len(message) > 4000:
+            return f"a message of {len(message)} characters: {message[:200]}"
+    except Exception as error:  # noqa: BLE001  # that is what is looked for
+        return f"raises {type(error).__name__}: {str(error)[:200]}"
+    took = time.monotonic() - started
+    return f"took {took:.0f} s" if took > SECONDS else None
+
+
+def recipes(num: int, folder: Path, seed: int) -> kills.Counts:
+    """Loads `num` recipes that nobody meant."""
+    counts, file = kills.Counts(), folder / "recipe.yaml"
+    for i in range(num):
+        file.write_text(recipe(random.Random(f"recipe {seed} {i}")), encoding="utf-8", newline="")
+        counts.add(f"recipe {i} of seed {seed}", lawful(lambda: load(file), str(file)))
+    return counts
+
+
+def files(num: int, folder: Path, seed: int) -> kills.Counts:
+    """Reads and encodes `num` files that nobody meant."""
+    counts = kills.Counts()
+    family = tiny.open_base(tiny.BASES["llama"](folder / "base"))
+    assert isinstance(family, CausalLM)
+    for i in range(num):
+        draw = random.Random(f"file {seed} {i}")
+        file, how = file_of(draw, folder), mapping(draw)
+
+        def use(file: Path = file, how: dict[str, Any] = how) -> None:
+            try:
+                source = Dataset(path=str(file), **how)
+            except ValueError as error:
+                raise RecipeError("datasets.d", str(error)) from None
+            family.encode(read(source, "datasets.d").items, "datasets.d")
+
+        counts.add(f"file {i} of seed {seed}, {file.name}, {how}", lawful(use, str(file)))
+        file.unlink()
+    return counts
+
+
+def all_of(num: int, folder: Path, seed: int) -> dict[str, kills.Counts]:
+    """Tries `num` recipes and as many files; returns the counts by kind."""
+    folder.mkdir(parents=True)
+    return {"odd recipe": recipes(num, folder, seed), "odd file": files(num, folder, seed)}

@@ -1,0 +1,55 @@
+"""Tiny runs to be disturbed: every strategy, ways to merge, both families, `merge` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import recipes
+import test_image_run
+import yaml
+
+
+@dataclass(frozen=True)
+class World:
+    """One kind of run: what it changes of the tiny recipe, and what is done with it."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    does: str = "run"
+    values: Callable[[Path], dict[str, Any]] = recipes.recipe_values
+
+    def write(self, folder: Path) -> Path:
+        """Writes the data and the recipe into a folder, which is made."""
+        folder.mkdir(parents=True)
+        values = self.values(folder)
+        for key, value in self.changes.items():
+            *parents, last = key.split(".")
+            place = values
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+        path = folder / "recipe.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+
+SHORT = {"train.max_steps": 2, "final.num_random": 1}
+LORA = {"train.method": "lora", "train.lora.rank": 2}
+WORLDS: dict[str, World] = {
+    "exhaustive": World(SHORT),
+    "lora": World({**SHORT, **LORA}),
+    "greedy": World({**SHORT, "search.strategy": "greedy"}),
+    "gradient": World({**SHORT, **LORA, "search.strategy": "gradient", "search.budget": 6}),
+    "regression": World({**SHORT, "search.strategy": "regression", "search.budget": 5}),
+    "weights": World(
+        {**SHORT, "search.space": "weights", "search.strategy": "gradient", "search.budget": 5}
+    ),
+    "fisher": World({**SHORT, "merge.method": "fisher"}),
+    "ties": World({**SHORT, "merge.method": "ties"}),
+    "repeats": World({**SHORT, "verify.budget": 2, "verify.repeats": 1}),
+    "images": World({"train.max_steps": 2}, values=test_image_run.values),
+    "merge": World(SHORT, does="merge"),
+    "study": World({**SHORT, "study.seeds": [0], "study.num_draws": 2}, does="study"),
+}
