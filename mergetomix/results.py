@@ -209,6 +209,7 @@ class Result:
     """What a run gives: the selection, its verification, the final table, and what all of it cost.
 
     `portions` are what the selected mixture takes of each dataset, if it is drawn by its weights.
+    `inputs` are what was read, by its content.
     """
 
     selection: Selection
@@ -220,6 +221,7 @@ class Result:
     run_dir: str
     warnings: tuple[str, ...] = ()
     portions: tuple[Portion, ...] = ()
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def selected(self) -> Mixture:

@@ -349,3 +349,19 @@ def test_weights_are_equal_or_by_sequences_or_by_tokens_of_the_answers(tmp_path:
         (scored["a"] / sum(scored.values()), scored["b"] / sum(scored.values()))
     )
     assert abs(found["tokens"][0] - found["size"][0]) > 0.05
+
+
+def test_a_result_says_what_was_read(finished: tuple[Path, m2m.Result, Heard]) -> None:
+    from mergetomix.store.address import sha256_of
+
+    folder, _, _ = finished
+    result = result_of(folder)
+    read = result["inputs"]
+    files = read["base"]["files"]
+    assert files["model.safetensors"] == sha256_of(BASE / "model.safetensors")
+    assert {file.name for file in BASE.glob("*.json")} <= set(files)
+    assert set(read["datasets"]) == set("abc") and set(read["targets"]) == {"t"}
+    picked = "+".join(result["selected"]["datasets"])
+    assert set(read["finetunes"]) == {*"abc", picked}
+    final = sha256_of(folder / "run" / "final" / "model.safetensors")
+    assert read["finetunes"][picked]["model.safetensors"] == final

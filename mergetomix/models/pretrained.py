@@ -175,17 +175,23 @@ class Pretrained:
 
     def key(self, store: Store) -> str:
         """Returns the address of the base: a folder's files, or the commit of a hub model."""
-        folder, one_file = Path(self.base.path), self.base.gguf_file
-        if folder.is_dir() and one_file is not None:
-            content = hash_files([folder / one_file], store)
-        elif folder.is_dir():
-            kinds = ("safetensors", "json", "bin", "model", "jinja", "txt", "tiktoken", "py")
-            files = [path for kind in kinds for path in folder.glob(f"*.{kind}")]
-            content = hash_files(sorted(files), store)
+        one_file = self.base.gguf_file
+        if files := self.files():
+            content = hash_files(files, store)
         else:
             content = f"{self.base.path}@{getattr(self.config, '_commit_hash', None)}"
             content += f"/{one_file}" if one_file is not None else ""
         return digest("base", content, str(self.dtype), self.bf16)
+
+    def files(self) -> list[Path]:
+        """Returns the files of a base that lies in a folder; none of one on a hub."""
+        folder, one_file = Path(self.base.path), self.base.gguf_file
+        if not folder.is_dir():
+            return []
+        if one_file is not None:
+            return [folder / one_file]
+        kinds = ("safetensors", "json", "bin", "model", "jinja", "txt", "tiktoken", "py")
+        return sorted(path for kind in kinds for path in folder.glob(f"*.{kind}"))
 
     @contextmanager
     def errors(self, path: str | None = None, where: str = "base.path") -> Iterator[None]:

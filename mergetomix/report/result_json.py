@@ -53,6 +53,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "baselines": baselines(result),
         "cost": {**plain(result.cost, "reused"), "total_s": result.cost.total_s},
         "environment": dict(result.environment),
+        "inputs": dict(result.inputs),
         "warnings": list(result.warnings),
     }
 

@@ -16,6 +16,7 @@ from mergetomix.records import Finetune, Mixture
 from mergetomix.results import Result, Row, Selection, Verification
 from mergetomix.session.finetunes import environment
 from mergetomix.session.session import Session, open_session
+from mergetomix.session.signatures import signatures
 from mergetomix.stages.checks import verify
 from mergetomix.stages.costs import cost_of
 from mergetomix.stages.final import final_table
@@ -119,7 +120,9 @@ def result_of(
     portions = session.finetunes.portions(picked)
     about, warnings = environment(session.opened), tuple(session.opened.warnings)
     found = tuple(experts), tuple(table)
-    return Result(selection, verification, *found, cost, about, path, warnings, portions)
+    final = session.finetunes.known(picked)
+    read = signatures(session, [*experts, *([final] if final is not None else [])])
+    return Result(selection, verification, *found, cost, about, path, warnings, portions, read)
 
 
 def mixture_of(

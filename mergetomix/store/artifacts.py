@@ -100,7 +100,7 @@ class Artifacts:
 
         Of a folder of an earlier release nothing is known: what it holds now is noted.
         """
-        folder, sums = self.folder(key), self._sums(key)
+        folder, sums = self.folder(key), self.sums(key)
         if not sums:
             if not self._read_only:
                 self._adopt(key)
@@ -121,7 +121,8 @@ class Artifacts:
                 return f"{name} holds other bytes than were written"
         return None
 
-    def _sums(self, key: str) -> dict[str, FileSum]:
+    def sums(self, key: str) -> dict[str, FileSum]:
+        """Returns what the ledger knows of a folder's files, by their paths there."""
         if not self._ledger.has_table("artifacts"):
             return {}
         sql = "SELECT file, num_bytes, sha256 FROM artifacts WHERE key = ?"

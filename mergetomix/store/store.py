@@ -306,6 +306,10 @@ class Store:
         """Returns where the artifact of a key lies, or would lie."""
         return self.path / "artifacts" / _checked(key)
 
+    def sums(self, key: str) -> dict[str, str]:
+        """Returns the SHA-256 of each file of an artifact, by its path there; empty without it."""
+        return {name: each.sha256 for name, each in self._artifacts.sums(key).items()}
+
     def file(self, key: str, name: str) -> Path | None:
         """Returns a file of an artifact; None if it is not there, or the artifact is damaged."""
         path = self.artifact_path(key) / name
