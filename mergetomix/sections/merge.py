@@ -43,7 +43,7 @@ class Merge(Section):
     weighting: Weighting = "sqrt_tokens"
     """`tokens` weighs the experts of a subset by their number of tokens on which the loss is taken,
     `sqrt_tokens` by the root of that, `size` by their number of training sequences; `equal` weighs
-    them alike, as the paper does."""
+    them alike, as the paper does, and as it is where weights are searched."""
     density: float | None = Field(default=None, gt=0, le=1)
     """For ties, dare, della, breadcrumbs: share of each delta's values that is kept; null is 0.2
     for ties, 0.5 for dare and della, 0.1 for breadcrumbs."""

@@ -63,8 +63,11 @@ class Spaces:
         return self.union(mixture.members, weighting)
 
     def sizes(self, weighting: Weighting) -> dict[str, float] | None:
-        """Returns what the datasets' weights are proportional to; None if all weigh the same."""
-        if weighting == "equal":
+        """Returns what the datasets' weights are proportional to; None if all weigh the same.
+
+        They do where weights are shares of the rows: a subset is then of equal shares.
+        """
+        if weighting == "equal" or self._recipe.search.draws_rows:
             return None
         if weighting == "size":
             return self._inputs.sizes

@@ -117,8 +117,10 @@ class Expectations:
             return known[1]
         proxies = [trial.scores[target] for trial in trials]
         pools = [self._pool(mixture, target) for mixture in mixtures]
-        fraction = self._session.recipe.select_fraction
-        ratio = fraction / (1 - fraction)
+        select, report = (
+            self._session.inputs.targets(part)[target].num_examples for part in ("select", "report")
+        )
+        ratio = select / report
         found = on_examples(weights_of(trials), proxies, pools, self._base[target], ratio)
         self._noisy[target] = mixtures, found
         return found
