@@ -17,7 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from processes import child, count_moments, done, killed_after, killed_at, outcome, wait
+from processes import (
+    child,
+    count_moments,
+    done,
+    import_what_was,
+    killed_after,
+    killed_at,
+    outcome,
+    wait,
+)
 from worlds import WORLDS, World
 
 from mergetomix.store import repair
@@ -46,15 +55,18 @@ class Undisturbed:
         self.name, self.world = name, WORLDS[name]
         self.folder = folder
         recipe = self.world.write(folder / "undisturbed")
-        started = time.monotonic()
         pid = child(recipe, self.world.does, lambda: count_moments(recipe.parent, 0))
         code = wait(pid)
-        self.seconds = time.monotonic() - started
         if code:
             log = (recipe.parent / "log.txt").read_text()
             raise RuntimeError(f"{name} ends with {code} when nothing disturbs it:\n{log}")
         self.result = outcome(recipe, self.world.does)
         self.num_moments = int((recipe.parent / "moments.txt").read_text())
+        import_what_was(recipe)
+        started = time.monotonic()
+        if code := done(self.world.write(folder / "again"), self.world.does):
+            raise RuntimeError(f"{name} ends with {code} the second time")
+        self.seconds = time.monotonic() - started
 
     def fresh(self) -> Iterator[Path]:
         """Yields the recipe in a new folder, which goes."""
@@ -160,6 +172,7 @@ def all_of(names: list[str], num_kills: int, folder: Path, seed: int) -> dict[st
         at_times(undisturbed, each // 4, found["at a time"], draw)
         on_full_disks(undisturbed, max(1, each // 20), found["full disk"])
         at_once(undisturbed, max(1, each // 20), found["at once"])
+        print({kind: f"{each.tried}, {len(each.wrong)} wrong" for kind, each in found.items()})
         shutil.rmtree(folder / name, ignore_errors=True)
     return found
 

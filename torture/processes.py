@@ -4,7 +4,9 @@ at once with everything imported.
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import importlib
 import json
 import os
 import signal
@@ -12,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,7 @@ def child(recipe: Path, does: str, prepare: Callable[[], None] = lambda: None) -
         os.chdir(recipe.parent)
         prepare()
         work(recipe, does)
+        (recipe.parent / "modules.json").write_text(json.dumps(sorted(sys.modules)))
         code = 0
     except MergeToMixError as error:
         print(f"error: {error}", flush=True)
@@ -85,6 +89,15 @@ def child(recipe: Path, does: str, prepare: Callable[[], None] = lambda: None) -
         code = 70
     finally:
         os._exit(code)
+
+
+def import_what_was(recipe: Path) -> None:
+    """Imports in this process what a child has imported, so that the next ones need not."""
+    for name in json.loads((recipe.parent / "modules.json").read_text()):
+        with suppress(Exception):  # of some other system, or of the child alone
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # what a child's collector touches is copied
 
 
 def wait(pid: int) -> int:

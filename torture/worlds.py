@@ -46,6 +46,9 @@ WORLDS: dict[str, World] = {
     "weights": World(
         {**SHORT, "search.space": "weights", "search.strategy": "gradient", "search.budget": 5}
     ),
+    "optuna": World({**SHORT, "search.strategy": "optuna", "search.budget": 5}),
+    "racing": World({**SHORT, "search.racing": 0.05}),
+    "regmean": World({**SHORT, "merge.method": "regmean"}),
     "fisher": World({**SHORT, "merge.method": "fisher"}),
     "ties": World({**SHORT, "merge.method": "ties"}),
     "repeats": World({**SHORT, "verify.budget": 2, "verify.repeats": 1}),
