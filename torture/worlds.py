@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,15 @@ class World:
         return path
 
 
+def with_more_examples(folder: Path) -> dict[str, Any]:
+    """The tiny recipe with as many examples of its target as a race needs."""
+    values = recipes.recipe_values(folder)
+    rows = [{"question": f"what about {i} and {i + 1}?", "answer": f" {i % 7}"} for i in range(80)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "t.jsonl").write_text(text)
+    return values
+
+
 SHORT = {"train.max_steps": 2, "final.num_random": 1}
 LORA = {"train.method": "lora", "train.lora.rank": 2}
 WORLDS: dict[str, World] = {
@@ -44,10 +54,10 @@ WORLDS: dict[str, World] = {
     "gradient": World({**SHORT, **LORA, "search.strategy": "gradient", "search.budget": 6}),
     "regression": World({**SHORT, "search.strategy": "regression", "search.budget": 5}),
     "weights": World(
-        {**SHORT, "search.space": "weights", "search.strategy": "gradient", "search.budget": 5}
+        {**SHORT, "search.space": "weights", "search.strategy": "gradient", "search.budget": 8}
     ),
     "optuna": World({**SHORT, "search.strategy": "optuna", "search.budget": 5}),
-    "racing": World({**SHORT, "search.racing": 0.05}),
+    "racing": World({**SHORT, "search.racing": 0.05}, values=with_more_examples),
     "regmean": World({**SHORT, "merge.method": "regmean"}),
     "fisher": World({**SHORT, "merge.method": "fisher"}),
     "ties": World({**SHORT, "merge.method": "ties"}),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
+import os
+import secrets
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -51,8 +55,7 @@ def hand_over(source: Path, to: Path, card: str) -> None:
     It is a copy: what is done to it does nothing to the store. Raises `Fault` if the disk does not
     take it, or if it is not what was trained.
     """
-    partial = to.with_name(f".{to.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial(to)
     try:
         shutil.copytree(source, partial, ignore=shutil.ignore_patterns(MANIFEST))
     except shutil.Error as error:  # it holds a line for every file
@@ -73,12 +76,42 @@ def hand_over(source: Path, to: Path, card: str) -> None:
             raise Fault(what, hint=hint)
     (partial / "README.md").unlink(missing_ok=True)
     _put(partial / "README.md", card)
-    shutil.rmtree(to, ignore_errors=True)
-    partial.rename(to)
+    _place(partial, to)
+
+
+def _place(partial: Path, to: Path) -> None:
+    """Puts a folder where another may be; of two processes that do so the later's stays."""
+    for _ in range(100):
+        try:
+            partial.rename(to)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            old = _partial(to)
+            with suppress(FileNotFoundError):
+                to.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            return
+    raise Fault(f"{to} cannot be written: others write to it all the time")
+
+
+def _partial(path: Path) -> Path:
+    """Returns a new place beside a path to write to; what dead processes left there goes."""
+    import psutil
+
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        pid = left.name.split(".")[-3]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
 
 
 def _put(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
+    partial = _partial(path)
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)

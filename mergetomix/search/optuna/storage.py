@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from mergetomix.search.optuna.samplers import quiet
 from mergetomix.search.strategy import SettingError
 
 if TYPE_CHECKING:
     import optuna
+
+FILE = "sqlite:///"
 
 STUDY = "mergetomix"
 """The study's name."""
@@ -19,8 +24,9 @@ class TrialDatabase:
     """Writes the trials that the database lacks; a search reads nothing from it.
 
     A search that is resumed tells everything again: what stands in the same place is left. If
-    something else stands there, the study belongs to another search, and is begun anew. Raises
-    SettingError if the database cannot be opened.
+    something else stands there, the study belongs to another search, and is begun anew. Of several
+    processes with one database in a file the first writes, and the others do not: they find the
+    same. Raises SettingError if the database cannot be opened.
     """
 
     @quiet()
@@ -28,6 +34,9 @@ class TrialDatabase:
         import optuna
         from sqlalchemy.exc import SQLAlchemyError
 
+        self._is_mine = _is_first(url)
+        if not self._is_mine:
+            return
         try:
             self._storage = optuna.storages.get_storage(url)
         except (ImportError, RuntimeError, SQLAlchemyError) as error:
@@ -47,6 +56,8 @@ class TrialDatabase:
     @quiet()
     def add(self, trial: optuna.trial.FrozenTrial) -> None:
         """Adds a trial, in the order of the search, unless it is there."""
+        if not self._is_mine:
+            return
         trial.system_attrs = {}  # what a sampler remembers
         place = len(self._trials)
         self._trials.append(trial)
@@ -69,3 +80,25 @@ class TrialDatabase:
         up = [optuna.study.StudyDirection.MAXIMIZE] * len(self._metrics)
         self._study = optuna.create_study(study_name=STUDY, storage=self._storage, directions=up)
         self._study.set_metric_names(self._metrics)
+
+
+def _is_first(url: str) -> bool:
+    """Returns whether no other process writes to a database; what is in no file, nobody can tell.
+
+    The lock is held until this process ends.
+    """
+    if not url.startswith(FILE):
+        return True
+    path = Path(url.removeprefix(FILE))
+    if not path.parent.is_dir():
+        return True  # which opening it will say
+    lock = FileLock(path.with_name(f".{path.name}.lock"), is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    _held.append(lock)
+    return True
+
+
+_held: list[FileLock] = []
