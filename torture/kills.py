@@ -27,7 +27,7 @@ from processes import (
     outcome,
     wait,
 )
-from worlds import WORLDS, World
+from tiny_runs import WORLDS, World
 
 from mergetomix.store import repair
 from mergetomix.store.store import Store

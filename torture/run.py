@@ -26,7 +26,7 @@ def main() -> None:
     """Reads the command line, breaks what it says, and prints the counts."""
     import fuzz
     import kills
-    from worlds import WORLDS
+    from tiny_runs import WORLDS
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=1000)
