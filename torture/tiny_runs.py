@@ -51,7 +51,7 @@ WORLDS: dict[str, World] = {
     "exhaustive": World(SHORT),
     "lora": World({**SHORT, **LORA}),
     "greedy": World({**SHORT, "search.strategy": "greedy"}),
-    "gradient": World({**SHORT, **LORA, "search.strategy": "gradient", "search.budget": 6}),
+    "gradient": World({**SHORT, **LORA, "search.strategy": "gradient", "search.budget": 8}),
     "regression": World({**SHORT, "search.strategy": "regression", "search.budget": 5}),
     "weights": World(
         {**SHORT, "search.space": "weights", "search.strategy": "gradient", "search.budget": 8}
