@@ -235,6 +235,112 @@ def test_a_store_of_an_earlier_release_is_noted_as_it_lies(tmp_path: Path) -> No
         assert store.scores("real-ab", "t", "select") is not None
 
 
+def test_what_another_process_made_again_meanwhile_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes find the same damage; the second comes after the first has trained again."""
+    filled(tmp_path).close()
+    cut(tmp_path / "artifacts" / "expert-a" / WEIGHTS, 0.5)
+    with Store(tmp_path) as first, Store(tmp_path) as second:
+        artifacts, heard = second._artifacts, []
+        second.on_damage(heard.append)
+        seen = artifacts.damage
+
+        def late(key: str) -> str | None:
+            found = seen(key)
+            if found is not None and first.finetune(key) is None:
+                keep(first, key, A)
+            return found
+
+        monkeypatch.setattr(artifacts, "damage", late)
+        assert second.finetune("expert-a") == first.finetune("expert-a") is not None
+        assert heard == []
+    with Store(tmp_path) as third, Store(tmp_path) as fourth:
+        cut(tmp_path / "artifacts" / "expert-a" / WEIGHTS, 0.5)
+        assert third.finetune("expert-a") is fourth.finetune("expert-a") is None
+
+
+def test_an_interruption_while_setting_aside_leaves_nothing_stale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path).close()
+    cut(tmp_path / "artifacts" / "expert-a" / WEIGHTS, 0.5)
+
+    def interrupted(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    with Store(tmp_path) as store, monkeypatch.context() as patch:
+        patch.setattr("mergetomix.store.artifacts.fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.finetune("expert-a")
+    with Store(tmp_path) as store:
+        assert store.finetune("expert-a") is None
+        keep(store, "expert-a", A)
+        assert store.scores("proxy-a", "t", "select") is None
+        assert store.file("slope-ab", "slope.json") is None
+
+
+def test_a_folder_without_its_rows_is_compared_with_its_manifest(tmp_path: Path) -> None:
+    """As a kill leaves it between the folder and the commit of its rows."""
+    filled(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
+        for table in ("artifacts", "sources"):
+            ledger.execute(f"DELETE FROM {table} WHERE key IN ('fisher-b', 'slope-ab')")
+    flip_a_bit(tmp_path / "artifacts" / "slope-ab" / "slope.json")
+    with Store(tmp_path) as store:
+        assert store.file("slope-ab", "slope.json") is None
+        assert store.file("fisher-b", "fisher.bin") is not None
+        # and what it was made from is known again
+        cut(tmp_path / "artifacts" / "expert-b" / WEIGHTS, 0.5)
+        assert store.finetune("expert-b") is None
+        assert store.file("fisher-b", "fisher.bin") is None
+
+
+def test_what_an_earlier_release_made_goes_though_it_was_noted(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
+        ledger.execute("DROP TABLE artifacts")
+        ledger.execute("DROP TABLE sources")
+    for manifest in (tmp_path / "artifacts").glob(f"*/{MANIFEST}"):
+        manifest.unlink()
+    with Store(tmp_path) as store:
+        assert store.file("fisher-b", "fisher.bin") is not None
+        assert store.finetune("expert-a") is not None
+    cut(tmp_path / "artifacts" / "expert-a" / WEIGHTS, 0.5)
+    with Store(tmp_path) as store:
+        assert store.finetune("expert-a") is None
+        assert store.file("fisher-b", "fisher.bin") is None
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    file = tmp_path / "artifacts" / "expert-a" / WEIGHTS
+    file.unlink()
+    os.mkfifo(file)
+    with Store(tmp_path) as store:
+        assert store.finetune("expert-a") is None
+
+
+def test_a_folder_that_is_gone_is_damage(tmp_path: Path) -> None:
+    filled(tmp_path).close()
+    shutil.rmtree(tmp_path / "artifacts" / "expert-a")
+    assert repair.verify(tmp_path) == ["artifact expert-a: its folder is gone"]
+    with Store(tmp_path) as store:
+        assert store.finetune("expert-a") is None
+        assert store.scores("proxy-ab", "t", "select") is None
+    assert repair.verify(tmp_path) == []
+
+
+def test_a_store_is_rebuilt_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / ".mergetomix").close()
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["store", "rebuild"])
+    assert shown.exit_code == 0 and "3 fine-tunes" in shown.output
+    assert CliRunner().invoke(app, ["store", "verify"]).output == "nothing is damaged\n"
+
+
 # --- a ledger that is lost
 
 

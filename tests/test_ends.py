@@ -181,6 +181,24 @@ def test_a_folder_that_cannot_be_made_is_the_users(tmp_path: Path) -> None:
         files.begin(recipe)
 
 
+def test_a_folder_that_cannot_be_written_is_the_users(tmp_path: Path) -> None:
+    (tmp_path / "run" / "recipe.yaml").mkdir(parents=True)
+    with pytest.raises(RecipeError, match=r"^run_dir: .*cannot be written"):
+        files.begin(parse(small(run_dir=str(tmp_path / "run"))))
+
+
+def test_what_a_dead_process_left_of_a_file_goes(tmp_path: Path) -> None:
+    from mergetomix.store.store import host_tag
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [f".report.md.{host}.{dead.pid}.abc.partial" for host in (host_tag(), "otherhost")]
+    for name in left:
+        (tmp_path / name).write_text("half")
+    files._put(tmp_path / "report.md", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"report.md", left[1]}
+
+
 # --- paths
 
 

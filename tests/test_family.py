@@ -456,6 +456,49 @@ def test_a_fine_tune_of_another_kind_is_refused(family: CausalLM, tmp_path: Path
     assert not (tmp_path / "ran").exists()
 
 
+def test_what_a_fine_tunes_configuration_would_fetch_is_the_bases_to_say(
+    family: CausalLM, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
+    own: dict[str, object] = {
+        "attn_implementation": "evil/kernel@main:fn",
+        "_attn_implementation": "evil/kernel",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    }
+    config = json.loads((folder / "config.json").read_text()) | own
+    (folder / "config.json").write_text(json.dumps(config))
+    loaded = family.load(str(folder), "datasets.x.expert")
+    assert loaded.config._attn_implementation == family.load().config._attn_implementation
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelError, match="holds no JSON object"):
+        family.load(str(folder), "datasets.x.expert")
+
+
+def test_an_experts_weights_lie_in_its_folder(family: CausalLM, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(family.base.path, tmp_path / "expert"))
+    index = {"weight_map": {"a": str(folder / "model.safetensors")}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"^datasets\.x\.expert: .*names a file elsewhere"):
+        read_delta(family, params(family.load()), str(folder), "datasets.x.expert")
+
+
+@pytest.mark.parametrize("pattern", [r"([a-z._0-9]+)+!|.*q_proj", "["])
+def test_an_adapter_whose_layers_are_a_pattern_that_never_ends(
+    family: CausalLM, tmp_path: Path, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mergetomix.bounds import limited
+
+    monkeypatch.setattr(limited.__wrapped__, "__defaults__", (0.3,))
+    family.adapted(family.load(), Lora(rank=2)).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"target_modules": pattern}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError):
+        family.load_finetune(str(tmp_path))
+    with pytest.raises(ModelError, match=r"^train\.lora\.target_modules: "):
+        family.adapted(family.load(), Lora(target_modules=pattern))
+
+
 def test_an_adapter_imports_nothing(family: CausalLM, tmp_path: Path) -> None:
     """PEFT imports the module that `megatron_core` of an adapter's configuration names."""
     folder, ran = tmp_path / "adapter", tmp_path / "ran"

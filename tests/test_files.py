@@ -68,6 +68,13 @@ def test_the_folder_of_a_recipe_is_taken_as_it_is_called(tmp_path: Path, folder:
         assert str(home / absent) in caught.value.message
 
 
+def test_a_hidden_folder_of_the_users_hides_nothing_and_shows_nothing(tmp_path: Path) -> None:
+    home = tmp_path / ".proj[1]"
+    put(home, "a.jsonl", "x/b.jsonl", ".hid/c.jsonl", "x/.d.jsonl")
+    found = names(resolve_data_path("**/*.jsonl", home), home)
+    assert found == ["a.jsonl", "x/b.jsonl"]
+
+
 def test_a_file_whose_name_is_a_glob_is_that_file(tmp_path: Path) -> None:
     put(tmp_path, "run[1].jsonl", "run1.jsonl")
     assert names(resolve_data_path("run[1].jsonl", tmp_path), tmp_path) == ["run[1].jsonl"]

@@ -340,7 +340,7 @@ def test_a_kill_while_writing_leaves_no_artifact_and_opening_cleans_up_after_the
 
 
 def test_opening_leaves_what_may_be_alive(store):
-    tag, dead = store_module._host_tag(), dead_pid()
+    tag, dead = store_module.host_tag(), dead_pid()
     alive = [f"k.{os.getppid()}.{tag}-00000000", f"k.{dead}.ffffffff-00000000", "notes", "k.x.y"]
     gone = [
         f"k.{dead}.{tag}-00000000",

@@ -78,11 +78,12 @@ def _in_folder(folder: Path) -> Found:
 
 
 def _globbed(pattern: Path) -> Found:
-    # two stars within a name mean one, and at the end all files below
-    parts = [part if part == "**" else part.replace("**", "*") for part in pattern.parts]
+    root, parts = _parted(pattern)
+    if not parts:
+        return Found([root] if root.is_file() else [])
+    # at the end two stars mean all files below
     parts += ["*"] if parts[-1] == "**" else []
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    root, wanted = Path(*parts[:first]), str(Path(*parts[first:]))
+    wanted = str(Path(*parts))
     is_hidden = re.compile(r"(^|/)\.(?!$|/|\.)")
     found = [each for each in root.glob(wanted) if each.is_file()]
     if not is_hidden.search(wanted):
@@ -98,13 +99,22 @@ def _globbed(pattern: Path) -> Found:
     return Found(sorted(once.values()), notes)
 
 
+def _parted(pattern: Path) -> tuple[Path, list[str]]:
+    """Returns the folder that a glob starts from, as it is called, and the rest of the glob."""
+    parts, literal = list(pattern.parts), []
+    while parts and (not glob.has_magic(parts[0]) or glob.escape(shown(parts[0])) == parts[0]):
+        literal.append(shown(parts.pop(0)))
+    # two stars within a name mean one
+    return Path(*literal), [part if part == "**" else part.replace("**", "*") for part in parts]
+
+
 def _links_below(root: Path, pattern: str) -> list[Path]:
     """Returns the linked folders below those that a pattern means; the root's where it is empty."""
     starts = list(root.glob(pattern)) if pattern else [root]
     return [
         each
         for start in starts
-        for place, folders, _ in os.walk(start)
+        for place, folders, _ in os.walk(start, onerror=_raise)
         for name in folders
         if (each := Path(place, name)).is_symlink()
     ]

@@ -181,6 +181,8 @@ def mapped(
         names = {"model.safetensors"}
         if index.exists():
             names = set(json.loads(index.read_text())["weight_map"].values())
+            if odd := sorted(name for name in names if Path(name).name != name):
+                raise ModelError(where, f"{index.name} names a file elsewhere: {odd[0]}")
         if not all((folder / name).is_file() for name in names):
             return None
         found: dict[str, Tensor] = {}

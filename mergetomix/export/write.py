@@ -82,7 +82,7 @@ def write(session: Session, mixture: Mixture, out: Path, form: Form) -> Written:
     """
     folder.check_free(out)
     singles = [Mixture.union([name]) for name in mixture.datasets]
-    check_space(session, [(each, None) for each in singles])
+    check_space(session, [(each, None) for each in singles], is_run=False)
     own = [each for each in singles if session.recipe.datasets[each.members[0]].expert is None]
     if any(session.finetunes.known(each) is None for each in own):
         rehearse(session)
@@ -161,7 +161,8 @@ def _peft_config(session: Session, dataset: str) -> dict[str, Any]:
     own = json.loads((session.proxies.folder(dataset) / "adapter_config.json").read_text())
     of_task = {key: own.get(key) for key in ("task_type", "auto_mapping")}
     # an expert from elsewhere may name any module there, and PEFT would import it
-    module = str((of_task["auto_mapping"] or {}).get("parent_library", ""))
+    mapping = of_task["auto_mapping"]
+    module = str(mapping.get("parent_library", "")) if isinstance(mapping, dict) else ""
     if not module.startswith("transformers.models."):
         of_task["auto_mapping"] = None
     base = session.recipe.base

@@ -48,6 +48,18 @@ PLAIN = (
     "fan_in_fan_out",
 )
 """Of adapter_config.json what says which product of two matrices stands where."""
+CODE = (
+    "auto_map",
+    "attn_implementation",
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "experts_implementation",
+    "_experts_implementation",
+    "quantization_config",
+    "custom_generate",
+    "kernel_config",
+)
+"""Of a model's configuration what chooses code, beside its kind."""
 
 
 class Pretrained:
@@ -238,13 +250,18 @@ class Pretrained:
         """Returns a fine-tune read into the base's classes: code in its folder never runs."""
         with self.errors(path, where):
             values = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise ModelError(where, f"{path}/config.json holds no JSON object")
             theirs, ours = values.get("model_type"), self.config.model_type
             if theirs != ours:
                 message = f"the model in {path} is of the type {theirs}, and the base {ours}"
                 raise ModelError(where, message, hint="experts must come from this base")
-            config = type(self.config).from_pretrained(path)
-            kind = type(self.skeleton())
-            return kind.from_pretrained(path, config=config, use_safetensors=True, **how)
+            # what would have packages imported, or kernels fetched, is the base's to say
+            config = type(self.config).from_dict({k: v for k, v in values.items() if k not in CODE})
+            kind, attention = type(self.skeleton()), self.config._attn_implementation
+            return kind.from_pretrained(
+                path, config=config, use_safetensors=True, attn_implementation=attention, **how
+            )
 
     def _check_tensors(self, info: Any, path: str | None, where: str) -> None:
         """Raises ModelError if transformers reports a tensor as missing, misshapen or left over."""
@@ -265,15 +282,20 @@ class Pretrained:
         """Returns a fine-tune as this package saves it: a full model, or an adapter on the base."""
         if not (Path(path) / "adapter_config.json").exists():
             return self.load(path)
-        from peft import LoraConfig, PeftModel
+        import torch
+        from peft import LoraConfig, PeftModel, get_peft_model
 
         # of its configuration what a plain adapter needs: others name modules to import
-        given = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
-        kept = {key: given[key] for key in PLAIN if given.get(key) is not None}
-        config = LoraConfig(**kept, task_type=self.task)
+        with self.errors(path), limited(), quiet():
+            given = json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8"))
+            kept = {key: given[key] for key in PLAIN if given.get(key) is not None}
+            config = LoraConfig(**kept, task_type=self.task)
+            # the patterns of names that PEFT will try, tried within bounds
+            with torch.device("meta"):
+                get_peft_model(self.skeleton(), copy.deepcopy(config))
         if not (Path(path) / "adapter_model.safetensors").is_file():
             raise ModelError("", f"{path} holds no adapter_model.safetensors")
-        with quiet():
+        with self.errors(path), quiet():
             model = PeftModel.from_pretrained(self.load(), path, config=config)
         return model.to(self.device).eval()
 
@@ -311,7 +333,7 @@ class Pretrained:
 
         kept = ("target_modules", "target_parameters", "exclude_modules", "layers_to_transform")
         chosen = {key: adapter[key] for key in (*kept, "layers_pattern") if adapter.get(key)}
-        with torch.device("meta"), quiet():
+        with torch.device("meta"), limited(), quiet():
             model = get_peft_model(self.skeleton(), LoraConfig(**{"target_modules": [], **chosen}))
         return {name.removeprefix(PREFIX): param for name, param in wrapped(model).items()}
 
@@ -329,8 +351,8 @@ class Pretrained:
                     for name, _ in model.named_modules():
                         re.fullmatch(lora.target_modules, name)
             return get_peft_model(model, config)
-        except Exceeded as error:
-            raise ModelError(TARGETS, f"{lora.target_modules!r} {error}") from None
+        except (Exceeded, re.error, RecursionError) as error:
+            raise ModelError(TARGETS, f"{lora.target_modules!r}: {error}") from None
         except (ValueError, TypeError, LookupError, NotImplementedError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             hint = "name linear layers, or use train.method: full"

@@ -18,6 +18,7 @@ from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
 from mergetomix.store.disk import is_no_space
 from mergetomix.store.manifest import MANIFEST, Manifest
+from mergetomix.store.store import host_tag
 
 
 def write(result: Result, recipe: Recipe) -> Path:
@@ -45,7 +46,12 @@ def begin(recipe: Recipe) -> Path:
     except OSError as error:
         why = f"{folder} cannot be made: {error.strerror or error}"
         raise RecipeError("run_dir", why, hint="name another folder") from None
-    _put(folder / "recipe.yaml", dump(recipe))
+    try:
+        _put(folder / "recipe.yaml", dump(recipe))
+    except Fault as error:
+        if "disk full" in error.message:
+            raise
+        raise RecipeError("run_dir", error.message, hint="name another folder") from None
     return folder
 
 
@@ -101,13 +107,14 @@ def _partial(path: Path) -> Path:
     import psutil
 
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        pid = left.name.split(".")[-3]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+        host, pid = left.name.split(".")[-4:-2]
+        if host == host_tag() and pid.isdigit() and not psutil.pid_exists(int(pid)):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+    mine = f"{host_tag()}.{os.getpid()}.{secrets.token_hex(4)}"
+    return path.with_name(f".{path.name}.{mine}.partial")
 
 
 def _put(path: Path, text: str) -> None:

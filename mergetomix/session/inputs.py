@@ -109,8 +109,7 @@ class Inputs:
         path = self.recipe.datasets[name].expert
         if path is None:
             return None
-        files = sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.json"))
-        return hash_files(files, store)
+        return hash_files(expert_files(path), store)
 
     @property
     def sizes(self) -> dict[str, float]:
@@ -442,3 +441,8 @@ def _blocks(
             found.append(replace(block, places=places, stage=stage))
         start = end
     return tuple(found)
+
+
+def expert_files(path: str) -> list[Path]:
+    """Returns the files of an expert that the user gives: weights and configurations."""
+    return sorted(Path(path).glob("*.safetensors")) + sorted(Path(path).glob("*.json"))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from mergetomix.records import Finetune
+from mergetomix.session.inputs import expert_files
 from mergetomix.session.session import Session
 
 
@@ -42,6 +42,4 @@ def _sums(session: Session, finetune: Finetune) -> dict[str, str]:
     """The SHA-256 of each file of a fine-tune, in the store or where the recipe gives it."""
     if known := session.store.sums(finetune.key):
         return known
-    folder = Path(finetune.path)
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): session.store.file_hash(path) for path in found}
+    return {path.name: session.store.file_hash(path) for path in expert_files(finetune.path)}

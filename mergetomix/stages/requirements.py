@@ -81,8 +81,13 @@ def check_length(session: Session) -> None:
         session.finetunes.counts(everything(session.spaces.searched))
 
 
-def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]]) -> None:
-    """Raises StoreError if the disk has no room for planned fine-tunes that the store lacks."""
+def check_space(
+    session: Session, planned: Sequence[tuple[Mixture, int | None]], is_run: bool = True
+) -> None:
+    """Raises StoreError if the disk has no room for planned fine-tunes that the store lacks.
+
+    A run hands its final model over as well.
+    """
     datasets, store = session.recipe.datasets.items(), session.store
     given = {name for name, spec in datasets if spec.expert is not None}
     num = sum(
@@ -91,7 +96,7 @@ def check_space(session: Session, planned: Sequence[tuple[Mixture, int | None]])
     )
     each, free = session.inputs.finetune_bytes(), store.free_bytes()
     needed = num * each
-    if session.recipe.final.train:  # the run's folder gets a copy of its own
+    if is_run and session.recipe.final.train:  # the run's folder gets a copy of its own
         run_dir = existing(Path(session.recipe.run_dir))
         if run_dir.stat().st_dev == store.path.stat().st_dev:
             needed += each

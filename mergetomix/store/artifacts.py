@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from stat import S_ISREG
 
 from mergetomix.errors import Fault
 from mergetomix.store.disk import fsync, stamp
@@ -62,7 +63,7 @@ class Artifacts:
                 self._ledger.execute(f"DELETE FROM {table} WHERE key = ?", (key,))
             for name, each in manifest.files.items():
                 self._ledger.insert("artifacts", key, name, each.num_bytes, each.sha256)
-            self.note_sources(key, manifest.sources)
+            self.note_sources(key, manifest.sources or ())
 
     def note_sources(self, key: str, sources: tuple[str, ...]) -> None:
         """Writes to the ledger from which fine-tunes a folder, or the model of a key, is made."""
@@ -75,25 +76,32 @@ class Artifacts:
         if found is not None:
             Manifest(key, found.files, found.sources, self._row(key)).write(self.folder(key))
 
+    def every_key(self) -> list[str]:
+        """Returns the keys of all folders that are there or should be."""
+        there = {each.name for each in (self._store / "artifacts").iterdir() if each.is_dir()}
+        known: set[str] = set()
+        if self._ledger.has_table("artifacts"):
+            known = {str(key) for (key,) in self._ledger.execute("SELECT key FROM artifacts")}
+        return sorted(there | known)
+
     def is_sound(self, key: str) -> bool:
         """Returns whether the folder of a key is there, and holds what was put there.
 
         A folder that does not is set aside, and everything that was computed from it goes.
         """
         folder = self.folder(key)
-        if not folder.is_dir():
-            return False
         try:
-            stamps = _stamps(folder)
+            stamps = _stamps(folder) if folder.is_dir() else ()
         except OSError:
             stamps = ()  # it changes meanwhile
         if stamps and self._sound.get(key) == stamps:
             return True
-        if (why := self.damage(key)) is None:
-            self._sound[key] = stamps
-            return True
-        self._set_aside(key, why)
-        return False
+        if not folder.is_dir() and not self.sums(key):
+            return False
+        if self.damage(key) is not None and not self._is_sound_after_all(key):
+            return False
+        self._sound[key] = stamps
+        return True
 
     def damage(self, key: str) -> str | None:
         """Returns what is wrong with a folder, None if nothing is.
@@ -102,23 +110,30 @@ class Artifacts:
         """
         folder, sums = self.folder(key), self.sums(key)
         if not sums:
-            if not self._read_only:
-                self._adopt(key)
+            return self._adopt(key)
+        if not folder.is_dir():
+            return "its folder is gone"
+        return _difference(folder, sums, self._hash_one)
+
+    def _adopt(self, key: str) -> str | None:
+        """Notes what a folder holds that the ledger does not know; returns what is wrong with it.
+
+        A process that was killed between the folder and its row left a manifest; an earlier release
+        left none.
+        """
+        folder = self.folder(key)
+        manifest = Manifest.read(folder)
+        if manifest is not None and manifest.key == key:
+            if (why := _difference(folder, manifest.files, self._hash_one)) is not None:
+                return why
+        elif self._read_only:
             return None
-        found = files_of(folder)
-        for name in sorted({*found, *sums}):
-            if name not in sums:
-                return f"{name} was not there when it was written"
-            if name not in found:
-                return f"{name} is gone"
-            try:
-                num_bytes, sha256 = (folder / name).stat().st_size, self._hash_one(folder / name)
-            except OSError as error:
-                return f"{name} cannot be read: {error.strerror or error}"
-            if num_bytes != sums[name].num_bytes:
-                return f"{name} has {num_bytes:,} bytes and had {sums[name].num_bytes:,}"
-            if sha256 != sums[name].sha256:
-                return f"{name} holds other bytes than were written"
+        else:
+            found = Manifest.of(key, folder, None)
+            manifest = Manifest(key, found.files, None, self._row(key))
+            manifest.write(folder)
+        if not self._read_only:
+            self.note(manifest)
         return None
 
     def sums(self, key: str) -> dict[str, FileSum]:
@@ -128,19 +143,17 @@ class Artifacts:
         sql = "SELECT file, num_bytes, sha256 FROM artifacts WHERE key = ?"
         return {name: FileSum(*rest) for name, *rest in self._ledger.execute(sql, (key,))}
 
-    def _adopt(self, key: str) -> None:
-        """Notes what a folder of an earlier release holds now."""
-        found = Manifest.of(key, self.folder(key))
-        Manifest(key, found.files, found.sources, self._row(key)).write(self.folder(key))
-        self.note(found)
-
     def _row(self, key: str) -> dict[str, object] | None:
         sql = f"SELECT {', '.join(COLUMNS)} FROM finetunes WHERE key = ?"
         for row in self._ledger.execute(sql, (key,)):
             return dict(zip(COLUMNS, row, strict=True))
         return None
 
-    def _set_aside(self, key: str, why: str) -> None:
+    def _is_sound_after_all(self, key: str) -> bool:
+        """Sets a damaged folder aside, unless another process did and made it again meanwhile.
+
+        Raises Fault in a store that is opened to read only.
+        """
         row = self._row(key)
         what = f"artifact {key}"
         if row is not None:
@@ -148,11 +161,20 @@ class Artifacts:
             what = f"the fine-tune on {' + '.join(datasets)}"
         if self._read_only:
             hint = "run the same command again: it is made again"
-            raise Fault(f"{what} in the store is damaged: {why}", hint=hint)
+            raise Fault(f"{what} in the store is damaged: {self.damage(key)}", hint=hint)
         aside = self._store / "damaged" / f"{key}.{secrets.token_hex(4)}"
         aside.parent.mkdir(exist_ok=True)
+        self._sound.pop(key, None)
         with self._ledger.transaction():
+            is_known = bool(self.sums(key)) or self.folder(key).is_dir()
+            why = self.damage(key) if is_known else None
+            if why is None:
+                return is_known
+            # what was computed from it first, and the folder last: a kill in between leaves the
+            # rows, and the next process begins again
             gone = [key, *self._made_from(key)]
+            for each in gone[1:]:
+                shutil.rmtree(self.folder(each), ignore_errors=True)
             for each in gone:
                 for table, column in (
                     ("finetunes", "key"),
@@ -162,16 +184,15 @@ class Artifacts:
                     ("sources", "key"),
                 ):
                     self._ledger.execute(f"DELETE FROM {table} WHERE {column} = ?", (each,))
-            # what was computed from it first: a kill in between leaves none of it behind
-            for each in gone[1:]:
-                shutil.rmtree(self.folder(each), ignore_errors=True)
-            self.folder(key).rename(aside)
-            fsync(aside.parent)
-        self._sound.pop(key, None)
+            if self.folder(key).exists():
+                self.folder(key).rename(aside)
+                fsync(aside.parent)
+        place = f" in {aside}" if aside.exists() else ""
         self.on_damage(
-            f"{what} in the store is damaged: {why}; it is set aside in {aside} and made again, and"
+            f"{what} in the store is damaged: {why}; it is set aside{place} and made again, and"
             " so is all that was computed from it"
         )
+        return False
 
     def _made_from(self, key: str) -> list[str]:
         """The keys of models and folders that were computed from a fine-tune's weights.
@@ -184,9 +205,34 @@ class Artifacts:
         found = {str(each) for (each,) in self._ledger.execute(sql, {"key": key})}
         known = {str(each) for (each,) in self._ledger.execute("SELECT key FROM finetunes")}
         for folder in (self._store / "artifacts").iterdir():
-            if folder.name not in known and Manifest.read(folder) is None:
+            manifest = Manifest.read(folder)
+            if folder.name not in known and (manifest is None or manifest.sources is None):
                 found.add(folder.name)
         return sorted(found - {key})
+
+
+def _difference(
+    folder: Path, sums: Mapping[str, FileSum], hash_one: Callable[[Path], str]
+) -> str | None:
+    """Returns how a folder's files differ from what was noted of them, None if they do not."""
+    found = files_of(folder)
+    for name in sorted({*found, *sums}):
+        if name not in sums:
+            return f"{name} was not there when it was written"
+        if name not in found:
+            return f"{name} is gone"
+        file, wanted = folder / name, sums[name]
+        try:
+            stat = file.stat()
+            if not S_ISREG(stat.st_mode):
+                return f"{name} is no file"
+            if stat.st_size != wanted.num_bytes:
+                return f"{name} has {stat.st_size:,} bytes and had {wanted.num_bytes:,}"
+            if hash_one(file) != wanted.sha256:
+                return f"{name} holds other bytes than were written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    return None
 
 
 def _stamps(folder: Path) -> Stamps:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,17 +32,17 @@ class Manifest:
     """What a folder held when it was written.
 
     `files` are by their paths inside the folder, with slashes. `sources` are the keys of the
-    fine-tunes whose weights it was computed from. `row` is the ledger's row of a fine-tune, by its
-    columns; None for what is none.
+    fine-tunes whose weights it was computed from, None where that is not known. `row` is the
+    ledger's row of a fine-tune, by its columns; None for what is none.
     """
 
     key: str
     files: Mapping[str, FileSum]
-    sources: tuple[str, ...] = ()
+    sources: tuple[str, ...] | None = ()
     row: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, key: str, folder: Path, sources: tuple[str, ...] = ()) -> Manifest:
+    def of(cls, key: str, folder: Path, sources: tuple[str, ...] | None = ()) -> Manifest:
         """Reads every file of a folder. Raises OSError where one cannot be read."""
         found = {
             name: FileSum((folder / name).stat().st_size, sha256_of(folder / name))
@@ -55,13 +56,14 @@ class Manifest:
         try:
             found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             files = {name: FileSum(**each) for name, each in found["files"].items()}
-            return cls(found["key"], files, tuple(found["sources"]), found["row"])
+            sources = None if found["sources"] is None else tuple(found["sources"])
+            return cls(found["key"], files, sources, found["row"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, folder: Path) -> None:
         """Writes it into a folder, whole or not at all."""
-        partial = folder / f".{MANIFEST}.partial"
+        partial = folder / f".{MANIFEST}.{os.getpid()}.{secrets.token_hex(4)}.partial"
         partial.write_text(json.dumps(asdict(self), indent=1, sort_keys=True), encoding="utf-8")
         fsync(partial)
         partial.replace(folder / MANIFEST)

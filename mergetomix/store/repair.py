@@ -15,7 +15,7 @@ from mergetomix.store.artifacts import COLUMNS, Artifacts
 from mergetomix.store.disk import fsync
 from mergetomix.store.ledger import Ledger
 from mergetomix.store.manifest import Manifest
-from mergetomix.store.store import LEDGER, Store
+from mergetomix.store.store import LEDGER, Store, absolute
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ def rebuild(path: Path) -> Rebuilt:
     Raises:
         StoreError: there are no kept folders, or the disk does not take it.
     """
+    path = absolute(path)
     if not (path / "artifacts").is_dir():
         message = f"there is no store at {path}"
         raise StoreError(message, hint="name the folder that has artifacts/ in it")
@@ -62,11 +63,7 @@ def rebuild(path: Path) -> Rebuilt:
         (path / "locks").mkdir(exist_ok=True)
         with FileLock(path / "locks" / ".open.lock"):
             aside.mkdir(exist_ok=True)
-            tag = secrets.token_hex(4)
-            for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
-                if (path / name).exists():
-                    (path / name).rename(aside / f"{tag}.{name}")
-            return _rebuilt(path, aside / tag)
+            return _rebuilt(path, aside / secrets.token_hex(4))
     except OSError as error:
         message = f"the store {path} cannot be written: {error}"
         raise StoreError(message, hint="check its rights and the room on its disk") from error
@@ -95,6 +92,9 @@ def _rebuilt(path: Path, aside: Path) -> Rebuilt:
     new.execute("PRAGMA journal_mode=delete")  # all in one file, which is moved
     new.close()
     fsync(draft)
+    for name in (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm"):
+        if (path / name).exists():
+            (path / name).rename(aside.with_name(f"{aside.name}.{name}"))
     draft.rename(ledger)
     fsync(path)
     return Rebuilt(finetunes, others, tuple(damaged), tuple(unknown))

@@ -82,7 +82,7 @@ class Store:
     """
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        self.path = _absolute(Path(path).expanduser())
+        self.path = absolute(path)
         self._read_only = read_only
         self._locks: dict[str, FileLock] = {}
         self._beats: dict[int, tuple[float, str | None]] = {}
@@ -148,9 +148,9 @@ class Store:
         # what is cached by time stamps is what is in question
         self._ledger.execute("DELETE FROM files")
         found = [] if wrong is None else [f"the ledger: {wrong}"]
-        for folder in sorted((self.path / "artifacts").iterdir()):
-            if folder.is_dir() and (why := self._artifacts.damage(folder.name)) is not None:
-                found.append(f"artifact {folder.name}: {why}")
+        for key in self._artifacts.every_key():
+            if (why := self._artifacts.damage(key)) is not None:
+                found.append(f"artifact {key}: {why}")
         return found
 
     def on_damage(self, hear: Callable[[str], None]) -> None:
@@ -196,7 +196,7 @@ class Store:
         `settings` and `environment` say how it came about, for whoever reads the ledger; what JSON
         does not know is kept as text.
         """
-        folder = _absolute(record.path)
+        folder = absolute(record.path)
         # A path inside the store goes without the store's own, so that the store can be moved.
         path = folder.relative_to(self.path) if folder.is_relative_to(self.path) else folder
         kind = "expert" if len(record.mixture) == 1 else "real"
@@ -291,7 +291,7 @@ class Store:
         The time of the last change of the inode counts too: unpacking an archive can bring back an
         old mtime.
         """
-        name, before = str(_absolute(path)), stamp(path)
+        name, before = str(absolute(path)), stamp(path)
         sql = """SELECT sha256 FROM files
             WHERE path = ? AND num_bytes = ? AND mtime_ns = ? AND ctime_ns = ?"""
         for (known,) in self._ledger.execute(sql, (name, *before)):
@@ -351,7 +351,7 @@ class Store:
     def _draft(self, key: str) -> Iterator[Path]:
         """Yields a new folder under tmp whose name says whose it is; it goes at the end."""
         self._must_be_writable()
-        name = f"{key}.{os.getpid()}.{_host_tag()}-{secrets.token_hex(4)}"
+        name = f"{key}.{os.getpid()}.{host_tag()}-{secrets.token_hex(4)}"
         folder = self.path / "tmp" / name
         _writing.add(name)
         try:
@@ -454,9 +454,9 @@ class Store:
             raise StoreError(message, hint="open it with Store(path)")
 
 
-def _absolute(path: str | Path) -> Path:
-    # Not resolved: a store behind a link keeps the name that the user gave it.
-    return Path(os.path.abspath(path))  # noqa: PTH100
+def absolute(path: str | Path) -> Path:
+    """Returns an absolute path; links stay, so that a store keeps the name that the user gave."""
+    return Path(os.path.abspath(Path(path).expanduser()))  # noqa: PTH100
 
 
 def _checked(key: str) -> str:
@@ -483,7 +483,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
-def _host_tag() -> str:
+def host_tag() -> str:
+    """Returns eight digits that tell this host from others."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
@@ -495,7 +496,7 @@ def _is_leftover(folder: Path) -> bool:
     if match is None:
         return False
     pid, tag = int(match[1]), match[2]
-    if tag != _host_tag():
+    if tag != host_tag():
         last_s = max(stat.st_mtime for stat in (folder.lstat(), *stats(folder)))
         return time.time() - last_s > _ABANDONED_S
     return folder.name not in _writing if pid == os.getpid() else not psutil.pid_exists(pid)

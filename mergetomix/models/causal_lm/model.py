@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
@@ -101,16 +102,26 @@ class CausalLM(Pretrained):
 
         with self.errors(str(folder), where):
             theirs = Tokenizer.from_str(content.decode()).get_vocab()
-        ours, whole = self.tokenizer.get_vocab(), Path(self.base.path, file.name)
-        if theirs != ours and whole.is_file():
+        ours = self.tokenizer.get_vocab()
+        if theirs != ours and (whole := self._tokenizer_file()) is not None:
             # transformers adds to a tokenizer what stands in its configuration alone
-            ours = Tokenizer.from_file(str(whole)).get_vocab()
+            ours = Tokenizer.from_file(whole).get_vocab()
         if theirs != ours:
             token = min(set(theirs.items()) ^ set(ours.items()))[0]
             ids = f"{theirs.get(token)} there and {ours.get(token)} here"
             message = f"its tokenizer is not the base's: {token!r} is {ids}"
             raise ModelError(where, message, hint="experts must come from this base")
         self._known_tokenizers.add(content)
+
+    def _tokenizer_file(self) -> str | None:
+        """Returns where the base's own vocabulary lies, None if it has none of this kind."""
+        from transformers.utils.hub import cached_file
+
+        revision = self.base.revision or "main"
+        with suppress(Exception):  # whatever a hub says: then there is none
+            found = cached_file(self.base.path, "tokenizer.json", revision=revision)
+            return None if found is None else str(found)
+        return None
 
     # --- training
 

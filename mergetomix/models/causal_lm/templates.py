@@ -129,14 +129,18 @@ class ChatTemplate:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         render: Any = render_jinja_template  # its annotation leaves the second result out
-        with limited():
-            _, found = render(
-                [[{key: each for key, each in turn.items() if each is not None} for turn in turns]],
-                tools=tools,
-                chat_template=template,
-                return_assistant_tokens_mask=True,
-                **self._tokenizer.special_tokens_map,
-            )
+        given = [{key: each for key, each in turn.items() if each is not None} for turn in turns]
+        try:
+            with limited():
+                _, found = render(
+                    [given],
+                    tools=tools,
+                    chat_template=template,
+                    return_assistant_tokens_mask=True,
+                    **self._tokenizer.special_tokens_map,
+                )
+        except Exceeded:
+            return []
         return [(start, end) for start, end in found[0]]
 
     @cached_property

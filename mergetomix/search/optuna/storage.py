@@ -97,6 +97,8 @@ def _is_first(url: str) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return False
+    except OSError:
+        return True  # as above
     _held.append(lock)
     return True
 
