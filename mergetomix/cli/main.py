@@ -28,9 +28,11 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     out, _ = streams.make_lasting()
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP, and `nohup` ignores it
-        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # what `nohup` starts goes on when its terminal closes
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            continue
+        signal.signal(number, _interrupt)
     code = _exit_code()
     out.flush()
     if out.failure is not None and not code and not streams.is_gone(out.failure):
