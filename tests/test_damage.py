@@ -58,6 +58,16 @@ def filled(path: Path) -> Store:
     return store
 
 
+def filled_by_an_earlier_release(path: Path) -> None:
+    """The same store without what this release notes of its folders."""
+    filled(path).close()
+    with sqlite3.connect(path / "ledger.sqlite") as ledger:
+        ledger.execute("DROP TABLE artifacts")
+        ledger.execute("DROP TABLE sources")
+    for manifest in (path / "artifacts").glob(f"*/{MANIFEST}"):
+        manifest.unlink()
+
+
 def zero_pages(file: Path) -> None:
     with file.open("r+b") as opened:
         for page in (0, 3, 7):
@@ -211,12 +221,7 @@ def test_who_may_not_write_is_told(tmp_path: Path) -> None:
 
 
 def test_a_store_of_an_earlier_release_is_noted_as_it_lies(tmp_path: Path) -> None:
-    filled(tmp_path).close()
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
-        ledger.execute("DROP TABLE artifacts")
-        ledger.execute("DROP TABLE sources")
-    for manifest in (tmp_path / "artifacts").glob(f"*/{MANIFEST}"):
-        manifest.unlink()
+    filled_by_an_earlier_release(tmp_path)
     with Store.peek(tmp_path) as store:
         assert store.finetune("expert-a") is not None
     with Store(tmp_path) as store:
@@ -297,12 +302,7 @@ def test_a_folder_without_its_rows_is_compared_with_its_manifest(tmp_path: Path)
 
 
 def test_what_an_earlier_release_made_goes_though_it_was_noted(tmp_path: Path) -> None:
-    filled(tmp_path).close()
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as ledger:
-        ledger.execute("DROP TABLE artifacts")
-        ledger.execute("DROP TABLE sources")
-    for manifest in (tmp_path / "artifacts").glob(f"*/{MANIFEST}"):
-        manifest.unlink()
+    filled_by_an_earlier_release(tmp_path)
     with Store(tmp_path) as store:
         assert store.file("fisher-b", "fisher.bin") is not None
         assert store.finetune("expert-a") is not None

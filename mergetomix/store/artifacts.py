@@ -98,7 +98,7 @@ class Artifacts:
             return True
         if not folder.is_dir() and not self.sums(key):
             return False
-        if self.damage(key) is not None and not self._is_sound_after_all(key):
+        if self.damage(key) is not None and self._set_aside(key):
             return False
         self._sound[key] = stamps
         return True
@@ -149,16 +149,13 @@ class Artifacts:
             return dict(zip(COLUMNS, row, strict=True))
         return None
 
-    def _is_sound_after_all(self, key: str) -> bool:
-        """Sets a damaged folder aside, unless another process did and made it again meanwhile.
+    def _set_aside(self, key: str) -> bool:
+        """Sets a damaged folder aside, and drops its row and all that was computed from it.
 
-        Raises Fault in a store that is opened to read only.
+        Returns whether that was done: another process may have done it, and made the folder again,
+        since the damage was seen. Raises Fault in a store that is opened to read only.
         """
-        row = self._row(key)
-        what = f"artifact {key}"
-        if row is not None:
-            datasets, _ = json.loads(str(row["mixture"]))
-            what = f"the fine-tune on {' + '.join(datasets)}"
+        what = self._called(key)
         if self._read_only:
             hint = "run the same command again: it is made again"
             raise Fault(f"{what} in the store is damaged: {self.damage(key)}", hint=hint)
@@ -166,24 +163,16 @@ class Artifacts:
         aside.parent.mkdir(exist_ok=True)
         self._sound.pop(key, None)
         with self._ledger.transaction():
-            is_known = bool(self.sums(key)) or self.folder(key).is_dir()
-            why = self.damage(key) if is_known else None
-            if why is None:
-                return is_known
+            if not self.sums(key) and not self.folder(key).is_dir():
+                return True
+            if (why := self.damage(key)) is None:
+                return False
             # what was computed from it first, and the folder last: a kill in between leaves the
             # rows, and the next process begins again
-            gone = [key, *self._made_from(key)]
-            for each in gone[1:]:
+            made_from = self._made_from(key)
+            for each in made_from:
                 shutil.rmtree(self.folder(each), ignore_errors=True)
-            for each in gone:
-                for table, column in (
-                    ("finetunes", "key"),
-                    ("models", "key"),
-                    ("scores", "model"),
-                    ("artifacts", "key"),
-                    ("sources", "key"),
-                ):
-                    self._ledger.execute(f"DELETE FROM {table} WHERE {column} = ?", (each,))
+            self._forget([key, *made_from])
             if self.folder(key).exists():
                 self.folder(key).rename(aside)
                 fsync(aside.parent)
@@ -192,7 +181,22 @@ class Artifacts:
             f"{what} in the store is damaged: {why}; it is set aside{place} and made again, and"
             " so is all that was computed from it"
         )
-        return False
+        return True
+
+    def _called(self, key: str) -> str:
+        """Returns what a user would call a folder."""
+        row = self._row(key)
+        if row is None:
+            return f"artifact {key}"
+        datasets, _ = json.loads(str(row["mixture"]))
+        return f"the fine-tune on {' + '.join(datasets)}"
+
+    def _forget(self, keys: list[str]) -> None:
+        """Deletes every row of some keys."""
+        columns = {"finetunes": "key", "models": "key", "artifacts": "key", "sources": "key"}
+        for key in keys:
+            for table, column in {**columns, "scores": "model"}.items():
+                self._ledger.execute(f"DELETE FROM {table} WHERE {column} = ?", (key,))
 
     def _made_from(self, key: str) -> list[str]:
         """The keys of models and folders that were computed from a fine-tune's weights.
