@@ -2,7 +2,7 @@
 
 python torture/run.py [--kills 1000] [--fuzz 5000] [--worlds exhaustive lora ...] [--seed 0]
 
-`make torture` runs it in full: two to three hours on two cores. It prints a table, and exits with 1
+`make torture` runs it in full: about an hour on a core of its own. It prints a table, and exits with 1
 where anything went wrong; each line that begins with WRONG says what to look at.
 """
 
