@@ -2,8 +2,9 @@
 
 python torture/run.py [--kills 1000] [--fuzz 5000] [--worlds exhaustive lora ...] [--seed 0]
 
-`make torture` runs it in full: about an hour on a core of its own. It prints a table, and exits with 1
-where anything went wrong; each line that begins with WRONG says what to look at.
+`make torture` runs it in full: about an hour on a core of its own, as estimated from four kinds of
+run. It prints a table, and exits with 1 where anything went wrong; each line that begins with WRONG
+says what to look at.
 """
 
 from __future__ import annotations
