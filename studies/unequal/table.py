@@ -4,12 +4,15 @@ python studies/unequal/table.py [--weighting sqrt_tokens] WORLD.json.gz ...
 
 The first table has Spearman between predictors and real fine-tunes over the mixtures of several
 datasets, mean over targets and seeds: merges by their weights at exponent 1, the experts pooled,
-the strongest experts, and the prediction before any check. The second has the normalised regret on
-the report part (0 is the best mixture, 1 a random pick): the floor, which is the best of all real
-fine-tunes by their select scores, and the pick after 0 to 5 checks. The third has the share of 90%
-intervals for the report part that hold. The last has how far the select and the report part lie
-apart, in the standard deviations that the drawn examples give: the mean of all mixtures for each
-target, and of those the root mean square. All intervals of a target share that one draw.
+the strongest experts, the prediction before any check, and, where a file has two seeds, the real
+fine-tunes of the other one, which no predictor can be expected to pass. The second has the
+normalised regret on the report part (0 is the best mixture, 1 a random pick): the floor, which is
+the best of all real fine-tunes by their select scores, the pick after 0 to 5 checks, and what the
+other seed's real fine-tunes would pick, with no check and with its best three checked.
+The third has the share of 90% intervals for the report part that hold. The last has how far the
+select and the report part lie apart, in the standard deviations that the drawn examples give: the
+mean of all mixtures for each target, and of those the root mean square. All intervals of a target
+share that one draw.
 """
 
 from __future__ import annotations
@@ -53,7 +56,7 @@ def show(title: str, columns: dict[str, dict[str, float]]) -> None:
     """Prints a table of Markdown, with the mean of each line."""
     print(f"| {title} | {' | '.join(columns)} | mean |")
     print("|---" * (len(columns) + 2) + "|")
-    for line in next(iter(columns.values())):
+    for line in dict.fromkeys(line for own in columns.values() for line in own):
         values = [own.get(line, np.nan) for own in columns.values()]
         cells = " | ".join("" if np.isnan(value) else f"{value:.3f}" for value in values)
         print(f"| {line} | {cells} | {np.nanmean(values):.3f} |")
@@ -77,6 +80,8 @@ def ranks(path: Path, worlds: Sequence[World]) -> dict[str, float]:
         found.setdefault("strongest", []).append(rank(strongest_M))
         first = rivals.checked(world, 0)[0].posterior
         found.setdefault("predicted", []).append(rank(first.mean_M))
+        for other in of_other_seeds(world, worlds):
+            found.setdefault("other seed", []).append(rank(other.real_select_M))
     return {name: fmean(values) for name, values in found.items()}
 
 
@@ -94,7 +99,33 @@ def regrets(worlds: Sequence[World]) -> dict[str, float]:
     for num in CHECKS:
         picks = [(each, rivals.checked(each, num)[-1].pick) for each in worlds]
         found[f"{num} checks"] = fmean(recorded.regret(world, pick) for world, pick in picks)
+    for num in (0, 3):
+        lost = [
+            recorded.regret(world, picked_by(other, world, num))
+            for world in worlds
+            for other in of_other_seeds(world, worlds)
+        ]
+        if lost:
+            found[f"other seed, {num} checks"] = fmean(lost)
     return found
+
+
+def of_other_seeds(world: World, worlds: Sequence[World]) -> list[World]:
+    """Returns the worlds of the same target whose fine-tunes had another seed."""
+    return [other for other in worlds if other.target == world.target and other is not world]
+
+
+def picked_by(other: World, world: World, num_checks: int) -> int:
+    """Returns the pick of one who knows all real fine-tunes of another seed.
+
+    That is the best of them, or of a few checks of the best and all single datasets, whose real
+    scores with this world's seed are known.
+    """
+    if not num_checks:
+        return int(other.real_select_M.argmax())
+    alone = [row for row, mixture in enumerate(world.mixtures) if len(mixture) == 1]
+    others = [int(row) for row in np.argsort(-other.real_select_M) if int(row) not in alone]
+    return max([*alone, *others[:num_checks]], key=lambda row: float(world.real_select_M[row]))
 
 
 def coverage(worlds: Sequence[World]) -> dict[str, float]:
