@@ -14,7 +14,7 @@ from mergetomix.recipe.recipe import parse
 TEXT = r"""
 base: {path: Qwen/Qwen2.5-0.5B, revision: main}
 datasets:
-  math:  {path: openai/gsm8k, name: main, split: train, prompt: question, completion: answer,
+  math:  {path: openai/gsm8k, name: main, split: validation, prompt: question, completion: answer,
           max_examples: 5000}
   chats: {path: data/chats.jsonl, messages: messages}
   notes: {path: "docs/**/*.md", text: true}

@@ -21,7 +21,7 @@ from said import small
 
 from mergetomix import bounds
 from mergetomix.bounds import Exceeded, limited
-from mergetomix.data import formats, mapping
+from mergetomix.data import expressions, formats
 from mergetomix.data.examples import Example
 from mergetomix.data.reading import read
 from mergetomix.errors import DataError, ModelError, RecipeError, UserError
@@ -282,7 +282,7 @@ def test_json_that_python_cannot_read(tmp_path: Path, name: str, value: str, say
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> int:
     """Bounds a thousandth as large, so that tests need not write gibibytes."""
-    for module in (formats, mapping, bounds):
+    for module in (formats, expressions, bounds):
         monkeypatch.setattr(module, "MOST_CHARACTERS", 2**14)
     return 2**14
 

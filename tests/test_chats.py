@@ -349,7 +349,7 @@ def test_what_a_template_refuses_is_named(tmp_path: Path) -> None:
     refused = r"refused row 1 \(turns: user, user, assistant\): roles must alternate"
     with pytest.raises(DataError, match=refused):
         family.encode(examples.items, WHERE)
-    kept = read(tmp_path, rows, family, messages="messages", bad_rows="skip")
+    kept = read(tmp_path, rows, family, messages="messages", on_bad_row="skip")
     assert [item.row for item in kept.items] == [0]
     assert "passed over 1 bad rows" in kept.notes[0]
 
@@ -394,7 +394,7 @@ def test_only_the_completion_of_a_conversation_is_trained_on(tmp_path: Path) -> 
 
 def test_a_base_with_a_template_is_told_of_pairs_without(tmp_path: Path) -> None:
     family = family_of(tiny.tokenizer(True, False), CHATML, special=IM)
-    pair, asked = [{"q": "what is 2", "a": "4"}], {"prompt": "q", "completion": "a"}
+    pair, asked = [{"q": "what is 2?", "a": "4"}], {"prompt": "q", "completion": "a"}
     (note,) = read(tmp_path, pair, family, **asked).notes
     assert "chat: true" in note and "chat: false" in note
     assert read(tmp_path, pair, family, **asked, chat=False).notes == ()

@@ -378,7 +378,8 @@ def test_init_writes_a_recipe_that_loads(
     code, output, _ = call("init", path, *flags)
     assert code == 0 and "mergetomix check" in output
     loaded = mergetomix.load_recipe(path)
-    assert loaded.datasets["x"].prompt == "question" and loaded.datasets["x"].completion == "answer"
+    x = loaded.datasets["x"]
+    assert (x.prompt, x.completion) == ("Question: {question}\nAnswer:", " {answer}")
     assert loaded.datasets["y"].text is True
     code, _, errors = call("init", path)
     assert code == 2 and "exists" in errors
@@ -401,7 +402,7 @@ def test_the_shipped_schema_is_the_recipes(call: Call) -> None:
     assert schema == json.loads(
         (Path(__file__).parents[1] / "docs" / "recipe.schema.json").read_text()
     )
-    assert set(schema["required"]) == {"base", "datasets", "targets"}
+    assert set(schema["required"]) == {"base", "targets"}
 
 
 def test_set_overrides_and_its_mistakes(tmp_path: Path, call: Call) -> None:

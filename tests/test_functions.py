@@ -12,7 +12,8 @@ import pytest
 
 from mergetomix.errors import RecipeError
 from mergetomix.models.causal_lm.model import CausalLM
-from mergetomix.targets.function import load_function, source_of
+from mergetomix.sections.user_function import load_function
+from mergetomix.targets.function import source_of
 from mergetomix.targets.python import Function, PythonTarget
 from mergetomix.targets.target import TargetSetting
 

@@ -184,7 +184,9 @@ def test_a_study_of_images_has_no_rivals_by_words(recipe: Path) -> None:
 def test_keys_of_the_other_family_are_refused(tmp_path: Path) -> None:
     raw = values(tmp_path)
     raw["datasets"]["a"]["text"] = "label"
-    with pytest.raises(RecipeError, match="one of completion, messages, text, label") as caught:
+    with pytest.raises(
+        RecipeError, match="one of completion, answer, messages, text, label"
+    ) as caught:
         m2m.load_recipe(put(tmp_path, raw))
     assert caught.value.where == "datasets.a"
     raw = {**values(tmp_path), "family": "causal-lm"}
@@ -237,7 +239,11 @@ def test_a_first_recipe_of_images_loads_and_plans(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("\n".join(["image,label", *lines]) + "\n")
     assert first_recipe.has_images("table.csv", tmp_path)
     base = tiny.vit_base(tmp_path / "base", ("0", "1", "2"))
-    text = first_recipe.recipe(base, {"a": "a.npz", "b": "b"}, {"t": "t.npz"}, tmp_path)
+    looks = first_recipe.Looks()
+    for name, path in {"a": "a.npz", "b": "b"}.items():
+        looks.datasets[name] = path, first_recipe.looked_at(name, path, tmp_path, False)
+    looks.targets["t"] = "t.npz", first_recipe.looked_at("t", "t.npz", tmp_path, True)
+    text = first_recipe.recipe(base, looks, has_images=True)
     (tmp_path / "recipe.yaml").write_text(text)
     recipe = m2m.load_recipe(tmp_path / "recipe.yaml")
     assert recipe.family == "image-classifier"

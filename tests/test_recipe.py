@@ -13,6 +13,7 @@ from said import PAIR, RAW, TEXT, TINY, at, place_of, refused, small
 
 from mergetomix.errors import RecipeError
 from mergetomix.recipe.recipe import Recipe, Section, load, parse
+from mergetomix.sections.source import DatasetsFrom
 from mergetomix.targets.kinds import KINDS
 from mergetomix.targets.target import TargetKind
 
@@ -83,7 +84,8 @@ def test_a_section_that_is_left_out_is_the_one_that_says_the_defaults() -> None:
 
 def test_a_target_is_tested_and_a_dataset_trained_on_by_default() -> None:
     recipe = parse(small())
-    assert (recipe.datasets["a"].split, recipe.targets["t"].split) == ("train", "test")
+    both = recipe.datasets["a"], recipe.targets["t"]
+    assert [(each.split, each.default_split) for each in both] == [(None, "train"), (None, "test")]
 
 
 def test_base_may_be_its_path_alone() -> None:
@@ -135,8 +137,8 @@ def test_any_key_with_a_letter_less_is_refused_with_its_path(data: st.DataObject
 
 def test_every_section_is_among_those_tested() -> None:
     tested = {type(place_of(where, parse(WHOLE))) for where, *_ in SECTIONS}
-    # an image's accuracy cannot stand beside texts
-    assert tested == sections_in(Recipe) - {KINDS["accuracy"]}
+    # an image's accuracy cannot stand beside texts, and several datasets from one become datasets
+    assert tested == sections_in(Recipe) - {KINDS["accuracy"], DatasetsFrom}
 
 
 def sections_in(annotation: Any) -> set[type[Section]]:
@@ -180,7 +182,7 @@ def test_a_dataset_called_as_a_key_has_the_keys_of_a_dataset() -> None:
         ("targets__t__score", 5, "not 5"),
         ("targets__t__score", None, "not None"),
         ("targets__t__score", ["loss"], "'loss'"),
-        ("targets__t__options", ["a", "b"], "is for score: choice, not loss"),
+        ("targets__t__stop", "x", "is for score: generate, not loss"),
         ("targets__t__function", "scoring.py:f", "is for score: generate or python, not loss"),
         ("targets__t__stop", [], "is for score: generate, not loss"),
         ("targets__t__weight", 0, "greater than 0"),
@@ -211,7 +213,12 @@ def test_a_value_of_the_wrong_kind_is_named_by_its_path(key: str, value: Any, na
         ("generate", "function", 5, "callable"),
         ("generate", "pattern", "(", "not a regular expression"),
         ("generate", "max_new_tokens", 0, "greater than or equal to 1, not 0"),
-        ("generate", "metric", "bleu", "'exact', 'number', 'regex' or 'function', not 'bleu'"),
+        (
+            "generate",
+            "metric",
+            "bleu",
+            "'exact', 'words', 'f1', 'number', 'regex' or 'function', not 'bleu'",
+        ),
         ("generate", "normalize", False, "is for score: choice, not generate"),
         ("python", "function", "scoring.py", "'scoring.py'"),
         ("python", "metric", "number", "is for score: generate, not python"),
@@ -250,7 +257,7 @@ def test_a_name_must_be_text() -> None:
         parse(raw)
 
 
-@pytest.mark.parametrize("key", ["base", "datasets", "targets"])
+@pytest.mark.parametrize("key", ["base", "targets"])
 def test_what_must_be_there(key: str) -> None:
     with pytest.raises(RecipeError, match="required, but not given") as caught:
         parse({name: value for name, value in RAW.items() if name != key})

@@ -267,7 +267,7 @@ def test_the_right_answer_of_a_chat_is_its_last_reply(base: BaseOf) -> None:
     turns = (("user", "why"), ("assistant", "three"), ("user", "thanks"))
     section = target_section(path="x", messages="m", score="generate")
     target: Any = section.build([Example(0, messages=turns)], TargetSetting(family, WHERE, 512))
-    assert target.answers == ["three"]
+    assert target.answers == [("three",)]
     assert str(family.tokenizer.decode(target.prompts[0])).endswith("why</s>\n<s>assistant\n")
 
 

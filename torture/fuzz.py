@@ -243,7 +243,7 @@ def mapping(draw: random.Random) -> dict[str, Any]:
     )
     extra = {
         "max_examples": 2,
-        "bad_rows": "skip",
+        "on_bad_row": "skip",
         "lines_per_example": 1,
         "system": "q",
         "chat": True,

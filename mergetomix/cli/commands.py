@@ -16,6 +16,7 @@ from mergetomix.cli.listeners import listening
 from mergetomix.errors import Fault, UserError
 
 if TYPE_CHECKING:
+    from mergetomix.cli.first_recipe import Look
     from mergetomix.recipe.recipe import Recipe
 
 app = typer.Typer(
@@ -62,34 +63,76 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented recipe, from flags or questions."""
-    from mergetomix.cli import first_recipe
+    """Look at the data, and write a commented recipe that fits it, from flags or questions."""
+    from mergetomix.cli import console, first_recipe
 
     if path.exists() and not force:
         raise UserError(f"{path} exists", hint="name another file, or add --force")
-    if sys.stdin.isatty():
-        base = base or typer.prompt("Base model (folder or hub id)")
-        dataset = dataset or _ask_sources("Candidate dataset", least=2)
-        target = target or _ask_sources("Target", least=1)
-    datasets = first_recipe.pairs(dataset, "--dataset")
-    targets = first_recipe.pairs(target, "--target")
-    text = first_recipe.recipe(base, datasets, targets, path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder, asks = path.parent, sys.stdin.isatty()
+    looks = first_recipe.Looks()
+    if base is not None:
+        first_recipe.check_base(base, folder)
+    elif asks:
+        base = _ask_base(folder)
+    for kind, given, found in (
+        ("dataset", dataset, looks.datasets),
+        ("target", target, looks.targets),
+    ):
+        for name, source in first_recipe.pairs(given, f"--{kind}").items():
+            ask = _ask if asks else None
+            look = first_recipe.looked_at(name, source, folder, kind == "target", ask)
+            found[name] = (source, look)
+            console.show_look(kind, name, look)
+        if asks and not given:
+            _ask_sources(kind, folder, found, least=2 if kind == "dataset" else 1)
+    every = [*looks.datasets.values(), *looks.targets.values()]
+    has_images = any(first_recipe.has_images(source, folder) for source, _ in every)
+    text = first_recipe.recipe(base, looks, has_images)
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     path.with_name("recipe.schema.json").write_text(_schema(), encoding="utf-8")
     print(f"wrote {path}\nnext: look it over, then `mergetomix check {path}`")
 
 
-def _ask_sources(what: str, least: int) -> list[str]:
-    given: list[str] = []
+def _ask(question: str) -> str:
+    return str(typer.prompt(question, default="", show_default=False))
+
+
+def _ask_base(folder: Path) -> str:
+    from mergetomix.cli import first_recipe
+
     while True:
-        question, optional = f"{what} {len(given) + 1} as NAME=PATH", len(given) >= least
-        if optional:
-            question += " (empty to go on)"
-        answer = typer.prompt(question, default="" if optional else None, show_default=False)
-        if not answer:
+        given = _ask("Base model (folder or hub id)")
+        try:
+            first_recipe.check_base(given, folder)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        if given:
             return given
-        given.append(answer)
+
+
+def _ask_sources(kind: str, folder: Path, found: dict[str, tuple[str, Look]], least: int) -> None:
+    """Asks for sources until the user has no more; each is looked at before the next."""
+    from mergetomix.cli import console, first_recipe
+
+    what = {"dataset": "Candidate dataset", "target": "Target"}[kind]
+    while True:
+        optional = len(found) >= least
+        more = " (empty to go on)" if optional else ""
+        answer = _ask(f"{what} {len(found) + 1} as NAME=PATH{more}")
+        if not answer:
+            if optional:
+                return
+            continue
+        try:
+            ((name, source),) = first_recipe.pairs([answer], "answer").items()
+            look = first_recipe.looked_at(name, source, folder, kind == "target", _ask)
+        except UserError as error:
+            print(error, file=sys.stderr)
+            continue
+        found[name] = (source, look)
+        console.show_look(kind, name, look)
 
 
 @app.command()

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from mergetomix.cli.first_recipe import Look
+from mergetomix.data.examples import Example
 from mergetomix.progress import duration
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune
@@ -77,14 +79,42 @@ def show_experts(experts: Sequence[Finetune]) -> None:
     _show("Experts", [[*header, "path"], *places])
 
 
+def show_look(kind: str, name: str, look: Look) -> None:
+    """Prints what a source was taken for, and its first rows as they will be used."""
+    _line(f"{kind} {name}: {look.shape}")
+    for item in look.items:
+        _line(f"    {_shown_item(item)}")
+    for note in look.notes:
+        _line(f"    note: {note}")
+
+
+def _shown_item(item: Example) -> str:
+    """Returns an example on one line, what is trained on or scored in brackets."""
+    if item.messages:
+        turns = enumerate(item.messages)
+        return " ".join(
+            f"{role}: {_piece(text, role == 'assistant' and i >= item.trained_from)}"
+            for i, (role, text) in turns
+        )
+    before = _shortened(item.prompt) if item.prompt else ""
+    others = [each for each in (*item.options, *item.answers) if each != item.completion]
+    more = "".join(f" | {_shortened(each)}" for each in dict.fromkeys(others))
+    return f"{before}{_piece(item.text or item.completion, True)}{more}"
+
+
 def show_plan(plan: Plan) -> None:
     """Prints datasets as training sees them, targets, and what the run will take."""
     for dataset in plan.datasets:
         columns = f" columns {', '.join(dataset.columns)}" if dataset.columns else ""
         _line(f"{dataset.name}:{columns}")
         for sample in dataset.samples:
-            _line("    " + " ".join(_piece(text, scored) for text, scored in sample))
-    _line("(in [brackets]: what is trained on)")
+            _line("    " + "".join(_piece(text, scored) for text, scored in sample))
+    for target in plan.targets:
+        _line(f"target {target.name}:" if target.samples else f"target {target.name}")
+        for sample, others in target.samples:
+            shown = "".join(_piece(text, scored) for text, scored in sample)
+            _line(f"    {shown}{''.join(f' | {_shortened(each)}' for each in others)}")
+    _line("(in [brackets]: what is trained on, or scored; behind |: other options and answers)")
     datasets = [["name", "rows", "examples taken", "sequences", "tokens"]] + [
         [d.name, str(d.num_rows), str(d.num_examples), str(d.num_sequences), str(d.num_tokens)]
         for d in plan.datasets
@@ -127,9 +157,15 @@ def _state_of(run: dict[str, Any]) -> str:
 
 
 def _piece(text: str, scored: bool) -> str:
-    short = text if len(text) <= SAMPLE_CHARS else text[:SAMPLE_CHARS] + "..."
-    shown = repr(short)[1:-1]
+    shown = _shortened(text)
     return f"[{shown}]" if scored else shown
+
+
+def _shortened(text: str) -> str:
+    """Returns a text on one line, its middle left out if it is long: both its ends are seams."""
+    if len(text) > SAMPLE_CHARS:
+        text = f"{text[: SAMPLE_CHARS // 2]} ... {text[-SAMPLE_CHARS // 2 :]}"
+    return repr(text)[1:-1]
 
 
 def _show(title: str, lines: tables.Table) -> None:

@@ -1,31 +1,32 @@
-"""The first recipe: a commented file to change, which says how each source's rows are read."""
+"""The first recipe: a commented file to change, with lines for what each source really holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import yaml
+from pydantic import TypeAdapter
+
+from mergetomix.data import reading, shapes, tables
+from mergetomix.data.examples import Example
 from mergetomix.data.files import IMAGE_SUFFIXES, KINDS, TEXTS
 from mergetomix.errors import DataError, UserError
-from mergetomix.recipe.paths import resolve_data_path
+from mergetomix.recipe.paths import is_there, resolve_data_path, under
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.recipe.yaml import read_values
-from mergetomix.sections.source import Dataset
+from mergetomix.sections.source import Dataset, Source
+from mergetomix.targets.kinds import AnyTarget
 
-PAIRS = (
-    ("prompt", "completion"),
-    ("question", "answer"),
-    ("instruction", "output"),
-    ("instruction", "response"),
-    ("input", "output"),
-    ("source", "target"),
-)
-MAPPINGS = (
-    {"messages": "messages"},
-    *({"prompt": prompt, "completion": completion} for prompt, completion in PAIRS),
-    {"text": "text"},
-)
-"""Which columns of a source may be what; the first that a source has is taken."""
+NUM_LOOKED_AT = 200
+"""Rows that are mapped, to see that a source's lines fit."""
+NUM_SHOWN = 2
+MOST_BAD = 0.2
+"""With more bad rows than this the lines are wrong, not the rows."""
+Ask = Callable[[str], str]
+"""Asks the user something, and returns the answer."""
 
 IMAGES = """\
 # folders of classes, or x and y in an archive; number labels need classes: [cat, dog]
@@ -102,28 +103,158 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
     return found
 
 
-def recipe(
-    base: str | None, datasets: Mapping[str, str], targets: Mapping[str, str], folder: Path
-) -> str:
-    """Returns the text of a recipe in `folder`, with examples for what is not given."""
+@dataclass(frozen=True)
+class Look:
+    """What a source turned out to hold: its recipe lines, and the first rows as they are used."""
+
+    shape: str
+    lines: Mapping[str, Any]
+    items: tuple[Example, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Looks:
+    """Everything that a first recipe was told, looked at."""
+
+    datasets: dict[str, tuple[str, Look]] = field(default_factory=dict)
+    targets: dict[str, tuple[str, Look]] = field(default_factory=dict)
+
+
+def recipe(base: str | None, looks: Looks, has_images: bool = False) -> str:
+    """Returns the text of a recipe, with examples for what is not given."""
     family, model, some, one = "", "Qwen/Qwen2.5-0.5B", DATASETS, TARGETS
-    if any(has_images(path, folder) for path in (*datasets.values(), *targets.values())):
+    if has_images:
         family, model, some, one = IMAGES, "openai/clip-vit-base-patch32", "", ""
 
-    def lines(sources: Mapping[str, str], ending: str = "") -> str:
-        found = ""
-        for name, path in sources.items():
-            quoted = f'"{path}"' if any(c in path for c in "*?[]{}:,# ") else path
-            how = "" if family else f", {guess(path, folder)}{ending}"
-            found += f"  {name}: {{path: {quoted}{how}}}\n"
-        return found
+    def lines(sources: Mapping[str, tuple[str, Look]]) -> str:
+        return "".join(
+            f"  {name}: {written({'path': path, **look.lines})}\n"
+            for name, (path, look) in sources.items()
+        )
 
     return TEXT.format(
         family=family,
         base=base or model,
-        datasets=lines(datasets) or some,
-        targets=lines(targets, ", score: loss") or one,
+        datasets=lines(looks.datasets) or some,
+        targets=lines(looks.targets) or one,
     )
+
+
+def written(lines: Mapping[str, Any]) -> str:
+    """Returns the lines of one source as YAML on one line.
+
+    >>> written({"path": "a.jsonl", "prompt": "{q}\\n"})
+    '{path: a.jsonl, prompt: "{q}\\\\n"}'
+    """
+    how: Any = {"default_flow_style": True, "sort_keys": False, "allow_unicode": True}
+    return str(yaml.dump(dict(lines), Dumper=_OnOneLine, width=10**6, **how)).strip()
+
+
+class _OnOneLine(yaml.SafeDumper):
+    """Writes a text with line breaks between double quotes, so that it stays on its line."""
+
+
+def _represented(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OnOneLine.add_representer(str, _represented)
+
+
+# --- looking at a source
+
+
+def looked_at(name: str, path: str, folder: Path, is_target: bool, ask: Ask | None = None) -> Look:
+    """Returns what a source holds.
+
+    Args:
+        path: as the user gave it; relative paths start at `folder`, that of the recipe.
+        ask: for what its columns cannot tell; None raises an error instead.
+
+    Raises:
+        UserError: it cannot be read, or it cannot be told how its rows become examples.
+    """
+    where = f"{'targets' if is_target else 'datasets'}.{name}"
+    resolved = resolve_data_path(path, folder.resolve())
+    if has_images(path, folder):
+        return Look("labelled images", {})
+    if _is_documents(path):
+        return _tried("documents", {"text": True}, resolved, where, is_target)
+    table = tables.open_table(Source.model_construct(path=resolved), where)
+    indices = table.kept()[: shapes.NUM_LOOKED_AT]
+    rows = table.take(indices)
+    shape = shapes.recognised(rows)
+    if shape is not None:
+        return _tried(shape.name, shape.of(is_target), resolved, where, is_target)
+    labelled = _labelled(table, rows, where, ask)
+    if labelled is not None:
+        lines = {**labelled, "score": "choice"} if is_target else labelled
+        return _tried("texts with labels", lines, resolved, where, is_target)
+    if ask is None:
+        columns = ", ".join(table.columns)
+        hint = "write its lines by hand: docs/cookbook.md has those of fifty public datasets"
+        problem = f"{path}: none of the usual shapes; its columns are {columns}"
+        raise UserError(f"{where}: {problem}", hint=hint)
+    return _asked(table.columns, resolved, where, is_target, ask)
+
+
+def _tried(shape: str, lines: Mapping[str, Any], path: str, where: str, is_target: bool) -> Look:
+    """Returns lines that were tried on the first rows; few bad ones are skipped, and said."""
+    values = {"path": path, "max_examples": NUM_LOOKED_AT, **lines, "on_bad_row": "skip"}
+    adapter: TypeAdapter[Source] = TypeAdapter(AnyTarget if is_target else Dataset)
+    found = reading.read(adapter.validate_python(values), where)
+    bad = [note for note in found.notes if "bad rows" in note]
+    if bad and len(found.items) < (1 - MOST_BAD) * min(found.num_rows, NUM_LOOKED_AT):
+        raise UserError(f"{bad[0]}", hint="write its lines by hand: docs/cookbook.md shows how")
+    more = {"on_bad_row": "skip"} if bad else {}
+    return Look(shape, {**lines, **more}, found.items[:NUM_SHOWN], found.notes)
+
+
+def _labelled(
+    table: tables.Table, rows: Sequence[tables.Row], where: str, ask: Ask | None
+) -> dict[str, Any] | None:
+    """Returns the lines of texts beside a label, None for a source without both.
+
+    What numbers mean is known of some files, and asked for else.
+    """
+    text = next((each for each in ("text", "sentence") if each in table.columns), None)
+    if text is None or "label" not in table.columns:
+        return None
+    labels = sorted({row["label"] for row in rows if row["label"] is not None}, key=str)
+    lines: dict[str, Any] = {"prompt": f"{{{text}}}\nLabel:"}
+    if all(isinstance(each, str) and not each.isdigit() for each in labels):
+        return {**lines, "completion": " {label}"}
+    names = table.names.get("label", ())
+    if not names:
+        shown = ", ".join(map(str, labels))
+        question = f"{where}: what do the labels {shown} mean, in words with commas between"
+        if ask is None:
+            hint = "answer_map: {0: ..., 1: ...} says it in the recipe"
+            problem = f"label holds numbers ({shown}), and no word for what they mean"
+            raise UserError(f"{where}: {problem}", hint=hint)
+        names = tuple(each.strip() for each in ask(question).split(","))
+        meant = dict(zip(map(str, labels), names, strict=False))
+        return {**lines, "answer": "label", "answer_map": meant}
+    return {
+        **lines,
+        "answer": "label",
+        "answer_map": {str(i): each for i, each in enumerate(names)},
+    }
+
+
+def _asked(columns: Sequence[str], path: str, where: str, is_target: bool, ask: Ask) -> Look:
+    """Returns the lines that the user says, each answer tried on the rows at once."""
+    while True:
+        shown = ", ".join(columns)
+        prompt = ask(f"{where}: the columns are {shown}. Which is the prompt (none: a plain text)")
+        answer = ask(f"{where}: which is {'the text' if not prompt else 'the answer'}")
+        lines = {"prompt": f"{{{prompt}}}\n", "completion": answer} if prompt else {"text": answer}
+        try:
+            return _tried("as you said", lines, path, where, is_target)
+        except (UserError, ValueError) as error:
+            ask(f"{error}. Enter tries again")
 
 
 def has_images(path: str, folder: Path) -> bool:
@@ -141,29 +272,26 @@ def has_images(path: str, folder: Path) -> bool:
     )
 
 
-def guess(path: str, folder: Path) -> str:
-    """Returns how the rows at `path` become examples, by the names of its columns.
-
-    A hub id is not looked at.
-    """
-    if path.removesuffix(".gz").endswith(TEXTS):
-        return "text: true"
-    resolved = resolve_data_path(path, folder.resolve())
-    columns = _columns(resolved) if Path(resolved).is_absolute() else ()
-    how = next((each for each in MAPPINGS if set(each.values()) <= set(columns)), MAPPINGS[1])
-    return ", ".join(f"{key}: {column}" for key, column in how.items())
+def _is_documents(path: str) -> bool:
+    return path.removesuffix(".gz").endswith(TEXTS)
 
 
 def _columns(path: str) -> tuple[str, ...]:
     """Returns the columns of a local source; none for a file that is no table."""
-    from mergetomix.data import reading
-
     if not path.removesuffix(".gz").endswith(tuple(KINDS)) and not Path(path).is_dir():
         return ()
     rows = reading.read_rows(Dataset(path=path, completion="any", max_examples=1), "init")
     if not rows:
         raise DataError("init", f"{path} is empty")
     return tuple(rows[0])
+
+
+def check_base(base: str, folder: Path) -> None:
+    """Raises UserError for a base that is meant to be a local folder and is none."""
+    local = under(folder, base)
+    is_local = base.startswith((".", "/", "~")) or is_there(local)
+    if is_local and not (local / "config.json").is_file() and not local.is_file():
+        raise UserError(f"base: no model in {base}", hint="a folder with config.json, or a hub id")
 
 
 def store_of(path: Path) -> Path:

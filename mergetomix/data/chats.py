@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from mergetomix.data.errors import Place
@@ -17,33 +19,68 @@ SHAREGPT = {
 }
 """Roles of chats whose turns hold `from` and `value`."""
 Turn = dict[str, Any]
+SPEAKERS = {"Human": "user", "Assistant": "assistant", "System": "system"}
+SPOKEN = re.compile(rf"(?:\A|\n\n)({'|'.join(SPEAKERS)}):")
 
 
-def turns_of(place: Place, value: Any) -> list[Turn]:
+@dataclass(frozen=True)
+class Names:
+    """How a source calls a message's role and content, and the roles themselves."""
+
+    role: str | None = None
+    content: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+def transcript(text: str) -> list[Turn]:
+    """Returns the turns of a text in which `Human:` and `Assistant:` open paragraphs.
+
+    None of both, no turns.
+
+    >>> transcript("\n\nHuman: hi\n\nAssistant: yes?")[1]
+    {'role': 'assistant', 'content': 'yes?'}
+    """
+    parts = SPOKEN.split(text)
+    pairs = zip(parts[1::2], parts[2::2], strict=True)
+    return [{"role": SPEAKERS[name], "content": said.strip()} for name, said in pairs]
+
+
+def turns_of(place: Place, value: Any, names: Names | None = None) -> list[Turn]:
     """Returns the turns of a chat as they stand, but for keys without a value.
 
-    A turn holds `role` and `content`, or `from` and `value`. The content is text, a list of parts
+    A turn holds `role` and `content`, or `from` and `value`, or what `names` says. A chat may be
+    written as JSON. The content is text, a list of parts
     of type text, or nothing beside tool calls or thoughts; what else a turn holds is the chat
     template's to read. Raises DataError, naming the turn and the key.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise place.error(f"the messages are no JSON: {error}") from None
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise place.error("messages must be a list of mappings with role and content, both text")
-    return [_turn(place, number, turn) for number, turn in enumerate(value)]
+    names = names or Names()
+    return [_turn(place, number, turn, names) for number, turn in enumerate(value)]
 
 
-def _turn(place: Place, number: int, given: Any) -> Turn:
+def _turn(place: Place, number: int, given: Any, names: Names) -> Turn:
     if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
         raise place.error("messages must be a list of mappings with role and content, both text")
     turn: Turn = {key: _without_nulls(each) for key, each in given.items() if each is not None}
-    if "role" not in turn and "from" in turn:
-        role = turn.pop("from")
-        known_role = SHAREGPT.get(role, role) if isinstance(role, str) else role
-        turn = {"role": known_role, "content": turn.pop("value", None), **turn}
-    role = turn.get("role")
+    is_sharegpt = "role" not in turn and "from" in turn
+    role_key = names.role or ("from" if is_sharegpt else "role")
+    content_key = names.content or ("value" if is_sharegpt else "content")
+    role = turn.pop(role_key, None)
+    if isinstance(role, str):
+        known_roles = {**(SHAREGPT if is_sharegpt else {}), **names.roles}
+        role = known_roles.get(role, role)
+    turn = {"role": role, "content": turn.pop(content_key, None), **turn}
     if not isinstance(role, str) or role not in ROLES:
         known = f"the roles are {', '.join(ROLES)}"
-        raise place.error(f"turn {number} has the role {role!r}; {known}")
-    content = turn.setdefault("content", None)
+        hint = "role_map says what other names mean, role_key where the role stands"
+        raise place.error(f"turn {number} has the role {role!r}; {known}", hint=hint)
+    content = turn["content"]
     if isinstance(content, list):
         for part in content:
             if not isinstance(part, str) and not (

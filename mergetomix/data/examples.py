@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mergetomix.data.image import LabelSpace, Picture
@@ -15,11 +15,13 @@ from mergetomix.data.image import LabelSpace, Picture
 class Example:
     """One row (or document), mapped. `row` is its index in the source, which errors name.
 
-    `prompt` is not trained on, `completion` is; `text` is trained on whole; `messages` are pairs of
-    role and text, `chat` the same turns and the tools as JSON if they hold more than that, and the
-    replies from turn `trained_from` on are trained on. `options` are the formatted options of a
-    target with `score: choice`. An image has a `picture`, its class as `label`, and the `space` of
-    classes that the label is of.
+    `prompt` is not trained on, `completion` is; `before` are examples shown before the prompt, as
+    text; `text` is trained on whole; `messages` are pairs of role and text, `chat` the same turns
+    and the tools as JSON if they hold more than that, and the replies from turn `trained_from` on
+    are trained on. `options` are the formatted options of a target with `score: choice`, `answers`
+    all right completions where there are several. `columns` are those of its row, for a function
+    of the user's. An image has a `picture`, its class as `label`, and the `space` of classes that
+    the label is of.
     """
 
     row: int
@@ -30,6 +32,9 @@ class Example:
     chat: str = ""
     trained_from: int = 0
     options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    before: str = ""
+    columns: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     label: str = ""
     picture: Picture | None = None
     space: LabelSpace | None = None
@@ -38,7 +43,7 @@ class Example:
         """Returns everything but `row`: what makes two examples the same."""
         if self.picture is not None:
             return (self.picture.digest, self.label)
-        more = (self.chat,) if self.chat else ()
+        more = tuple(each for each in (self.chat, self.answers, self.before) if each)
         return (self.prompt, self.completion, self.text, self.messages, self.options, *more)
 
 

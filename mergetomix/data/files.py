@@ -146,17 +146,26 @@ def kind_of(file: Path) -> str | None:
 
 
 def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
-    """Returns the files of data among a source's; of its split, if names in a folder say any."""
+    """Returns the files of data among a source's; of its split, if their names say any.
+
+    Of a file or glob names count only if the recipe asks for a split. Where no name says one, all
+    is `train`, as the `datasets` library has it.
+    """
     folder = Path(str(source.path))
-    if not folder.is_dir():
+    is_folder, is_default = folder.is_dir(), source.split in (None, source.default_split)
+    data = every
+    if is_folder:
+        data = [file for file in every if kind_of(file) is not None]
+        # a README or a script lies beside the data of many folders
+        data = [file for file in data if suffix_of(file) not in DOCUMENTS] or data
+        if not data:
+            known = ", ".join(KINDS)
+            raise no_data(where, f"no data file in {folder}; known suffixes are {known}")
+    elif is_default:
         return every
-    data = [file for file in every if kind_of(file) is not None]
-    # a README or a script lies beside the data of many folders
-    data = [file for file in data if suffix_of(file) not in DOCUMENTS] or data
-    if not data:
-        raise no_data(where, f"no data file in {folder}; known suffixes are {', '.join(KINDS)}")
-    wanted = split_called(source.split)
-    words = {file: re.split(r"[^a-z0-9]+", str(file.relative_to(folder)).lower()) for file in data}
+    wanted = split_called(source.split or source.default_split)
+    places = {file: str(file.relative_to(folder)) if is_folder else file.name for file in data}
+    words = {file: re.split(r"[^a-z0-9]+", place.lower()) for file, place in places.items()}
     said = {
         file: {
             split_called(word)
@@ -165,10 +174,14 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
         }
         for file, some in words.items()
     }
-    known = set().union(*said.values())
-    if known and wanted not in known:
-        raise no_split(source, where, known)
-    return [file for file in data if wanted in said[file]] if len(known) > 1 else data
+    known_splits = set().union(*said.values())
+    if all(kind_of(file) == "npz" for file in data):
+        return data  # which says by the names of its arrays
+    if not is_default and not known_splits and wanted != "train":
+        raise no_split(source, where, ["train"])
+    if known_splits and wanted not in known_splits:
+        raise no_split(source, where, known_splits)
+    return [file for file in data if wanted in said[file]] if len(known_splits) > 1 else data
 
 
 def split_called(word: str) -> str:
@@ -185,5 +198,6 @@ def no_split(source: Source, where: str, known: Iterable[str]) -> DataError:
     """Returns the error of a split that is not among those of a source."""
     listed = ", ".join(sorted(known))
     hint = f"set split to one of {listed}, or name the files in path"
-    message = f"no split {source.split!r} in {source.path}; there: {listed}"
+    wanted = source.split or source.default_split
+    message = f"no split {wanted!r} in {source.path}; there: {listed}"
     return DataError(f"{where}.split", message, hint=hint)

@@ -22,6 +22,8 @@ from mergetomix.bounds import MOST_CHARACTERS, MOST_RATIO
 from mergetomix.data.errors import no_data, one_line
 from mergetomix.data.files import kind_of, suffix_of
 
+WRAPPERS = ("data", "rows", "examples", "instances", "items", "records")
+"""What an object that is a whole file calls its rows."""
 MOST_CELLS = 2**31
 """Of a parquet file: repeated values take no room there, and all of it in memory."""
 Bytes: TypeAlias = gzip.GzipFile | io.BufferedReader
@@ -137,8 +139,18 @@ def _json_rows(stream: Bytes, is_lines: bool, doubled: list[str]) -> Iterator[di
         doubled.clear()
         yield from _json_lines(io.StringIO(text), decode)
         return
-    for index, row in enumerate(whole if isinstance(whole, list) else [whole]):
+    rows = whole if isinstance(whole, list) else _rows_within(whole)
+    for index, row in enumerate(rows):
         yield _object(row, f"item {index} (counting from 0)")
+
+
+def _rows_within(whole: Any) -> list[Any]:
+    """Returns the rows that one JSON object holds under a name such as `data`, else the object."""
+    for key in WRAPPERS if isinstance(whole, dict) else ():
+        found = whole.get(key)
+        if isinstance(found, list) and found and all(isinstance(each, dict) for each in found):
+            return found
+    return [whole]
 
 
 def _json_lines(lines: Iterable[str], decode: Callable[[str], Any]) -> Iterator[dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from mergetomix.data.errors import Place, missing_column, no_data
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.image import LabelSpace, Picture
+from mergetomix.data.selected import selected
 from mergetomix.data.splits import draw
 from mergetomix.data.tables import Table, open_table
 from mergetomix.errors import DataError
@@ -37,7 +38,7 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
         DataError: the source cannot be read, is empty, an image does not decode, or a label is not
             in the list of classes.
     """
-    table = open_table(source, where)
+    table = selected(open_table(source, where), source, where)
     image, label = source.image or "image", source.label or "label"
     for key, column in (("image", image), ("label", label)):
         if column not in table.columns:

@@ -79,11 +79,14 @@ class Affixes:
 
     @classmethod
     def of(cls, pattern: str | None) -> Affixes:
-        """Returns what a format string writes around its fields; nothing for a column.
+        """Returns what a format string or template writes around its fields; nothing for a column.
 
         >>> Affixes.of("Q: {question} A:")
         Affixes(before='Q: ', after=' A:')
         """
+        if "{%" in (pattern or ""):
+            text = pattern or ""
+            return cls(text[: text.index("{")], text[text.rindex("}") + 1 :])
         try:
             parts = list(string.Formatter().parse(pattern or ""))
         except ValueError:

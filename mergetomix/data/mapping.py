@@ -1,110 +1,310 @@
-"""Map rows to examples, by the columns and format strings that the recipe names."""
+"""Map rows to examples, by what the recipe says of a row."""
 
 from __future__ import annotations
 
-import datetime
-import math
-import numbers
 import re
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mergetomix.bounds import MOST_CHARACTERS, MOST_WIDTH
+from mergetomix.data.answers import Answer, Choices, options_of, written_options
 from mergetomix.data.chats import (
+    Names,
     Turn,
     as_json,
     check_replies,
     is_plain,
     text_of,
     tools_of,
+    transcript,
     turns_of,
 )
 from mergetomix.data.errors import Place, missing_column
 from mergetomix.data.examples import Example
-from mergetomix.data.tables import Row
+from mergetomix.data.expressions import HINT as SKIP
+from mergetomix.data.expressions import Columns, Expression, Row, encodable, is_written
 from mergetomix.errors import DataError
-from mergetomix.sections.source import Source
-from mergetomix.sections.target import WithOptions
+from mergetomix.sections.source import WHOLE, Source
+from mergetomix.sections.target import TargetSection
 
-Columns = tuple[str, ...]
+ToExample = Callable[[int, Row], Example]
+Rows = Sequence[tuple[int, Row]]
+BY_NAME = ("prompt", "completion", "messages", "text", "options", "answer", "chosen", "rejected")
+"""The columns that rows of a user's function have, where the recipe names no others."""
 
 
-def mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
+def mapping(source: Source, where: str, columns: Columns, rows: Rows = ()) -> ToExample:
     """Returns the function that maps a row and its index.
 
+    Args:
+        rows: those that will be mapped, from which it is told how answers are counted.
+
     Raises:
-        DataError: the recipe's strings fit no row; raised before any row is read.
+        DataError: the recipe's strings fit no row; raised before any row is mapped.
     """
+    source = _by_name(source, where, columns)
     if source.label:
         hint = "family: image-classifier fine-tunes on images"
         raise DataError(f"{where}.label", "labelled images are not for a language model", hint=hint)
     if source.text:
-        pattern = "text" if source.text is True else source.text
-        text = _Text.parse(f"{where}.text", pattern, columns)
-        return lambda index, row: Example(index, text=text.filled(index, row))
+        return _text_mapping(source, where, columns)
     if source.messages:
         return _chat_mapping(source, where, columns)
-    if source.prompt is None and source.completion is None:
+    if source.chosen:
+        return _preference_mapping(source, where, columns)
+    if source.prompt is None and source.completion is None and source.answer is None:
         known = "prompt and completion, messages, or text"
         raise DataError(where, f"say how a row becomes an example: {known}")
-    return _pair_mapping(source, where, columns)
+    return _pair_mapping(source, where, columns, rows)
 
 
-def _pair_mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
-    """Returns the function that maps a row with a prompt, a completion or both.
+def _by_name(source: Source, where: str, columns: Columns) -> Source:
+    """Returns a source whose function names the columns, if the recipe does not."""
+    if source.map is None or any(getattr(source, key) for key in WHOLE):
+        return source
+    found = {key: key for key in BY_NAME if key in columns and getattr(source, key) is None}
+    given = [key for key in WHOLE if key in found]
+    if len(given) != 1:
+        known = "prompt and completion, messages, text, or chosen and rejected"
+        problem = f"the rows that it gives have the columns {', '.join(columns)}, not {known}"
+        raise DataError(f"{where}.map", problem)
+    return source.model_copy(update=found)
 
-    If both are columns of messages, as in TRL's conversational data, the row is a chat whose
-    completion is trained on.
-    """
-    prompt, completion = (
-        None if pattern is None else _Text.parse(f"{where}.{key}", pattern, columns)
-        for key, pattern in (("prompt", source.prompt), ("completion", source.completion))
-    )
-    options = _options(source, where, columns)
-    chat = _Chat(source, where, columns)
+
+def answers_are_guessed(source: Source, where: str, columns: Columns, rows: Rows) -> bool:
+    """Returns whether it could not be told from which number the options of a source count."""
+    if source.answer is None or source.answer_from is not None:
+        return False
+    answer = Answer.parse(source, where, columns)
+    return answer.numbered(rows, options_of(source, where, columns))[1]
+
+
+# --- texts
+
+
+def _text_mapping(source: Source, where: str, columns: Columns) -> ToExample:
+    pattern = "text" if source.text is True else str(source.text)
+    text = Expression.parse(f"{where}.text", pattern, columns)
+    is_last = isinstance(source, TargetSection) and source.last_word
 
     def to_example(index: int, row: Row) -> Example:
-        parts = [
-            row[each.pattern] if each and each.is_column else "" for each in (prompt, completion)
-        ]
-        if _is_chat(parts[1]):
-            place = Place(f"{where}.completion", index)
-            before = turns_of(place, parts[0]) if parts[0] else []
-            return chat.example(
-                index, row, place, [*before, *turns_of(place, parts[1])], len(before)
-            )
-        given = prompt.filled(index, row, "asks nothing") if prompt else ""
-        wanted = completion.filled(index, row) if completion else ""
-        listed = options(index, row)
-        if listed and wanted not in listed:
-            problem = f"{wanted!r} is not among the options {list(listed)}"
-            raise Place(f"{where}.completion", index).error(problem)
-        found = Example(index, prompt=given, completion=wanted, options=listed)
-        if not source.chat:
-            return found
-        turns = [{"role": "user", "content": given}, {"role": "assistant", "content": wanted}]
-        rendered = chat.example(index, row, Place(f"{where}.prompt", index), turns)
-        return replace(found, messages=rendered.messages, chat=rendered.chat)
+        found = text.filled(index, row)
+        if not is_last:
+            return Example(index, text=found)
+        parted = re.match(r"(.*\S)(\s+\S+)\s*\Z", found, re.DOTALL)
+        if parted is None:
+            raise Place(f"{where}.text", index).error("has one word, and so none before the last")
+        return Example(index, prompt=parted[1], completion=parted[2])
 
     return to_example
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+# --- prompts and answers
 
 
-def _chat_mapping(source: Source, where: str, columns: Columns) -> Callable[[int, Row], Example]:
-    """Returns the function that maps a row with a chat."""
-    key, column = f"{where}.messages", source.messages or ""
-    if column not in columns:
-        raise missing_column(key, column, columns)
+@dataclass(frozen=True)
+class _Reply:
+    """What a row should be answered: a text, of what options, all right texts; or messages."""
+
+    text: str = ""
+    options: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+    turns: Sequence[Turn] = ()
+
+
+_ToReply = Callable[[int, Row, str], _Reply]
+"""The reply of a row behind the text of its prompt."""
+
+
+def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> ToExample:
+    """Returns the function that maps a row with a prompt, an answer or both.
+
+    If both are lists of messages, as in TRL's conversational data, the row is a chat whose
+    completion is trained on.
+    """
+    prompt = None
+    if source.prompt is not None:
+        prompt = Expression.parse(f"{where}.prompt", source.prompt, columns)
+    reply_of = _replies(source, where, columns, rows)
     chat = _Chat(source, where, columns)
 
     def to_example(index: int, row: Row) -> Example:
-        place = Place(key, index)
-        return chat.example(index, row, place, turns_of(place, row[column]))
+        asked = None if prompt is None else prompt.value(index, row)
+        before, given = [], ""
+        if is_chat(asked):
+            before = chat.turns(Place(f"{where}.prompt", index), asked)
+        elif prompt is not None:
+            given = prompt.not_empty(index, prompt.text_of(index, asked), "asks nothing")
+        reply = reply_of(index, row, "" if source.chat or before else given)
+        return _answered(chat, Place(f"{where}.prompt", index), row, _Asked(given, before), reply)
+
+    return to_example
+
+
+def _replies(source: Source, where: str, columns: Columns, rows: Rows) -> _ToReply:
+    """Returns the function that gives the reply of a row, by its answer or its completion."""
+    options, write = options_of(source, where, columns), written_options(source, where)
+    is_choice = isinstance(source, TargetSection) and source.score == "choice"
+    if source.answer is not None:
+        answer = Answer.parse(source, where, columns)
+        if source.answer_from is None:
+            answer, _ = answer.numbered(rows, options)
+
+        def picked(index: int, row: Row, prompt: str) -> _Reply:
+            own = options(index, row)
+            assert own is not None  # the section asks for them
+            texts = write(index, prompt, own.texts)
+            right = texts[answer.place(index, row, own)]
+            return _Reply(right, texts if is_choice else ())
+
+        return picked
+    if source.completion is None:
+        return lambda index, row, prompt: _Reply()
+    completion = Expression.parse(f"{where}.completion", source.completion, columns)
+    may_be_several = isinstance(source, TargetSection) and source.score == "generate"
+
+    def completed(index: int, row: Row, prompt: str) -> _Reply:
+        value, place = completion.value(index, row), Place(completion.where, index)
+        if is_chat(value):
+            return _Reply(turns=value)
+        if may_be_several and isinstance(value, list | tuple):
+            if not value:
+                raise place.error("there is no right answer in an empty list", hint=SKIP)
+            several = tuple(completion.text_of(index, each) for each in value)
+            return _Reply(completion.not_empty(index, several[0]), answers=several)
+        wanted = completion.not_empty(index, completion.text_of(index, value))
+        own = options(index, row)
+        if own is None or not is_choice:
+            return _Reply(wanted)
+        texts = write(index, prompt, own.texts)
+        return _Reply(_among(wanted, texts, own, place), texts)
+
+    return completed
+
+
+def _among(wanted: str, written: Sequence[str], options: Choices, place: Place) -> str:
+    """Returns the option that a completion is, as it is written."""
+    if wanted in written:
+        return wanted
+    bare = [text.strip() for text in options.texts]
+    if wanted.strip() in bare:
+        return written[bare.index(wanted.strip())]
+    problem = f"{wanted!r} is not among the options {list(written)}"
+    hint = "answer: finds it by its place, letter or label"
+    raise place.error(problem, hint=hint)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a row asks: a text, or the turns before the reply."""
+
+    prompt: str = ""
+    turns: Sequence[Turn] = ()
+
+
+def _answered(chat: _Chat, place: Place, row: Row, asked: _Asked, reply: _Reply) -> Example:
+    """Returns the example of what a row asks, and its reply."""
+    plain = Example(
+        place.row,
+        prompt=asked.prompt,
+        completion=reply.text,
+        options=reply.options,
+        answers=reply.answers,
+    )
+    if not chat.is_meant and not asked.turns and not reply.turns:
+        return plain
+    turns = list(asked.turns)
+    if not turns and asked.prompt.strip():
+        turns = [{"role": "user", "content": asked.prompt}]
+    first = len(turns) if asked.turns or reply.turns else 0
+    if reply.turns:
+        of_reply = Place(f"{place.where.rpartition('.')[0]}.completion", place.row)
+        turns += chat.turns(of_reply, reply.turns)
+    else:
+        turns.append({"role": "assistant", "content": reply.text})
+    found = chat.example(place.row, row, place, turns, first)
+    return replace(plain, messages=found.messages, chat=found.chat, trained_from=found.trained_from)
+
+
+# --- preference pairs
+
+
+def _preference_mapping(source: Source, where: str, columns: Columns) -> ToExample:
+    """Returns the function that maps a row with a better and a worse answer.
+
+    Both stand behind what was asked before the better one.
+    """
+    chosen, rejected, prompt = (
+        None if pattern is None else Expression.parse(f"{where}.{key}", pattern, columns)
+        for key, pattern in (
+            ("chosen", source.chosen),
+            ("rejected", source.rejected),
+            ("prompt", source.prompt),
+        )
+    )
+    chat, write = _Chat(source, where, columns), written_options(source, where)
+    is_choice = isinstance(source, TargetSection) and source.score == "choice"
+    assert chosen is not None
+
+    def to_example(index: int, row: Row) -> Example:
+        place = Place(chosen.where, index)
+        asked, right = _side(chat, chosen, prompt, index, row)
+        texts: tuple[str, ...] = (right,)
+        if is_choice and rejected is not None:
+            texts = (right, _side(chat, rejected, prompt, index, row)[1])
+            if right == texts[1]:
+                raise place.error("chosen and rejected are the same answer", hint=SKIP)
+        is_text = not asked.turns and not chat.is_meant
+        texts = write(index, asked.prompt if is_text else "", texts)
+        reply = _Reply(texts[0], texts if is_choice else ())
+        return _answered(chat, place, row, asked, reply)
+
+    return to_example
+
+
+def _side(
+    chat: _Chat, answer: Expression, prompt: Expression | None, index: int, row: Row
+) -> tuple[_Asked, str]:
+    """Returns what was asked before an answer, and the answer's text."""
+    value, place = answer.value(index, row), Place(answer.where, index)
+    given = None if prompt is None else prompt.value(index, row)
+    if chat.is_meant and isinstance(value, str) and prompt is None:
+        value = transcript(value) or value
+    if is_chat(value):
+        turns = chat.turns(place, value)
+        check_replies(place, turns, len(turns) - 1)
+        before = turns[:-1]
+        if not before and prompt is not None:
+            asks = [{"role": "user", "content": given}]
+            before = chat.turns(Place(prompt.where, index), given if is_chat(given) else asks)
+        return _Asked(turns=before), text_of(turns[-1])
+    text = answer.not_empty(index, answer.text_of(index, value))
+    if prompt is None:
+        head, mark, last = text.rpartition("\n\nAssistant:")
+        if not mark:
+            raise place.error("there is no prompt, and no transcript with 'Assistant:' in it")
+        return _Asked(head + mark), answer.not_empty(index, last)
+    if is_chat(given):
+        return _Asked(turns=chat.turns(Place(prompt.where, index), given)), text
+    return _Asked(prompt.not_empty(index, prompt.text_of(index, given), "asks nothing")), text
+
+
+# --- chats
+
+
+def is_chat(value: Any) -> bool:
+    """Returns whether a value is a list of messages."""
+    return isinstance(value, list) and any(isinstance(each, Mapping) for each in value)
+
+
+def _chat_mapping(source: Source, where: str, columns: Columns) -> ToExample:
+    """Returns the function that maps a row with a chat."""
+    messages = Expression.parse(f"{where}.messages", source.messages or "", columns)
+    chat = _Chat(source, where, columns)
+
+    def to_example(index: int, row: Row) -> Example:
+        place = Place(messages.where, index)
+        return chat.example(index, row, place, chat.turns(place, messages.value(index, row)))
 
     return to_example
 
@@ -113,14 +313,20 @@ class _Chat:
     """What the recipe adds to the chat of every row: tools, a system turn, what is trained on."""
 
     def __init__(self, source: Source, where: str, columns: Columns) -> None:
+        self.is_meant = bool(source.chat)
         self._key, self._last_alone = f"{where}.tools", source.train_on == "last"
+        self._names = Names(source.role_key, source.content_key, source.role_map or {})
         self._tools = source.tools or ("tools" if source.messages and "tools" in columns else None)
         if self._tools is not None and self._tools not in columns:
             raise missing_column(self._key, self._tools, columns)
-        self._system: _Text | None = None
+        self._system: Expression | None = None
         self._said = source.system or ""
-        if self._said and (self._said in columns or _is_written(self._said, columns)):
-            self._system = _Text.parse(f"{where}.system", self._said, columns)
+        if self._said and is_written(self._said, columns):
+            self._system = Expression.parse(f"{where}.system", self._said, columns)
+
+    def turns(self, place: Place, value: Any) -> list[Turn]:
+        """Returns the turns of a chat by the names that the recipe gives."""
+        return turns_of(place, value, self._names)
 
     def example(
         self, index: int, row: Row, place: Place, turns: Sequence[Turn], first: int = 0
@@ -129,7 +335,8 @@ class _Chat:
         check_replies(place, turns, first)
         said = self._said
         if self._system is not None:
-            said = self._system.of(index, row)
+            found = self._system.value(index, row)
+            said = "" if found is None else self._system.text_of(index, found)
         if said.strip() and turns[0]["role"] not in ("system", "developer"):
             turns, first = [{"role": "system", "content": said}, *turns], first + 1
         if self._last_alone:
@@ -137,160 +344,6 @@ class _Chat:
         tools = None
         if self._tools is not None:
             tools = tools_of(Place(self._key, index), row[self._tools])
-        pairs = tuple((turn["role"], _encodable(place, text_of(turn))) for turn in turns)
+        pairs = tuple((turn["role"], encodable(place, text_of(turn))) for turn in turns)
         chat = "" if is_plain(turns, tools) else as_json(place, turns, tools)
         return Example(index, messages=pairs, chat=chat, trained_from=first)
-
-
-# --- columns and format strings
-
-
-@dataclass(frozen=True)
-class _Text:
-    """A key of the recipe that gives a string for every row: a column, or a format string."""
-
-    where: str
-    pattern: str
-    is_column: bool
-
-    @classmethod
-    def parse(cls, where: str, pattern: str, columns: Columns) -> _Text:
-        if pattern in columns:
-            return cls(where, pattern, is_column=True)
-        fields = _fields(where, pattern)
-        if not fields:
-            raise missing_column(where, pattern, columns)
-        for field in fields:
-            name = re.split(r"[.\[]", field, maxsplit=1)[0]
-            if "." in re.sub(r"\[[^\]]*\]", "", field.removeprefix(name)):
-                problem = f"{{{field}}} reaches for an attribute, which is not allowed"
-                hint = "reach into a column with brackets, such as {answers[text]}"
-                raise DataError(where, problem, hint=hint)
-            if name not in columns:
-                raise missing_column(where, name, columns)
-        return cls(where, pattern, is_column=False)
-
-    def of(self, index: int, row: Row) -> str:
-        """Returns the string of a row. Raises DataError for a value that is no text or number."""
-        try:
-            if self.is_column:
-                text = str(_plain(row[self.pattern]))
-            else:
-                text = _Filler().vformat(self.pattern, (), row)
-            return _encodable(Place(self.where, index), text)
-        except KeyError as error:
-            reason = f"there is no {error.args[0]!r}"
-        except (ValueError, TypeError, IndexError) as error:
-            reason = str(error)
-        raise Place(self.where, index).error(f"{self.pattern!r}: {reason}") from None
-
-    def filled(self, index: int, row: Row, why: str = "nothing can be learnt from") -> str:
-        """Returns the string of a row, which must hold more than whitespace."""
-        text = self.of(index, row)
-        if not text.strip():
-            problem = f"{self.pattern!r} gives an empty text, which {why}"
-            hint = "bad_rows: skip passes over such rows"
-            raise Place(self.where, index).error(problem, hint=hint)
-        return text
-
-
-class _Filler(string.Formatter):
-    """`str.format` whose fields must hold text or numbers."""
-
-    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        value, used = super().get_field(field_name, args, kwargs)
-        return _plain(value), used
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        if any(len(each) > 5 or int(each) > MOST_WIDTH for each in re.findall(r"\d+", format_spec)):
-            raise ValueError(f"a width or precision must be at most {MOST_WIDTH:,}")
-        return str(super().format_field(value, format_spec))
-
-
-def _plain(value: Any) -> str | numbers.Number | datetime.date | datetime.time:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise ValueError("the value is missing (null)")
-    if not isinstance(value, str | numbers.Number | datetime.date | datetime.time):
-        kind = type(value).__name__
-        raise TypeError(f"the value is of type {kind}, but must be text or a number")
-    return value
-
-
-def _is_written(pattern: str, columns: Columns) -> bool:
-    """Returns whether a text has fields, all of them columns; a single word must be a column."""
-    if len(pattern.split()) == 1 and "{" not in pattern:
-        return True
-    try:
-        return bool(_fields("", pattern))
-    except DataError:
-        return False  # a brace that means itself
-
-
-def _encodable(place: Place, text: str) -> str:
-    """Returns a text.
-
-    Raises DataError for half of a pair of surrogates, which nothing can read, and for a text that
-    is too long to.
-    """
-    if len(text) > MOST_CHARACTERS:
-        raise place.error(f"a text of {len(text):,} characters, and {MOST_CHARACTERS:,} are read")
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        lone = text[error.start]
-        hint = "the row was cut within a character, or is not UTF-8"
-        message = f"a lone surrogate {lone!a} at character {error.start} of {text[:20]!a}..."
-        raise place.error(message, hint=hint) from None
-    return text
-
-
-def _fields(where: str, pattern: str) -> list[str]:
-    """Returns the fields of a format string, those within format specs included."""
-    try:
-        parts = list(string.Formatter().parse(pattern))
-    except ValueError as error:
-        hint = "write a literal brace twice: {{ or }}"
-        problem = f"{pattern!r} is a broken format string: {error}"
-        raise DataError(where, problem, hint=hint) from None
-    found = [(field, spec or "") for _, field, spec, _ in parts if field is not None]
-    return [name for field, spec in found for name in (field, *_fields(where, spec))]
-
-
-# --- options
-
-
-def _options(source: Source, where: str, columns: Columns) -> Callable[[int, Row], tuple[str, ...]]:
-    """Returns the function that gives the options of a row, none for most sources."""
-    if not isinstance(source, WithOptions) or source.options is None:
-        return lambda index, row: ()
-    key, given, pattern = f"{where}.options", source.options, source.option_format
-    if "option" not in _fields(f"{where}.option_format", pattern):
-        raise DataError(f"{where}.option_format", f"{pattern!r} must hold {{option}}")
-    written = _Text.parse(f"{where}.option_format", pattern, ("option",))
-    if not isinstance(given, str):
-        same = _distinct(given, written, lambda message: DataError(key, message))
-        return lambda index, row: same
-    if given not in columns:
-        raise missing_column(key, given, columns)
-
-    def own(index: int, row: Row) -> tuple[str, ...]:
-        value = row[given]
-        # data sets of multiple choice often keep the list under `text`, beside its labels
-        listed = value.get("text") if isinstance(value, Mapping) else value
-        return _distinct(listed, written, Place(key, index).error)
-
-    return own
-
-
-def _distinct(values: Any, written: _Text, error: Callable[[str], DataError]) -> tuple[str, ...]:
-    """Returns options as they are written, which must be two or more and all different."""
-    if not isinstance(values, list | tuple):
-        kind = type(values).__name__
-        raise error(f"options must be a list, or a mapping with a list under text, not {kind}")
-    for value in values:
-        if not isinstance(value, str | numbers.Number) or not str(value).strip():
-            raise error(f"an option must be a text that is not empty, not {value!r}")
-    options = tuple(written.of(place, {"option": value}) for place, value in enumerate(values))
-    if len(options) < 2 or len(set(options)) < len(options):
-        raise error(f"options must be at least 2 and distinct, not {list(options)}")
-    return options

@@ -2,44 +2,137 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 from mergetomix.data.examples import Example, Examples
-from mergetomix.data.mapping import mapping
+from mergetomix.data.mapping import answers_are_guessed, mapping
+from mergetomix.data.selected import selected
+from mergetomix.data.shots import with_shots
 from mergetomix.data.splits import draw
-from mergetomix.data.tables import Row, open_table
+from mergetomix.data.tables import Row, Table, open_table
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
+from mergetomix.sections.target import TargetSection
+
+MOST_REASONS = 3
+"""Reasons why rows were passed over that a line names."""
+POOL = 200
+"""Rows that examples before a prompt are drawn from, where another source has them."""
+Accept = Callable[[Example], object]
 
 
-def read(source: Source, where: str) -> Examples:
+def read(source: Source, where: str, accept: Accept | None = None) -> Examples:
     """Returns the examples of one source; `where` is its place, such as `datasets.math`.
+
+    Args:
+        accept: raises DataError for an example that cannot be used; asked where bad rows are
+            skipped.
 
     Raises:
         DataError: the source cannot be read, is empty, or a row cannot be mapped; names the key,
             and the file or row.
     """
-    table = open_table(source, where)
-    to_example = mapping(source, where, table.columns)
+    table = selected(open_table(source, where), source, where)
     drawn = draw(table.kept(), source)
+    rows = list(zip(drawn, table.take(drawn), strict=True))
+    to_example = mapping(source, where, table.columns, rows)
+    keeps_columns = getattr(source, "metric", None) == "function"
     items: list[Example] = []
-    refused: list[DataError] = []
-    for index, row in zip(drawn, table.take(drawn), strict=True):
+    refused = list(table.refused)
+    for index, row in rows:
         try:
-            items.append(to_example(index, row))
+            item = to_example(index, row)
+            if accept is not None and source.on_bad_row == "skip":
+                accept(item)
         except DataError as error:
-            if source.bad_rows == "stop":
+            if source.on_bad_row == "stop":
                 raise
             refused.append(error)
+            continue
+        items.append(replace(item, columns=row) if keeps_columns else item)
     if refused and not items:
         raise refused[0]
+    notes = _notes(table, source, where)
+    notes += _bad_rows(source, where, refused, len(items))
+    if answers_are_guessed(source, where, table.columns, rows):
+        says = "no answer is 0, and none the number of options: they are taken to count from 0"
+        notes.append(f"{where}.answer: {says}; answer_from: 1 counts from 1")
+    notes += _glued(items, where)
+    if isinstance(source, TargetSection) and source.shots:
+        items = with_shots(items, _pool(source, where, items), source, where)
+    columns = () if source.files else table.columns
+    return Examples(where, tuple(items), len(table.rows), columns, tuple(notes))
+
+
+def _pool(source: TargetSection, where: str, own: Sequence[Example]) -> Sequence[Example]:
+    """Returns the examples that may be shown before a target's prompts."""
+    wanted = source.shots_from
+    if wanted is None:
+        return own
+    key = "path" if _is_path(wanted) else "split"
+    update = {key: wanted, "shots": 0, "shots_from": None, "max_examples": POOL}
+    if key == "path":
+        update["split"] = None
+    return read(source.model_copy(update=update), where).items
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or "." in text
+
+
+# --- what the user should know
+
+
+def _notes(table: Table, source: Source, where: str) -> list[str]:
     noun = "files" if source.files else "rows"
     passed = {f"empty {noun}": len(table.empty), "binary files": table.num_binary}
     notes = [f"{where}: {note}" for note in table.notes]
-    notes += [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
-    if refused:
-        first = f"the first: {refused[0].message}"
-        notes.append(f"{where}: passed over {len(refused)} bad {noun}; {first}")
-    columns = () if source.files else table.columns
-    return Examples(where, tuple(items), len(table.rows), columns, tuple(notes))
+    return notes + [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
+
+
+def _bad_rows(source: Source, where: str, refused: Sequence[DataError], num: int) -> list[str]:
+    """Returns a line on the rows that were passed over. Raises DataError if they are too many."""
+    if not refused:
+        return []
+    whole, firsts = num + len(refused), dict[str, str]()
+    for error in refused:
+        firsts.setdefault(_reason(error), error.message)
+    counts = Counter(_reason(error) for error in refused)
+    (first, count), *others = counts.most_common(MOST_REASONS)
+    says = f"{len(refused)} bad rows; the first"
+    says += f" of {count}: {firsts[first]}" if others else f": {firsts[first]}"
+    says += "".join(f"; the first of {count}: {firsts[why]}" for why, count in others)
+    if len(counts) > MOST_REASONS:
+        says += f"; and {len(counts) - MOST_REASONS} more reasons"
+    share = f"{len(refused) / whole:.2%} of {whole}"
+    if source.max_bad is not None and len(refused) > source.max_bad * whole:
+        problem = f"{share} rows are bad, over {source.max_bad:.2%}: {says}"
+        raise DataError(f"{where}.max_bad", problem)
+    return [f"{where}: passed over {says} ({share} rows)"]
+
+
+def _reason(error: DataError) -> str:
+    """Returns why a row is bad, without what is the row's own."""
+    return re.sub(r"row \d+|'[^']*'|\"[^\"]*\"|\[[^\]]*\]|\d+", "", error.message)
+
+
+def _glued(items: Sequence[Example], where: str) -> list[str]:
+    """Returns a line on the examples whose prompt and completion run into one word."""
+    found = [
+        each
+        for each in items
+        if not each.messages and each.prompt[-1:].isalnum() and each.completion[:1].isalnum()
+    ]
+    if not found:
+        return []
+    first = found[0]
+    seam = f"{first.prompt[-20:]}{first.completion[:20]}"
+    says = f"{len(found)} of {len(items)} prompts run into their answer without a space"
+    how = 'write it into the prompt or the completion, such as completion: " {...}"'
+    return [f"{where}: {says}, such as {seam!r} in row {first.row}; {how}"]
 
 
 def read_rows(source: Source, where: str) -> list[Row]:
@@ -48,7 +141,7 @@ def read_rows(source: Source, where: str) -> list[Row]:
     Raises:
         DataError: the source cannot be read or is empty.
     """
-    table = open_table(source, where)
+    table = selected(open_table(source, where), source, where)
     return table.take(draw(table.kept(), source))
 
 

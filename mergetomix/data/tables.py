@@ -12,6 +12,7 @@ from typing import Any
 
 from mergetomix.data import files, formats
 from mergetomix.data.errors import Place, no_data, one_line
+from mergetomix.data.split_spec import Part, parts_of
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
 
@@ -26,7 +27,8 @@ class Table:
 
     `num_binary` files held no text. `names` are the classes of columns that hold labels, as far as
     the source knows them; file names in a column are relative to `folder`. `notes` say what of a
-    file or folder is odd or was passed over.
+    file or folder is odd or was passed over, `refused` what a function of the user's was. `chosen`
+    are the indices of the rows that the recipe takes, None for all.
     """
 
     columns: tuple[str, ...]
@@ -36,10 +38,17 @@ class Table:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     folder: Path | None = None
     notes: tuple[str, ...] = ()
+    refused: tuple[DataError, ...] = ()
+    chosen: Sequence[int] | None = None
 
     def kept(self) -> list[int]:
-        """Returns the indices of the rows that are not empty, in order."""
-        return [index for index in range(len(self.rows)) if index not in self.empty]
+        """Returns the indices of the rows that are taken and not empty, in order."""
+        chosen = range(len(self.rows)) if self.chosen is None else self.chosen
+        return [index for index in chosen if index not in self.empty]
+
+    def with_rows(self, indices: Sequence[int]) -> Table:
+        """Returns the same table with no more than these rows taken; they keep their indices."""
+        return replace(self, chosen=indices)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """Returns the rows at these indices, with every column; None is what is missing."""
@@ -53,7 +62,8 @@ class Table:
     def take_column(self, column: str) -> list[Any]:
         """Returns one column of all rows that are not empty."""
         if hasattr(self.rows, "select_columns"):
-            return [row[column] for row in self.rows.select_columns([column]).with_format(None)]
+            some = self.rows.select_columns([column]).with_format(None).select(self.kept())
+            return [row[column] for row in some]
         return [self.rows[index].get(column) for index in self.kept()]
 
 
@@ -63,12 +73,11 @@ def open_table(source: Source, where: str) -> Table:
     Raises:
         DataError: the source cannot be read, or no row is left without the empty ones.
     """
-    if source.files:
-        table = _documents(source, where)
-    elif source.rows is not None:
-        table = _given(source.rows, f"{where}.rows")
+    if source.rows is not None:
+        parts = parts_of(source.split, where) if source.split is not None else []
+        table = _parts(_given(source.rows, f"{where}.rows"), parts[:1])
     else:
-        table = _named(str(source.path), source, where)
+        table = _together([_at(path, source, where) for path in source.paths])
     if not table.kept():
         counts = {"are empty": len(table.empty), "hold no text": table.num_binary}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -76,6 +85,51 @@ def open_table(source: Source, where: str) -> Table:
         why = f" ({reasons})" if reasons else ""
         raise DataError(f"{where}.{key}", f"no rows in {origin}{why}")
     return table
+
+
+def _at(path: str, source: Source, where: str) -> Table:
+    """Returns the table of one path, of the split that the source means."""
+    source = source.model_copy(update={"path": path})
+    if not source.files and not Path(path).is_absolute():
+        return _of_dataset(_from_hub(source, where))
+    parts = [] if source.split is None else parts_of(source.split, where)
+    tables: dict[str, Table] = {}
+    for part in parts or [Part("")]:
+        own = source.model_copy(update={"split": part.name or None})
+        if part.name not in tables:
+            tables[part.name] = _documents(own, where) if source.files else _named(path, own, where)
+    return _together([_parts(tables[part.name], [part]) for part in parts or [Part("")]])
+
+
+def _parts(table: Table, parts: Sequence[Part]) -> Table:
+    """Returns the rows that one part of a split takes of its table."""
+    if not parts or not (parts[0].start or parts[0].stop):
+        return table
+    return table.with_rows(parts[0].rows(len(table.rows)))
+
+
+def _together(tables: Sequence[Table]) -> Table:
+    """Returns the rows of some tables as one, in their order."""
+    if len(tables) == 1:
+        return tables[0]
+    columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    rows: list[Row] = []
+    chosen, empty = [], set()
+    for table in tables:
+        chosen += [len(rows) + index for index in table.kept()]
+        empty |= {len(rows) + index for index in table.empty}
+        rows += table.take(range(len(table.rows)))
+    folders = {table.folder for table in tables}
+    return Table(
+        columns,
+        rows,
+        frozenset(empty),
+        sum(table.num_binary for table in tables),
+        {column: names for table in tables for column, names in table.names.items()},
+        folders.pop() if len(folders) == 1 else None,
+        tuple(dict.fromkeys(note for table in tables for note in table.notes)),
+        chosen=chosen,
+    )
 
 
 def _given(rows: Any, where: str) -> Table:
@@ -125,7 +179,10 @@ def _from_hub(source: Source, where: str) -> Any:
     try:
         with _without_progress_bars():
             return datasets.load_dataset(
-                str(source.path), source.name, split=source.split, revision=source.revision
+                str(source.path),
+                source.name,
+                split=source.split or source.default_split,
+                revision=source.revision,
             )
     except (OSError, HFValidationError) as error:
         problem = "neither a local file nor a hub dataset that can be reached"
@@ -154,9 +211,10 @@ def _from_disk(source: Source, where: str) -> Any:
         raise no_data(where, f"{source.path} {problem}") from None
     if not isinstance(loaded.column_names, dict):
         return loaded
-    if source.split not in loaded:
+    wanted = source.split or source.default_split
+    if wanted not in loaded:
         raise files.no_split(source, where, loaded)
-    return loaded[source.split]
+    return loaded[wanted]
 
 
 @contextmanager
@@ -208,9 +266,10 @@ def _of_files(root: Path, every: list[Path], source: Source, where: str) -> Tabl
         return _parquet(data, where)
     rows: list[Row] = []
     notes: list[str] = []
+    split = files.split_called(source.split or source.default_split)
     for file in data:
         with formats.reading(file, where):
-            rows += formats.rows_of(file, files.split_called(source.split), notes)
+            rows += formats.rows_of(file, split, notes)
     folder = root if root.is_dir() else data[0].parent
     empty = _blank(rows) if "text" in kinds else frozenset()
     table = _of_mappings(rows)
@@ -240,15 +299,16 @@ def _parquet(data: list[Path], where: str) -> Table:
 
 def _documents(source: Source, where: str) -> Table:
     """Returns the table of whole files, or their pieces, a row each."""
-    if source.path is None or not Path(source.path).is_absolute():
+    path = str(source.path)
+    if not Path(path).is_absolute():
         rule = "text: true reads local files, so path must be a file, a folder or a glob"
         raise DataError(f"{where}.text", rule)
     rows, num_binary = [], 0
-    found = files.all_files(source.path, where)
+    found = files.all_files(path, where)
     for file in found.files:
         with formats.reading(file, where):
             text = formats.document(file)
-            if text is None and file == Path(source.path):
+            if text is None and file == Path(path):
                 raise formats.Malformed(" is not text: it holds zero bytes")
         if text is None:
             num_binary += 1
@@ -275,7 +335,7 @@ def _image_folder(root: Path, every: list[Path], source: Source, where: str) -> 
     split_of = {file: files.split_called(each[0]) for file, each in parts_of.items()}
     words = set(files.SPLIT_WORDS.values())
     splits = {each for file, each in split_of.items() if each in words and len(parts_of[file]) > 2}
-    wanted = files.split_called(source.split)
+    wanted = files.split_called(source.split or source.default_split)
     if splits and wanted not in splits:
         raise files.no_split(source, where, splits)
     names = tuple(sorted({file.parent.name for file in images}))

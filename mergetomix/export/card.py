@@ -70,8 +70,9 @@ def _experts(session: Session, mixture: Mixture) -> str:
         "|---|---|---|---|---|",
     ]
     for name, weight in mixture.as_dict().items():
-        path, address = recipe.datasets[name].path, session.addresses.expert(name)
-        source = "rows given in the recipe" if path is None else code(path, in_table=True)
+        paths, address = recipe.datasets[name].paths, session.addresses.expert(name)
+        source = ", ".join(code(path, in_table=True) for path in paths)
+        source = source or "rows given in the recipe"
         factor = f"{factors.get(name, 0.0):.6g}" if is_sum else "no sum"
         lines.append(f"| {plain(name)} | {weight:.6g} | {factor} | {source} | `{address}` |")
     return "\n".join(lines)

@@ -82,15 +82,24 @@ def resolve_source(source: S, folder: Path) -> S:
     """Returns a dataset or target whose data, expert and function are named by absolute paths."""
     update: dict[str, Any] = {}
     if source.path is not None:
-        update["path"] = resolve_data_path(source.path, folder)
+        found = [resolve_data_path(path, folder) for path in source.paths]
+        update["path"] = found if isinstance(source.path, list) else found[0]
     if isinstance(source, Dataset) and source.expert is not None:
         update["expert"] = real(under(folder, source.expert))
-    function = getattr(source, "function", None)
-    if isinstance(function, str):
-        file, _, name = function.rpartition(":")
-        beside = file.replace(".", "/") + ".py"  # a module beside the recipe need not be installed
-        if not file.endswith(".py") and is_there(under(folder, beside)):
-            file = beside
-        if file.endswith(".py"):
-            update["function"] = f"{real(under(folder, file))}:{name}"
+    for key in ("function", "map"):
+        function = getattr(source, key, None)
+        if isinstance(function, str):
+            update[key] = _resolve_function(function, folder)
+    shown = getattr(source, "shots_from", None)
+    if shown is not None:
+        update["shots_from"] = resolve_data_path(shown, folder)
     return source.model_copy(update=update)
+
+
+def _resolve_function(function: str, folder: Path) -> str:
+    """Returns `file.py:function` with an absolute path; an installed module's as it is."""
+    file, _, name = function.rpartition(":")
+    beside = file.replace(".", "/") + ".py"  # a module beside the recipe need not be installed
+    if not file.endswith(".py") and is_there(under(folder, beside)):
+        file = beside
+    return f"{real(under(folder, file))}:{name}" if file.endswith(".py") else function

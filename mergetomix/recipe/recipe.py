@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from mergetomix.errors import RecipeError
 from mergetomix.merge import METHODS
+from mergetomix.recipe.datasets_from import expanded
 from mergetomix.recipe.errors import nearest, readable
 from mergetomix.recipe.paths import real, resolve_base, resolve_source, under, unusable
 from mergetomix.recipe.yaml import override, read_values
@@ -26,7 +27,7 @@ from mergetomix.sections.merge import Merge
 from mergetomix.sections.real_finetunes import Final, StudySection, Verify
 from mergetomix.sections.search import Search
 from mergetomix.sections.section import Section, Text
-from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset
+from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset, DatasetsFrom
 from mergetomix.sections.train import Train
 from mergetomix.targets.kinds import AnyTarget
 
@@ -45,8 +46,11 @@ class Recipe(Section):
     kin, or any with a head)."""
     base: Annotated[Base, BeforeValidator(_base, json_schema_input_type=Union[str, Base])]  # noqa: UP007 (pydantic needs it resolvable)
     """The model to fine-tune: a mapping, or just its folder or hub id."""
-    datasets: dict[Name, Dataset]
-    """The candidates, by name; at least two."""
+    datasets: dict[Name, Dataset] = Field(default={})
+    """The candidates, by name; at least two, with those of `datasets_from`."""
+    datasets_from: DatasetsFrom | list[DatasetsFrom] | None = None
+    """Sources that are several candidates each, by a column; a resolved recipe has them under
+    `datasets`."""
     targets: dict[Name, AnyTarget]
     """What the final model should be good at, by name; at least one."""
     images: Images = Images()
@@ -138,10 +142,8 @@ class Recipe(Section):
         ]
         for kind, sources in (("datasets", self.datasets), ("targets", self.targets)):
             for name, each in sources.items():
-                every += [
-                    (f"{kind}.{name}.path", each.path),
-                    (f"{kind}.{name}.expert", getattr(each, "expert", None)),
-                ]
+                every += [(f"{kind}.{name}.path", path) for path in each.paths]
+                every.append((f"{kind}.{name}.expert", getattr(each, "expert", None)))
         for key, path in every:
             if path is not None and Path(path).is_absolute() and not glob.has_magic(path):
                 yield key, path
@@ -263,8 +265,9 @@ def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe
     folder = folder or Path.cwd()
     if isinstance(raw, Recipe):
         return raw.resolved(folder)
+    raw = expanded(raw, folder)
     try:
-        return Recipe.model_validate(dict(raw)).resolved(folder)
+        return Recipe.model_validate(raw).resolved(folder)
     except ValidationError as error:
         raise readable(error, Recipe) from None
 
@@ -289,10 +292,11 @@ def dump(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="python")
     for source in (*values["datasets"].values(), *values["targets"].values()):
         source["rows"] = _writable(source["rows"])
-        function = source.get("function")
-        if callable(function):
-            name = getattr(function, "__qualname__", type(function).__name__)
-            source["function"] = f"<{name} given from Python>"
+        for key in ("function", "map"):
+            function = source.get(key)
+            if callable(function):
+                name = getattr(function, "__qualname__", type(function).__name__)
+                source[key] = f"<{name} given from Python>"
     # unless it is escaped, PyYAML takes U+0085 for the end of a line
     is_readable = "\\x85" not in repr(values)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=is_readable, width=120)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import ClassVar
+
+from pydantic import Field, model_validator
 
 from mergetomix.sections.section import Text
 from mergetomix.sections.source import Source
@@ -11,12 +13,32 @@ from mergetomix.sections.source import Source
 class TargetSection(Source):
     """What the final model should be good at: examples and a way to score them."""
 
-    split: str = "test"
-    """Split of a hub dataset or of a folder that has several."""
+    default_split: ClassVar[str] = "test"
+
     score: str = "loss"
     """How a model is scored."""
     weight: float = Field(default=1.0, gt=0)
     """How much this target counts beside the others."""
+    last_word: bool = False
+    """Of a `text`: only its last word is scored, as in LAMBADA."""
+    shots: int = Field(default=0, ge=0, le=100)
+    """Show so many other examples with their answers before each prompt, drawn by `seed`, never the
+    row itself."""
+    shots_from: Text | None = None
+    """Where these are taken from: another split of the same source, or a path; null takes the
+    target's own rows."""
+    shot_separator: str = "\n\n"
+    """What stands between them."""
+
+    @model_validator(mode="after")
+    def _fits_its_examples(self) -> TargetSection:
+        if self.last_word and (self.text is None or self.files):
+            raise ValueError("last_word needs a text that a row holds")
+        if self.shots and not (self.completion or self.answer or self.map):
+            raise ValueError("shots needs prompt and completion, or an answer")
+        if self.shots_from is not None and not self.shots:
+            raise ValueError("shots_from needs shots")
+        return self
 
     @property
     def has_data(self) -> bool:
@@ -30,13 +52,3 @@ class WithHead(TargetSection):
     head: Text | None = None
     """For images.head: own: the dataset whose head scores this target; null takes the only one with
     the same classes."""
-
-
-class WithOptions(TargetSection):
-    """A target whose examples have options, of which the completion is the right one."""
-
-    options: str | list[str] | None = None
-    """The options shared by all examples, or the column that lists an example's own. The right one
-    is the completion."""
-    option_format: str = "{option}"
-    """How an option is written after the prompt, such as `" {option}"`."""

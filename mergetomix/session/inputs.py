@@ -22,11 +22,12 @@ from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Part, Scores
 from mergetomix.sections.source import Dataset, Source
 from mergetomix.sections.target import WithHead
+from mergetomix.sections.user_function import load_function
 from mergetomix.session.leaks import Leaks
 from mergetomix.statistics import early_stopping
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store, hash_files
-from mergetomix.targets.function import call, load_function
+from mergetomix.targets.function import call
 from mergetomix.targets.kinds import AnyTarget, check_score
 from mergetomix.targets.loss import Loss
 from mergetomix.targets.python import Function, PythonTarget

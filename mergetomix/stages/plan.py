@@ -18,6 +18,8 @@ from mergetomix.stages.stopping import limit_of
 from mergetomix.stages.ways import ways
 
 PARTS: tuple[Part, ...] = ("select", "report")
+NUM_SAMPLES = 2
+"""Examples of each source that a plan shows."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ class DatasetPlan:
 
 @dataclass(frozen=True)
 class TargetPlan:
-    """A target: how it is scored, and how many examples the search and the final table see."""
+    """A target: how it is scored, and how many examples the search and the final table see.
+
+    `samples` are its first examples: (text, scored) pieces, and the other options and answers.
+    """
 
     name: str
     score: str
     num_select: int
     num_report: int
+    samples: tuple[tuple[tuple[tuple[str, bool], ...], tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +185,7 @@ def _time_training(session: Session, model: Any) -> float:
 def _dataset(session: Session, name: str) -> DatasetPlan:
     material, family = session.inputs.candidates[name], session.inputs.family
     examples, encoding = material.examples, material.encoding
-    shown = (family.shown(item, f"datasets.{name}") for item in examples.items[:2])
+    shown = (family.shown(item, f"datasets.{name}") for item in examples.items[:NUM_SAMPLES])
     return DatasetPlan(
         name,
         examples.num_rows,
@@ -193,4 +199,11 @@ def _dataset(session: Session, name: str) -> DatasetPlan:
 
 def _target(session: Session, name: str) -> TargetPlan:
     select, report = (session.inputs.targets(part)[name].num_examples for part in PARTS)
-    return TargetPlan(name, session.recipe.targets[name].score, select, report)
+    family, where = session.inputs.family, f"targets.{name}"
+    samples = []
+    for item in session.inputs.select_examples(name)[:NUM_SAMPLES]:
+        others = (*item.options, *item.answers)
+        kept = tuple(each for each in dict.fromkeys(others) if each != item.completion)
+        samples.append((tuple(family.shown(item, where)), kept))
+    score = session.recipe.targets[name].score
+    return TargetPlan(name, score, select, report, tuple(samples))

@@ -9,16 +9,16 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from mergetomix.data.examples import Example
+from mergetomix.errors import DataError
 from mergetomix.models.encoding import content
 from mergetomix.models.family import ScoresOptions
 from mergetomix.records import Scores
-from mergetomix.sections.target import WithOptions
 from mergetomix.store.address import digest
 from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
-class ChoiceTarget(WithOptions, TargetKind):
-    """A question with options, of which the completion is the right one."""
+class ChoiceTarget(TargetKind):
+    """A question with options, one of which is right."""
 
     needs: ClassVar[type[Any]] = ScoresOptions
 
@@ -31,10 +31,16 @@ class ChoiceTarget(WithOptions, TargetKind):
 
     @model_validator(mode="after")
     def _complete(self) -> ChoiceTarget:
-        if self.options is None:
-            raise ValueError("score: choice needs options")
-        if not (self.prompt and self.completion):
-            raise ValueError("score: choice needs prompt and completion")
+        if self.map is not None:
+            return self
+        if self.chosen is not None:
+            if self.rejected is None:
+                raise ValueError("score: choice needs a rejected beside chosen")
+            return self
+        if self.options is None and self.answer is None:
+            raise ValueError("score: choice needs options, or chosen and rejected")
+        if not (self.prompt and (self.completion or self.answer)):
+            raise ValueError("score: choice needs prompt and completion, or an answer")
         return self
 
     def build(self, examples: Sequence[Example], setting: TargetSetting) -> Choice:
@@ -61,6 +67,11 @@ class Choice:
             raise setting.unable("choice")
         self.family = setting.family
         self.normalize = section.normalize
+        key = f"{setting.where}.options"
+        for example in examples:
+            if example.completion not in example.options:
+                raise DataError(key, f"row {example.row} (counting from 0) has no options")
+        # of two alike the first is the likeliest, as it is the right one
         self.right = [example.options.index(example.completion) for example in examples]
         by_characters = section.normalize == "characters"
         self.lengths = [

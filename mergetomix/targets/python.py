@@ -11,8 +11,9 @@ from mergetomix.data.examples import Example
 from mergetomix.errors import DataError
 from mergetomix.records import Scores
 from mergetomix.sections.target import WithHead
+from mergetomix.sections.user_function import UserFunction, load_function
 from mergetomix.store.address import digest
-from mergetomix.targets.function import UserFunction, call, load_function, source_of
+from mergetomix.targets.function import call, source_of
 from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 

@@ -281,30 +281,16 @@ class CausalLM(Pretrained):
     def read(self, source: Source, where: str) -> Examples:
         """Returns the examples of one source: texts, prompts with completions, or chats.
 
-        With `bad_rows: skip` the chats that the template refuses are passed over, too.
+        With `on_bad_row: skip` the chats that the template refuses are passed over, too.
         """
-        found = reading.read(source, where)
-        is_pair = source.completion is not None and not any(item.messages for item in found.items)
-        if is_pair and source.chat is None and self.tokenizer.chat_template:
+        found = reading.read(source, where, lambda item: item.messages and self._spans(item, where))
+        is_pair = source.completion is not None or source.answer is not None
+        is_plain = is_pair and not any(item.messages for item in found.items)
+        if is_plain and source.chat is None and self.tokenizer.chat_template:
             plain = "the base has a chat template, and prompt and completion stand without it"
             says = "chat: true renders them, chat: false says that this is meant"
             found = replace(found, notes=(*found.notes, f"{where}: {plain}; {says}"))
-        if source.bad_rows == "stop" or not any(item.messages for item in found.items):
-            return found
-        refused: dict[int, DataError] = {}
-        for place, item in enumerate(found.items):
-            try:
-                self._spans(item, where)
-            except DataError as error:
-                refused[place] = error
-        if not refused:
-            return found
-        first = next(iter(refused.values()))
-        if len(refused) == len(found.items):
-            raise first
-        note = f"{where}: passed over {len(refused)} bad rows; the first: {first.message}"
-        kept = found.take([i for i in range(len(found.items)) if i not in refused])
-        return replace(kept, notes=(*kept.notes, note))
+        return found
 
     def shown(self, example: Example, where: str) -> list[tuple[str, bool]]:
         """Returns the pieces of an example's text, and whether each is trained on."""
@@ -319,8 +305,9 @@ class CausalLM(Pretrained):
             return self.template.spans(example, where)
         if example.text:
             return example.text, [(0, len(example.text))]
-        text = example.prompt + example.completion
-        return text, [(len(example.prompt), len(text))]
+        prompt = example.before + example.prompt
+        text = prompt + example.completion
+        return text, [(len(prompt), len(text))]
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -480,7 +467,7 @@ class CausalLM(Pretrained):
         if example.messages:
             ids = self.tokens(self.template.prompt(example, where))
         else:
-            ids = self.encoder.opened(self.tokens(example.prompt))
+            ids = self.encoder.opened(self.tokens(example.before + example.prompt))
         self._check_ids(ids, example, where)
         return self._shorten(ids, self.room(num_new))
 
@@ -492,7 +479,8 @@ class CausalLM(Pretrained):
         without tokens.
         """
         is_chat = bool(example.messages)
-        prompt = self.template.prompt(example, where) if is_chat else example.prompt
+        plain = example.before + example.prompt
+        prompt = self.template.prompt(example, where) if is_chat else plain
         ids, found = self.encoder.options(prompt, example.options)
         options = tuple(tuple(each[: self.max_length - 1]) for each in found)
         if () in options:

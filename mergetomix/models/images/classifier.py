@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mergetomix.data import labelled_images
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.image import LabelSpace
+from mergetomix.data.selected import selected
 from mergetomix.data.tables import Row, open_table
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.models.encoding import Encoding
@@ -69,7 +70,7 @@ class ImageClassifier(ImageModel):
     def rows(self, source: Source, where: str) -> tuple[list[Row], list[Any]]:
         """Returns rows with images decoded and classes by name, and what each is made of."""
         image, label = source.image or "image", source.label or "label"
-        if not {image, label} <= set(open_table(source, where).columns):
+        if not {image, label} <= set(selected(open_table(source, where), source, where).columns):
             return super().rows(source, where)
         items = self.read(source, where).items
         rows: list[Row] = [

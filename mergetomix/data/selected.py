@@ -1,0 +1,86 @@
+"""Rows that a recipe takes of a table, and what a user's function makes of each."""
+
+from __future__ import annotations
+
+import copy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mergetomix.data.errors import Place
+from mergetomix.data.expressions import Row, condition
+from mergetomix.data.tables import Table
+from mergetomix.errors import DataError
+from mergetomix.sections.source import Source
+from mergetomix.sections.user_function import load_function
+
+MOST_FRAMES = 3
+"""Lines of a user's function that an error shows."""
+
+
+def selected(table: Table, source: Source, where: str) -> Table:
+    """Returns the rows of a table that a source takes, changed by its function.
+
+    Raises:
+        DataError: no row meets `where`, or the function raises, returns no row, or returns another
+            for the same one.
+    """
+    if source.where is not None:
+        table = _met(table, source.where, f"{where}.where")
+    return table if source.map is None else _mapped(table, source, where)
+
+
+def _met(table: Table, pattern: str, key: str) -> Table:
+    meets, kept = condition(key, pattern, table.columns), table.kept()
+    rows = zip(kept, table.take(kept), strict=True)
+    found = table.with_rows([index for index, row in rows if meets(index, row)])
+    if not found.kept():
+        raise DataError(key, f"none of {len(kept)} rows meets {pattern!r}")
+    return found
+
+
+def _mapped(table: Table, source: Source, where: str) -> Table:
+    function, key = load_function(source.map, where, "map"), f"{where}.map"
+    kept, made, refused = table.kept(), [], list(table.refused)
+    for number, (index, row) in enumerate(zip(kept, table.take(kept), strict=True)):
+        place = Place(key, index)
+        try:
+            found = _called(function, row, place)
+            if not number and repr(_called(function, row, place)) != repr(found):
+                hint = "whatever it draws, let it draw by the row's own content"
+                raise DataError(key, "gives another result for the same row", hint=hint)
+            made += found
+        except DataError as error:
+            if source.on_bad_row == "stop" or not number:
+                raise
+            refused.append(error)
+    if not made:
+        raise DataError(key, f"gives no row for any of {len(kept)} rows")
+    columns = tuple(dict.fromkeys(column for row in made for column in row))
+    return Table(columns, made, folder=table.folder, notes=table.notes, refused=tuple(refused))
+
+
+def _called(function: Any, row: Row, place: Place) -> list[Row]:
+    """Returns the rows that a user's function makes of one, which it may change as it likes."""
+    try:
+        found = function(copy.deepcopy(dict(row)))
+        listed = [found] if isinstance(found, Mapping) else list(found or [])
+    except Exception as error:  # the user's code may raise anything
+        problem = f"raised {type(error).__name__}: {error}{_lines_of(error)}"
+        raise place.error(problem) from error
+    for each in listed:
+        if not isinstance(each, Mapping) or not all(isinstance(column, str) for column in each):
+            known = "a mapping of columns, a list of such, or None"
+            raise place.error(f"must return {known}, not {each!r:.80}")
+    return listed
+
+
+def _lines_of(error: Exception) -> str:
+    """Returns where in the user's own code an error was raised, a line each."""
+    own = str(Path(__file__))
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != own]
+    return "".join(
+        f"\n  {each.filename}, line {each.lineno}, in {each.name}: {each.line}"
+        for each in frames[:MOST_FRAMES]
+    )
