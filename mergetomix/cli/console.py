@@ -34,7 +34,7 @@ def show_result(result: Result, recipe: Recipe) -> None:
     show_given_up(result.selection, result.verification)
     title = "Final table: examples that the search never saw"
     _show(title, tables.final(result.table, recipe))
-    _line(sentences.legend(recipe))
+    _line(sentences.legend(recipe, result.selection))
     for text in sentences.verdict(result):
         _line(f"selected: {text}")
     _show("Cost", tables.costs(result.cost))

@@ -25,7 +25,7 @@ def render(result: Result, recipe: Recipe) -> str:
     parts += [
         "## Final table",
         "Scored on the report part of each target, which the search never saw."
-        f" {sentences.legend(recipe)}",
+        f" {sentences.legend(recipe, selection)}",
         table(tables.final(result.table, recipe)),
         "## Ranking",
         f"The best {min(tables.NUM_RANKED, len(selection.trials))} of"
@@ -62,7 +62,7 @@ def model_card(result: Result, recipe: Recipe) -> str:
     ]
     if result.row("final") is not None:
         rows = [row for row in result.table if row.kind in ("base", "final", "all")]
-        parts += [sentences.legend(recipe), table(tables.final(rows, recipe))]
+        parts += [sentences.legend(recipe, result.selection), table(tables.final(rows, recipe))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -14,8 +14,10 @@ LEAST_SHARE = 0.1
 """Part of a lead's variance that more examples must take away to be worth asking for."""
 
 
-def legend(recipe: Recipe) -> str:
+def legend(recipe: Recipe, selection: Selection | None = None) -> str:
     """Returns what the numbers of the final table are."""
+    settled = None if selection is None else selection.objective
+    aim = recipe.search.objective if settled is None else settled.aim
     loss = f"a loss in {UNITS[recipe.family]} (lower is better)"
     kinds = [
         f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}"
@@ -25,12 +27,13 @@ def legend(recipe: Recipe) -> str:
     mean = f"mean over targets (weights {weights}) of"
     one = "the fraction of the base's loss removed, or of the score added"
     objective = {
+        "auto": f"{mean} {one}",
         "gain": f"{mean} {one}",
         "standard_errors": f"{mean} {one}, in standard errors of the target",
         "worst": f"the smallest over targets of {one}",
         "pareto": f"1 less the largest distance over targets (weights {weights}) to the front's"
         f" best, in its widths, of {one}",
-    }[recipe.search.objective]
+    }[aim]
     return f"{'; '.join(kinds)}. Gain: {objective}."
 
 

@@ -28,8 +28,10 @@ class Search(Section):
     predicts the trials best."""
     sampler: Literal["auto", "tpe", "gp", "cmaes", "nsga2", "nsga3"] = "auto"
     """For `optuna`: its sampler; `auto` goes by the number of targets of a front."""
-    objective: Literal["gain", "standard_errors", "worst", "pareto"] = "gain"
-    """What of several targets is best. `gain`: the weighted mean of the gains over the base.
+    objective: Literal["auto", "gain", "standard_errors", "worst", "pareto"] = "auto"
+    """What of several targets is best. `auto`: standard_errors where the scores of some target are
+    no fractions, such as a function's in tokens; else gain. `gain`: the weighted mean of the gains
+    over the base.
     `standard_errors`: the same with each gain in standard errors of its target, so that a target of
     few or noisy examples does not rule. `worst`: the smallest gain, whatever the weights. `pareto`:
     all mixtures that no other beats on every target, and of these the knee, the nearest to the best

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mergetomix.objectives.objective import gains
 from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.records import Mixture, Part
+from mergetomix.records import Mixture, Part, Scores
 from mergetomix.search.budgets import default_budget
 from mergetomix.session.evaluations import scored_within_memory
 from mergetomix.session.session import Session, open_session
-from mergetomix.stages import costs, requirements, search
+from mergetomix.stages import costs, requirements, search, units
 from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.stopping import limit_of
 from mergetomix.stages.ways import ways
@@ -93,7 +95,10 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
         requirements.check_space(session, requirements.finetunes(session))
         if requirements.lacks_experts(session):
             rehearse(session)
-        return plan(session, measure(session))
+        speed, base = measure(session)
+        for line in about_targets(session, base):
+            session.opened.warn(line)
+        return plan(session, speed)
 
 
 def plan(session: Session, speed: Speed) -> Plan:
@@ -147,20 +152,41 @@ def evaluations(session: Session, num_finetunes: int) -> int:
     return trials + checks + 2 * num_finetunes - len(space.allowed) + 2
 
 
-def measure(session: Session) -> Speed:
-    """Times one training batch of the first dataset, and each target's select part once."""
+def about_targets(session: Session, base: Mapping[str, Scores]) -> list[str]:
+    """Returns what the user should know of how targets count beside each other, a line each.
+
+    By the base's scores, and by those of the experts that the store has.
+    """
+    known = session.evaluations.known
+    singles = [Mixture((name,), (1.0,)) for name in session.inputs.candidates]
+    experts = [known(session.addresses.proxy(each), "select") for each in singles]
+    complete = [gains(each, base) for each in experts if len(each) == len(base)]
+    aim = units.aim_of(session.recipe, base)
+    objective = replace(search.objective_of(session), aim=aim)
+    lines = units.about_units(session.recipe, base)
+    if aim == "gain":
+        lines += units.about_rulers(objective, complete, f"{len(complete)} experts")
+    return lines
+
+
+def measure(session: Session) -> tuple[Speed, dict[str, Scores]]:
+    """Times one training batch of the first dataset, and each target's select part once.
+
+    Returns the scores of the base with it.
+    """
+    scores = {}
     family, targets = session.inputs.family, session.inputs.targets("select")
     text = "measuring the speed of this machine"
     with session.listener.task("check", text, len(targets) + 1) as advance:
         model = family.load()
         started = time.monotonic()
         for name, scorer in targets.items():
-            scored_within_memory(scorer, model, name)
+            scores[name] = scored_within_memory(scorer, model, name)
             advance(1)
         evaluate_s = time.monotonic() - started
         train_s_per_token = _time_training(session, model)
         advance(1)
-    return Speed(train_s_per_token, evaluate_s)
+    return Speed(train_s_per_token, evaluate_s), scores
 
 
 def _time_training(session: Session, model: Any) -> float:

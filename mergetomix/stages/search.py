@@ -18,6 +18,7 @@ from mergetomix.search.strategies import build, choose
 from mergetomix.search.strategy import Ask, Options, Setting, SettingError, Strategy, Told
 from mergetomix.session.evaluations import trial_of
 from mergetomix.session.session import Session
+from mergetomix.stages import units
 from mergetomix.stages.expectations import deviations, gains_on
 from mergetomix.stages.race import Race
 from mergetomix.stages.ranking import ranked
@@ -55,6 +56,9 @@ def search_mixtures(session: Session) -> Selection:
     complete = [trial for trial in searched.trials if trial.complete]
     stopped = [trial for trial in searched.trials if not trial.complete]
     warn_of_blunt_targets(session, complete, base)
+    all_gains = [gains(trial.scores, base) for trial in complete]
+    for line in units.about_rulers(objective, all_gains, f"{len(complete)} mixtures"):
+        session.opened.warn(line)
     tried = {trial.mixture: trial for trial in complete}
     singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
     experts = [
@@ -249,7 +253,8 @@ def storage_of(session: Session, space: Space) -> str | None:
 def objective_of(session: Session) -> Objective:
     """Returns the recipe's objective, as far as it is known before anything is measured."""
     weights = {name: spec.weight for name, spec in session.recipe.targets.items()}
-    return Objective(weights, session.recipe.search.objective)
+    aim = session.recipe.search.objective
+    return Objective(weights, "gain" if aim == "auto" else aim)
 
 
 def objective_before(session: Session, base: Base) -> Objective:
@@ -257,7 +262,9 @@ def objective_before(session: Session, base: Base) -> Objective:
 
     Raises RecipeError where a target has no standard error.
     """
-    objective = objective_of(session)
+    objective = replace(objective_of(session), aim=units.aim_of(session.recipe, base))
+    for line in units.about_units(session.recipe, base):
+        session.opened.warn(line)
     if objective.aim != "standard_errors":
         return objective
     singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
@@ -267,16 +274,22 @@ def objective_before(session: Session, base: Base) -> Objective:
         for _, found in session.evaluations.proxies(singles, "select"):
             scores.append(found)
             advance(1)
-    return in_standard_errors(objective, scores, base)
+    return in_standard_errors(session, objective, scores, base)
 
 
 def in_standard_errors(
-    objective: Objective, experts: Sequence[Mapping[str, Scores]], base: Base
+    session: Session, objective: Objective, experts: Sequence[Mapping[str, Scores]], base: Base
 ) -> Objective:
-    """Returns the objective with each target's standard error as its unit."""
+    """Returns the objective with each target's standard error as its unit.
+
+    Raises RecipeError where a target has none, if the recipe asks for them.
+    """
     try:
         return replace(objective, units=standard_errors(experts, base))
     except ValueError as error:
+        if session.recipe.search.objective == "auto":
+            session.opened.warn(f"search.objective: {error}, so gains are added up as they are")
+            return replace(objective, aim="gain")
         hint = "give the target more examples, or use search.objective: gain"
         raise RecipeError("search.objective", f"standard_errors: {error}", hint=hint) from None
 
@@ -295,10 +308,11 @@ def objective_of_selection(session: Session, selection: Selection) -> Objective:
     """Returns the objective of a selection, which may say nothing of it."""
     if selection.objective is not None:
         return selection.objective
-    objective = objective_of(session)
+    aim = units.aim_of(session.recipe, selection.base)
+    objective = replace(objective_of(session), aim=aim)
     if objective.aim == "standard_errors":
         experts = [trial.scores for trial in selection.singles]
-        objective = in_standard_errors(objective, experts, selection.base)
+        objective = in_standard_errors(session, objective, experts, selection.base)
     return objective_after(objective, selection.trials, selection.base)
 
 

@@ -122,7 +122,7 @@ def check_size(session: Session, mixtures: Sequence[Mixture]) -> None:
     num = len(mixtures) * len(options.seeds)
     if num <= options.max_finetunes:
         return
-    speed, num_tokens = plan.measure(session), session.finetunes.num_tokens
+    (speed, _), num_tokens = plan.measure(session), session.finetunes.num_tokens
     tokens = len(options.seeds) * sum(map(num_tokens, mixtures))
     # select scores in every way, report scores of the proxies, both of the real fine-tunes
     num_ways = len({*options.exponents, own, 1.0})
