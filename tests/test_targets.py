@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -239,6 +240,67 @@ def test_regex_takes_the_first_group_or_the_whole() -> None:
     whole = metric(metric="regex", pattern=r"\d+")
     assert whole("a 12 b 13", "12") == 1.0
     assert matches(re.compile("a(b)?"), "a", "") == 1.0
+
+
+def test_a_pattern_is_looked_for_in_the_right_answer_too() -> None:
+    gsm8k = metric(metric="regex", pattern=r"#### (.*)")
+    assert gsm8k("so it is\n#### 18", "16 - 3 ... \n#### 18") == 1.0
+    assert gsm8k("so it is\n#### 17", "16 - 3 ... \n#### 18") == 0.0
+    assert gsm8k("it is 18", "16 - 3 ... \n#### 18") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "is_right"),
+    [
+        ("1,000", "1000", True),
+        ("it costs $18.", "#### 18", True),
+        ("-5", "- 5", True),
+        ("-5", "5", False),
+        (r"\boxed{3} as 4 is too many", "3.0", True),
+        (r"\boxed{\frac{1}{2}}", "0.5", True),
+        (r"so \boxed{", "3", False),
+        ("3.0", "3", True),
+        ("18%", "18", True),
+    ],
+)
+def test_numbers_as_people_write_them(output: str, answer: str, is_right: bool) -> None:
+    assert metric(metric="number")(output, answer) == float(is_right)
+
+
+def test_words_and_f1_are_those_of_squad() -> None:
+    words, shared = metric(metric="words"), metric(metric="f1")
+    assert words(" The Eiffel tower.", "eiffel Tower") == 1.0 == shared("a b", "b, a!")
+    assert words("Eiffel", "Eiffel tower") == 0.0
+    assert shared("Eiffel", "Eiffel tower") == pytest.approx(2 / 3)
+    assert shared("x x y", "x z") == pytest.approx(2 / 5)
+    assert shared("", "the") == 1.0 and shared("x", "") == 0.0
+
+
+def test_the_best_of_several_right_answers_counts_and_a_function_may_see_the_row(
+    base: BaseOf,
+) -> None:
+    family = tiny.open_base(base("llama"))
+    model, seen = family.load(), []
+
+    def function(output: str, answer: str, row: dict[str, Any]) -> float:
+        seen.append((answer, row["level"]))
+        return float(answer == "two")
+
+    examples = [
+        Example(i, prompt=f"what is {i}", completion="one", answers=several, columns={"level": i})
+        for i, several in enumerate([("one", "two"), ("one",)])
+    ]
+    given: dict[str, Any] = {"score": "generate", "metric": "function", "max_new_tokens": 2}
+    built = build(family, examples, **given, function=function)
+    assert built.score(model).values == (1.0, 0.0)
+    assert seen == [("one", 0), ("two", 0), ("one", 1)]
+    # what the row holds is part of the score, and so of its address
+    other = [*examples[:1], dataclasses.replace(examples[1], columns={"level": 7})]
+    assert built.address() != build(family, other, **given, function=function).address()
+    fewer = build(family, examples, **given, function=lambda output, answer: 1.0)
+    assert (
+        fewer.address() == build(family, other, **given, function=fewer.section.function).address()
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -80,7 +80,7 @@ class Expression:
             reason = str(error)
         except Exception as error:  # noqa: BLE001  # what a template raises is its user's
             reason = _of_template(error)
-        raise Place(self.where, index).error(f"{self.pattern!r}: {reason}") from None
+        raise Place(self.where, index).error(f"{self.pattern!r}: {reason}", hint=HINT) from None
 
     def of(self, index: int, row: Row) -> str:
         """Returns the text of a row. Raises DataError for a value that is no text or number."""
@@ -92,7 +92,7 @@ class Expression:
         try:
             return encodable(place, str(plain(value)))
         except (ValueError, TypeError) as error:
-            raise place.error(f"{self.pattern!r}: {error}") from None
+            raise place.error(f"{self.pattern!r}: {error}", hint=HINT) from None
 
     def filled(self, index: int, row: Row, why: str = "nothing can be learnt from") -> str:
         """Returns the text of a row, which must hold more than white space."""
@@ -257,7 +257,10 @@ def _template(where: str, pattern: str, columns: Columns) -> Callable[[Row], Any
 
     def rendered(row: Row) -> Any:
         with limited():
-            return found.render(row)
+            try:
+                return found.render(row)
+            except OverflowError as error:  # of a range that the sandbox refuses
+                raise ValueError(str(error)) from None
 
     return rendered
 
