@@ -224,6 +224,9 @@ def test_the_same_data_under_two_names_is_said(tmp_path: Path) -> None:
     found = inputs_of(recipe_of(tmp_path, datasets=twice)).warnings
     assert "datasets.a and datasets.b share 4 examples (100% of the smaller one)" in found
     assert "datasets.a: 1 of its 7 examples repeat an earlier one" in found
+    twice["b"]["rows"] = rows(*OWN)
+    found = inputs_of(recipe_of(tmp_path, datasets=twice)).warnings
+    assert "datasets.a and datasets.b hold the same 6 examples: one would do" in found
 
 
 # --- select and report

@@ -244,7 +244,7 @@ def _of_racing(recipe: Recipe) -> Iterator[str]:
     aim, key = recipe.search.objective, "search.racing"
     if recipe.search.racing is None:
         return
-    if aim != "gain":
+    if aim not in ("auto", "gain"):
         why = f"races decide by a weighted mean of gains, not by search.objective: {aim}"
         yield f"{key}: {why}"
     for name, section in recipe.targets.items():

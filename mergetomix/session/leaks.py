@@ -185,7 +185,9 @@ def _repeats(keys: Mapping[str, Sequence[int]]) -> list[str]:
     for one, other in combinations(keys, 2):
         smaller = min(len(distinct[one]), len(distinct[other]))
         num = len(distinct[one] & distinct[other])
-        if num >= max(1, LEAST_SHARE * smaller):
+        if num == len(distinct[one]) == len(distinct[other]):
+            lines.append(f"{one} and {other} hold the same {num} examples: one would do")
+        elif num >= max(1, LEAST_SHARE * smaller):
             share = f"{num} examples ({num / smaller:.0%} of the smaller one)"
             lines.append(f"{one} and {other} share {share}")
     return lines
