@@ -55,9 +55,11 @@ def test_rows_are_shown_as_they_are_used(tmp_path: Path, call: Call) -> None:
     put(tmp_path / "a.jsonl", jsonl([*PAIRS, {"question": "x", "answer": None}]))
     rows = [{**ROWS["options by place"].rows[0], "question": f"which {i}"} for i in range(4)]
     put(tmp_path / "b.jsonl", jsonl([*rows, *ROWS["options by place"].rows]))
+    mine = [{**row, "question": f"{row['question']} of mine"} for row in rows]
+    put(tmp_path / "t.jsonl", jsonl([*mine, *ROWS["options by place"].rows]))
     path = tmp_path / "recipe.yaml"
     given = ["--base", BASE, "--dataset", "a=a.jsonl", "--dataset", "b=b.jsonl"]
-    code, output, _ = call("init", path, *given, "--target", "t=b.jsonl")
+    code, output, _ = call("init", path, *given, "--target", "t=t.jsonl")
     assert code == 0
     assert "dataset a: questions and answers" in output
     assert "Question: q0\\nAnswer:[ a0]" in output
