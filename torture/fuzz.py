@@ -22,12 +22,14 @@ import numpy as np
 import said
 import tiny
 import yaml
+from pydantic import TypeAdapter
 
 from mergetomix.data.reading import read
 from mergetomix.errors import RecipeError, UserError
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.recipe.recipe import load
 from mergetomix.sections.source import Dataset
+from mergetomix.targets.kinds import AnyTarget
 
 SECONDS = 20.0
 ODD: list[Any] = [
@@ -109,6 +111,8 @@ def places(tree: Any) -> list[tuple[Any, Any]]:
 def recipe(draw: random.Random) -> str:
     """Returns the text of a recipe of which something is changed."""
     raw = copy.deepcopy(draw.choice([said.RAW, said.small()]))
+    if draw.random() < 0.2:
+        raw["datasets_from"] = {"path": "rows.jsonl", "text": "q", "by": "s", "min_rows": 2}
     for _ in range(draw.randint(1, 4)):
         every = places(raw)
         if not every:
@@ -158,8 +162,9 @@ def rows(draw: random.Random) -> list[Any]:
     found: list[Any] = []
     for i in range(draw.randint(0, 6)):
         row: Any = {"q": f"question {i}", "a": f"answer {i}", "n": i, "m": chat(draw)}
+        row["o"] = draw.choice([["one", "two"], {"text": ["one", "two"], "label": ["A", "B"]}])
         if draw.random() < 0.5:
-            row[draw.choice(["q", "a", "n", "m", "x"])] = value(draw)
+            row[draw.choice(["q", "a", "n", "m", "o", "x"])] = value(draw)
         if draw.random() < 0.1:
             row = value(draw)
         found.append(row)
@@ -194,7 +199,7 @@ def file_of(draw: random.Random, folder: Path) -> Path:
     elif kind in ("csv", "tsv"):
         written = io.StringIO()
         table = csv.writer(written, delimiter="\t" if kind == "tsv" else ",")
-        table.writerow(["q", "a", "n", "m"])
+        table.writerow(["q", "a", "n", "m", "o"])
         table.writerows(
             [as_text(each) for each in row.values()] for row in own if isinstance(row, dict)
         )
@@ -232,14 +237,46 @@ def parquet(own: list[Any]) -> bytes:
     return written.getvalue()
 
 
+PLACES = [
+    "q",
+    "Q: {q}\n",
+    "{q[0]}",
+    "{n:>{n}}",
+    "{m}",
+    "m[0].content",
+    "m.role",
+    "o",
+    "o[0]",
+    "x.y[1]",
+    "{x[y]}",
+    "{{ q }}",
+    "{% if n %}{{ q }}{% endif %}:",
+    "{% for i in range(n) %}{{ i }}{% endfor %}",
+    "{{ m[0].content * n }}",
+    "{{ q.__class__ }}",
+    "{% if %}",
+]
+"""What a key may say of these rows, or may not."""
+
+
 def mapping(draw: random.Random) -> dict[str, Any]:
     """Returns how a source's rows are read."""
-    pair = {
-        "prompt": draw.choice(["q", "Q: {q}\n", "{q[0]}", "{n:>{n}}", "{m}"]),
-        "completion": "a",
-    }
+    pair = {"prompt": draw.choice(PLACES), "completion": draw.choice(["a", "a", *PLACES])}
     found: dict[str, Any] = draw.choice(
-        [pair, pair, {"messages": "m"}, {"text": "q"}, {"text": True}]
+        [
+            pair,
+            pair,
+            {"messages": draw.choice(["m", *PLACES])},
+            {"text": draw.choice(PLACES)},
+            {"text": True},
+            {"prompt": "q", "answer": draw.choice(["n", "a", "x"]), "options": "o"},
+            {"prompt": "q", "answer": "n", "options": ["{q}", "{a}"], "score": "choice"},
+            {"prompt": "q", "answer": "n", "answer_map": {"0": "no", "1": "yes"}},
+            {"prompt": "q", "chosen": "a", "rejected": "q", "score": "choice"},
+            {"chosen": "m", "rejected": "x", "score": "choice"},
+            {"prompt": "q", "completion": "o", "score": "generate", "metric": "f1"},
+            {"map": made},
+        ]
     )
     extra = {
         "max_examples": 2,
@@ -247,11 +284,21 @@ def mapping(draw: random.Random) -> dict[str, Any]:
         "lines_per_example": 1,
         "system": "q",
         "chat": True,
+        "where": draw.choice(["n > 1", "q", "x is none", "m[0].role == 'user'", "n / 0", "q."]),
+        "split": draw.choice(["train[:2]", "train[50%:]", "test", "a[", "train[:1]+train[1:]"]),
+        "shots": 1,
+        "option_format": " {option}",
+        "role_map": {"user": "assistant"},
     }
-    if draw.random() < 0.2:
+    while draw.random() < 0.4:
         key = draw.choice(list(extra))
         found = found | {key: extra[key]}
     return found
+
+
+def made(row: Any) -> Any:
+    """A user's function, which takes rows to be better than they are."""
+    return [{"prompt": row["q"] + "\n", "completion": row["a"].strip()}] * (row["n"] % 3)
 
 
 def lawful(what: Callable[[], object], *named: str) -> str | None:
@@ -275,6 +322,9 @@ def lawful(what: Callable[[], object], *named: str) -> str | None:
 def recipes(num: int, folder: Path, seed: int) -> kills.Counts:
     """Loads `num` recipes that nobody meant."""
     counts, file = kills.Counts(), folder / "recipe.yaml"
+    rows = [{"q": f"question {i}", "s": ["one", "two", None][i % 3]} for i in range(9)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "rows.jsonl").write_text(text, encoding="utf-8")
     for i in range(num):
         file.write_text(recipe(random.Random(f"recipe {seed} {i}")), encoding="utf-8", newline="")
         counts.add(f"recipe {i} of seed {seed}", lawful(lambda: load(file), str(file)))
@@ -292,7 +342,8 @@ def files(num: int, folder: Path, seed: int) -> kills.Counts:
 
         def use(file: Path = file, how: dict[str, Any] = how) -> None:
             try:
-                source = Dataset(path=str(file), **how)
+                kind = TypeAdapter(AnyTarget if "score" in how or "shots" in how else Dataset)
+                source = kind.validate_python({"path": str(file), **how})
             except ValueError as error:
                 raise RecipeError("datasets.d", str(error)) from None
             family.encode(read(source, "datasets.d").items, "datasets.d")
