@@ -10,6 +10,7 @@ import os
 import random
 import resource
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -127,7 +128,7 @@ def at_times(undisturbed: Undisturbed, num: int, counts: Counts, draw: random.Ra
             counts.add(what, undisturbed.problem(recipe))
 
 
-def on_full_disks(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
+def on_short_files(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
     """Lets no file grow beyond a limit, another each time; then there is room again."""
     largest = max(file.stat().st_size for file in undisturbed.folder.rglob("*") if file.is_file())
     for step in range(num):
@@ -144,6 +145,45 @@ def on_full_disks(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
                 counts.add(what, f"ends with {code}: {log.strip().splitlines()[-1:]}")
             else:
                 counts.add(what, undisturbed.problem(recipe))
+
+
+def on_full_disks(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
+    """Fills the disk of the store while a run writes to it, another time each; then it has room.
+
+    The disk is one in memory, which root alone may mount, on Linux; else nothing is tried. One that
+    is too small from the start is refused before anything is trained.
+    """
+    for step in range(num if os.geteuid() == 0 and shutil.which("mount") else 0):
+        seconds = undisturbed.seconds * (step + 1) / (num + 1)
+        for recipe in undisturbed.fresh():
+            store = recipe.parent / "store"
+            store.mkdir()
+            if mount("-t", "tmpfs", "-o", "size=2G", "tmpfs", store):
+                return
+            try:
+                pid = child(recipe, undisturbed.world.does)
+                time.sleep(seconds)
+                disk = os.statvfs(store)
+                used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+                mount("-o", f"remount,size={used + disk.f_frsize}", store)
+                code = wait(pid)
+                log = (recipe.parent / "log.txt").read_text()
+                mount("-o", "remount,size=2G", store)
+                problem = undisturbed.problem(recipe)
+                if code not in (0, 1, 2) or "Traceback" in log:
+                    problem = f"ends with {code}: {log.strip().splitlines()[-1:]}"
+                elif code and str(store) not in log:
+                    problem = f"does not name the disk: {log.strip().splitlines()[-1:]}"
+            finally:
+                mount("-o", "remount,size=2G", store)
+                subprocess.run(["umount", "--lazy", store], check=False)
+            what = f"{undisturbed.name}, a disk that is full after {seconds:.2f} s"
+            counts.add(what, problem)
+
+
+def mount(*arguments: str | Path) -> int:
+    """Runs the system's mount, and returns its exit code."""
+    return subprocess.run(["mount", *arguments], check=False, capture_output=True).returncode
 
 
 def at_once(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
@@ -166,7 +206,8 @@ def at_once(undisturbed: Undisturbed, num: int, counts: Counts) -> None:
 def all_of(names: list[str], num_kills: int, folder: Path, seed: int) -> dict[str, Counts]:
     """Disturbs some worlds, with `num_kills` kills in all; returns the counts by kind."""
     found: dict[str, Any] = {
-        kind: Counts() for kind in ("at a moment", "at a time", "full disk", "at once")
+        kind: Counts()
+        for kind in ("at a moment", "at a time", "files cut short", "full disk", "at once")
     }
     draw = random.Random(seed)
     each = max(1, num_kills // len(names))
@@ -175,6 +216,7 @@ def all_of(names: list[str], num_kills: int, folder: Path, seed: int) -> dict[st
         print(f"{name}: {undisturbed.num_moments} moments, {undisturbed.seconds:.1f} s", flush=True)
         at_moments(undisturbed, max(1, 3 * each // 4), found["at a moment"])
         at_times(undisturbed, each // 4, found["at a time"], draw)
+        on_short_files(undisturbed, max(1, each // 20), found["files cut short"])
         on_full_disks(undisturbed, max(1, each // 20), found["full disk"])
         if undisturbed.world.does != "merge":  # one of two finds its folder taken, as it should
             at_once(undisturbed, max(1, each // 20), found["at once"])
