@@ -370,6 +370,7 @@ targets:
          score: generate, metric: regex, pattern: '(\d+)', stop: []}
   mine: {score: python, function: "/data/scoring.py:score"}
 merge: {weighting: equal}
+search: {objective: gain}
 store: /data/store
 run_dir: /data/run
 """

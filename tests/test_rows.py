@@ -150,7 +150,8 @@ def test_a_folder_with_several_splits_gives_the_one_asked_for(tmp_path: Path) ->
 def test_a_folder_whose_names_say_no_split_is_read_whole(tmp_path: Path) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         put(tmp_path / "train" / name, jsonl([{"t": name}]))
-    assert len(get(path=tmp_path / "train", text="t", split="anything").items) == 2
+    assert len(get(path=tmp_path / "train", text="t").items) == 2
+    fails("split", "'anything'", "train", path=tmp_path / "train", text="t", split="anything")
 
 
 def test_a_readme_beside_plain_text_is_no_data(tmp_path: Path) -> None:

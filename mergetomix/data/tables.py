@@ -73,11 +73,11 @@ def open_table(source: Source, where: str) -> Table:
     Raises:
         DataError: the source cannot be read, or no row is left without the empty ones.
     """
-    if source.rows is not None:
+    if source.rows is not None and not source.files:
         parts = parts_of(source.split, where) if source.split is not None else []
         table = _parts(_given(source.rows, f"{where}.rows"), parts[:1])
     else:
-        table = _together([_at(path, source, where) for path in source.paths])
+        table = _together([_at(path, source, where) for path in source.paths or [""]])
     if not table.kept():
         counts = {"are empty": len(table.empty), "hold no text": table.num_binary}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
