@@ -35,8 +35,11 @@ def _two(first: str, second: str, before: str = "{}\n", space: str = "") -> Made
 
 
 ROWS: dict[str, Made] = {
+    "preferred replies to a prompt": Made(
+        [{"prompt": "is it dry", "chosen": [YES], "rejected": [NO]}], CHAT, ("yes", "no")
+    ),
     "preferred chats": Made(
-        [{"prompt": "is it dry", "chosen": [USER, YES], "rejected": [USER, NO]}],
+        [{"chosen": [USER, YES], "rejected": [USER, NO]}],
         CHAT,
         ("yes", "no"),
     ),
@@ -119,6 +122,15 @@ ROWS: dict[str, Made] = {
         f"{ASKED}B)elm",
         (" A)oak", " B)elm"),
         1,
+    ),
+    "a question and options": Made(
+        [{**TREE, "options": TREES, "answer": "B", "answer_index": 1}], f"{ASKED}elm", SPACED, 1
+    ),
+    "options in columns by their letters": Made(
+        [{**TREE, "A": "oak", "B": "elm", "C": "fir", "D": "yew", "answer": "D"}],
+        f"{ASKED}yew",
+        SPACED,
+        3,
     ),
     "options by their letters": Made(
         [{**TREE, "options": dict(zip("ABCD", TREES, strict=True)), "answer_idx": "D"}],
@@ -220,6 +232,10 @@ ROWS: dict[str, Made] = {
         (" entailment", " neutral", " contradiction"),
         2,
     ),
+    "inference in words": Made(
+        [{"premise": "It rains.", "hypothesis": "It is wet.", "label": "entails"}],
+        "Premise: It rains.\nHypothesis: It is wet.\nThis is| entails",
+    ),
     "paraphrases": Made(
         [{"sentence1": "It rains.", "sentence2": "Rain falls.", "label": 1}],
         "It rains.\nRain falls.\nDo both say the same?| yes",
@@ -237,8 +253,17 @@ ROWS: dict[str, Made] = {
         f"An oak stands.\n\n{ASKED}oak",
         answers=("oak", "An oak"),
     ),
+    "a question about a context": Made(
+        [{"context": "An oak stands.", **TREE, "answer": "oak"}], f"An oak stands.\n\n{ASKED}oak"
+    ),
+    "a question about a passage": Made(
+        [{"passage": "An oak stands.", **TREE, "answer": "oak"}], f"An oak stands.\n\n{ASKED}oak"
+    ),
     "several right answers": Made(
         [{**TREE, "answer": ["oak", "the oak"]}], f"{ASKED}oak", answers=("oak", "the oak")
+    ),
+    "several right answers (answers)": Made(
+        [{**TREE, "answers": ["oak", "the oak"]}], f"{ASKED}oak", answers=("oak", "the oak")
     ),
     "an answer and its aliases": Made(
         [{**TREE, "answer": {"value": "oak", "aliases": ["oak", "oak tree"]}}],
@@ -296,6 +321,8 @@ ROWS: dict[str, Made] = {
     "prompt and response": _two("prompt", "response"),
     "questions and answers": _two("question", "answer", "Question: {}\nAnswer:", " "),
     "input and output": _two("input", "output"),
+    "inputs and targets": _two("inputs", "targets"),
+    "input and target": _two("input", "target"),
     "source and target": _two("source", "target"),
     "texts": Made([{"text": "An oak stands."}], "|An oak stands."),
     "texts whose last word is asked for": Made([{"text": "An oak stands."}], "|An oak stands."),

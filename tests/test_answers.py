@@ -55,6 +55,11 @@ def right(options: Any, answer: Any, **lines: Any) -> str:
         ({"A": "oak", "B": "elm", "C": None}, "B", "elm"),
         ([{"text": "oak", "label": "x"}, {"text": "elm", "label": "y"}], "y", "elm"),
         ([{"text": "oak"}, {"text": "elm"}], 1, "elm"),
+        ([{"key": "x", "value": "oak"}, {"key": "y", "value": "elm"}], "y", "elm"),
+        ("['oak', 'elm']", 1, "elm"),
+        ('["oak", "elm"]', "elm", "elm"),
+        (["no", "yes"], "True", "yes"),
+        ({"oak": 0, "elm": 1}, {"oak": 0, "elm": 1}, "elm"),
     ],
 )
 def test_the_right_option_by_whatever_the_data_calls_it(
@@ -73,6 +78,8 @@ def test_the_right_option_by_whatever_the_data_calls_it(
         (LETTERS, "X", "which are called A, B, C"),
         (["oak", "elm"], [1, 1], "[1, 1] is none of"),
         (["oak", "elm"], None, "None is none of"),
+        (["oak", "elm", "fir"], True, "True is none of"),
+        ({"text": ["oak", "elm"], "label": ["1", "2"]}, 0, "which are called 1, 2"),
         (["oak"], 0, "at least 2"),
         ("oak", 0, "not str"),
         (["oak", ""], 0, "not ''"),
@@ -102,6 +109,33 @@ def test_where_they_do_not_it_is_said_and_may_be_told() -> None:
     assert "answer_from: 1" in note
     told = choice(rows, options="o", answer="a", answer_from=1)
     assert told.items[0].completion.strip() == "oak" and told.notes == ()
+
+
+def test_numbers_are_texts_only_where_all_of_them_are() -> None:
+    digits = ["2", "0", "1", "3"]
+    rows = [{"q": "?", "o": digits, "a": each} for each in ("2", "0")]
+    assert choice(rows, options="o", answer="a").items[0].completion.strip() == "2"
+    places = choice(rows, options="o", answer="a", answer_from=0)
+    assert places.items[0].completion.strip() == "1"
+    rows.append({"q": "?", "o": ["5", "6", "7", "8"], "a": "1"})
+    mixed = [item.completion.strip() for item in choice(rows, options="o", answer="a").items]
+    assert mixed == ["1", "2", "6"]
+
+
+def test_answers_that_count_from_both_are_refused() -> None:
+    rows = [{"q": "?", "o": ["oak", "elm"], "a": each} for each in (0, 1, 2)]
+    with pytest.raises(DataError, match=r"row 2 .* 0 is among the answers, and so is 2"):
+        choice(rows, options="o", answer="a")
+    assert len(choice(rows[:2], options="o", answer="a", answer_from=0).items) == 2
+
+
+def test_words_of_labels_may_be_keyed_as_yaml_reads_them() -> None:
+    rows = [{"q": "this is", "a": each} for each in (0.0, 1, "1")]
+    found = choice(rows, answer="a", answer_map={0: "wet", 1: "dry"})
+    assert [item.completion for item in found.items] == [" wet", " dry", " dry"]
+    truths = [{"q": "this is", "a": each} for each in (True, "False")]
+    found = choice(truths, answer="a", answer_map={True: "dry", False: "wet"})
+    assert [item.completion for item in found.items] == [" dry", " wet"]
 
 
 def test_columns_are_options_by_format_strings_and_not_by_their_names() -> None:
@@ -198,6 +232,8 @@ def test_generated_answers_may_meet_any_of_several() -> None:
     (item,) = read(target_section(rows=rows, **lines), "targets.t").items
     assert (item.completion, item.answers) == ("oak", ("oak", "an oak"))
     assert item.content() != Example(0, prompt="?", completion="oak").content()
+    padded = read(target_section(rows=[{"q": "?", "a": {"text": ["", "oak"]}}], **lines), "t")
+    assert padded.items[0].answers == ("oak",)
     empty = [{"q": "?", "a": {"text": []}}]
     with pytest.raises(DataError, match="no right answer in an empty list"):
         read(target_section(rows=empty, **lines), "targets.t")
@@ -216,6 +252,8 @@ def test_generated_answers_may_meet_any_of_several() -> None:
         ({"completion": "c", "option_format": " {option}"}, "option_format needs options"),
         ({"completion": "c", "answer": "a", "options": "o"}, "not completion and answer"),
         ({"rejected": "r", "completion": "c"}, "rejected needs a chosen"),
+        ({"answer": "a", "options": [False, True]}, "quote it"),
+        ({"answer": "a", "answer_map": {0: False}}, "quote it"),
         ({"completion": "c", "max_bad": "1%"}, "max_bad needs on_bad_row: skip"),
         ({"completion": "c", "max_bad": "x%", "on_bad_row": "skip"}, "valid number"),
         ({"completion": "c", "max_bad": 2, "on_bad_row": "skip"}, "less than or equal to 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -400,6 +401,20 @@ def test_a_base_with_a_template_is_told_of_pairs_without(tmp_path: Path) -> None
     assert read(tmp_path, pair, family, **asked, chat=False).notes == ()
     plain = family_of(tiny.tokenizer(True, False))
     assert read(tmp_path, pair, plain, **asked).notes == ()
+
+
+def test_turns_without_roles_and_with_dates(tmp_path: Path) -> None:
+    family = family_of(tiny.tokenizer(True, False), CHATML, special=IM)
+    wanted = (("user", "a"), ("assistant", "b"))
+    for turns in (["a", "b"], [{"input": "a", "output": "b"}], json.dumps([*USER_AND_REPLY])):
+        rows = [{"c": turns}]
+        assert read(tmp_path, rows, family, messages="c").items[0].messages == wanted
+    dated = [{**turn, "at": datetime.datetime(2026, 1, 2)} for turn in USER_AND_REPLY]
+    found = family.read(Source(rows=[{"c": dated}], messages="c"), WHERE)
+    assert "2026-01-02" in found.items[0].chat
+
+
+USER_AND_REPLY = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
 
 
 def test_options_of_a_chat_are_replies() -> None:

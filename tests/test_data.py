@@ -171,7 +171,8 @@ def test_messages_in_every_format_that_has_lists(tmp_path: Path) -> None:
         ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], "part of type 'image'"),
         ([USER, {"role": "assistant", "content": "a\ud83d"}], "lone surrogate"),
         ([{"from": "human", "value": "hi"}], "no turn of the assistant"),
-        (["hi"], "role and content"),
+        (["hi"], "no turn of the assistant"),
+        ([5], "role and content"),
     ],
 )
 def test_messages_that_teach_nothing(value: Any, named: str) -> None:

@@ -15,7 +15,7 @@ ROW = {
     "q": "why",
     "input": "",
     "n": 7,
-    "none": None,
+    "gone": None,
     "a b": "spaced",
     "answers": {"text": ["one", "two"], "deep": [{"x": 1}, {"x": 2}]},
     "turns": [{"from": "human", "value": "hi"}],
@@ -57,6 +57,9 @@ def text(pattern: str, row: dict[str, Any] | None = None) -> str:
         ("{% if input %}{{ input }}\n{% endif %}\n{{ q }}", "template", "why"),
         ("{{ answers.text | join(', ') }}", "template", "one, two"),
         ("{{ day }}", "template", "2026-01-02"),
+        ("{{ row['a b'] }}", "template", "spaced"),
+        ("{% if gone %}x{% endif %}y", "template", "y"),
+        ("\\boxed{{{n}}}", "format", "\\boxed{7}"),
     ],
 )
 def test_what_a_string_means(pattern: str, kind: str, wanted: Any) -> None:
@@ -76,8 +79,8 @@ def test_what_a_string_means(pattern: str, kind: str, wanted: Any) -> None:
         ("q.x", {}, "no 'x' in a value of type str"),
         ("answers.text", {"answers": None}, "missing (null)"),
         ("answers", {}, "of type dict"),
-        ("{none}", {}, "missing (null)"),
-        ("{{ none }}", {}, "missing (null)"),
+        ("{gone}", {}, "missing (null)"),
+        ("{{ gone }}", {}, "missing (null)"),
         ("{{ answers }}", {}, "of type dict"),
         ("{{ answers.titel }}", {}, "no attribute 'titel'"),
         ("{{ ''.__class__.__mro__ }}", {}, "unsafe"),
@@ -85,6 +88,11 @@ def test_what_a_string_means(pattern: str, kind: str, wanted: Any) -> None:
         ("{% for i in range(10**9) %}x{% endfor %}", {}, "Range too big"),
         ("{{ 1 / 0 }}", {}, "division by zero"),
         ("{{ q | nothing }}", {}, "No filter named 'nothing'"),
+        ("{{ gone | trim }}", {}, "missing (null)"),
+        ("{{ gone ~ 'x' }}", {}, "missing (null)"),
+        ("{{ gone | upper }}", {}, "missing (null)"),
+        ("{{ q }}\nA: {n}", {}, "{{ q }} would be written as it stands"),
+        ('Reply as {"a": 1}', {}, "names no column"),
     ],
 )
 def test_what_a_row_has_not_is_named_with_the_row(
@@ -116,7 +124,7 @@ def test_a_template_never_changes_its_row() -> None:
         ("n in [1, 2]", False),
         ("answers.text | length == 2", True),
         ('row["a b"] == "spaced"', True),
-        ("none is none", True),
+        ("gone is none and gone == none", True),
         ("not input", True),
     ],
 )
@@ -130,6 +138,7 @@ def test_a_condition_is_met_or_not(pattern: str, meets: bool) -> None:
         ("m > 3", "no column 'm'"),
         ("n >", "broken template"),
         ("n > 'a'", "not supported between"),
+        ("gone > 1", "missing (null)"),
         ("q.__class__", "unsafe"),
     ],
 )

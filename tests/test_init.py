@@ -79,6 +79,12 @@ def test_rows_are_shown_as_they_are_used(tmp_path: Path, call: Call) -> None:
         ([{"id": 1, "weight": 2}], "none of the usual shapes; its columns are id, weight"),
         ([{"text": "a film", "label": 1}] * 3, "label holds numbers (1), and no word"),
         ([{"question": "a", "answer": ""}] * 3, "gives an empty text"),
+        ([{"text": "a", "label": [0, 1]}] * 3, "none of the usual shapes"),
+        ([{"text": "a", "label": 1, "word": "b"}] * 3, "none of the usual shapes"),
+        ([{"prompt": "a", "completion": "b", "label": False}] * 3, "none of the usual shapes"),
+        ([{"question": "a", "answer": "b", "paragraph": "c"}] * 3, "none of the usual shapes"),
+        ([{"text": "a", "summary": "b"}] * 3, "none of the usual shapes"),
+        ([{"question": "a", "options": {"A": "b"}, "answer": "A"}] * 3, "none of the usual shapes"),
     ],
 )
 def test_what_cannot_be_told_is_asked_for_and_nothing_is_written(
@@ -102,6 +108,23 @@ def test_labels_are_words_where_the_file_knows_them(tmp_path: Path) -> None:
     look = first_recipe.looked_at("x", "x.parquet", tmp_path, True)
     assert look.lines["answer_map"] == {"0": "wet", "1": "dry"}
     assert look.items[1].completion == " dry" and look.items[1].options == (" wet", " dry")
+    nli = {"premise": ["a"] * 2, "hypothesis": ["b"] * 2, "label": [0, 1]}
+    features = datasets.Features(
+        {
+            **dict.fromkeys(["premise", "hypothesis"], datasets.Value("string")),
+            "label": datasets.ClassLabel(names=["entailment", "contradiction", "neutral"]),
+        }
+    )
+    datasets.Dataset.from_dict(nli, features=features).to_parquet(str(tmp_path / "cb.parquet"))
+    look = first_recipe.looked_at("x", "cb.parquet", tmp_path, True)
+    assert look.items[1].completion == " contradiction" and not look.notes
+    put(tmp_path / "cb.jsonl", jsonl([{"premise": "a", "hypothesis": "b", "label": 1}]))
+    look = first_recipe.looked_at("x", "cb.jsonl", tmp_path, True)
+    assert "1 for 'neutral'" in look.notes[-1] and "see that it is so" in look.notes[-1]
+    words = [{"text": f"rain {i}", "label": ["wet", "dry"][i % 2]} for i in range(4)]
+    put(tmp_path / "w.jsonl", jsonl(words))
+    look = first_recipe.looked_at("w", "w.jsonl", tmp_path, True)
+    assert look.lines["options"] == ["dry", "wet"] and look.items[0].completion == " wet"
     put(tmp_path / "y.jsonl", jsonl([{"text": "rain", "label": "wet"}] * 2))
     look = first_recipe.looked_at("y", "y.jsonl", tmp_path, False)
     assert (look.items[0].prompt, look.items[0].completion) == ("rain\nLabel:", " wet")
@@ -126,6 +149,7 @@ def test_questions_are_asked_until_an_answer_fits(
             "ask",
             "reply",
             "b=film.jsonl",
+            "bad",  # two words are needed
             "bad, good",
             "",
             "t=t.jsonl",

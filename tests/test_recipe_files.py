@@ -360,15 +360,15 @@ def test_what_yaml_cannot_hold_is_named(rows: Any, function: Any) -> None:
 EARLIER = r"""
 base: {path: some/model, revision: main}
 datasets:
-  math: {path: /data/math.jsonl, prompt: question, completion: answer}
-  notes: {path: /data/notes, text: true}
+  math: {path: /data/math.jsonl, prompt: question, completion: answer, split: train}
+  notes: {path: /data/notes, text: true, split: train}
 targets:
-  held: {path: /data/held.jsonl, messages: messages, weight: 2}
+  held: {path: /data/held.jsonl, messages: messages, weight: 2, split: test}
   quiz: {path: /data/quiz.jsonl, prompt: "Q: {question}\nA:", completion: " {answer}",
-         score: choice, options: [a, b], option_format: " {option}", normalize: false}
+         score: choice, options: [a, b], option_format: " {option}", normalize: false, split: test}
   sums: {path: /data/sums.jsonl, prompt: question, completion: answer,
-         score: generate, metric: regex, pattern: '(\d+)', stop: []}
-  mine: {score: python, function: "/data/scoring.py:score"}
+         score: generate, metric: regex, pattern: '(\d+)', stop: [], split: test}
+  mine: {score: python, split: test, function: "/data/scoring.py:score"}
 merge: {weighting: equal}
 search: {objective: gain}
 store: /data/store

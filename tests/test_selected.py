@@ -42,6 +42,7 @@ def numbers(found: Examples) -> list[int]:
         ("train[5:7]+train[:1]", [5, 6, 0]),
         ("train", list(range(20))),
         ("train[30:]", None),
+        ("train[3:1]", None),
     ],
 )
 def test_a_split_of_a_file_takes_what_it_says(
@@ -49,8 +50,9 @@ def test_a_split_of_a_file_takes_what_it_says(
 ) -> None:
     path = str(put(tmp_path / "x.jsonl", jsonl(ROWS)))
     if wanted is None:
-        with pytest.raises(DataError, match="no rows in"):
+        with pytest.raises(DataError, match="no rows in") as caught:
             get(path=path, split=split)
+        assert caught.value.where == "datasets.x.split"
         return
     assert numbers(get(path=path, split=split)) == wanted
 
@@ -75,6 +77,20 @@ def test_splits_of_a_folder_and_what_is_no_split(tmp_path: Path) -> None:
         get(path=one, split="validation")
     named = str(put(tmp_path / "one.validation.jsonl", jsonl(ROWS)))
     assert len(get(path=named, split="validation").items) == 20
+
+
+def test_a_split_of_a_glob_goes_by_the_names_of_its_files(tmp_path: Path) -> None:
+    for name, rows in (("train", ROWS[:4]), ("test", ROWS[4:6])):
+        put(tmp_path / f"{name}.jsonl", jsonl(rows))
+    path = str(tmp_path / "*.jsonl")
+    assert len(get(path=path).items) == 6
+    assert numbers(get(path=path, split="train")) == [0, 1, 2, 3]
+    assert numbers(get(path=path, split="test+train[:1]")) == [4, 5, 0]
+    target = target_section(path=path, split="test", **PAIR)
+    assert [item.completion for item in read(target, "targets.t").items] == ["a4", "a5"]
+    one = target_section(path=str(tmp_path / "train.jsonl"), split="test", **PAIR)
+    with pytest.raises(DataError, match=r"no split 'test' in .*; there: train"):
+        read(one, "targets.t")
 
 
 def test_rows_of_a_part_keep_their_numbers(tmp_path: Path) -> None:
@@ -150,7 +166,7 @@ def broken(row: dict[str, Any]) -> Any:
     ("function", "says"),
     [
         (broken, ["row 4 (counting from 0)", "KeyError", "in broken", 'raise KeyError("nothing']),
-        (lambda row: 5, ["row 0", "raised TypeError"]),
+        (lambda row: 5, ["row 0", "must return a mapping of columns"]),
         (lambda row: [5], ["must return a mapping of columns"]),
         (lambda row: None, ["gives no row for any of 20 rows"]),
         (lambda row: {"wrong": 1}, ["columns wrong", "prompt and completion"]),
@@ -173,6 +189,23 @@ def test_rows_that_a_function_refuses_are_passed_over_and_counted() -> None:
     found = get(map=broken, prompt=None, completion=None, on_bad_row="skip")
     assert len(found.items) == 19
     assert any("passed over 1 bad rows" in note and "row 4" in note for note in found.notes)
+    assert all("\n" not in note for note in found.notes)
+
+
+def test_a_condition_on_what_is_missing_is_a_bad_row() -> None:
+    rows = [{**row, "score": i or None} for i, row in enumerate(ROWS)]
+    with pytest.raises(DataError, match=r"row 0 .*missing \(null\)"):
+        get(rows, where="score > 17")
+    assert numbers(get(rows, where="score and score > 17")) == [18, 19]
+    found = get(rows, where="score > 17", on_bad_row="skip")
+    assert numbers(found) == [18, 19] and "passed over 1 bad rows" in found.notes[0]
+
+
+def test_a_condition_is_on_what_the_function_gives() -> None:
+    def graded(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "grade": int(row["q"][1:]) // 10}
+
+    assert numbers(get(map=graded, where="grade == 1")) == list(range(10, 20))
 
 
 # --- rows that are not well
@@ -286,7 +319,8 @@ def test_one_source_is_a_dataset_for_each_value_and_one_for_the_rest(tmp_path: P
         ({"rest": None}, ["even", "odd"]),
         ({"rest": "others", "prefix": "x-"}, ["x-even", "x-odd", "x-others"]),
         ({"by": "meta.src"}, ["even", "odd", "rest"]),
-        ({"min_rows": 1, "where": "q != 'r1'"}, ["even", "odd", "rare-0", "rare-1", "rare-2"]),
+        ({"by": "meta['src']"}, ["even", "odd", "rest"]),
+        ({"min_rows": 1, "where": "q != 'r1'"}, ["even", "odd", "rare-0", "rare-2"]),
     ],
 )
 def test_names_and_what_is_left_over(
@@ -294,6 +328,38 @@ def test_names_and_what_is_left_over(
 ) -> None:
     found = parse(recipe(tmp_path, **section), tmp_path)
     assert sorted(found.datasets) == names
+
+
+@pytest.mark.parametrize(
+    ("values", "by", "names"),
+    [
+        ([1.0, 1.5, None], "s", ["1.0", "1.5", "rest"]),
+        ([1, 2], "s", ["1", "2"]),
+        ([["a", 1], ["b", 1]], "s[0]", ["a", "b"]),
+        ([{"sub-src": "x"}, {"sub-src": "y"}], "s.sub-src", ["x", "y"]),
+        (["中文", "Русский"], "s", None),
+    ],
+)
+def test_values_of_every_kind(
+    tmp_path: Path, values: list[Any], by: str, names: list[str] | None
+) -> None:
+    rows = [{"q": f"q{i}", "a": "a", "s": values[i % len(values)], "row": 1} for i in range(30)]
+    put(tmp_path / "v.jsonl", jsonl(rows))
+    found = parse(recipe(tmp_path, path="v.jsonl", by=by), tmp_path).datasets
+    assert len(found) == len(values)
+    assert names is None or sorted(found) == names
+    sizes = [len(read(each, name).items) for name, each in found.items()]
+    assert sizes == [30 // len(values)] * len(values)
+
+
+def test_values_are_those_of_the_rows_that_are_taken(tmp_path: Path) -> None:
+    section = {"where": "s != 'odd'", "min_rows": 1, "map": "made.py:made", "by": "kind"}
+    put(tmp_path / "made.py", "def made(row):\n    return {**row, 'kind': row['q'][:1]}\n")
+    found = parse(recipe(tmp_path, **section), tmp_path).datasets
+    assert sorted(found) == ["q", "r"]
+    assert [len(read(found[name], name).items) for name in "qr"] == [10, 3]
+    with pytest.raises(UserError, match="makes the name 'q', too"):
+        parse(recipe(tmp_path, **section, rest="q"), tmp_path)
 
 
 def test_beside_datasets_that_are_named(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from mergetomix.targets.kinds import AnyTarget
 NUM_LOOKED_AT = 200
 """Rows that are mapped, to see that a source's lines fit."""
 NUM_SHOWN = 2
+MOST_LABELS = 50
+"""Labels that are options of a target; of more, the loss says as much."""
 MOST_BAD = 0.2
 """With more bad rows than this the lines are wrong, not the rows."""
 Ask = Callable[[str], str]
@@ -187,11 +189,12 @@ def looked_at(name: str, path: str, folder: Path, is_target: bool, ask: Ask | No
     rows = table.take(indices)
     shape = shapes.recognised(rows)
     if shape is not None:
-        return _tried(shape.name, shape.of(is_target), resolved, where, is_target)
-    labelled = _labelled(table, rows, where, ask)
+        lines = _by_names(shape.of(is_target), table)
+        found = _tried(shape.name, lines, resolved, where, is_target)
+        return replace(found, notes=(*found.notes, *_taken_for(lines, table)))
+    labelled = _labelled(table, where, is_target, ask)
     if labelled is not None:
-        lines = {**labelled, "score": "choice"} if is_target else labelled
-        return _tried("texts with labels", lines, resolved, where, is_target)
+        return _tried("texts with labels", labelled, resolved, where, is_target)
     if ask is None:
         columns = ", ".join(table.columns)
         hint = "write its lines by hand: docs/cookbook.md has those of fifty public datasets"
@@ -212,36 +215,69 @@ def _tried(shape: str, lines: Mapping[str, Any], path: str, where: str, is_targe
     return Look(shape, {**lines, **more}, found.items[:NUM_SHOWN], found.notes)
 
 
+def _by_names(lines: Mapping[str, Any], table: tables.Table) -> dict[str, Any]:
+    """Returns lines whose words for a label are those that the source itself has for it."""
+    names = table.names.get(str(lines.get("answer")))
+    found = dict(lines)
+    if names is None or isinstance(lines.get("options"), str):
+        return found
+    if "{" in "".join(lines.get("options") or ()):
+        return found
+    found.pop("options", None)
+    found.pop("answer_from", None)
+    return found | {"answer_map": {str(place): name for place, name in enumerate(names)}}
+
+
+def _taken_for(lines: Mapping[str, Any], table: tables.Table) -> list[str]:
+    """Returns a line on what numbers are taken for, where the source does not say it."""
+    answer, options = str(lines.get("answer")), lines.get("options")
+    words = lines.get("answer_map")
+    if words is None and isinstance(options, list) and "{" not in "".join(options):
+        words = {str(place): word for place, word in enumerate(options)}
+    if answer in table.names or not words:
+        return []
+    listed = ", ".join(f"{number} for {word!r}" for number, word in words.items())
+    return [f"{answer} is taken: {listed}; see that it is so"]
+
+
 def _labelled(
-    table: tables.Table, rows: Sequence[tables.Row], where: str, ask: Ask | None
+    table: tables.Table, where: str, is_target: bool, ask: Ask | None
 ) -> dict[str, Any] | None:
-    """Returns the lines of texts beside a label, None for a source without both.
+    """Returns the lines of texts beside a label, None for a source with other columns.
 
     What numbers mean is known of some files, and asked for else.
     """
     text = next((each for each in ("text", "sentence") if each in table.columns), None)
-    if text is None or "label" not in table.columns:
+    others = set(table.columns) - {text, "label", "idx", "id"}
+    if text is None or "label" not in table.columns or others:
         return None
-    labels = sorted({row["label"] for row in rows if row["label"] is not None}, key=str)
+    values = [each for each in table.take_column("label") if each is not None]
+    if not values or not all(isinstance(each, str | int | float) for each in values):
+        return None
+    labels = sorted({str(each) for each in values})
     lines: dict[str, Any] = {"prompt": f"{{{text}}}\nLabel:"}
-    if all(isinstance(each, str) and not each.isdigit() for each in labels):
-        return {**lines, "completion": " {label}"}
-    names = table.names.get("label", ())
-    if not names:
-        shown = ", ".join(map(str, labels))
+    if not all(each.replace(".", "").lstrip("-").isdigit() for each in labels):
+        if not is_target or not 2 <= len(labels) <= MOST_LABELS:
+            return {**lines, "completion": " {label}"}
+        return {**lines, "completion": "label", "options": labels, "score": "choice"}
+    names = table.names.get("label") or _asked_words(labels, where, ask)
+    meant = names if isinstance(names, dict) else {str(i): each for i, each in enumerate(names)}
+    found = {**lines, "answer": "label", "answer_map": meant}
+    return {**found, "score": "choice"} if is_target else found
+
+
+def _asked_words(labels: Sequence[str], where: str, ask: Ask | None) -> dict[str, str]:
+    """Returns what the user says that labels mean, one word for each."""
+    shown = ", ".join(labels)
+    if ask is None:
+        hint = 'answer_map: {0: "...", 1: "..."} says it in the recipe'
+        problem = f"label holds numbers ({shown}), and no word for what they mean"
+        raise UserError(f"{where}: {problem}", hint=hint)
+    while True:
         question = f"{where}: what do the labels {shown} mean, in words with commas between"
-        if ask is None:
-            hint = "answer_map: {0: ..., 1: ...} says it in the recipe"
-            problem = f"label holds numbers ({shown}), and no word for what they mean"
-            raise UserError(f"{where}: {problem}", hint=hint)
-        names = tuple(each.strip() for each in ask(question).split(","))
-        meant = dict(zip(map(str, labels), names, strict=False))
-        return {**lines, "answer": "label", "answer_map": meant}
-    return {
-        **lines,
-        "answer": "label",
-        "answer_map": {str(i): each for i, each in enumerate(names)},
-    }
+        words = [each.strip() for each in ask(question).split(",")]
+        if len(words) == len(labels) and all(words):
+            return dict(zip(labels, words, strict=True))
 
 
 def _asked(columns: Sequence[str], path: str, where: str, is_target: bool, ask: Ask) -> Look:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import numbers
 import re
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mergetomix.data.errors import Place
-from mergetomix.data.expressions import Columns, Expression, Row, encodable, fields_of
+from mergetomix.data.expressions import HINT, Columns, Expression, Row, encodable, fields_of
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
 
-TEXTS = ("text", "texts", "choices", "options")
+TEXTS = ("text", "texts", "choices", "options", "value")
 """Where a mapping or an item of a list keeps the texts of options."""
 LABELS = ("label", "labels", "key")
 """Where it keeps what the options are called."""
 MEANINGS = {"true": ("true", "yes"), "false": ("false", "no")}
+MOST_WRITTEN = 100_000
+"""Characters of a list that stands as text."""
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 
 
@@ -78,12 +81,16 @@ def listed(value: Any, place: Place) -> Choices:
     A mapping has lists under `text` and `label`, or its keys are what the options are called.
     """
     labels: Iterable[Any] = ()
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _read(value)
     if isinstance(value, Mapping):
         texts = next((value[key] for key in TEXTS if key in value), None)
         labels = next((value[key] for key in LABELS if key in value), ())
         known = {key: text for key, text in value.items() if text is not None}
         if texts is None and all(isinstance(each, str) for each in known.values()):
             labels, texts = list(known), list(known.values())
+        elif texts is None and all(isinstance(each, numbers.Number) for each in known.values()):
+            texts = list(known)  # each with its mark
         value = texts
     elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
         first = value[0]
@@ -98,6 +105,14 @@ def listed(value: Any, place: Place) -> Choices:
     texts = tuple(encodable(place, str(each)) for each in value)
     names = tuple(map(str, labels if isinstance(labels, list | tuple) else ()))
     return Choices(texts, names if len(names) == len(texts) else ())
+
+
+def _read(text: str) -> Any:
+    """Returns a list that is written as JSON or as Python writes it; else the text."""
+    try:
+        return ast.literal_eval(text) if len(text) < MOST_WRITTEN else text
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
 
 
 def _check(texts: Sequence[Any], error: Callable[[str], DataError]) -> None:
@@ -116,12 +131,13 @@ def _check(texts: Sequence[Any], error: Callable[[str], DataError]) -> None:
 class Answer:
     """Finds the right option of a row by what the recipe calls its `answer`.
 
-    `first` is the number of the first option.
+    `first` is the number of the first option; with `by_text` a whole number is the text of one.
     """
 
     expression: Expression
     meanings: Mapping[str, str]
     first: int = 0
+    by_text: bool = False
 
     @classmethod
     def parse(cls, source: Source, where: str, columns: Columns) -> Answer:
@@ -132,33 +148,38 @@ class Answer:
     def numbered(
         self, rows: Iterable[tuple[int, Row]], options: Callable[[int, Row], Choices | None]
     ) -> tuple[Answer, bool]:
-        """Returns the answer with the number of the first option, and whether that is a guess.
+        """Returns how whole numbers are answers, and whether that is a guess.
 
-        Choices count from one where no answer is 0 and one is as large as there are options; where
-        neither is seen they are taken to count from 0.
+        Where every one is the text of an option it is that. Else options count from one if no
+        answer is 0 and one is as large as there are options; where neither is seen they are taken
+        to count from 0.
+
+        Raises DataError where both are seen.
         """
-        numbers_seen, is_last = set(), False
+        seen: dict[int, int] = {}
+        last, are_texts = None, True
         for index, row in rows:
             try:
                 found, value = options(index, row), self._meant(index, row)
-                if found is None or self._by_name(value, found) is not None:
-                    continue
             except DataError:
                 continue  # a bad row, which is dealt with where it is mapped
-            number = _whole(value)
-            if number is not None:
-                numbers_seen.add(number)
-                is_last |= number == len(found.texts)
-        if not numbers_seen or 0 in numbers_seen:
+            number = None if found is None else _whole(value)
+            if found is None or number is None or _labelled(value, found) is not None:
+                continue
+            seen.setdefault(number, index)
+            last = number if number == len(found.texts) else last
+            are_texts &= str(number) in [text.strip() for text in found.texts]
+        if not seen:
             return self, False
-        if is_last:
-            return Answer(self.expression, self.meanings, 1), False
-        return self, True
-
-    def word(self, index: int, row: Row) -> str:
-        """Returns what the answer of a row means, by `answer_map`."""
-        value = self._meant(index, row)
-        return self.expression.not_empty(index, self.expression.text_of(index, value))
+        if are_texts:
+            return replace(self, by_text=True), False
+        if 0 in seen and last is not None:
+            problem = f"0 is among the answers, and so is {last}, the number of options"
+            hint = "answer_from: 0 or 1 says from which one they count"
+            raise Place(self.expression.where, seen[last]).error(problem, hint=hint)
+        if 0 in seen:
+            return self, False
+        return (replace(self, first=1), False) if last is not None else (self, True)
 
     def place(self, index: int, row: Row, options: Choices) -> int:
         """Returns the place of the right option, from zero.
@@ -167,49 +188,62 @@ class Answer:
             DataError: there is none, or several are right.
         """
         value = self._meant(index, row)
-        found = self._by_name(value, options)
+        found = self._place(value, options)
         if found is not None:
             return found
-        number = _whole(value)
-        if number is not None and 0 <= number - self.first < len(options.texts):
-            return number - self.first
         problem = f"{value!r} is none of the options {list(options.texts)}"
         if options.labels:
             problem += f", which are called {', '.join(options.labels)}"
-        raise Place(self.expression.where, index).error(problem)
+        raise Place(self.expression.where, index).error(problem, hint=HINT)
 
     def _meant(self, index: int, row: Row) -> Any:
         value = self.expression.value(index, row)
-        known = self.meanings.get(_name_of(value))
+        known = next((self.meanings[n] for n in _names_of(value) if n in self.meanings), None)
         if known is None and self.meanings:
             names = ", ".join(self.meanings)
             problem = f"{value!r} is not in answer_map, which has {names}"
-            raise Place(self.expression.where, index).error(problem)
+            raise Place(self.expression.where, index).error(problem, hint=HINT)
         return value if known is None else known
 
-    def _by_name(self, value: Any, options: Choices) -> int | None:
-        """Returns the place of an option by its label, text, letter or mark; None for a number."""
-        if isinstance(value, list | tuple):
-            return _marked(value, options)
-        if isinstance(value, bool):
-            words = [text.strip().lower() for text in options.texts]
-            meant = [each for each in MEANINGS[str(value).lower()] if each in words]
-            if meant:
-                return words.index(meant[0])
-            return int(value) if len(words) == 2 else None
-        name = _name_of(value)
-        if name in options.labels:
-            return options.labels.index(name)
-        if not isinstance(value, str):
-            return None
+    def _place(self, value: Any, options: Choices) -> int | None:
+        """Returns the place of an option by its label, mark, number, text or letter."""
+        if isinstance(value, list | tuple | Mapping):
+            return _marked(list(value.values() if isinstance(value, Mapping) else value), options)
+        labelled = _labelled(value, options)
+        if labelled is not None:
+            return labelled
         stripped = [text.strip() for text in options.texts]
-        if name.strip() in stripped:
-            return stripped.index(name.strip())
-        letter = LETTER.fullmatch(name.strip())
-        if letter is not None:
-            number = string.ascii_uppercase.index(letter[1].upper())
-            return number if number < len(options.texts) else None
-        return None
+        number = _whole(value)
+        if number is not None:
+            if self.by_text:
+                return stripped.index(str(number)) if str(number) in stripped else None
+            # what is called by numbers is not counted
+            is_called = any(label.isdigit() for label in options.labels)
+            within = 0 <= number - self.first < len(stripped) and not is_called
+            return number - self.first if within else None
+        if isinstance(value, bool) or str(value).strip().lower() in MEANINGS:
+            return _of_truth(str(value).strip().lower(), stripped)
+        text = value.strip() if isinstance(value, str) else None
+        if text in stripped:
+            return stripped.index(text)
+        letter = LETTER.fullmatch(text or "")
+        place = None if letter is None else string.ascii_uppercase.index(letter[1].upper())
+        return place if place is not None and place < len(stripped) else None
+
+
+def _labelled(value: Any, options: Choices) -> int | None:
+    """Returns the place of the option that is called by a value."""
+    names = [name for name in _names_of(value) if name in options.labels]
+    return options.labels.index(names[0]) if names else None
+
+
+def _of_truth(value: str, texts: Sequence[str]) -> int | None:
+    """Returns the place of the option that means true or false; else the second of two is true."""
+    words = [text.lower() for text in texts]
+    meant = [each for each in MEANINGS[value] if each in words]
+    if meant:
+        return words.index(meant[0])
+    return int(value == "true") if len(words) == 2 else None
 
 
 def _marked(value: Sequence[Any], options: Choices) -> int | None:
@@ -220,17 +254,18 @@ def _marked(value: Sequence[Any], options: Choices) -> int | None:
     return None
 
 
-def _name_of(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _names_of(value: Any) -> list[str]:
+    """Returns how a value may be written: as it stands, in lower case, as a whole number."""
+    number = None if isinstance(value, bool) else _whole(value)
+    own = str(value).strip()
+    return list(dict.fromkeys([own, own.lower(), *([] if number is None else [str(number)])]))
 
 
 def _whole(value: Any) -> int | None:
     """Returns a whole number, also of a text or a float that is one; None for anything else."""
-    if isinstance(value, bool):
-        return int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*\d{1,9}(\.0)?\s*", value):
         return int(float(value))
-    if isinstance(value, numbers.Number) and not isinstance(value, complex):
+    if isinstance(value, numbers.Number) and not isinstance(value, bool | complex):
         number = float(value)  # type: ignore[arg-type]  # a Number that is not complex is one
         return int(number) if number.is_integer() else None
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ SHAREGPT = {
 }
 """Roles of chats whose turns hold `from` and `value`."""
 Turn = dict[str, Any]
+PAIR = {"input", "output"}
+"""The keys of an item that is a user's turn and its reply."""
 SPEAKERS = {"Human": "user", "Assistant": "assistant", "System": "system"}
 SPOKEN = re.compile(rf"(?:\A|\n\n)({'|'.join(SPEAKERS)}):")
 
@@ -61,6 +64,17 @@ def turns_of(place: Place, value: Any, names: Names | None = None) -> list[Turn]
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise place.error("messages must be a list of mappings with role and content, both text")
     names = names or Names()
+    if value and all(isinstance(turn, str) for turn in value):
+        # as LIMA has them: the user begins, and both take turns
+        roles = ("user", "assistant")
+        return [{"role": roles[i % 2], "content": turn} for i, turn in enumerate(value)]
+    if value and all(isinstance(turn, Mapping) and set(turn) == PAIR for turn in value):
+        value = [
+            {"role": role, "content": turn[key]}
+            for turn in value
+            for key, role in (("input", "user"), ("output", "assistant"))
+        ]
+        names = Names()
     return [_turn(place, number, turn, names) for number, turn in enumerate(value)]
 
 
@@ -132,9 +146,17 @@ def is_plain(turns: Sequence[Turn], tools: Any) -> bool:
 def as_json(place: Place, turns: Sequence[Turn], tools: Any) -> str:
     """Returns turns and tools as JSON. Raises DataError for what JSON cannot hold."""
     try:
-        return json.dumps({"messages": turns, "tools": tools}, ensure_ascii=True)
+        given = {"messages": turns, "tools": tools}
+        return json.dumps(given, ensure_ascii=True, default=_written)
     except (TypeError, ValueError) as error:
         raise place.error(f"a turn or tool holds what JSON cannot: {error}") from None
+
+
+def _written(value: Any) -> str:
+    """Returns a date or time as text. Raises TypeError for anything else that JSON lacks."""
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    raise TypeError(f"a value of type {type(value).__name__}")
 
 
 def tools_of(place: Place, value: Any) -> list[Any] | None:

@@ -60,11 +60,16 @@ class Expression:
             fields = fields_of(where, pattern)
             for field in fields:
                 _check(where, field, columns)
+            for name in columns if fields else ():
+                if re.search(rf"(?<!\{{)\{{\{{\s*{re.escape(name)}\s*\}}\}}(?!\}})", pattern):
+                    problem = f"{{{{ {name} }}}} would be written as it stands, not filled in"
+                    hint = f"write {{{name}}}, or {{{{ {fields[0]} }}}} for a template"
+                    raise DataError(where, problem, hint=hint)
             if fields:
                 return cls(where, pattern, "format", lambda row: filled(pattern, row))
         if "{%" in pattern or "{{" in pattern:
             return cls(where, pattern, "template", _template(where, pattern, columns))
-        if _steps(pattern, columns) is None:
+        if steps_of(pattern, columns) is None:
             raise missing_column(where, pattern, columns)
         return cls(where, pattern, "place", lambda row: reached(pattern, row))
 
@@ -109,7 +114,7 @@ class Expression:
 # --- places within a column
 
 
-def _steps(path: str, columns: Columns) -> list[str | int] | None:
+def steps_of(path: str, columns: Columns) -> list[str | int] | None:
     """Returns a path's column, keys and numbers; None if it is no path into one of the columns."""
     name = max((c for c in columns if c and path.startswith(c)), key=len, default=None)
     if name is None:
@@ -134,7 +139,7 @@ def reached(path: str, row: Row) -> Any:
     >>> reached("a.b[1]", {"a": {"b": [1, 2]}}), reached("a.b", {"a": [{"b": 1}, {"b": 2}]})
     (2, [1, 2])
     """
-    name, *steps = _steps(path, tuple(row)) or [path]
+    name, *steps = steps_of(path, tuple(row)) or [path]
     value = row[str(name)]
     for step in steps:
         value = _step(value, step)
@@ -159,9 +164,12 @@ def _step(value: Any, step: str | int) -> Any:
 
 def _check(where: str, field: str, columns: Columns) -> None:
     """Raises DataError for a field of a format string that is no place in a column."""
-    if field.strip("!") and _steps(field, columns) is not None:
+    if field.strip("!") and steps_of(field, columns) is not None:
         return
     name = re.split(r"[.\[]", field, maxsplit=1)[0]
+    if not re.fullmatch(r"[\w -]*", name):
+        hint = "write a brace that means itself twice: {{ or }}"
+        raise DataError(where, f"{{{field}}} names no column", hint=hint)
     if name in columns:
         raise DataError(where, f"{{{field}}} is no place in the column {name!r}")
     raise missing_column(where, name, columns)
@@ -228,7 +236,7 @@ def sandbox() -> Environment:
     from jinja2 import StrictUndefined
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    return ImmutableSandboxedEnvironment(
+    found = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -236,6 +244,31 @@ def sandbox() -> Environment:
         finalize=_written,
         cache_size=0,
     )
+    found.tests["none"] = lambda value: value is None or value is null()
+    return found
+
+
+@functools.cache
+def null() -> Any:
+    """Returns what a template sees of a missing value: false, and no text to be written."""
+    from jinja2 import Undefined
+
+    class Null(Undefined):
+        def __str__(self) -> str:
+            self._fail_with_undefined_error()
+
+        def __eq__(self, other: object) -> bool:
+            return other is None or other is self
+
+        __hash__ = Undefined.__hash__
+
+    return Null("the value is missing (null)")
+
+
+def _seen(row: Row) -> dict[str, Any]:
+    """Returns a row as a template sees it: each column by its name, and all of them as `row`."""
+    seen = {name: null() if value is None else value for name, value in row.items()}
+    return {**seen, "row": seen}
 
 
 def _written(value: Any) -> Any:
@@ -253,12 +286,12 @@ def _template(where: str, pattern: str, columns: Columns) -> Callable[[Row], Any
             problem = f"{{{name}}} would be written as it stands, as this is a template"
             raise DataError(where, problem, hint=f"write {{{{ {name} }}}}")
     if is_short:
-        return lambda row: found.render(row)
+        return lambda row: found.render(_seen(row))
 
     def rendered(row: Row) -> Any:
         with limited():
             try:
-                return found.render(row)
+                return found.render(_seen(row))
             except OverflowError as error:  # of a range that the sandbox refuses
                 raise ValueError(str(error)) from None
 
@@ -284,7 +317,7 @@ def _parsed(where: str, pattern: str, columns: Columns) -> tuple[Any, bool]:
         raise DataError(where, problem) from None
     except RecursionError:
         raise DataError(where, "the template is nested too deeply") from None
-    for name in sorted(names - set(sandbox().globals)):
+    for name in sorted(names - set(sandbox().globals) - {"row"}):
         if name not in columns:
             raise missing_column(where, name, columns)
     return found, is_short
@@ -298,12 +331,12 @@ def condition(where: str, pattern: str, columns: Columns) -> Callable[[int, Row]
     Raises:
         DataError: it is broken, or names a column that is not there.
     """
-    _, is_short = _parsed(where, f"{{{{ {pattern} }}}}", (*columns, "row"))
+    _, is_short = _parsed(where, f"{{{{ {pattern} }}}}", columns)
     found = sandbox().compile_expression(pattern, undefined_to_none=False)
 
     def meets(index: int, row: Row) -> bool:
         try:
-            values = {"row": row, **row}
+            values = _seen(row)
             if is_short:
                 return bool(found(**values))
             with limited():

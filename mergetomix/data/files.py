@@ -152,7 +152,7 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
     is `train`, as the `datasets` library has it.
     """
     folder = Path(str(source.path))
-    is_folder, is_default = folder.is_dir(), source.split in (None, source.default_split)
+    is_folder = folder.is_dir()
     data = every
     if is_folder:
         data = [file for file in every if kind_of(file) is not None]
@@ -161,7 +161,7 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
         if not data:
             known = ", ".join(KINDS)
             raise no_data(where, f"no data file in {folder}; known suffixes are {known}")
-    elif is_default:
+    elif source.split is None:
         return every
     wanted = split_called(source.split or source.default_split)
     places = {file: str(file.relative_to(folder)) if is_folder else file.name for file in data}
@@ -177,7 +177,8 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
     known_splits = set().union(*said.values())
     if all(kind_of(file) == "npz" for file in data):
         return data  # which says by the names of its arrays
-    if not is_default and not known_splits and wanted != "train":
+    is_default = wanted in ("train", source.default_split)
+    if source.split is not None and not known_splits and not is_default:
         raise no_split(source, where, ["train"])
     if known_splits and wanted not in known_splits:
         raise no_split(source, where, known_splits)

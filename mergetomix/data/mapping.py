@@ -170,8 +170,9 @@ def _replies(source: Source, where: str, columns: Columns, rows: Rows) -> _ToRep
         if may_be_several and isinstance(value, list | tuple):
             if not value:
                 raise place.error("there is no right answer in an empty list", hint=SKIP)
-            several = tuple(completion.text_of(index, each) for each in value)
-            return _Reply(completion.not_empty(index, several[0]), answers=several)
+            written = [completion.text_of(index, each) for each in value]
+            several = tuple(each for each in written if each.strip())
+            return _Reply(completion.not_empty(index, "".join(several[:1])), answers=several)
         wanted = completion.not_empty(index, completion.text_of(index, value))
         own = options(index, row)
         if own is None or not is_choice:

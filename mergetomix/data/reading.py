@@ -99,7 +99,7 @@ def _bad_rows(source: Source, where: str, refused: Sequence[DataError], num: int
         return []
     whole, firsts = num + len(refused), dict[str, str]()
     for error in refused:
-        firsts.setdefault(_reason(error), error.message)
+        firsts.setdefault(_reason(error), " ".join(error.message.split()))
     counts = Counter(_reason(error) for error in refused)
     (first, count), *others = counts.most_common(MOST_REASONS)
     says = f"{len(refused)} bad rows; the first"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +21,31 @@ MOST_FRAMES = 3
 
 
 def selected(table: Table, source: Source, where: str) -> Table:
-    """Returns the rows of a table that a source takes, changed by its function.
+    """Returns the rows that a source takes, of those that its function makes of a table's.
 
     Raises:
         DataError: no row meets `where`, or the function raises, returns no row, or returns another
             for the same one.
     """
-    if source.where is not None:
-        table = _met(table, source.where, f"{where}.where")
-    return table if source.map is None else _mapped(table, source, where)
+    if source.map is not None:
+        table = _mapped(table, source, where)
+    return table if source.where is None else _met(table, source, source.where, f"{where}.where")
 
 
-def _met(table: Table, pattern: str, key: str) -> Table:
+def _met(table: Table, source: Source, pattern: str, key: str) -> Table:
     meets, kept = condition(key, pattern, table.columns), table.kept()
-    rows = zip(kept, table.take(kept), strict=True)
-    found = table.with_rows([index for index, row in rows if meets(index, row)])
-    if not found.kept():
+    found, refused = [], list(table.refused)
+    for index, row in zip(kept, table.take(kept), strict=True):
+        try:
+            if meets(index, row):
+                found.append(index)
+        except DataError as error:
+            if source.on_bad_row == "stop":
+                raise
+            refused.append(error)
+    if not found:
         raise DataError(key, f"none of {len(kept)} rows meets {pattern!r}")
-    return found
+    return replace(table.with_rows(found), refused=tuple(refused))
 
 
 def _mapped(table: Table, source: Source, where: str) -> Table:
@@ -65,10 +73,12 @@ def _called(function: Any, row: Row, place: Place) -> list[Row]:
     """Returns the rows that a user's function makes of one, which it may change as it likes."""
     try:
         found = function(copy.deepcopy(dict(row)))
-        listed = [found] if isinstance(found, Mapping) else list(found or [])
-    except Exception as error:  # the user's code may raise anything
+        is_one = found is None or isinstance(found, str) or not isinstance(found, Iterable)
+        listed = [found] if is_one or isinstance(found, Mapping) else list(found)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         problem = f"raised {type(error).__name__}: {error}{_lines_of(error)}"
         raise place.error(problem) from error
+    listed = [each for each in listed if each is not None]
     for each in listed:
         if not isinstance(each, Mapping) or not all(isinstance(column, str) for column in each):
             known = "a mapping of columns, a list of such, or None"
@@ -76,7 +86,7 @@ def _called(function: Any, row: Row, place: Place) -> list[Row]:
     return listed
 
 
-def _lines_of(error: Exception) -> str:
+def _lines_of(error: BaseException) -> str:
     """Returns where in the user's own code an error was raised, a line each."""
     own = str(Path(__file__))
     frames = [each for each in traceback.extract_tb(error.__traceback__) if each.filename != own]

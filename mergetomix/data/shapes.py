@@ -1,120 +1,44 @@
-"""The usual shapes of public datasets: how they are told, and what their recipe lines are.
+"""The usual shapes of public datasets, and which of them some rows have.
 
-A shape is known by its columns and what stands in them; the first that fits is taken. `lines` are
-those of a candidate, and of a target with `target` on top. `names` are public datasets that have
-it, with their configuration where there are several.
+The first that fits is taken.
 """
 
 from __future__ import annotations
 
-import numbers
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from mergetomix.data.expressions import reached
+from mergetomix.data.shape import (
+    Row,
+    Shape,
+    is_chat,
+    is_key,
+    is_mapping,
+    is_number,
+    is_sharegpt,
+    is_text,
+    is_texts,
+    is_transcript,
+    is_truth,
+    is_word,
+)
 
-Row = Mapping[str, Any]
-Lines = Mapping[str, Any]
 NUM_LOOKED_AT = 20
 """Rows that a shape is told from."""
-
-
-def is_text(value: Any) -> bool:
-    """Returns whether a value is a text."""
-    return isinstance(value, str)
-
-
-def is_number(value: Any) -> bool:
-    """Returns whether a value is a number, or a text that is a whole one."""
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, numbers.Number) or (isinstance(value, str) and value.isdigit())
-
-
-def is_truth(value: Any) -> bool:
-    """Returns whether a value is true or false."""
-    return isinstance(value, bool)
-
-
-def is_key(value: Any) -> bool:
-    """Returns whether a value may be the letter or the number of an option."""
-    return is_number(value) or (isinstance(value, str) and len(value.strip("() .")) == 1)
-
-
-def is_texts(value: Any) -> bool:
-    """Returns whether a value is a list of texts."""
-    return isinstance(value, list | tuple) and bool(value) and all(map(is_text, value))
-
-
-def is_mapping(value: Any) -> bool:
-    """Returns whether a value is a mapping."""
-    return isinstance(value, Mapping)
-
-
-def is_chat(value: Any) -> bool:
-    """Returns whether a value is a list of messages."""
-    return _has_turns(value, ("role", "content"))
-
-
-def is_sharegpt(value: Any) -> bool:
-    """Returns whether a value is a list of messages with `from` and `value`."""
-    return _has_turns(value, ("from", "value"))
-
-
-def is_transcript(value: Any) -> bool:
-    """Returns whether a value is a text in which a human and an assistant speak."""
-    return isinstance(value, str) and "\n\nAssistant:" in value
-
-
-def _has_turns(value: Any, keys: Sequence[str]) -> bool:
-    if not isinstance(value, list | tuple) or not value:
-        return False
-    return all(isinstance(each, Mapping) and keys[0] in each for each in value)
-
-
-Kind = Callable[[Any], bool]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One shape of rows: its places and what stands there, and its recipe lines.
-
-    `only_target` are lines that a target has and a candidate has not. `is_told` is false where
-    columns do not say it: a user must.
-    """
-
-    name: str
-    places: Mapping[str, Kind]
-    lines: Lines
-    target: Lines | None = field(default_factory=lambda: {"score": "loss"})
-    names: tuple[str, ...] = ()
-    only_target: Lines = field(default_factory=dict)
-    is_told: bool = True
-
-    def fits(self, rows: Sequence[Row]) -> bool:
-        """Returns whether rows have this shape; what is missing in some says nothing."""
-        for place, kind in self.places.items():
-            values = [found for row in rows if (found := _at(place, row)) is not None]
-            if not values or not all(map(kind, values)):
-                return False
-        return True
-
-    def of(self, is_target: bool) -> dict[str, Any]:
-        """Returns the recipe lines of a candidate or a target, in the order of a reader's eye."""
-        if not is_target:
-            return dict(self.lines)
-        return {**self.lines, **self.only_target, **(self.target or {})}
-
-
-def _at(place: str, row: Row) -> Any:
-    try:
-        return reached(place, row)
-    except (KeyError, ValueError, TypeError, LookupError):
-        return None
-
-
 CHOICE = {"score": "choice"}
+BESIDE = (
+    frozenset({"context", "contexts", "passage", "paragraph", "article", "story", "document"})
+    | {"support", "evidence", "facts", "options", "choices", "A", "B", "label", "labels"}
+    | {"history", "chosen", "rejected", "image", "audio", "table"}
+)
+"""Columns that a question, an instruction or a pair is not asked without."""
+MORE = (
+    BESIDE
+    | {"question", "answer", "answers", "prompt", "completion", "response", "output", "target"}
+    | {"targets", "inputs", "summary", "intent", "sentiment", "emotion", "query", "label_text"}
+    | {"coarse_label", "fine_label", "class", "rating", "stars", "role", "highlights", "code"}
+    | {"translation", "sentence1", "sentence2", "hypothesis", "premise"}
+)
+"""Columns that say that a text is a part of something else."""
 ASKED = "Question: {question}\nAnswer:"
 WORDS = {"score": "generate", "metric": "f1", "max_new_tokens": 32}
 
@@ -123,18 +47,30 @@ def _pair(prompt: str, completion: str, *names: str) -> Shape:
     """Returns the shape of rows whose prompt and answer are two columns."""
     lines = {"prompt": f"{{{prompt}}}\n", "completion": completion}
     return Shape(
-        f"{prompt} and {completion}", {prompt: is_text, completion: is_text}, lines, names=names
+        f"{prompt} and {completion}",
+        {prompt: is_text, completion: is_text},
+        lines,
+        names=names,
+        without=(BESIDE | {"system", "system_prompt"}) - {prompt, completion},
     )
 
 
 SHAPES: tuple[Shape, ...] = (
     # --- preference pairs
     Shape(
+        "preferred replies to a prompt",
+        {"prompt": lambda value: is_text(value) or is_chat(value), "chosen": is_chat},
+        {"prompt": "prompt", "chosen": "chosen"},
+        CHOICE,
+        ("HuggingFaceH4/ultrafeedback_binarized",),
+        {"rejected": "rejected"},
+    ),
+    Shape(
         "preferred chats",
         {"chosen": is_chat, "rejected": is_chat},
         {"chosen": "chosen"},
         CHOICE,
-        ("HuggingFaceH4/ultrafeedback_binarized", "mlabonne/orpo-dpo-mix-40k"),
+        ("mlabonne/orpo-dpo-mix-40k",),
         {"rejected": "rejected"},
     ),
     Shape(
@@ -154,8 +90,11 @@ SHAPES: tuple[Shape, ...] = (
     ),
     Shape(
         "preferred answers to questions",
-        {"question": is_text, "chosen": is_text, "rejected": is_text},
-        {"prompt": "{question}\n", "chosen": "chosen"},
+        {"system": is_text, "question": is_text, "chosen": is_text, "rejected": is_text},
+        {
+            "prompt": "{% if system %}\n{{ system }}\n\n{% endif %}\n{{ question }}\n",
+            "chosen": "chosen",
+        },
         CHOICE,
         ("Intel/orca_dpo_pairs",),
         {"rejected": "rejected"},
@@ -190,6 +129,7 @@ SHAPES: tuple[Shape, ...] = (
         "prompts and completions of messages",
         {"prompt": is_chat, "completion": is_chat},
         {"prompt": "prompt", "completion": "completion"},
+        without=frozenset({"label"}),
     ),
     # --- multiple choice
     Shape(
@@ -234,6 +174,22 @@ SHAPES: tuple[Shape, ...] = (
         {"prompt": ASKED, "options": "options", "answer": "correct"},
         CHOICE,
         ("deepmind/aqua_rat",),
+    ),
+    Shape(
+        "a question and options",
+        {"question": is_text, "options": is_texts, "answer": is_key},
+        {"prompt": ASKED, "options": "options", "answer": "answer"},
+        CHOICE,
+        ("TIGER-Lab/MMLU-Pro",),
+        without=BESIDE - {"options"},
+    ),
+    Shape(
+        "options in columns by their letters",
+        {"question": is_text, "A": is_text, "B": is_text, "C": is_text, "D": is_text},
+        {"prompt": ASKED, "options": ["{A}", "{B}", "{C}", "{D}"], "answer": "answer"},
+        CHOICE,
+        ("ceval/ceval-exam",),
+        without=frozenset({"E", "context", "passage"}),
     ),
     Shape(
         "options by their letters",
@@ -362,6 +318,15 @@ SHAPES: tuple[Shape, ...] = (
         ("nyu-mll/glue (mnli)", "stanfordnlp/snli", "facebook/anli", "facebook/xnli"),
     ),
     Shape(
+        "inference in words",
+        {"premise": is_text, "hypothesis": is_text, "label": is_word},
+        {
+            "prompt": "Premise: {premise}\nHypothesis: {hypothesis}\nThis is",
+            "completion": " {label}",
+        },
+        names=("allenai/scitail (tsv_format)",),
+    ),
+    Shape(
         "paraphrases",
         {"sentence1": is_text, "sentence2": is_text, "label": is_number},
         {
@@ -372,6 +337,7 @@ SHAPES: tuple[Shape, ...] = (
         },
         CHOICE,
         ("nyu-mll/glue (mrpc)", "google-research-datasets/paws"),
+        without=frozenset({"word", "question", "span1_text"}),
     ),
     # --- questions
     Shape(
@@ -385,13 +351,32 @@ SHAPES: tuple[Shape, ...] = (
         ("rajpurkar/squad", "rajpurkar/squad_v2"),
         {"completion": "answers.text"},
     ),
-    Shape(
-        "several right answers",
-        {"question": is_text, "answer": is_texts},
-        {"prompt": ASKED, "completion": " {answer[0]}"},
-        WORDS,
-        ("google-research-datasets/nq_open",),
-        {"completion": "answer"},
+    *(
+        Shape(
+            f"a question about a {place}",
+            {place: is_text, "question": is_text, "answer": is_word},
+            {
+                "prompt": f"{{{place}}}\n\nQuestion: {{question}}\nAnswer:",
+                "completion": " {answer}",
+            },
+            without=BESIDE - {place},
+        )
+        for place in ("context", "passage")
+    ),
+    *(
+        Shape(
+            "several right answers" + ("" if key == "answer" else f" ({key})"),
+            {"question": is_text, key: is_texts},
+            {"prompt": ASKED, "completion": f" {{{key}[0]}}"},
+            WORDS,
+            names,
+            {"completion": key},
+            without=BESIDE,
+        )
+        for key, names in (
+            ("answer", ("google-research-datasets/nq_open",)),
+            ("answers", ("stanfordnlp/web_questions",)),
+        )
     ),
     Shape(
         "an answer and its aliases",
@@ -488,11 +473,14 @@ SHAPES: tuple[Shape, ...] = (
     _pair("instruction", "response"),
     _pair("prompt", "completion", "trl-lib/tldr"),
     _pair("prompt", "response"),
+    _pair("inputs", "targets", "CohereLabs/aya_dataset", "bigscience/xP3"),
+    _pair("input", "target"),
     Shape(
         "questions and answers",
         {"question": is_text, "answer": is_text},
         {"prompt": ASKED, "completion": " {answer}"},
         names=("openai/gsm8k", "microsoft/orca-math-word-problems-200k"),
+        without=BESIDE,
     ),
     _pair("input", "output"),
     _pair("source", "target"),
@@ -506,6 +494,7 @@ SHAPES: tuple[Shape, ...] = (
             "roneneldan/TinyStories",
             "HuggingFaceFW/fineweb",
         ),
+        without=MORE,
     ),
     Shape(
         "texts whose last word is asked for",
@@ -539,22 +528,21 @@ SHAPES: tuple[Shape, ...] = (
         ("stanfordnlp/sst2",),
         is_told=False,
     ),
-    Shape("contents", {"content": is_text}, {"text": "content"}, names=("bigcode/the-stack-smol",)),
+    Shape(
+        "contents",
+        {"content": is_text},
+        {"text": "content"},
+        names=("bigcode/the-stack-smol",),
+        without=MORE,
+    ),
 )
 
 
 def recognised(rows: Sequence[Row]) -> Shape | None:
-    """Returns the shape of some rows; None where they have none of the usual ones.
-
-    Texts beside a label without words are none: what the label means, only their user knows.
-    """
+    """Returns the shape of some rows; None where they have none of the usual ones."""
     some = rows[:NUM_LOOKED_AT]
     found = next((shape for shape in SHAPES if shape.is_told and shape.fits(some)), None)
-    found = found or _translation(some)
-    is_labelled = found is not None and set(found.lines) == {"text"}
-    if is_labelled and any(row.get("label") is not None for row in some):
-        return None
-    return found
+    return found or _translation(some)
 
 
 def _translation(rows: Sequence[Row]) -> Shape | None:

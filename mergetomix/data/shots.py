@@ -7,6 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mergetomix.data.answers import behind
 from mergetomix.data.examples import Example, canonical
 from mergetomix.errors import DataError
 from mergetomix.sections.target import TargetSection
@@ -42,7 +43,12 @@ def _asked(item: Example) -> str:
 
 def _behind(item: Example, shown: Sequence[Example], source: TargetSection, where: str) -> Example:
     if not item.messages:
-        parts = [each.prompt + each.completion for each in shown]
+        # one of several right answers is no continuation of the prompt as it stands
+        answers = [
+            behind(each.prompt, each.completion) if each.answers else each.completion
+            for each in shown
+        ]
+        parts = [each.prompt + answer for each, answer in zip(shown, answers, strict=True)]
         return replace(item, before="".join(part + source.shot_separator for part in parts))
     if item.chat or any(each.chat for each in shown):
         problem = "a chat with tools or thoughts takes no examples before it"

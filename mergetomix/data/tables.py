@@ -83,6 +83,8 @@ def open_table(source: Source, where: str) -> Table:
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
         key, origin = ("path", source.path) if source.rows is None else ("rows", "the rows given")
         why = f" ({reasons})" if reasons else ""
+        if table.rows and table.chosen is not None and not len(table.chosen):
+            key, why = "split", f": {source.split} of {len(table.rows)} rows"
         raise DataError(f"{where}.{key}", f"no rows in {origin}{why}")
     return table
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,8 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mergetomix.data.errors import missing_column
-from mergetomix.data.expressions import Expression
+from mergetomix.data.errors import Place, missing_column
+from mergetomix.data.expressions import Columns, Expression, steps_of
+from mergetomix.data.selected import selected
 from mergetomix.data.tables import open_table
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.recipe.errors import readable
@@ -22,7 +25,7 @@ from mergetomix.sections.source import SOURCE_DEFAULTS, DatasetsFrom
 KEY = "datasets_from"
 MOST = 256
 """Datasets that one source may be split into; a fine-tune for each is what they cost."""
-PLAIN = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+PLAIN = re.compile(r"[A-Za-z_]\w*")
 
 
 def expanded(raw: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -71,7 +74,8 @@ def _section(values: Mapping[str, Any], where: str) -> DatasetsFrom:
 
 def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[str, Any]]:
     """Returns the datasets of one source, as values of a recipe, by name."""
-    table = open_table(resolve_source(section, folder), where)
+    source = resolve_source(section, folder)
+    table = selected(open_table(source, where), source, where)
     by = Expression.parse(f"{where}.by", section.by, table.columns)
     if by.kind not in ("column", "place"):
         raise missing_column(f"{where}.by", section.by, table.columns)
@@ -81,11 +85,15 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
     large = {value: num for value, num in counts.items() if num >= section.min_rows}
     large = {value: num for value, num in large.items() if value is not None}
     _check(section, counts, large, f"{where}.by")
-    column = section.by if PLAIN.fullmatch(section.by) else f"row[{json.dumps(section.by)}]"
+    column = _column(section.by, table.columns)
     names = {value: section.prefix + _name_of(value) for value in sorted(large, key=str)}
+    if section.rest is not None and section.prefix + section.rest in names.values():
+        hint = "rest: gives what is left another name"
+        raise DataError(f"{where}.rest", f"a value makes the name {section.rest!r}, too", hint=hint)
     if len(set(names.values())) < len(names):
         twice = next(name for name, num in Counter(names.values()).items() if num > 1)
-        raise DataError(f"{where}.by", f"several values make the name {twice!r}: map renames them")
+        problem = f"several values make the name {twice!r}: map may rename them"
+        raise DataError(f"{where}.by", problem)
     conditions = {name: f"{column} == {_literal(value)}" for value, name in names.items()}
     if section.rest is not None and len(counts) > len(large):
         listed = ", ".join(map(_literal, names))
@@ -94,9 +102,23 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
     return {name: {**own, "where": _both(own, each)} for name, each in conditions.items()}
 
 
+def _column(by: str, columns: Columns) -> str:
+    """Returns a column or place as Jinja reads it."""
+    name, *steps = steps_of(by, columns) or [by]
+    if not steps and PLAIN.fullmatch(by) and by != "row":
+        return by
+    return "row" + "".join(f"[{json.dumps(each)}]" for each in (name, *steps))
+
+
 def _value(by: Expression, index: int, row: Mapping[str, Any]) -> Any:
+    """Returns the value of a row, None where it is missing."""
     value = by.value(index, row)
-    return value if isinstance(value, str | int | bool | None) else str(value)
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if not isinstance(value, str | int | float | bool | None):
+        problem = f"the value is of type {type(value).__name__}, but must be text or a number"
+        raise Place(by.where, index).error(problem)
+    return value
 
 
 def _check(section: DatasetsFrom, counts: Counter[Any], large: Mapping[Any, int], key: str) -> None:
@@ -125,8 +147,10 @@ def _literal(value: Any) -> str:
 def _name_of(value: Any) -> str:
     """Returns a name for a value: letters, digits, `_`, `-` and `.`.
 
+    A value without any letter of these is called by its digest.
+
     >>> _name_of("open qa/easy"), _name_of(3)
     ('open-qa-easy', '3')
     """
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(value)).strip("-._")
-    return name or "unnamed"
+    return name or f"x{hashlib.sha256(str(value).encode()).hexdigest()[:8]}"

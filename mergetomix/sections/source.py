@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,6 +27,32 @@ def _share(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _quoted(values: Iterable[Any]) -> None:
+    """Raises ValueError for a word that YAML took for true or false."""
+    if any(isinstance(each, bool) for each in values):
+        raise ValueError('YAML reads yes, no, on and off as true and false: quote it, such as "no"')
+
+
+def _listed(value: Any) -> Any:
+    """Returns options as they are given, all of them texts."""
+    if isinstance(value, list):
+        _quoted(value)
+    return value
+
+
+def _by_text(value: Any) -> Any:
+    """Returns a mapping whose keys are texts, as a value of a row is written."""
+    if not isinstance(value, Mapping):
+        return value
+    _quoted(value.values())
+    names = {True: "true", False: "false"}
+    return {
+        names[key] if isinstance(key, bool) else key if isinstance(key, str) else f"{key:g}": each
+        for key, each in value.items()
+        if isinstance(key, bool | int | float | str)
+    }
 
 
 Share = Annotated[
@@ -62,7 +88,8 @@ class Source(Section):
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
     where: Text | None = None
-    """The rows to take: a Jinja expression over columns, such as `level == "Level 5"`."""
+    """The rows to take: a Jinja expression over columns, such as `level == "Level 5"`, of those
+    that `map` gives."""
     map: UserFunction = None
     """For what else a row may need: `module:function` or `file.py:function`, which is given a row
     and returns a mapping of columns, several, or None to leave the row out. Without another key
@@ -75,12 +102,12 @@ class Source(Section):
     answer: str | None = None
     """Instead of `completion`: which of the `options` is right, by its place, letter, label or
     text; or, without options, what `answer_map` makes of it."""
-    answer_map: dict[str, str] | None = None
+    answer_map: Annotated[dict[str, str], BeforeValidator(_by_text)] | None = None
     """What an `answer` means: `{0: "yes", 1: "no"}` gives the words, which are the options if there
     are no others."""
     answer_from: Literal[0, 1] | None = None
     """Whether numbers of options count from 0 or from 1; null tells it from the rows."""
-    options: str | list[str] | None = None
+    options: Annotated[str | list[str] | None, BeforeValidator(_listed)] = None
     """What may be answered: the same texts for all rows, or `["{sol1}", "{sol2}"]`, or where a row
     has its list. `answer` or `completion` says which one is right."""
     option_format: str | None = None
@@ -140,16 +167,13 @@ class Source(Section):
     @model_validator(mode="before")
     @classmethod
     def _without_old_defaults(cls, values: Any) -> Any:
-        """Leaves out what earlier releases wrote of every source, and what says nothing."""
-        if not isinstance(values, Mapping):
+        """Leaves out what earlier releases wrote of every target, and what says nothing."""
+        if not isinstance(values, Mapping) or values.get("options"):
             return values
-        defaults = {"split": cls.default_split}
-        if not values.get("options"):
-            defaults["option_format"] = "{option}"
         return {
             key: value
             for key, value in values.items()
-            if key not in defaults or value != defaults[key]
+            if key != "option_format" or value != "{option}"
         }
 
     @model_validator(mode="after")
