@@ -23,7 +23,12 @@ CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "shapes"
 PAIRS = [{"question": f"q{i}", "answer": f"a{i}"} for i in range(12)]
 
 
-@pytest.mark.parametrize("shape", [each for each in shapes.SHAPES if each.is_told], ids=str)
+def called(each: Any) -> str:
+    """The name of a shape or a file, the same in every process."""
+    return str(each.name)
+
+
+@pytest.mark.parametrize("shape", [each for each in shapes.SHAPES if each.is_told], ids=called)
 def test_every_shape_makes_a_recipe_that_reads(tmp_path: Path, shape: shapes.Shape) -> None:
     put(tmp_path / "x.jsonl", jsonl(ROWS[shape.name].rows))
     looks = first_recipe.Looks()
@@ -40,7 +45,7 @@ def test_every_shape_makes_a_recipe_that_reads(tmp_path: Path, shape: shapes.Sha
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="they lie beside this project's checkout alone")
-@pytest.mark.parametrize("file", sorted(CASES.glob("*")) if CASES.exists() else [], ids=str)
+@pytest.mark.parametrize("file", sorted(CASES.glob("*")) if CASES.exists() else [], ids=called)
 def test_the_shapes_of_public_datasets(file: Path, tmp_path: Path) -> None:
     for is_target in (False, True):
         look = first_recipe.looked_at("x", str(file), tmp_path, is_target)
