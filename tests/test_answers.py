@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -59,6 +60,10 @@ def right(options: Any, answer: Any, **lines: Any) -> str:
         ("['oak', 'elm']", 1, "elm"),
         ('["oak", "elm"]', "elm", "elm"),
         (["no", "yes"], "True", "yes"),
+        (["1.0", "2.0", "3.0"], "1.0", "1.0"),
+        (["006", "007"], "007", "007"),
+        (["0.5", "1.5"], 1.5, "1.5"),
+        (json.dumps(["\U0001f600 a", "b/c"]), 0, "\U0001f600 a"),
         ({"oak": 0, "elm": 1}, {"oak": 0, "elm": 1}, "elm"),
     ],
 )
@@ -136,6 +141,13 @@ def test_words_of_labels_may_be_keyed_as_yaml_reads_them() -> None:
     truths = [{"q": "this is", "a": each} for each in (True, "False")]
     found = choice(truths, answer="a", answer_map={True: "dry", False: "wet"})
     assert [item.completion for item in found.items] == [" dry", " wet"]
+    many = {1_000_001: "wet", 1_000_002: "dry"}
+    assert Dataset(rows=[], answer="a", answer_map=many).answer_map == {  # type: ignore[arg-type]
+        "1000001": "wet",
+        "1000002": "dry",
+    }
+    plain = choice(rows, answer="a", answer_map={0: "wet", 1: "dry"}, option_format="{option}")
+    assert plain.items[0].options == ("wet", "dry")
 
 
 def test_columns_are_options_by_format_strings_and_not_by_their_names() -> None:
@@ -191,6 +203,14 @@ USER, BETTER, WORSE = (
         ({"prompt": [USER], "chosen": [BETTER], "rejected": [WORSE]}, {"prompt": "prompt"}),
         ({"prompt": [USER], "chosen": "yes", "rejected": "no"}, {"prompt": "prompt"}),
         (
+            {
+                "prompt": "x",
+                "chosen": json.dumps([USER, BETTER]),
+                "rejected": json.dumps([USER, WORSE]),
+            },
+            {"prompt": "prompt"},
+        ),
+        (
             {"prompt": "x", "chosen": [USER, BETTER], "rejected": [USER, WORSE]},
             {"prompt": "prompt"},
         ),
@@ -214,6 +234,19 @@ def test_preference_pairs_are_chats_and_a_choice(
     data = Dataset.model_validate({"rows": [row], "chosen": "chosen", **lines})
     (trained,) = read(data, "x").items
     assert trained.messages == item.messages and trained.options == ()
+
+
+def test_a_pair_keeps_thoughts_and_what_was_asked_first() -> None:
+    better = {**BETTER, "reasoning_content": "the sun is out"}
+    rows = [{"p": "dry?", "chosen": [better], "rejected": [WORSE]}]
+    data = Dataset.model_validate({"rows": rows, "prompt": "p", "chosen": "chosen"})
+    assert "the sun is out" in read(data, "x").items[0].chat
+    longer = [BETTER, {"role": "user", "content": "sure?"}, {**BETTER, "content": "quite"}]
+    rows = [{"p": "dry?", "chosen": longer}]
+    data = Dataset.model_validate({"rows": rows, "prompt": "p", "chosen": "chosen"})
+    (item,) = read(data, "x").items
+    assert [text for _, text in item.messages] == ["dry?", "yes", "sure?", "quite"]
+    assert item.trained_from == 3
 
 
 def test_a_pair_that_is_the_same_is_a_bad_row() -> None:

@@ -88,6 +88,8 @@ def test_what_a_string_means(pattern: str, kind: str, wanted: Any) -> None:
         ("{% for i in range(10**9) %}x{% endfor %}", {}, "Range too big"),
         ("{{ 1 / 0 }}", {}, "division by zero"),
         ("{{ q | nothing }}", {}, "No filter named 'nothing'"),
+        ("{{ [1, 2] | random }}", {}, "No filter named 'random'"),
+        ("{{ lipsum() }}", {}, "no column 'lipsum'"),
         ("{{ gone | trim }}", {}, "missing (null)"),
         ("{{ gone ~ 'x' }}", {}, "missing (null)"),
         ("{{ gone | upper }}", {}, "missing (null)"),
@@ -137,6 +139,8 @@ def test_a_condition_is_met_or_not(pattern: str, meets: bool) -> None:
     [
         ("m > 3", "no column 'm'"),
         ("n >", "broken template"),
+        ("n, q", "no expression"),
+        ("n }} {{ q", "no expression"),
         ("n > 'a'", "not supported between"),
         ("gone > 1", "missing (null)"),
         ("q.__class__", "unsafe"),

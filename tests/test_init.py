@@ -181,6 +181,18 @@ def test_questions_are_asked_until_an_answer_fits(
     assert "dataset b: texts with labels" in output
 
 
+def test_names_that_yaml_reads_as_something_else(tmp_path: Path, call: Call) -> None:
+    put(tmp_path / "a.jsonl", jsonl(PAIRS))
+    path = tmp_path / "recipe.yaml"
+    given = ["--dataset", "yes=a.jsonl", "--dataset", "1=a.jsonl", "--target", "null=a.jsonl"]
+    code, _, errors = call("init", path, "--base", "org/a model: x", *given)
+    assert code == 0, errors
+    found = m2m.load_recipe(path)
+    assert list(found.datasets) == ["yes", "1"] and found.base.path == "org/a model: x"
+    code, _, errors = call("init", tmp_path / "b.yaml", "--dataset", "my data=a.jsonl")
+    assert code == 2 and "a name starts with a letter" in errors
+
+
 def test_a_base_that_is_no_model_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no model in"):
         first_recipe.check_base("./none", tmp_path)

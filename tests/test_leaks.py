@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 from recipes import Heard, recipe_values
+from sources import target_section
 
 import mergetomix
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.leaks import COMMON, WORDS, Affixes, Said, overlap, said_by, squeezed, words
+from mergetomix.data.reading import read
 from mergetomix.data.splits import Sides, split
 from mergetomix.errors import DataError
 from mergetomix.progress import Silent
@@ -227,6 +229,16 @@ def test_the_same_data_under_two_names_is_said(tmp_path: Path) -> None:
     twice["b"]["rows"] = rows(*OWN)
     found = inputs_of(recipe_of(tmp_path, datasets=twice)).warnings
     assert "datasets.a and datasets.b hold the same 6 examples: one would do" in found
+
+
+def test_examples_shown_before_a_chat_hide_no_leak() -> None:
+    def said(**lines: Any) -> list[Any]:
+        asked = [{"role": "user", "content": f"what about {q}"} for q, _ in OWN]
+        some = [{"p": [one], "a": a} for one, (_, a) in zip(asked, OWN, strict=True)]
+        section = target_section(rows=some, prompt="p", completion="a", **lines)
+        return list(said_by(read(section, "targets.t").items, {}))
+
+    assert said(shots=2) == said()
 
 
 # --- select and report

@@ -365,3 +365,39 @@ def test_images_of_rarer_suffixes_are_read(tmp_path: Path, suffix: str) -> None:
         image = Image.fromarray(np.full((16, 16, 3), len(name) * 30, dtype=np.uint8))
         image.save(tmp_path / name / f"1{suffix}", kind)
     assert labels(get(tmp_path)) == ["cat", "dog"]
+
+
+def test_several_paths_agree_on_classes_and_folders(tmp_path: Path) -> None:
+    import datasets
+
+    from mergetomix.sections.source import Source
+
+    images = [Image.fromarray(each) for each in tiny.pixels(3)]
+    paths = []
+    for i, names in enumerate((["cat", "dog"], ["dog", "cat"])):
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        )
+        rows = {"image": images, "label": [0, 0, 1]}
+        paths.append(str(tmp_path / f"{i}.parquet"))
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(paths[-1])
+
+    def labels(path: Any) -> list[str]:
+        found = read(Source(path=path, image="image", label="label"), tiny.WHERE, False)
+        return [item.label for item in found.items]
+
+    assert labels(paths) == ["cat", "cat", "dog", "dog", "dog", "cat"]
+    folders = [
+        str(folder_of(tmp_path / "a", ("cat", "dog"), 1)),
+        str(folder_of(tmp_path / "b", ("bus", "car"), 1)),
+    ]
+    assert labels(folders) == ["cat", "dog", "bus", "car"]
+    for i, name in enumerate("xy"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(tiny.pixels(1, seed=i)[0]).save(tmp_path / name / "0.png")
+        (tmp_path / name / "t.csv").write_text("image,label\n0.png,cat\n")
+    for path in ([str(tmp_path / name / "t.csv") for name in "xy"], str(tmp_path / "*" / "t.csv")):
+        source = Source(path=path, image="image", label="label", classes=["cat", "dog"])
+        found = read(source, tiny.WHERE, False).items
+        digests = {item.picture.digest for item in found if item.picture is not None}
+        assert len(found) == len(digests) == 2

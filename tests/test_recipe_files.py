@@ -376,6 +376,16 @@ run_dir: /data/run
 """
 
 
+def test_an_anchor_from_python_is_named_in_the_file() -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_list([{"t": "a"}])
+    anchor = {"dataset": {"rows": rows, "text": "t", "map": lambda row: row}, "share": 0.5}
+    written = yaml.safe_load(dump(parse(small(train={"anchor": anchor}))))
+    kept = written["train"]["anchor"]["dataset"]
+    assert kept["rows"] == "<1 rows given from Python>" and "lambda" in kept["map"]
+
+
 def test_a_resolved_recipe_of_an_earlier_release_says_the_same() -> None:
     """Every target there holds the keys of all kinds, those of the others at their defaults."""
     resolved = Path(__file__).parent / "fixtures" / "resolved-0.1.yaml"

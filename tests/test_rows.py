@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from sources import (
     target_section,
 )
 
+from mergetomix.data import reading
 from mergetomix.data.examples import Example
 from mergetomix.data.reading import read_rows
 from mergetomix.sections.source import Dataset
@@ -249,6 +251,14 @@ def test_documents_that_are_no_text(tmp_path: Path) -> None:
 def test_documents_need_a_local_path() -> None:
     fails("text", "path", rows=ROWS, text=True)
     fails("text", "path", path="owner/name", text=True)
+
+
+def test_arrays_of_rows_are_told_apart() -> None:
+    one = np.zeros((64, 64), np.uint8)
+    other = one.copy()
+    other[40, 40] = 1
+    assert reading.plain_content({"x": one}) == reading.plain_content({"x": one.copy()})
+    assert reading.plain_content({"x": one}) != reading.plain_content({"x": other})
 
 
 # --- rows from Python

@@ -100,6 +100,22 @@ def test_rows_of_a_part_keep_their_numbers(tmp_path: Path) -> None:
         get(path=path, split="train[4:8]")
 
 
+def test_a_split_of_rows_and_of_documents(tmp_path: Path) -> None:
+    assert numbers(get(split="train[:2]+train[4:6]")) == [0, 1, 4, 5]
+    with pytest.raises(DataError, match="no split 'nope' in the rows given"):
+        get(split="nope")
+    for split, name in (("train", "a.txt"), ("test", "test_b.txt"), ("train", "test_c.txt")):
+        put(tmp_path / "d" / split / name, f"{split} {name}")
+    lines: dict[str, Any] = {"path": str(tmp_path / "d"), "prompt": None, "completion": None}
+    lines["text"] = True
+    assert len(get(**lines).items) == 3
+    assert [item.text for item in get(**lines, split="test").items] == ["test test_b.txt"]
+    with pytest.raises(DataError, match="no split 'nope'"):
+        get(**lines, split="nope")
+    with pytest.raises(ValueError, match="give a path"):
+        get(path=[])
+
+
 def test_several_paths_are_one_source(tmp_path: Path) -> None:
     paths = [str(put(tmp_path / f"{i}.jsonl", jsonl(ROWS[i : i + 2]))) for i in (4, 0)]
     paths.append(str(put(tmp_path / "more.json", json.dumps({"version": 1, "data": ROWS[7:9]}))))
@@ -227,6 +243,14 @@ def test_bad_rows_are_counted_by_reason_and_have_a_ceiling() -> None:
         assert "on_bad_row: skip" in str(caught.value.hint)
 
 
+def test_the_ceiling_counts_each_row_where_it_was_refused() -> None:
+    rows = [{**row, "n": None if i < 1 else i} for i, row in enumerate(ROWS * 5)]
+    found = get(rows, where="n > 0", max_examples=5, on_bad_row="skip", max_bad="5%")
+    assert len(found.items) == 5 and "1.00% of 100 rows" in found.notes[0]
+    with pytest.raises(DataError, match=r"1.00% of 100 rows are bad"):
+        get(rows, where="n > 0", max_examples=5, on_bad_row="skip", max_bad="0.5%")
+
+
 def test_words_that_run_into_one_another_are_said() -> None:
     rows = [{"q": "meeting", "a": "calendar set"}, {"q": "mail", "a": " send"}]
     (note,) = get(rows, prompt="q", completion="a").notes
@@ -271,6 +295,30 @@ def test_shots_may_come_from_another_split_or_file(tmp_path: Path) -> None:
         shown(shots=40)
 
 
+def test_shots_for_rows_from_python_and_from_a_part(tmp_path: Path) -> None:
+    other = str(put(tmp_path / "other.jsonl", jsonl([{"q": f"z{i}", "a": "b"} for i in range(5)])))
+    assert all(item.before.startswith("z") for item in shown(shots=1, shots_from=other).items)
+    some = shown(shots=2, shots_from="train[:3]").items[9].before
+    assert set(some.split()) <= {"q0", "q1", "q2", "a0", "a1", "a2"}
+    raw = {
+        "base": "b",
+        "datasets": {name: {"path": "x.jsonl", **PAIR} for name in "xy"},
+        "targets": {"t": {"path": "x.jsonl", **PAIR, "shots": 1, "shots_from": "train[:3]"}},
+    }
+    (tmp_path / "train").mkdir()
+    for given, kept in (("train[:3]", True), ("train", True), ("more.jsonl", False)):
+        raw["targets"]["t"]["shots_from"] = given  # type: ignore[index]
+        assert (parse(raw, tmp_path).targets["t"].shots_from == given) == kept
+    rows = [{"q": f"{i}?", "o": ["x", "y", "z"], "a": 1 + i % 2} for i in range(6)]
+    pool = [{"q": f"p{i}?", "o": ["x", "y"], "a": i % 2} for i in range(6)]
+    file = str(put(tmp_path / "pool.jsonl", jsonl(pool)))
+    lines = {"prompt": "q", "options": "o", "answer": "a", "score": "choice", "shots": 6}
+    section = target_section(rows=rows, **lines, shots_from=file)
+    found = read(section, "targets.t").items[0]
+    # as the target's rows count, from 0 where nothing says otherwise
+    assert "p0? x" in found.before and "p1? y" in found.before
+
+
 def test_shots_of_a_chat_are_earlier_turns() -> None:
     found = shown(shots=2, chat=True, system="Be brief.")
     item = found.items[0]
@@ -283,6 +331,7 @@ def test_the_last_word_alone() -> None:
     rows = [{"t": "He sat under the oak \n"}, {"t": "alone"}]
     found = read(target_section(rows=rows[:1], text="t", last_word=True), "targets.t")
     assert (found.items[0].prompt, found.items[0].completion) == ("He sat under the", " oak")
+    assert found.items[0].is_open
     with pytest.raises(DataError, match="one word"):
         read(target_section(rows=rows, text="t", last_word=True), "targets.t")
 

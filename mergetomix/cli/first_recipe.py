@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from mergetomix.data import reading, shapes, tables
 from mergetomix.data.examples import Example
 from mergetomix.data.files import IMAGE_SUFFIXES, KINDS, TEXTS
 from mergetomix.errors import DataError, UserError
+from mergetomix.recipe.errors import NAME_RULE
 from mergetomix.recipe.paths import is_there, resolve_data_path, under
-from mergetomix.recipe.recipe import Recipe
+from mergetomix.recipe.recipe import NAME, Recipe
 from mergetomix.recipe.yaml import read_values
 from mergetomix.sections.source import Dataset, Source
 from mergetomix.targets.kinds import AnyTarget
@@ -99,6 +101,8 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, str]:
                 f"{flag} needs NAME=PATH, not {text!r}",
                 hint=f"for example {flag} math=data/math.jsonl",
             )
+        if not re.fullmatch(NAME, name):
+            raise UserError(f"{flag}: a name {NAME_RULE}, not {name!r}")
         if name in found:
             raise UserError(f"{flag}: the name {name} stands twice")
         found[name] = path
@@ -131,16 +135,25 @@ def recipe(base: str | None, looks: Looks, has_images: bool = False) -> str:
 
     def lines(sources: Mapping[str, tuple[str, Look]]) -> str:
         return "".join(
-            f"  {name}: {written({'path': path, **look.lines})}\n"
+            f"  {scalar(name)}: {written({'path': path, **look.lines})}\n"
             for name, (path, look) in sources.items()
         )
 
     return TEXT.format(
         family=family,
-        base=base or model,
+        base=scalar(base or model),
         datasets=lines(looks.datasets) or some,
         targets=lines(looks.targets) or one,
     )
+
+
+def scalar(text: str) -> str:
+    """Returns a text as YAML reads it back, between quotes where it must.
+
+    >>> scalar("math"), scalar("yes"), scalar("a: b")
+    ('math', "'yes'", "'a: b'")
+    """
+    return yaml.safe_dump(text, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
 
 
 def written(lines: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import numbers
 import re
 import string
@@ -109,10 +110,14 @@ def listed(value: Any, place: Place) -> Choices:
 
 def _read(text: str) -> Any:
     """Returns a list that is written as JSON or as Python writes it; else the text."""
-    try:
-        return ast.literal_eval(text) if len(text) < MOST_WRITTEN else text
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    if len(text) > MOST_WRITTEN:
         return text
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+    return text
 
 
 def _check(texts: Sequence[Any], error: Callable[[str], DataError]) -> None:
@@ -168,7 +173,8 @@ class Answer:
                 continue
             seen.setdefault(number, index)
             last = number if number == len(found.texts) else last
-            are_texts &= str(number) in [text.strip() for text in found.texts]
+            texts = [text.strip() for text in found.texts]
+            are_texts &= str(value).strip() in texts or str(number) in texts
         if not seen:
             return self, False
         if are_texts:
@@ -212,21 +218,21 @@ class Answer:
         labelled = _labelled(value, options)
         if labelled is not None:
             return labelled
-        stripped = [text.strip() for text in options.texts]
+        stripped, written = [text.strip() for text in options.texts], str(value).strip()
         number = _whole(value)
         if number is not None:
             if self.by_text:
-                return stripped.index(str(number)) if str(number) in stripped else None
+                known = [each for each in (written, str(number)) if each in stripped]
+                return stripped.index(known[0]) if known else None
             # what is called by numbers is not counted
             is_called = any(label.isdigit() for label in options.labels)
             within = 0 <= number - self.first < len(stripped) and not is_called
             return number - self.first if within else None
         if isinstance(value, bool) or str(value).strip().lower() in MEANINGS:
             return _of_truth(str(value).strip().lower(), stripped)
-        text = value.strip() if isinstance(value, str) else None
-        if text in stripped:
-            return stripped.index(text)
-        letter = LETTER.fullmatch(text or "")
+        if written in stripped:
+            return stripped.index(written)
+        letter = LETTER.fullmatch(written) if isinstance(value, str) else None
         place = None if letter is None else string.ascii_uppercase.index(letter[1].upper())
         return place if place is not None and place < len(stripped) else None
 

@@ -48,6 +48,22 @@ def transcript(text: str) -> list[Turn]:
     return [{"role": SPEAKERS[name], "content": said.strip()} for name, said in pairs]
 
 
+def parsed(value: Any) -> Any:
+    """Returns a list of messages that is written as JSON; any other value as it stands.
+
+    >>> parsed('[{"role": "user", "content": "hi"}]'), parsed("[1]")
+    ([{'role': 'user', 'content': 'hi'}], '[1]')
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    is_list = all(isinstance(each, Mapping) and {"role", "from"} & set(each) for each in found)
+    return found if is_list else value
+
+
 def turns_of(place: Place, value: Any, names: Names | None = None) -> list[Turn]:
     """Returns the turns of a chat as they stand, but for keys without a value.
 

@@ -15,13 +15,14 @@ from mergetomix.data.image import LabelSpace, Picture
 class Example:
     """One row (or document), mapped. `row` is its index in the source, which errors name.
 
-    `prompt` is not trained on, `completion` is; `before` are examples shown before the prompt, as
-    text; `text` is trained on whole; `messages` are pairs of role and text, `chat` the same turns
-    and the tools as JSON if they hold more than that, and the replies from turn `trained_from` on
-    are trained on. `options` are the formatted options of a target with `score: choice`, `answers`
-    all right completions where there are several. `columns` are those of its row, for a function
-    of the user's. An image has a `picture`, its class as `label`, and the `space` of classes that
-    the label is of.
+    `prompt` is not trained on, `completion` is, and with `is_open` no end follows it. `before` are
+    examples shown before the prompt, as text; of a chat they are `num_shown` of its turns. `text`
+    is trained on whole; `messages` are pairs of role and text, `chat` the same turns and the tools
+    as JSON if they hold more than that, and the replies from turn `trained_from` on are trained on.
+    `options` are the formatted options of a target with `score: choice`, `answers` all right
+    completions where there are several. `columns` are those of its row, for a function of the
+    user's. An image has a `picture`, its class as `label`, and the `space` of classes that the
+    label is of.
     """
 
     row: int
@@ -34,6 +35,8 @@ class Example:
     options: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     before: str = ""
+    num_shown: int = 0
+    is_open: bool = False
     columns: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
     label: str = ""
     picture: Picture | None = None

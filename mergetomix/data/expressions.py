@@ -244,6 +244,8 @@ def sandbox() -> Environment:
         finalize=_written,
         cache_size=0,
     )
+    # what a row becomes must be the same whenever it is read
+    del found.filters["random"], found.globals["lipsum"]
     found.tests["none"] = lambda value: value is None or value is null()
     return found
 
@@ -331,8 +333,13 @@ def condition(where: str, pattern: str, columns: Columns) -> Callable[[int, Row]
     Raises:
         DataError: it is broken, or names a column that is not there.
     """
+    from jinja2 import TemplateError
+
     _, is_short = _parsed(where, f"{{{{ {pattern} }}}}", columns)
-    found = sandbox().compile_expression(pattern, undefined_to_none=False)
+    try:
+        found = sandbox().compile_expression(pattern, undefined_to_none=False)
+    except TemplateError as error:
+        raise DataError(where, f"{pattern!r} is no expression: {error}") from None
 
     def meets(index: int, row: Row) -> bool:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,8 +163,29 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
             raise no_data(where, f"no data file in {folder}; known suffixes are {known}")
     elif source.split is None:
         return every
-    wanted = split_called(source.split or source.default_split)
+    if all(kind_of(file) == "npz" for file in data):
+        return data  # which says by the names of its arrays
     places = {file: str(file.relative_to(folder)) if is_folder else file.name for file in data}
+    return _of_split(places, source, where)
+
+
+def documents_of(every: list[Path], source: Source, where: str) -> list[Path]:
+    """Returns the documents of the split that a source asks for, by the folders that they lie in.
+
+    Names of documents say nothing: `test_x.py` is no test split.
+    """
+    root = Path(str(source.path))
+    start = root if root.is_dir() else Path()
+    places = {file: str(file.relative_to(start).parent) for file in every}
+    return _of_split(places, source, where)
+
+
+def _of_split(places: Mapping[Path, str], source: Source, where: str) -> list[Path]:
+    """Returns the files of a source's split, by the words of the places that they are known by.
+
+    Raises DataError for a split that none of these says.
+    """
+    wanted = split_called(source.split or source.default_split)
     words = {file: re.split(r"[^a-z0-9]+", place.lower()) for file, place in places.items()}
     said = {
         file: {
@@ -174,15 +195,22 @@ def data_files(every: list[Path], source: Source, where: str) -> list[Path]:
         }
         for file, some in words.items()
     }
-    known_splits = set().union(*said.values())
-    if all(kind_of(file) == "npz" for file in data):
-        return data  # which says by the names of its arrays
+    known = set().union(*said.values())
     is_default = wanted in ("train", source.default_split)
-    if source.split is not None and not known_splits and not is_default:
+    if source.split is not None and not known and not is_default:
         raise no_split(source, where, ["train"])
-    if known_splits and wanted not in known_splits:
-        raise no_split(source, where, known_splits)
-    return [file for file in data if wanted in said[file]] if len(known_splits) > 1 else data
+    if known and wanted not in known:
+        raise no_split(source, where, known)
+    return [file for file in places if wanted in said[file]] if len(known) > 1 else list(places)
+
+
+def means_path(text: str) -> bool:
+    """Returns whether a text that may be a split is a path: it has a slash, or a known suffix.
+
+    >>> means_path("train[:100]"), means_path("other.jsonl"), means_path("owner/name")
+    (False, True, True)
+    """
+    return "/" in text or text.startswith("~") or kind_of(Path(text)) is not None
 
 
 def split_called(word: str) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from mergetomix.data.errors import Place, missing_column, no_data
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.image import LabelSpace, Picture
+from mergetomix.data.reading import bad_rows
 from mergetomix.data.selected import selected
 from mergetomix.data.splits import draw
 from mergetomix.data.tables import Table, open_table
@@ -66,7 +67,7 @@ def read(source: Source, where: str, skip_broken: bool) -> Examples:
         problem = f"none of {len(pictures)} images decodes; the first is {broken[0]}"
         raise no_data(where, problem)
     note = f"{where}: passed over {len(broken)} images that do not decode"
-    notes = [f"{where}: {each}" for each in table.notes]
+    notes = [f"{where}: {each}" for each in table.notes] + bad_rows(source, where, table)
     notes += [f"{note}, the first {broken[0]}"] if broken else []
     return Examples(where, tuple(items), len(table.rows), table.columns, tuple(notes))
 

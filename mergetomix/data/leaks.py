@@ -114,6 +114,7 @@ def said_by(items: Iterable[Example], affixes: Mapping[str, Affixes]) -> Iterato
         elif item.messages and not item.prompt:
             place = last_reply(item)
             before = [text for role, text in item.messages[:place] if role != "system"]
+            before = before[item.num_shown :]
             yield Said(words("\n".join(before)), words(item.messages[place][1]))
         elif item.text:
             yield Said([], words(own["text"].strip(item.text)))

@@ -14,6 +14,7 @@ from mergetomix.data.chats import (
     as_json,
     check_replies,
     is_plain,
+    parsed,
     text_of,
     tools_of,
     transcript,
@@ -79,6 +80,16 @@ def answers_are_guessed(source: Source, where: str, columns: Columns, rows: Rows
     return answer.numbered(rows, options_of(source, where, columns))[1]
 
 
+def first_option(source: Source, where: str, columns: Columns, rows: Rows) -> int | None:
+    """Returns the number of the first option where answers are numbers, None where they are not."""
+    if source.answer is None:
+        return None
+    answer = Answer.parse(source, where, columns)
+    if source.answer_from is None:
+        answer, _ = answer.numbered(rows, options_of(source, where, columns))
+    return None if answer.by_text else answer.first
+
+
 # --- texts
 
 
@@ -94,7 +105,7 @@ def _text_mapping(source: Source, where: str, columns: Columns) -> ToExample:
         parted = re.match(r"(.*\S)(\s+\S+)\s*\Z", found, re.DOTALL)
         if parted is None:
             raise Place(f"{where}.text", index).error("has one word, and so none before the last")
-        return Example(index, prompt=parted[1], completion=parted[2])
+        return Example(index, prompt=parted[1], completion=parted[2], is_open=True)
 
     return to_example
 
@@ -125,11 +136,11 @@ def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> T
     prompt = None
     if source.prompt is not None:
         prompt = Expression.parse(f"{where}.prompt", source.prompt, columns)
-    reply_of = _replies(source, where, columns, rows)
     chat = _Chat(source, where, columns)
+    reply_of = _replies(source, where, columns, rows, chat)
 
     def to_example(index: int, row: Row) -> Example:
-        asked = None if prompt is None else prompt.value(index, row)
+        asked = None if prompt is None else parsed(prompt.value(index, row))
         before, given = [], ""
         if is_chat(asked):
             before = chat.turns(Place(f"{where}.prompt", index), asked)
@@ -141,7 +152,7 @@ def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> T
     return to_example
 
 
-def _replies(source: Source, where: str, columns: Columns, rows: Rows) -> _ToReply:
+def _replies(source: Source, where: str, columns: Columns, rows: Rows, chat: _Chat) -> _ToReply:
     """Returns the function that gives the reply of a row, by its answer or its completion."""
     options, write = options_of(source, where, columns), written_options(source, where)
     is_choice = isinstance(source, TargetSection) and source.score == "choice"
@@ -164,9 +175,9 @@ def _replies(source: Source, where: str, columns: Columns, rows: Rows) -> _ToRep
     may_be_several = isinstance(source, TargetSection) and source.score == "generate"
 
     def completed(index: int, row: Row, prompt: str) -> _Reply:
-        value, place = completion.value(index, row), Place(completion.where, index)
+        value, place = parsed(completion.value(index, row)), Place(completion.where, index)
         if is_chat(value):
-            return _Reply(turns=value)
+            return _Reply(turns=chat.turns(place, value))
         if may_be_several and isinstance(value, list | tuple):
             if not value:
                 raise place.error("there is no right answer in an empty list", hint=SKIP)
@@ -218,11 +229,7 @@ def _answered(chat: _Chat, place: Place, row: Row, asked: _Asked, reply: _Reply)
     if not turns and asked.prompt.strip():
         turns = [{"role": "user", "content": asked.prompt}]
     first = len(turns) if asked.turns or reply.turns else 0
-    if reply.turns:
-        of_reply = Place(f"{place.where.rpartition('.')[0]}.completion", place.row)
-        turns += chat.turns(of_reply, reply.turns)
-    else:
-        turns.append({"role": "assistant", "content": reply.text})
+    turns += reply.turns or [{"role": "assistant", "content": reply.text}]
     found = chat.example(place.row, row, place, turns, first)
     return replace(plain, messages=found.messages, chat=found.chat, trained_from=found.trained_from)
 
@@ -250,14 +257,14 @@ def _preference_mapping(source: Source, where: str, columns: Columns) -> ToExamp
     def to_example(index: int, row: Row) -> Example:
         place = Place(chosen.where, index)
         asked, right = _side(chat, chosen, prompt, index, row)
-        texts: tuple[str, ...] = (right,)
+        texts: tuple[str, ...] = (right.text,)
         if is_choice and rejected is not None:
-            texts = (right, _side(chat, rejected, prompt, index, row)[1])
-            if right == texts[1]:
+            texts = (right.text, _side(chat, rejected, prompt, index, row)[1].text)
+            if texts[0] == texts[1]:
                 raise place.error("chosen and rejected are the same answer", hint=SKIP)
         is_text = not asked.turns and not chat.is_meant
         texts = write(index, asked.prompt if is_text else "", texts)
-        reply = _Reply(texts[0], texts if is_choice else ())
+        reply = replace(right, text=texts[0], options=texts if is_choice else ())
         return _answered(chat, place, row, asked, reply)
 
     return to_example
@@ -265,29 +272,31 @@ def _preference_mapping(source: Source, where: str, columns: Columns) -> ToExamp
 
 def _side(
     chat: _Chat, answer: Expression, prompt: Expression | None, index: int, row: Row
-) -> tuple[_Asked, str]:
-    """Returns what was asked before an answer, and the answer's text."""
-    value, place = answer.value(index, row), Place(answer.where, index)
-    given = None if prompt is None else prompt.value(index, row)
+) -> tuple[_Asked, _Reply]:
+    """Returns what was asked before an answer, and the answer."""
+    value, place = parsed(answer.value(index, row)), Place(answer.where, index)
+    given = None if prompt is None else parsed(prompt.value(index, row))
     if chat.is_meant and isinstance(value, str) and prompt is None:
         value = transcript(value) or value
     if is_chat(value):
         turns = chat.turns(place, value)
         check_replies(place, turns, len(turns) - 1)
-        before = turns[:-1]
-        if not before and prompt is not None:
-            asks = [{"role": "user", "content": given}]
-            before = chat.turns(Place(prompt.where, index), given if is_chat(given) else asks)
-        return _Asked(turns=before), text_of(turns[-1])
+        before, last = turns[:-1], turns[-1]
+        speakers = [turn["role"] for turn in turns if turn["role"] not in ("system", "developer")]
+        if prompt is not None and speakers[0] == "assistant":
+            asks = given if is_chat(given) else [{"role": "user", "content": given}]
+            before = [*chat.turns(Place(prompt.where, index), asks), *before]
+        return _Asked(turns=before), _Reply(text_of(last), turns=[last])
     text = answer.not_empty(index, answer.text_of(index, value))
     if prompt is None:
-        head, mark, last = text.rpartition("\n\nAssistant:")
+        head, mark, said = text.rpartition("\n\nAssistant:")
         if not mark:
             raise place.error("there is no prompt, and no transcript with 'Assistant:' in it")
-        return _Asked(head + mark), answer.not_empty(index, last)
+        return _Asked(head + mark), _Reply(answer.not_empty(index, said))
     if is_chat(given):
-        return _Asked(turns=chat.turns(Place(prompt.where, index), given)), text
-    return _Asked(prompt.not_empty(index, prompt.text_of(index, given), "asks nothing")), text
+        return _Asked(turns=chat.turns(Place(prompt.where, index), given)), _Reply(text)
+    asked = prompt.not_empty(index, prompt.text_of(index, given), "asks nothing")
+    return _Asked(asked), _Reply(text)
 
 
 # --- chats
@@ -317,7 +326,8 @@ class _Chat:
         self.is_meant = bool(source.chat)
         self._key, self._last_alone = f"{where}.tools", source.train_on == "last"
         self._names = Names(source.role_key, source.content_key, source.role_map or {})
-        self._tools = source.tools or ("tools" if source.messages and "tools" in columns else None)
+        may_have = "tools" in columns and not source.chat
+        self._tools = source.tools or ("tools" if may_have else None)
         if self._tools is not None and self._tools not in columns:
             raise missing_column(self._key, self._tools, columns)
         self._system: Expression | None = None

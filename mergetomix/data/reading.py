@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from mergetomix.data.examples import Example, Examples
-from mergetomix.data.mapping import answers_are_guessed, mapping
+from mergetomix.data.files import means_path
+from mergetomix.data.mapping import answers_are_guessed, first_option, mapping
 from mergetomix.data.selected import selected
 from mergetomix.data.shots import with_shots
 from mergetomix.data.splits import draw
@@ -41,7 +44,7 @@ def read(source: Source, where: str, accept: Accept | None = None) -> Examples:
     to_example = mapping(source, where, table.columns, rows)
     keeps_columns = getattr(source, "metric", None) == "function"
     items: list[Example] = []
-    refused = list(table.refused)
+    refused: list[DataError] = []
     for index, row in rows:
         try:
             item = to_example(index, row)
@@ -55,32 +58,36 @@ def read(source: Source, where: str, accept: Accept | None = None) -> Examples:
         items.append(replace(item, columns=row) if keeps_columns else item)
     if refused and not items:
         raise refused[0]
-    notes = _notes(table, source, where)
+    notes = [*_notes(table, source, where), *bad_rows(source, where, table)]
     notes += _bad_rows(source, where, refused, len(items))
     if answers_are_guessed(source, where, table.columns, rows):
         says = "no answer is 0, and none the number of options: they are taken to count from 0"
         notes.append(f"{where}.answer: {says}; answer_from: 1 counts from 1")
     notes += _glued(items, where)
+    if source.system and items and not any(item.messages for item in items):
+        notes.append(f"{where}.system: is for chats, and no row is one")
     if isinstance(source, TargetSection) and source.shots:
-        items = with_shots(items, _pool(source, where, items), source, where)
+        first = first_option(source, where, table.columns, rows)
+        items = with_shots(items, _pool(source, where, items, first), source, where)
     columns = () if source.files else table.columns
     return Examples(where, tuple(items), len(table.rows), columns, tuple(notes))
 
 
-def _pool(source: TargetSection, where: str, own: Sequence[Example]) -> Sequence[Example]:
+def _pool(
+    source: TargetSection, where: str, own: Sequence[Example], answer_from: int | None
+) -> Sequence[Example]:
     """Returns the examples that may be shown before a target's prompts."""
     wanted = source.shots_from
     if wanted is None:
         return own
-    key = "path" if _is_path(wanted) else "split"
-    update = {key: wanted, "shots": 0, "shots_from": None, "max_examples": POOL}
-    if key == "path":
-        update["split"] = None
+    update: dict[str, Any] = {"shots": 0, "shots_from": None, "max_examples": POOL}
+    if means_path(wanted):
+        update |= {"path": wanted, "rows": None, "split": None}
+    else:
+        update["split"] = wanted
+    if answer_from is not None:
+        update["answer_from"] = answer_from  # as the target's own rows count
     return read(source.model_copy(update=update), where).items
-
-
-def _is_path(text: str) -> bool:
-    return "/" in text or "." in text
 
 
 # --- what the user should know
@@ -91,6 +98,14 @@ def _notes(table: Table, source: Source, where: str) -> list[str]:
     passed = {f"empty {noun}": len(table.empty), "binary files": table.num_binary}
     notes = [f"{where}: {note}" for note in table.notes]
     return notes + [f"{where}: passed over {num} {what}" for what, num in passed.items() if num]
+
+
+def bad_rows(source: Source, where: str, table: Table) -> list[str]:
+    """Returns a line on the rows of a table that `map` or `where` could make nothing of.
+
+    Raises DataError if they are too many.
+    """
+    return _bad_rows(source, where, table.refused, len(table.kept()))
 
 
 def _bad_rows(source: Source, where: str, refused: Sequence[DataError], num: int) -> list[str]:
@@ -142,9 +157,18 @@ def read_rows(source: Source, where: str) -> list[Row]:
         DataError: the source cannot be read or is empty.
     """
     table = selected(open_table(source, where), source, where)
+    bad_rows(source, where, table)
     return table.take(draw(table.kept(), source))
 
 
 def plain_content(row: Row) -> dict[str, str]:
     """Returns what a row is made of, as plain values."""
-    return {str(key): repr(value) for key, value in row.items()}
+    return {str(key): _plainly(value) for key, value in row.items()}
+
+
+def _plainly(value: Any) -> str:
+    """Returns a value as text; of an array, whose text leaves most of it out, the digest."""
+    if not hasattr(value, "tobytes"):
+        return repr(value)
+    shape = getattr(value, "shape", getattr(value, "size", ()))
+    return f"{type(value).__name__} {shape} {hashlib.sha256(value.tobytes()).hexdigest()}"

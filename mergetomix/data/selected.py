@@ -50,19 +50,20 @@ def _met(table: Table, source: Source, pattern: str, key: str) -> Table:
 
 def _mapped(table: Table, source: Source, where: str) -> Table:
     function, key = load_function(source.map, where, "map"), f"{where}.map"
-    kept, made, refused = table.kept(), [], list(table.refused)
-    for number, (index, row) in enumerate(zip(kept, table.take(kept), strict=True)):
+    kept, made, refused = table.kept(), list[Row](), list(table.refused)
+    for index, row in zip(kept, table.take(kept), strict=True):
         place = Place(key, index)
         try:
             found = _called(function, row, place)
-            if not number and repr(_called(function, row, place)) != repr(found):
-                hint = "whatever it draws, let it draw by the row's own content"
-                raise DataError(key, "gives another result for the same row", hint=hint)
-            made += found
         except DataError as error:
-            if source.on_bad_row == "stop" or not number:
+            if source.on_bad_row == "stop":
                 raise
             refused.append(error)
+            continue
+        if not made and repr(_called(function, row, place)) != repr(found):
+            hint = "whatever it draws, let it draw by the row's own content"
+            raise DataError(key, "gives another result for the same row", hint=hint)
+        made += found
     if not made:
         raise DataError(key, f"gives no row for any of {len(kept)} rows")
     columns = tuple(dict.fromkeys(column for row in made for column in row))

@@ -58,4 +58,4 @@ def _behind(item: Example, shown: Sequence[Example], source: TargetSection, wher
     turns = [turn for each in shown for turn in each.messages if turn[0] in ("user", "assistant")]
     messages = (*opening, *turns, *own)
     first = max(item.trained_from, len(opening)) + len(turns)
-    return replace(item, messages=messages, trained_from=first)
+    return replace(item, messages=messages, trained_from=first, num_shown=len(turns))

@@ -74,10 +74,15 @@ def open_table(source: Source, where: str) -> Table:
         DataError: the source cannot be read, or no row is left without the empty ones.
     """
     if source.rows is not None and not source.files:
-        parts = parts_of(source.split, where) if source.split is not None else []
-        table = _parts(_given(source.rows, f"{where}.rows"), parts[:1])
+        given = _given(source.rows, f"{where}.rows")
+        parts = parts_of(source.split, where) if source.split is not None else [Part("")]
+        for part in parts:
+            if part.name not in ("", "train", source.default_split):
+                raise DataError(f"{where}.split", f"no split {part.name!r} in the rows given")
+        table = _together([_parts(given, [part]) for part in parts])
     else:
-        table = _together([_at(path, source, where) for path in source.paths or [""]])
+        image = source.image or "image" if source.label else None
+        table = _together([_at(path, source, where) for path in source.paths or [""]], image)
     if not table.kept():
         counts = {"are empty": len(table.empty), "hold no text": table.num_binary}
         reasons = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
@@ -110,28 +115,54 @@ def _parts(table: Table, parts: Sequence[Part]) -> Table:
     return table.with_rows(parts[0].rows(len(table.rows)))
 
 
-def _together(tables: Sequence[Table]) -> Table:
-    """Returns the rows of some tables as one, in their order."""
+def _together(tables: Sequence[Table], image: str | None = None) -> Table:
+    """Returns the rows of some tables as one, in their order.
+
+    Labels that are numbers of other names in another table become the names, and the files that
+    `image` names relative to different folders absolute paths.
+    """
     if len(tables) == 1:
         return tables[0]
     columns = tuple(dict.fromkeys(column for table in tables for column in table.columns))
+    names = {column: own for table in tables for column, own in table.names.items()}
+    mixed = [each for each in names if len({table.names.get(each) for table in tables}) > 1]
+    folders = {table.folder for table in tables}
     rows: list[Row] = []
     chosen, empty = [], set()
     for table in tables:
         chosen += [len(rows) + index for index in table.kept()]
         empty |= {len(rows) + index for index in table.empty}
-        rows += table.take(range(len(table.rows)))
-    folders = {table.folder for table in tables}
+        for row in table.take(range(len(table.rows))):
+            found = dict(row) | {each: _name_of(row.get(each), table, each) for each in mixed}
+            is_beside = image is not None and len(folders) > 1
+            rows.append(_beside(found, str(image), table.folder) if is_beside else found)
+    for each in mixed:
+        names[each] = tuple(
+            sorted({name for table in tables for name in table.names.get(each, ())})
+        )
     return Table(
         columns,
         rows,
         frozenset(empty),
         sum(table.num_binary for table in tables),
-        {column: names for table in tables for column, names in table.names.items()},
+        names,
         folders.pop() if len(folders) == 1 else None,
         tuple(dict.fromkeys(note for table in tables for note in table.notes)),
         chosen=chosen,
     )
+
+
+def _beside(row: Row, image: str, folder: Path | None) -> dict[str, Any]:
+    """Returns a row whose image's file name is an absolute path."""
+    name = row.get(image)
+    return {**row, image: str(Path(folder or "", name))} if isinstance(name, str) else dict(row)
+
+
+def _name_of(value: Any, table: Table, column: str) -> Any:
+    """Returns the name of a class that a table counts; any other value as it stands."""
+    names = table.names.get(column, ())
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return names[value] if is_number and 0 <= value < len(names) else value
 
 
 def _given(rows: Any, where: str) -> Table:
@@ -271,7 +302,10 @@ def _of_files(root: Path, every: list[Path], source: Source, where: str) -> Tabl
     split = files.split_called(source.split or source.default_split)
     for file in data:
         with formats.reading(file, where):
-            rows += formats.rows_of(file, split, notes)
+            own = list(formats.rows_of(file, split, notes))
+        if source.label and len({each.parent for each in data}) > 1 and not root.is_dir():
+            own = [_beside(row, source.image or "image", file.parent) for row in own]
+        rows += own
     folder = root if root.is_dir() else data[0].parent
     empty = _blank(rows) if "text" in kinds else frozenset()
     table = _of_mappings(rows)
@@ -307,6 +341,8 @@ def _documents(source: Source, where: str) -> Table:
         raise DataError(f"{where}.text", rule)
     rows, num_binary = [], 0
     found = files.all_files(path, where)
+    if source.split is not None:
+        found = replace(found, files=files.documents_of(found.files, source, where))
     for file in found.files:
         with formats.reading(file, where):
             text = formats.document(file)

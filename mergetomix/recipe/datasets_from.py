@@ -25,6 +25,8 @@ from mergetomix.sections.source import SOURCE_DEFAULTS, DatasetsFrom
 KEY = "datasets_from"
 MOST = 256
 """Datasets that one source may be split into; a fine-tune for each is what they cost."""
+WORDS = {"row", "true", "false", "none", "not", "and", "or", "in", "is", "if", "else"}
+"""What means something else in Jinja than a column."""
 PLAIN = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -81,7 +83,13 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
         raise missing_column(f"{where}.by", section.by, table.columns)
     kept = table.kept()
     rows = zip(kept, table.take(kept), strict=True)
-    counts = Counter(_value(by, index, row) for index, row in rows)
+    counts: Counter[Any] = Counter()
+    for index, row in rows:
+        try:
+            counts[_value(by, index, row)] += 1
+        except DataError:
+            if source.on_bad_row == "stop":
+                raise
     large = {value: num for value, num in counts.items() if num >= section.min_rows}
     large = {value: num for value, num in large.items() if value is not None}
     _check(section, counts, large, f"{where}.by")
@@ -105,7 +113,7 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
 def _column(by: str, columns: Columns) -> str:
     """Returns a column or place as Jinja reads it."""
     name, *steps = steps_of(by, columns) or [by]
-    if not steps and PLAIN.fullmatch(by) and by != "row":
+    if not steps and PLAIN.fullmatch(by) and by.lower() not in WORDS:
         return by
     return "row" + "".join(f"[{json.dumps(each)}]" for each in (name, *steps))
 
@@ -113,7 +121,7 @@ def _column(by: str, columns: Columns) -> str:
 def _value(by: Expression, index: int, row: Mapping[str, Any]) -> Any:
     """Returns the value of a row, None where it is missing."""
     value = by.value(index, row)
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if not isinstance(value, str | int | float | bool | None):
         problem = f"the value is of type {type(value).__name__}, but must be text or a number"

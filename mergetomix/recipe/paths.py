@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mergetomix.data.files import KINDS
+from mergetomix.data.files import KINDS, means_path
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Dataset, Source
 
@@ -91,7 +91,7 @@ def resolve_source(source: S, folder: Path) -> S:
         if isinstance(function, str):
             update[key] = _resolve_function(function, folder)
     shown = getattr(source, "shots_from", None)
-    if shown is not None:
+    if shown is not None and means_path(shown):
         update["shots_from"] = resolve_data_path(shown, folder)
     return source.model_copy(update=update)
 

@@ -31,7 +31,8 @@ from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset, DatasetsFrom
 from mergetomix.sections.train import Train
 from mergetomix.targets.kinds import AnyTarget
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 
 
 def _base(value: Any) -> Any:
@@ -290,7 +291,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """Returns the recipe as YAML; functions, and rows that YAML cannot hold, are named only."""
     values = recipe.model_dump(mode="python")
-    for source in (*values["datasets"].values(), *values["targets"].values()):
+    anchors = [values["train"]["anchor"]["dataset"]] if recipe.train.anchor is not None else []
+    for source in (*values["datasets"].values(), *values["targets"].values(), *anchors):
         source["rows"] = _writable(source["rows"])
         for key in ("function", "map"):
             function = source.get(key)

@@ -47,12 +47,16 @@ def _by_text(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     _quoted(value.values())
-    names = {True: "true", False: "false"}
-    return {
-        names[key] if isinstance(key, bool) else key if isinstance(key, str) else f"{key:g}": each
-        for key, each in value.items()
-        if isinstance(key, bool | int | float | str)
-    }
+    return {_key(key): each for key, each in value.items()}
+
+
+def _key(key: Any) -> Any:
+    """Returns a key as a value of a row is written: `true`, `0`, `1.5`."""
+    if isinstance(key, bool):
+        return str(key).lower()
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    return str(key) if isinstance(key, int | float) else key
 
 
 Share = Annotated[
@@ -83,8 +87,8 @@ class Source(Section):
     """Configuration of a hub dataset, such as `main`."""
     split: Text | None = None
     """Split of a hub dataset, folder or file, or a part of it: `validation`, `train[:100]`,
-    `train[10%:20%]`, `train+validation`. null is `train`, of a target `test`, where there are
-    several, and else all there is."""
+    `train[10%:20%]`, `train+validation`. null is all of a file, a glob, documents, or a folder
+    whose names say no split; else `train`, of a target `test`."""
     revision: str | None = None
     """Branch, tag or commit of a hub dataset."""
     where: Text | None = None
@@ -168,7 +172,7 @@ class Source(Section):
     @classmethod
     def _without_old_defaults(cls, values: Any) -> Any:
         """Leaves out what earlier releases wrote of every target, and what says nothing."""
-        if not isinstance(values, Mapping) or values.get("options"):
+        if not isinstance(values, Mapping) or any(map(values.get, ("options", "answer", "map"))):
             return values
         return {
             key: value
@@ -215,7 +219,8 @@ class Source(Section):
     def _one_source(self) -> Source:
         if self.path is not None and self.rows is not None:
             raise ValueError("give path or rows, not both")
-        if self.needs_mapping and self.path is None and self.rows is None:
+        is_missing = self.needs_mapping and self.path is None and self.rows is None
+        if is_missing or self.path == []:
             raise ValueError("give a path")
         return self
 

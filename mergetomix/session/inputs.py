@@ -200,8 +200,12 @@ class Inputs:
             return self.select_examples(target)
         if not spec.has_data or not (spec.completion or spec.messages or spec.text):
             return ()
-        items = self.family.read(spec, f"targets.{target}").items
-        return [items[row] for row in scorer.keep]
+        found = self.family.read(spec, f"targets.{target}")
+        others = self.scorers["report"][target].target
+        num_rows = len(scorer.keep) + (len(others.keep) if isinstance(others, Function) else 0)
+        if len(found.items) < num_rows:  # bad rows were left out, and places are other rows
+            return ()
+        return [found.items[row] for row in scorer.keep]
 
 
 def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:

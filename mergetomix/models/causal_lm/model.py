@@ -433,6 +433,8 @@ class CausalLM(Pretrained):
         if not example.text and not front and found.labels[:1] != [IGNORE]:
             front = [encoder.end]  # an answer's first token must be predicted from something
         whole = found.behind(front)
+        if example.is_open:
+            return whole
         return whole if whole.ids[-1:] == [encoder.end] else whole.ended(encoder.end)
 
     def _check_ids(self, ids: Sequence[int], example: Example, where: str) -> None:
