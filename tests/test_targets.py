@@ -267,6 +267,18 @@ def test_numbers_as_people_write_them(output: str, answer: str, is_right: bool) 
     assert metric(metric="number")(output, answer) == float(is_right)
 
 
+def test_the_last_word_is_scored_and_no_end_behind_it(base: BaseOf) -> None:
+    family = tiny.open_base(base("llama"))
+    rows = [{"t": "the cat sat on the mat"}, {"t": "a dog is a dog"}]
+    section = target_section(rows=rows, text="t", last_word=True)
+    examples = family.read(section, WHERE).items
+    built: Any = section.build(examples, TargetSetting(family, WHERE, 512))
+    for sequence, word in zip(built.sequences, (" mat", " dog"), strict=True):
+        scored = [label for label in sequence.labels if label >= 0]
+        assert family.tokenizer.decode(scored) == word
+        assert sequence.ids[-1] != family.tokenizer.eos_token_id
+
+
 def test_words_and_f1_are_those_of_squad() -> None:
     words, shared = metric(metric="words"), metric(metric="f1")
     assert words(" The Eiffel tower.", "eiffel Tower") == 1.0 == shared("a b", "b, a!")
