@@ -36,7 +36,7 @@ class Names:
 
 
 def transcript(text: str) -> list[Turn]:
-    """Returns the turns of a text in which `Human:` and `Assistant:` open paragraphs.
+    r"""Returns the turns of a text in which `Human:` and `Assistant:` open paragraphs.
 
     None of both, no turns.
 
