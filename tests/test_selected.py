@@ -411,6 +411,20 @@ def test_values_are_those_of_the_rows_that_are_taken(tmp_path: Path) -> None:
         parse(recipe(tmp_path, **section, rest="q"), tmp_path)
 
 
+def test_a_part_counts_options_as_the_whole_does(tmp_path: Path) -> None:
+    rows = [
+        {"q": f"q{i}?", "o": ["x", "y"], "a": 1 + i % 2, "s": "one" if i % 2 == 0 else "two"}
+        for i in range(20)
+    ]
+    put(tmp_path / "v.jsonl", jsonl(rows))
+    section = {"path": "v.jsonl", "prompt": "q", "completion": None, "options": "o", "answer": "a"}
+    found = parse(recipe(tmp_path, **section), tmp_path).datasets
+    answers = {
+        name: {item.completion for item in read(each, name).items} for name, each in found.items()
+    }
+    assert answers == {"one": {" x"}, "two": {" y"}}
+
+
 def test_beside_datasets_that_are_named(tmp_path: Path) -> None:
     raw = recipe(tmp_path)
     raw["datasets"] = {"mine": {"path": "x.jsonl", **PAIR}}

@@ -62,6 +62,8 @@ def test_one_target_that_decides_alone_is_said() -> None:
     assert units.about_rulers(scaled, gains, "5 mixtures") == []
     assert units.about_rulers(Objective({"u": 1}), gains, "5 mixtures") == []
     assert units.about_rulers(objective, [{"t": 1.0, "u": 1.0}] * 3, "3 mixtures") == []
+    alone = [{"t": 1.0, "u": 0.1 * i} for i in range(3)]
+    assert units.about_rulers(objective, alone, "3 mixtures") == []
 
 
 def length(model: Any, tokenizer: Any) -> list[float]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from mergetomix.data.errors import Place, missing_column
 from mergetomix.data.expressions import Columns, Expression, steps_of
+from mergetomix.data.mapping import answers_are_guessed, first_option
 from mergetomix.data.selected import selected
 from mergetomix.data.tables import open_table
 from mergetomix.errors import DataError, RecipeError
@@ -82,7 +83,7 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
     if by.kind not in ("column", "place"):
         raise missing_column(f"{where}.by", section.by, table.columns)
     kept = table.kept()
-    rows = zip(kept, table.take(kept), strict=True)
+    rows = list(zip(kept, table.take(kept), strict=True))
     counts: Counter[Any] = Counter()
     for index, row in rows:
         try:
@@ -107,6 +108,10 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
         listed = ", ".join(map(_literal, names))
         conditions[section.prefix + section.rest] = f"{column} not in [{listed}]"
     own = section.model_dump(exclude_unset=True, exclude={"by", "min_rows", "rest", "prefix"})
+    if not answers_are_guessed(source, where, table.columns, rows):
+        # a part may not show from which number the whole counts
+        first = first_option(source, where, table.columns, rows)
+        own |= {} if first is None else {"answer_from": first}
     return {name: {**own, "where": _both(own, each)} for name, each in conditions.items()}
 
 
