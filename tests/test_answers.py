@@ -241,6 +241,11 @@ def test_a_pair_keeps_thoughts_and_what_was_asked_first() -> None:
     rows = [{"p": "dry?", "chosen": [better], "rejected": [WORSE]}]
     data = Dataset.model_validate({"rows": rows, "prompt": "p", "chosen": "chosen"})
     assert "the sun is out" in read(data, "x").items[0].chat
+    named = [{"who": "bot", "said": "yes"}]
+    names = {"role_key": "who", "content_key": "said", "role_map": {"bot": "assistant"}}
+    rows = [{"p": "dry?", "chosen": named}]
+    data = Dataset.model_validate({"rows": rows, "prompt": "p", "chosen": "chosen", **names})
+    assert read(data, "x").items[0].messages == (("user", "dry?"), ("assistant", "yes"))
     longer = [BETTER, {"role": "user", "content": "sure?"}, {**BETTER, "content": "quite"}]
     rows = [{"p": "dry?", "chosen": longer}]
     data = Dataset.model_validate({"rows": rows, "prompt": "p", "chosen": "chosen"})

@@ -284,8 +284,12 @@ def _side(
         before, last = turns[:-1], turns[-1]
         speakers = [turn["role"] for turn in turns if turn["role"] not in ("system", "developer")]
         if prompt is not None and speakers[0] == "assistant":
-            asks = given if is_chat(given) else [{"role": "user", "content": given}]
-            before = [*chat.turns(Place(prompt.where, index), asks), *before]
+            if is_chat(given):
+                opening = chat.turns(Place(prompt.where, index), given)
+            else:
+                said = prompt.not_empty(index, prompt.text_of(index, given), "asks nothing")
+                opening = [{"role": "user", "content": said}]
+            before = [*opening, *before]
         return _Asked(turns=before), _Reply(text_of(last), turns=[last])
     text = answer.not_empty(index, answer.text_of(index, value))
     if prompt is None:
