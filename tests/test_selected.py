@@ -112,6 +112,10 @@ def test_a_split_of_rows_and_of_documents(tmp_path: Path) -> None:
     assert [item.text for item in get(**lines, split="test").items] == ["test test_b.txt"]
     with pytest.raises(DataError, match="no split 'nope'"):
         get(**lines, split="nope")
+    one = {**lines, "path": str(tmp_path / "d" / "test" / "test_b.txt")}
+    assert len(get(**one, split="train[:1]").items) == 1
+    globbed = {**lines, "path": str(tmp_path / "d" / "**" / "*.txt")}
+    assert len(get(**globbed, split="train").items) == 2
     with pytest.raises(ValueError, match="give a path"):
         get(path=[])
 

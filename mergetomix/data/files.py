@@ -175,7 +175,7 @@ def documents_of(every: list[Path], source: Source, where: str) -> list[Path]:
     Names of documents say nothing: `test_x.py` is no test split.
     """
     root = Path(str(source.path))
-    start = root if root.is_dir() else Path()
+    start = root if root.is_dir() else root.parent if root.is_file() else _parted(root)[0]
     places = {file: str(file.relative_to(start).parent) for file in every}
     return _of_split(places, source, where)
 
