@@ -186,6 +186,19 @@ def test_the_space_before_an_option_is_taken_care_of(
     )
 
 
+def test_a_choice_over_messages() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "which?"}]
+    rows = [
+        {"m": turns, "o": ["oak", "elm"], "a": "B"},
+        {"m": turns[1:], "o": ["fir", "yew"], "a": "A"},
+    ]
+    first, second = choice(rows, prompt="m", options="o", answer="a").items
+    # a template writes what stands between
+    assert (first.options, first.completion) == (("oak", "elm"), "elm")
+    assert first.messages == (("system", "Be brief."), ("user", "which?"), ("assistant", "elm"))
+    assert second.messages[-1] == ("assistant", "fir") and second.trained_from == 1
+
+
 # --- preference pairs
 
 

@@ -37,11 +37,12 @@ IMAGES = """\
 family: image-classifier
 """
 DATASETS = """\
-  math: {path: data/math.jsonl, prompt: question, completion: answer}
+  math: {path: data/math.jsonl, prompt: "Q: {question}\\nA:", completion: " {answer}"}
   notes: {path: "docs/**/*.md", text: true}
 """
 TARGETS = """\
-  held: {path: data/held.jsonl, prompt: question, completion: answer, score: loss}
+  held:
+    {path: data/held.jsonl, prompt: "Q: {question}\\nA:", completion: " {answer}", score: loss}
 """
 TEXT = """\
 # yaml-language-server: $schema=recipe.schema.json
@@ -210,7 +211,7 @@ def looked_at(name: str, path: str, folder: Path, is_target: bool, ask: Ask | No
         return _tried("texts with labels", labelled, resolved, where, is_target)
     if ask is None:
         columns = ", ".join(table.columns)
-        hint = "write its lines by hand: docs/cookbook.md has those of fifty public datasets"
+        hint = "write its lines by hand: docs/cookbook.md has those of seventy public datasets"
         problem = f"{path}: none of the usual shapes; its columns are {columns}"
         raise UserError(f"{where}: {problem}", hint=hint)
     return _asked(table.columns, resolved, where, is_target, ask)

@@ -136,24 +136,41 @@ def _check(texts: Sequence[Any], error: Callable[[str], DataError]) -> None:
 class Answer:
     """Finds the right option of a row by what the recipe calls its `answer`.
 
-    `first` is the number of the first option; with `by_text` a whole number is the text of one.
+    `first` is the number of the first option, which `is_guess` if the rows do not show it; with
+    `by_text` a whole number is the text of one.
     """
 
     expression: Expression
     meanings: Mapping[str, str]
     first: int = 0
     by_text: bool = False
+    is_guess: bool = False
 
     @classmethod
-    def parse(cls, source: Source, where: str, columns: Columns) -> Answer:
-        """Returns the answer of a source. Raises DataError for a column that is not there."""
-        expression = Expression.parse(f"{where}.answer", source.answer or "", columns)
-        return cls(expression, source.answer_map or {}, source.answer_from or 0)
+    def of(
+        cls, source: Source, where: str, columns: Columns, rows: Iterable[tuple[int, Row]]
+    ) -> Answer | None:
+        """Returns the answer of a source, None for one without; rows tell what its numbers mean.
 
-    def numbered(
+        Raises DataError for a column that is not there, and rows that contradict each other.
+        """
+        if source.answer is None:
+            return None
+        expression = Expression.parse(f"{where}.answer", source.answer, columns)
+        found = cls(expression, source.answer_map or {}, source.answer_from or 0)
+        if source.answer_from is not None:
+            return found
+        return found._numbered(rows, options_of(source, where, columns))
+
+    @property
+    def counts_from(self) -> int | None:
+        """The number of the first option; None if numbers are texts."""
+        return None if self.by_text else self.first
+
+    def _numbered(
         self, rows: Iterable[tuple[int, Row]], options: Callable[[int, Row], Choices | None]
-    ) -> tuple[Answer, bool]:
-        """Returns how whole numbers are answers, and whether that is a guess.
+    ) -> Answer:
+        """Returns the same with what whole numbers mean.
 
         Where every one is the text of an option it is that. Else options count from one if no
         answer is 0 and one is as large as there are options; where neither is seen they are taken
@@ -176,16 +193,16 @@ class Answer:
             texts = [text.strip() for text in found.texts]
             are_texts &= str(value).strip() in texts or str(number) in texts
         if not seen:
-            return self, False
+            return self
         if are_texts:
-            return replace(self, by_text=True), False
+            return replace(self, by_text=True)
         if 0 in seen and last is not None:
             problem = f"0 is among the answers, and so is {last}, the number of options"
             hint = "answer_from: 0 or 1 says from which one they count"
             raise Place(self.expression.where, seen[last]).error(problem, hint=hint)
-        if 0 in seen:
-            return self, False
-        return (replace(self, first=1), False) if last is not None else (self, True)
+        if last is not None:
+            return replace(self, first=1)
+        return replace(self, is_guess=0 not in seen)
 
     def place(self, index: int, row: Row, options: Choices) -> int:
         """Returns the place of the right option, from zero.

@@ -29,21 +29,19 @@ from mergetomix.sections.source import WHOLE, Source
 from mergetomix.sections.target import TargetSection
 
 ToExample = Callable[[int, Row], Example]
-Rows = Sequence[tuple[int, Row]]
 BY_NAME = ("prompt", "completion", "messages", "text", "options", "answer", "chosen", "rejected")
 """The columns that rows of a user's function have, where the recipe names no others."""
 
 
-def mapping(source: Source, where: str, columns: Columns, rows: Rows = ()) -> ToExample:
+def mapping(source: Source, where: str, columns: Columns, answer: Answer | None) -> ToExample:
     """Returns the function that maps a row and its index.
 
     Args:
-        rows: those that will be mapped, from which it is told how answers are counted.
+        answer: the source's, which knows from the rows how it counts.
 
     Raises:
         DataError: the recipe's strings fit no row; raised before any row is mapped.
     """
-    source = _by_name(source, where, columns)
     if source.label:
         hint = "family: image-classifier fine-tunes on images"
         raise DataError(f"{where}.label", "labelled images are not for a language model", hint=hint)
@@ -56,10 +54,10 @@ def mapping(source: Source, where: str, columns: Columns, rows: Rows = ()) -> To
     if source.prompt is None and source.completion is None and source.answer is None:
         known = "prompt and completion, messages, or text"
         raise DataError(where, f"say how a row becomes an example: {known}")
-    return _pair_mapping(source, where, columns, rows)
+    return _pair_mapping(source, where, columns, answer)
 
 
-def _by_name(source: Source, where: str, columns: Columns) -> Source:
+def by_name(source: Source, where: str, columns: Columns) -> Source:
     """Returns a source whose function names the columns, if the recipe does not."""
     if source.map is None or any(getattr(source, key) for key in WHOLE):
         return source
@@ -70,24 +68,6 @@ def _by_name(source: Source, where: str, columns: Columns) -> Source:
         problem = f"the rows that it gives have the columns {', '.join(columns)}, not {known}"
         raise DataError(f"{where}.map", problem)
     return source.model_copy(update=found)
-
-
-def answers_are_guessed(source: Source, where: str, columns: Columns, rows: Rows) -> bool:
-    """Returns whether it could not be told from which number the options of a source count."""
-    if source.answer is None or source.answer_from is not None:
-        return False
-    answer = Answer.parse(source, where, columns)
-    return answer.numbered(rows, options_of(source, where, columns))[1]
-
-
-def first_option(source: Source, where: str, columns: Columns, rows: Rows) -> int | None:
-    """Returns the number of the first option where answers are numbers, None where they are not."""
-    if source.answer is None:
-        return None
-    answer = Answer.parse(source, where, columns)
-    if source.answer_from is None:
-        answer, _ = answer.numbered(rows, options_of(source, where, columns))
-    return None if answer.by_text else answer.first
 
 
 # --- texts
@@ -127,7 +107,7 @@ _ToReply = Callable[[int, Row, str], _Reply]
 """The reply of a row behind the text of its prompt."""
 
 
-def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> ToExample:
+def _pair_mapping(source: Source, where: str, columns: Columns, answer: Answer | None) -> ToExample:
     """Returns the function that maps a row with a prompt, an answer or both.
 
     If both are lists of messages, as in TRL's conversational data, the row is a chat whose
@@ -137,7 +117,10 @@ def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> T
     if source.prompt is not None:
         prompt = Expression.parse(f"{where}.prompt", source.prompt, columns)
     chat = _Chat(source, where, columns)
-    reply_of = _replies(source, where, columns, rows, chat)
+    if answer is not None:
+        reply_of = _picked(source, where, columns, answer)
+    else:
+        reply_of = _completed(source, where, columns, chat)
 
     def to_example(index: int, row: Row) -> Example:
         asked = None if prompt is None else parsed(prompt.value(index, row))
@@ -152,23 +135,27 @@ def _pair_mapping(source: Source, where: str, columns: Columns, rows: Rows) -> T
     return to_example
 
 
-def _replies(source: Source, where: str, columns: Columns, rows: Rows, chat: _Chat) -> _ToReply:
-    """Returns the function that gives the reply of a row, by its answer or its completion."""
+def _picked(source: Source, where: str, columns: Columns, answer: Answer) -> _ToReply:
+    """Returns the function that gives the reply of a row by its answer among the options."""
     options, write = options_of(source, where, columns), written_options(source, where)
-    is_choice = isinstance(source, TargetSection) and source.score == "choice"
-    if source.answer is not None:
-        answer = Answer.parse(source, where, columns)
-        if source.answer_from is None:
-            answer, _ = answer.numbered(rows, options)
 
-        def picked(index: int, row: Row, prompt: str) -> _Reply:
-            own = options(index, row)
-            assert own is not None  # the section asks for them
-            texts = write(index, prompt, own.texts)
-            right = texts[answer.place(index, row, own)]
-            return _Reply(right, texts if is_choice else ())
+    def picked(index: int, row: Row, prompt: str) -> _Reply:
+        own = options(index, row)
+        assert own is not None  # the section asks for them
+        texts = write(index, prompt, own.texts)
+        right = texts[answer.place(index, row, own)]
+        return _Reply(right, texts if _is_choice(source) else ())
 
-        return picked
+    return picked
+
+
+def _is_choice(source: Source) -> bool:
+    return isinstance(source, TargetSection) and source.score == "choice"
+
+
+def _completed(source: Source, where: str, columns: Columns, chat: _Chat) -> _ToReply:
+    """Returns the function that gives the reply of a row by its completion."""
+    options, write = options_of(source, where, columns), written_options(source, where)
     if source.completion is None:
         return lambda index, row, prompt: _Reply()
     completion = Expression.parse(f"{where}.completion", source.completion, columns)
@@ -186,7 +173,7 @@ def _replies(source: Source, where: str, columns: Columns, rows: Rows, chat: _Ch
             return _Reply(completion.not_empty(index, "".join(several[:1])), answers=several)
         wanted = completion.not_empty(index, completion.text_of(index, value))
         own = options(index, row)
-        if own is None or not is_choice:
+        if own is None or not _is_choice(source):
             return _Reply(wanted)
         texts = write(index, prompt, own.texts)
         return _Reply(_among(wanted, texts, own, place), texts)
@@ -251,7 +238,7 @@ def _preference_mapping(source: Source, where: str, columns: Columns) -> ToExamp
         )
     )
     chat, write = _Chat(source, where, columns), written_options(source, where)
-    is_choice = isinstance(source, TargetSection) and source.score == "choice"
+    is_choice = _is_choice(source)
     assert chosen is not None
 
     def to_example(index: int, row: Row) -> Example:

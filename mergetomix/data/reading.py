@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from mergetomix.data.answers import Answer
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.files import means_path
-from mergetomix.data.mapping import answers_are_guessed, first_option, mapping
+from mergetomix.data.mapping import by_name, mapping
 from mergetomix.data.selected import selected
 from mergetomix.data.shots import with_shots
 from mergetomix.data.splits import draw
@@ -41,7 +42,9 @@ def read(source: Source, where: str, accept: Accept | None = None) -> Examples:
     table = selected(open_table(source, where), source, where)
     drawn = draw(table.kept(), source)
     rows = list(zip(drawn, table.take(drawn), strict=True))
-    to_example = mapping(source, where, table.columns, rows)
+    source = by_name(source, where, table.columns)
+    answer = Answer.of(source, where, table.columns, rows)
+    to_example = mapping(source, where, table.columns, answer)
     keeps_columns = getattr(source, "metric", None) == "function"
     items: list[Example] = []
     refused: list[DataError] = []
@@ -60,21 +63,21 @@ def read(source: Source, where: str, accept: Accept | None = None) -> Examples:
         raise refused[0]
     notes = [*_notes(table, source, where), *bad_rows(source, where, table)]
     notes += _bad_rows(source, where, refused, len(items))
-    if answers_are_guessed(source, where, table.columns, rows):
+    if answer is not None and answer.is_guess:
         says = "no answer is 0, and none the number of options: they are taken to count from 0"
         notes.append(f"{where}.answer: {says}; answer_from: 1 counts from 1")
     notes += _glued(items, where)
     if source.system and items and not any(item.messages for item in items):
         notes.append(f"{where}.system: is for chats, and no row is one")
     if isinstance(source, TargetSection) and source.shots:
-        first = first_option(source, where, table.columns, rows)
-        items = with_shots(items, _pool(source, where, items, first), source, where)
+        pool = _pool(source, where, items, answer)
+        items = with_shots(items, pool, source, where)
     columns = () if source.files else table.columns
     return Examples(where, tuple(items), len(table.rows), columns, tuple(notes))
 
 
 def _pool(
-    source: TargetSection, where: str, own: Sequence[Example], answer_from: int | None
+    source: TargetSection, where: str, own: Sequence[Example], answer: Answer | None
 ) -> Sequence[Example]:
     """Returns the examples that may be shown before a target's prompts."""
     wanted = source.shots_from
@@ -85,8 +88,8 @@ def _pool(
         update |= {"path": wanted, "rows": None, "split": None}
     else:
         update["split"] = wanted
-    if answer_from is not None:
-        update["answer_from"] = answer_from  # as the target's own rows count
+    if answer is not None:
+        update["answer_from"] = answer.counts_from  # as the target's own rows count
     return read(source.model_copy(update=update), where).items
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mergetomix.data.answers import Answer
 from mergetomix.data.errors import Place, missing_column
 from mergetomix.data.expressions import Columns, Expression, steps_of
-from mergetomix.data.mapping import answers_are_guessed, first_option
 from mergetomix.data.selected import selected
 from mergetomix.data.tables import open_table
 from mergetomix.errors import DataError, RecipeError
@@ -108,10 +108,10 @@ def _parts(section: DatasetsFrom, folder: Path, where: str) -> dict[str, dict[st
         listed = ", ".join(map(_literal, names))
         conditions[section.prefix + section.rest] = f"{column} not in [{listed}]"
     own = section.model_dump(exclude_unset=True, exclude={"by", "min_rows", "rest", "prefix"})
-    if not answers_are_guessed(source, where, table.columns, rows):
+    answer = Answer.of(source, where, table.columns, rows)
+    if answer is not None and not answer.is_guess and answer.counts_from is not None:
         # a part may not show from which number the whole counts
-        first = first_option(source, where, table.columns, rows)
-        own |= {} if first is None else {"answer_from": first}
+        own["answer_from"] = answer.counts_from
     return {name: {**own, "where": _both(own, each)} for name, each in conditions.items()}
 
 
