@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mergetomix.data.errors import Place
-from mergetomix.data.expressions import HINT, Columns, Expression, Row, encodable, fields_of
+from mergetomix.data.expressions import HINT, Columns, Expression, encodable, fields_of
+from mergetomix.data.tables import Row
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
 

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mergetomix.bounds import MOST_CHARACTERS, MOST_WIDTH, Exceeded, limited
 from mergetomix.data.errors import Place, missing_column
+from mergetomix.data.tables import Row
 from mergetomix.errors import DataError
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-Row = Mapping[str, Any]
 Columns = Sequence[str]
 Kind = Literal["column", "place", "format", "template"]
 STEP = re.compile(r"\.([\w-]+)|\[([^\[\]]+)\]")

@@ -23,7 +23,8 @@ from mergetomix.data.chats import (
 from mergetomix.data.errors import Place, missing_column
 from mergetomix.data.examples import Example
 from mergetomix.data.expressions import HINT as SKIP
-from mergetomix.data.expressions import Columns, Expression, Row, encodable, is_written
+from mergetomix.data.expressions import Columns, Expression, encodable, is_written
+from mergetomix.data.tables import Row
 from mergetomix.errors import DataError
 from mergetomix.sections.source import WHOLE, Source
 from mergetomix.sections.target import TargetSection

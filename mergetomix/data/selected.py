@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix.data.errors import Place
-from mergetomix.data.expressions import Row, condition
-from mergetomix.data.tables import Table
+from mergetomix.data.expressions import condition
+from mergetomix.data.tables import Row, Table
 from mergetomix.errors import DataError
 from mergetomix.sections.source import Source
 from mergetomix.sections.user_function import load_function

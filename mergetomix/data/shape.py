@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergetomix.data.chats import parsed
 from mergetomix.data.expressions import reached
+from mergetomix.data.tables import Row
 
-Row = Mapping[str, Any]
 Lines = Mapping[str, Any]
 TRUTHS = ("true", "false")
 
@@ -68,11 +68,7 @@ def is_transcript(value: Any) -> bool:
 
 
 def _has_turns(value: Any, keys: Sequence[str]) -> bool:
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return False
+    value = parsed(value)
     if not isinstance(value, list | tuple) or not value:
         return False
     return all(isinstance(each, Mapping) and keys[0] in each for each in value)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mergetomix.data.shape import (
-    Row,
     Shape,
     is_chat,
     is_key,
@@ -21,6 +20,7 @@ from mergetomix.data.shape import (
     is_truth,
     is_word,
 )
+from mergetomix.data.tables import Row
 
 NUM_LOOKED_AT = 20
 """Rows that a shape is told from."""
