@@ -36,7 +36,14 @@ LAYERS = (
 )
 LEVEL = {folder: level for level, layer in enumerate(LAYERS) for folder in layer.split()}
 HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "accelerate", "pandas", "psutil"}
-HEAVY |= {"optuna", "cmaes", "lightgbm", "matplotlib", "sentence_transformers"}  # optional
+HEAVY |= {
+    "optuna",
+    "cmaes",
+    "lightgbm",
+    "matplotlib",
+    "sentence_transformers",
+    "lm_eval",
+}  # optional
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES, MAX_PARAMETERS = 600, 60, 6
 GONE = set(

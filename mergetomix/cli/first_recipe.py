@@ -220,7 +220,7 @@ def looked_at(name: str, path: str, folder: Path, is_target: bool, ask: Ask | No
 def _tried(shape: str, lines: Mapping[str, Any], path: str, where: str, is_target: bool) -> Look:
     """Returns lines that were tried on the first rows; few bad ones are skipped, and said."""
     values = {"path": path, "max_examples": NUM_LOOKED_AT, **lines, "on_bad_row": "skip"}
-    adapter: TypeAdapter[Source] = TypeAdapter(AnyTarget if is_target else Dataset)
+    adapter: TypeAdapter[Any] = TypeAdapter(AnyTarget if is_target else Dataset)
     found = reading.read(adapter.validate_python(values), where)
     bad = [note for note in found.notes if "bad rows" in note]
     if bad and len(found.items) < (1 - MOST_BAD) * min(found.num_rows, NUM_LOOKED_AT):

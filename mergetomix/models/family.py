@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from mergetomix.data.examples import Example, Examples
     from mergetomix.data.tables import Row
-    from mergetomix.models.causal_lm.generation import Generation
+    from mergetomix.models.causal_lm.generation import Continuation, Generation
     from mergetomix.models.causal_lm.questions import Asked, Question
     from mergetomix.models.encoding import Encoding
     from mergetomix.sections.source import Source
@@ -185,7 +185,12 @@ class GeneratesText(EncodesPrompts, Protocol):
     def room(self, num_new: int) -> int: ...
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[str | None]: ...
+    ) -> list[Continuation | None]: ...
+
+
+@runtime_checkable
+class AnswersRequests(ScoresOptions, GeneratesText, Protocol):
+    """Scores what may follow a prompt, and continues prompts: all that a benchmark asks for."""
 
 
 class HasStates(Protocol):

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 from mergetomix.data.files import KINDS, means_path
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Dataset, Source
+from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.target import TargetKind
 
 S = TypeVar("S", bound=Source)
 
@@ -94,6 +96,20 @@ def resolve_source(source: S, folder: Path) -> S:
     if shown is not None and means_path(shown):
         update["shots_from"] = resolve_data_path(shown, folder)
     return source.model_copy(update=update)
+
+
+def resolve_target(target: TargetKind, folder: Path) -> TargetKind:
+    """Returns a target whose data, function, task files and their folders have absolute paths."""
+    if isinstance(target, Source):
+        return resolve_source(target, folder)
+    if not isinstance(target, HarnessTarget):
+        return target
+    update: dict[str, Any] = {}
+    if target.is_file or is_there(under(folder, target.task)):
+        update["task"] = real(under(folder, target.task))
+    if target.include_path is not None:
+        update["include_path"] = [real(under(folder, each)) for each in target.folders]
+    return target.model_copy(update=update)
 
 
 def _resolve_function(function: str, folder: Path) -> str:

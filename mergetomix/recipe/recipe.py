@@ -18,8 +18,16 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from mergetomix.errors import RecipeError
 from mergetomix.merge import METHODS
 from mergetomix.recipe.datasets_from import expanded
+from mergetomix.recipe.each_task import each_task
 from mergetomix.recipe.errors import nearest, readable
-from mergetomix.recipe.paths import real, resolve_base, resolve_source, under, unusable
+from mergetomix.recipe.paths import (
+    real,
+    resolve_base,
+    resolve_source,
+    resolve_target,
+    under,
+    unusable,
+)
 from mergetomix.recipe.yaml import override, read_values
 from mergetomix.sections.base import Base
 from mergetomix.sections.images import Images
@@ -30,6 +38,7 @@ from mergetomix.sections.section import Section, Text
 from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset, DatasetsFrom
 from mergetomix.sections.train import Train
 from mergetomix.targets.kinds import AnyTarget
+from mergetomix.targets.python import PythonTarget
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -119,7 +128,7 @@ class Recipe(Section):
             "datasets": {
                 name: resolve_source(each, folder) for name, each in self.datasets.items()
             },
-            "targets": {name: resolve_source(each, folder) for name, each in self.targets.items()},
+            "targets": {name: resolve_target(each, folder) for name, each in self.targets.items()},
             "store": real(under(folder, self.store)),
             "run_dir": real(under(folder, self.run_dir)),
         }
@@ -141,9 +150,10 @@ class Recipe(Section):
             ("store", self.store),
             ("run_dir", self.run_dir),
         ]
-        for kind, sources in (("datasets", self.datasets), ("targets", self.targets)):
+        kinds: dict[str, Mapping[str, Any]] = {"datasets": self.datasets, "targets": self.targets}
+        for kind, sources in kinds.items():
             for name, each in sources.items():
-                every += [(f"{kind}.{name}.path", path) for path in each.paths]
+                every += [(f"{kind}.{name}.path", path) for path in getattr(each, "paths", ())]
                 every.append((f"{kind}.{name}.expert", getattr(each, "expert", None)))
         for key, path in every:
             if path is not None and Path(path).is_absolute() and not glob.has_magic(path):
@@ -249,7 +259,7 @@ def _of_racing(recipe: Recipe) -> Iterator[str]:
         why = f"races decide by a weighted mean of gains, not by search.objective: {aim}"
         yield f"{key}: {why}"
     for name, section in recipe.targets.items():
-        if section.score == "python" and not section.has_data:
+        if isinstance(section, PythonTarget) and not section.has_data:
             why = "is a function without data, which scores all its examples in every call"
             yield f"{key}: targets.{name} {why}; give it data, or leave racing out"
 
@@ -265,8 +275,10 @@ def parse(raw: Mapping[str, Any] | Recipe, folder: Path | None = None) -> Recipe
     """
     folder = folder or Path.cwd()
     if isinstance(raw, Recipe):
-        return raw.resolved(folder)
+        return raw.model_copy(update={"targets": each_task(raw.targets, folder)}).resolved(folder)
     raw = expanded(raw, folder)
+    if isinstance(raw.get("targets"), Mapping):
+        raw["targets"] = each_task(raw["targets"], folder)
     try:
         return Recipe.model_validate(raw).resolved(folder)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""What every target has: examples, and how much it counts. Each kind adds its own in `targets/`."""
+"""What every target has, and what those over rows have. Each kind adds its own in `targets/`."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from mergetomix.sections.section import Text
+from mergetomix.sections.section import Section, Seed, Text
 from mergetomix.sections.source import Source
 
 
-class TargetSection(Source):
-    """What the final model should be good at: examples and a way to score them."""
-
-    default_split: ClassVar[str] = "test"
+class TargetBase(Section):
+    """What the final model should be good at, whatever its examples come from."""
 
     score: str = "loss"
     """How a model is scored."""
     weight: float = Field(default=1.0, gt=0)
     """How much this target counts beside the others."""
+    seed: Seed = 0
+    """Seed of the split into what the search sees and what the report is on."""
+
+
+class TargetSection(Source, TargetBase):
+    """A target over the rows of a source."""
+
+    default_split: ClassVar[str] = "test"
     last_word: bool = False
     """Of a `text`: only its last word is scored, as in LAMBADA."""
     shots: int = Field(default=0, ge=0, le=100)

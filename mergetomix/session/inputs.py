@@ -6,7 +6,7 @@ Datasets become training sequences, targets become scorers over their select and
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,15 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Part, Scores
 from mergetomix.sections.source import Dataset, Source
-from mergetomix.sections.target import WithHead
-from mergetomix.sections.user_function import load_function
+from mergetomix.sections.target import TargetSection, WithHead
 from mergetomix.session.leaks import Leaks
 from mergetomix.statistics import early_stopping
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store, hash_files
-from mergetomix.targets.function import call
-from mergetomix.targets.kinds import AnyTarget, check_score
+from mergetomix.targets.kinds import check_score
 from mergetomix.targets.loss import Loss
-from mergetomix.targets.python import Function, PythonTarget
-from mergetomix.targets.target import Target, TargetSetting
+from mergetomix.targets.python import Function
+from mergetomix.targets.target import BringsExamples, OwnExamples, Target, TargetSetting
 
 Both = tuple[tuple[Example, ...], tuple[Example, ...]]
 """A target's select and its report examples."""
@@ -80,7 +78,7 @@ class Inputs:
     """What a recipe names, ready for use.
 
     `candidates` are the datasets, `scorers` all targets by part and name, `selected` the select
-    examples of those that have any of their own.
+    examples of those that have any, and `own` what targets bring themselves.
     """
 
     recipe: Recipe
@@ -90,6 +88,7 @@ class Inputs:
     warnings: list[str] = field(default_factory=list)
     anchor: Material | None = None
     selected: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    own: Mapping[str, OwnExamples] = field(default_factory=dict)
     _contents: dict[str, str] = field(default_factory=dict)
     _companions: dict[str, Scorer | None] = field(default_factory=dict)
 
@@ -173,8 +172,13 @@ class Inputs:
         return found
 
     def select_examples(self, target: str) -> Sequence[Example]:
-        """Returns the examples of a target's select part; none for a function's target."""
-        return self.selected.get(target, ())
+        """Returns the examples of a target's select part; none for a function's target.
+
+        Those of a benchmark are its requests with their right answers.
+        """
+        if target not in self.own:
+            return self.selected[target]
+        return self._answered(target) if self.own[target].has_texts else ()
 
     def companion(self, target: str) -> Scorer | None:
         """Returns the loss that stands for a target's score if derivatives are needed.
@@ -195,17 +199,8 @@ class Inputs:
 
     def _answered(self, target: str) -> Sequence[Example]:
         """A target's select examples with their answers."""
-        scorer, spec = self.scorers["select"][target].target, self.recipe.targets[target]
-        if not isinstance(scorer, Function):
-            return self.select_examples(target)
-        if not spec.has_data or not (spec.completion or spec.messages or spec.text):
-            return ()
-        found = self.family.read(spec, f"targets.{target}")
-        others = self.scorers["report"][target].target
-        num_rows = len(scorer.keep) + (len(others.keep) if isinstance(others, Function) else 0)
-        if len(found.items) < num_rows:  # bad rows were left out, and places are other rows
-            return ()
-        return [found.items[row] for row in scorer.keep]
+        own = self.own.get(target)
+        return self.selected[target] if own is None else own.answered(self.selected[target])
 
 
 def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
@@ -217,7 +212,7 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     family = open_family(recipe.family, recipe.base, recipe.device, recipe.train, recipe.images)
     if not isinstance(family, ClassifiesImages):
         _refuse_foreign(recipe)
-    read = _read(recipe, family, listener)
+    read, own = _read(recipe, family, listener)
     leaks = Leaks(recipe, read)
     for name in recipe.datasets:
         where = f"datasets.{name}"
@@ -230,19 +225,22 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     materials = {
         name: _target_material(spec, read[f"targets.{name}"], family)
         for name, spec in recipe.targets.items()
-        if f"targets.{name}" in read
+        if isinstance(spec, TargetSection) and name not in own
     }
-    parts = _parts(recipe, read, materials, leaks)
+    taken = {name: material.examples for name, material in materials.items()}
+    taken |= {name: each.examples for name, each in own.items()}
+    parts = _parts(recipe, read, taken, leaks)
     scorers: dict[Part, dict[str, Scorer]] = {"select": {}, "report": {}}
-    for name, spec in recipe.targets.items():
+    for name in recipe.targets:
         setting = TargetSetting(family, f"targets.{name}", recipe.batch_tokens)
-        both = _scorers(recipe, spec, parts.get(name), setting)
+        both = _scorers(recipe, name, parts[name], own.get(name), setting)
         scorers["select"][name], scorers["report"][name] = both
     every = candidates | materials
     warnings = [
         *family.limits,
         *family.notes({name: material.encoding for name, material in every.items()}),
-        *(note for material in every.values() for note in material.examples.notes),
+        *(note for material in candidates.values() for note in material.examples.notes),
+        *(note for examples in taken.values() for note in examples.notes),
         *counted(
             {n: sum(scorers[part][n].target.num_cut for part in scorers) for n in recipe.targets},
             "prompts lose their beginning to leave room for max_new_tokens",
@@ -251,14 +249,19 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
         *leaks.sentences(
             {material.examples.where: trained(material) for material in candidates.values()}
         ),
-        *(line for name, both in parts.items() for line in leaks.between(f"targets.{name}", *both)),
+        *(
+            line
+            for name, both in parts.items()
+            if f"targets.{name}" in read
+            for line in leaks.between(f"targets.{name}", *both)
+        ),
     ]
     anchor = recipe.train.anchor
     general = (
         None if anchor is None else _candidate(anchor.dataset, read["train.anchor.dataset"], family)
     )
     selected = {name: select for name, (select, _) in parts.items()}
-    return Inputs(recipe, family, candidates, scorers, warnings, general, selected)
+    return Inputs(recipe, family, candidates, scorers, warnings, general, selected, own)
 
 
 def trained(material: Material) -> list[int]:
@@ -267,29 +270,35 @@ def trained(material: Material) -> list[int]:
 
 
 def _parts(
-    recipe: Recipe, read: Mapping[str, Examples], materials: Mapping[str, Material], leaks: Leaks
+    recipe: Recipe, read: Mapping[str, Examples], taken: Mapping[str, Examples], leaks: Leaks
 ) -> dict[str, Both]:
-    """The select and the report examples of every target that has data of its own.
+    """The select and the report examples of every target, of those that are `taken`.
 
     What is asked in several targets is on one side of all of them. Larger targets come first, so
     that neither names nor their order in the recipe matter.
     """
-    asked, sides = {}, splits.Sides()
-    for name, material in materials.items():
-        whole = zip(read[f"targets.{name}"].items, leaks.asked(f"targets.{name}"), strict=True)
-        known = {item.row: key for item, key in whole}
-        asked[name] = [known[item.row] for item in material.examples.items]
+    sides, fraction = splits.Sides(), recipe.select_fraction
+    asked: dict[str, list[Hashable]] = {}
+    for name, examples in taken.items():
+        where = f"targets.{name}"
+        if where not in read:
+            asked[name] = []
+            continue
+        known = {
+            item.row: key for item, key in zip(read[where].items, leaks.asked(where), strict=True)
+        }
+        asked[name] = [known[item.row] for item in examples.items]
 
     def rank(name: str) -> tuple[int, str]:
-        examples = materials[name].examples
-        return -len(examples.items), examples.fingerprint()
+        return -len(taken[name].items), taken[name].fingerprint()
 
     found = {}
-    for name in sorted(materials, key=rank):
-        seed, examples = recipe.targets[name].seed, materials[name].examples
-        fraction = recipe.select_fraction
-        found[name] = splits.split(examples, fraction, seed, asked[name], sides)
-    return {name: found[name] for name in recipe.targets if name in found}
+    for name in sorted(taken, key=rank):
+        own = sides if asked[name] else None  # a function's examples are like no others
+        found[name] = splits.split(
+            taken[name], fraction, recipe.targets[name].seed, asked[name], own
+        )
+    return {name: found[name] for name in recipe.targets}
 
 
 def _unequal(recipe: Recipe, candidates: Mapping[str, Material], has_texts: bool) -> list[str]:
@@ -331,21 +340,36 @@ def _refuse_foreign(recipe: Recipe) -> None:
             raise RecipeError(key, "is for family: image-classifier", hint=hint)
 
 
-def _read(recipe: Recipe, family: Family, listener: Listener) -> dict[str, Examples]:
-    """The examples of every source, by its place in the recipe; a function brings its own."""
+def _read(
+    recipe: Recipe, family: Family, listener: Listener
+) -> tuple[dict[str, Examples], dict[str, OwnExamples]]:
+    """The examples of every source by its place in the recipe, and what targets bring themselves.
+
+    What can be compared by its words is among the first, too.
+    """
     sources: dict[str, Source] = {f"datasets.{n}": spec for n, spec in recipe.datasets.items()}
     if recipe.train.anchor is not None:
         sources["train.anchor.dataset"] = recipe.train.anchor.dataset
+    bringing: dict[str, BringsExamples] = {}
     for name, spec in recipe.targets.items():
         check_score(family, spec, f"targets.{name}")
-        if not isinstance(spec, PythonTarget):
+        if isinstance(spec, BringsExamples):
+            bringing[name] = spec
+        elif isinstance(spec, TargetSection):
             sources[f"targets.{name}"] = spec
-    found = {}
-    with listener.task("inputs", "reading datasets and targets", len(sources)) as advance:
+    found, own = {}, {}
+    num = len(sources) + len(bringing)
+    with listener.task("inputs", "reading datasets and targets", num) as advance:
         for where, source in sources.items():
             found[where] = family.read(source, where)
             advance(1)
-    return found
+        for name, each in bringing.items():
+            where = f"targets.{name}"
+            own[name] = each.open(TargetSetting(family, where, recipe.batch_tokens))
+            if own[name].has_texts:
+                found[where] = own[name].examples
+            advance(1)
+    return found, own
 
 
 def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
@@ -356,7 +380,7 @@ def _candidate(spec: Dataset, examples: Examples, family: Family) -> Material:
     return Material(examples, encoding)
 
 
-def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Material:
+def _target_material(spec: TargetSection, examples: Examples, family: Family) -> Material:
     """A target's examples; of more than `max_tokens` tokens, whole ones drawn by the seed."""
     encoding = family.encode(examples.items, examples.where)
     if spec.max_tokens is None:
@@ -377,51 +401,30 @@ def _target_material(spec: AnyTarget, examples: Examples, family: Family) -> Mat
 
 
 def _scorers(
-    recipe: Recipe, spec: AnyTarget, parts: Both | None, setting: TargetSetting
+    recipe: Recipe, name: str, parts: Both, own: OwnExamples | None, setting: TargetSetting
 ) -> tuple[Scorer, Scorer]:
     """A target over its select and its report part."""
-    if isinstance(spec, PythonTarget):
-        examples, scorer = _of_function(spec, setting)
-        select, report = splits.split(examples, recipe.select_fraction, spec.seed)
-    else:
-        assert parts is not None
-        select, report = parts
+    spec = recipe.targets[name]
 
-        def scorer(part: Sequence[Example]) -> Scorer:
-            return _scorer_of(spec.build(part, setting), part, setting)
+    def scorer(part: Sequence[Example]) -> Scorer:
+        target = spec.build(part, setting) if own is None else own.over(part)
+        return _scorer_of(target, part, setting)
 
-    racing = recipe.search.racing is not None
-    blocks = _blocks(select, spec.seed, setting.where, scorer) if racing else ()
+    select, report = parts
+    blocks: tuple[Scorer, ...] = ()
+    if recipe.search.racing is not None:
+        if own is not None and own.whole_only:
+            message = f"scores examples in blocks, and of {setting.where} {own.whole_only}"
+            raise RecipeError("search.racing", message, hint="leave racing out")
+        blocks = _blocks(select, spec.seed, setting.where, scorer)
     return replace(scorer(select), blocks=blocks), scorer(report)
 
 
 def _scorer_of(target: Target, part: Sequence[Example], setting: TargetSetting) -> Scorer:
-    # scores depend on the batches they were computed in, by a rounding
-    return Scorer(target, digest(target.address(), setting.batch_tokens), len(part))
-
-
-def _of_function(
-    spec: PythonTarget, setting: TargetSetting
-) -> tuple[Examples, Callable[[Sequence[Example]], Scorer]]:
-    """A function's target: over rows if it has data, else over its scores of the base."""
-    family, where = setting.family, setting.where
-    rows, contents = family.rows(spec, where) if spec.has_data else (None, [])
-    if rows is None:
-        function = load_function(spec.function, where)
-        num = len(call(function, family.load(), family.processor, None, where))
-        texts = [str(i) for i in range(num)]
-    else:
-        texts = [repr(each) for each in contents]
-    items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
-
-    def scorer(part: Sequence[Example]) -> Scorer:
-        keep = [item.row for item in part]
-        some = None if rows is None else [rows[i] for i in keep]
-        made_of = None if rows is None else [contents[i] for i in keep]
-        target = Function(spec, some, keep, setting, made_of)
-        return Scorer(target, target.address(), len(keep))
-
-    return Examples(where, items, len(items)), scorer
+    # scores depend on the batches they were computed in, by a rounding; a function makes its own
+    is_own = isinstance(target, Function)
+    address = target.address() if is_own else digest(target.address(), setting.batch_tokens)
+    return Scorer(target, address, len(part))
 
 
 def _blocks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
+from typing import Any
 
 from mergetomix.data.examples import Example, Examples
 from mergetomix.data.leaks import Affixes, Overlap, Said, overlap, said_by
@@ -29,10 +30,13 @@ class Leaks:
 
     def __init__(self, recipe: Recipe, read: Mapping[str, Examples]) -> None:
         self._recipe = recipe
-        sources: dict[str, Source] = {f"datasets.{n}": each for n, each in recipe.datasets.items()}
+        sources: dict[str, Any] = {f"datasets.{n}": each for n, each in recipe.datasets.items()}
         sources |= {f"targets.{name}": each for name, each in recipe.targets.items()}
         self._items = {where: read[where].items for where in sources if where in read}
-        self._affixes = {where: affixes_of(sources[where]) for where in self._items}
+        self._affixes = {
+            where: affixes_of(sources[where]) if isinstance(sources[where], Source) else {}
+            for where in self._items
+        }
         self._datasets = [where for where in self._items if where.startswith("datasets.")]
         self._targets = [where for where in self._items if where.startswith("targets.")]
         # of datasets, which may be large, nothing is kept

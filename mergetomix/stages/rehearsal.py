@@ -193,7 +193,12 @@ def _score(session: Session, family: Family, model: Any, name: str, spec: AnyTar
     examples, where = session.inputs.select_examples(name)[:NUM_EXAMPLES], f"targets.{name}"
     with _blamed(where, "scoring a merged model"):
         setting = TargetSetting(family, where, session.recipe.batch_tokens)
-        scores = spec.build(examples, setting).score(model)
+        own = session.inputs.own.get(name)
+        if own is not None:
+            target = own.over(session.inputs.selected[name][:NUM_EXAMPLES], MAX_NEW_TOKENS)
+        else:
+            target = spec.build(examples, setting)
+        scores = target.score(model)
     if not all(map(math.isfinite, scores.values)):
         message = "a merged model of the base's configuration has scores that are not finite"
         raise ModelError(where, message, hint="base.dtype: float32 has more room")

@@ -13,11 +13,12 @@ from mergetomix.errors import DataError
 from mergetomix.models.encoding import content
 from mergetomix.models.family import ScoresOptions
 from mergetomix.records import Scores
+from mergetomix.sections.target import TargetSection
 from mergetomix.store.address import digest
 from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
-class ChoiceTarget(TargetKind):
+class ChoiceTarget(TargetSection, TargetKind):
     """A question with options, one of which is right."""
 
     needs: ClassVar[type[Any]] = ScoresOptions

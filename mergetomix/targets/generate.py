@@ -20,14 +20,15 @@ from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.family import GeneratesText
 from mergetomix.records import Scores
 from mergetomix.sections.section import Text
+from mergetomix.sections.target import TargetSection
 from mergetomix.sections.user_function import UserFunction, load_function
 from mergetomix.store.address import digest
 from mergetomix.targets.function import checked, source_of, users_code
 from mergetomix.targets.numbers import last_number
-from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
+from mergetomix.targets.target import TargetKind, TargetSetting, about_answers, equal_scores
 
 
-class GenerateTarget(TargetKind):
+class GenerateTarget(TargetSection, TargetKind):
     """A prompt whose greedy answer is compared with the right one."""
 
     needs: ClassVar[type[Any]] = GeneratesText
@@ -154,12 +155,11 @@ class Generate:
         """Returns one value an example; all weights are one.
 
         It is nan where the model's logits are not finite. `remark` then says how many answers were
-        empty.
+        empty, and how many were cut.
         """
         outputs = self.family.generate(model, self.prompts, self.settings)
-        num_empty = sum(output is not None and not output.strip() for output in outputs)
-        several = f"{num_empty} of {len(outputs)} answers were empty"
-        self.remark = f"{self.where}: {several}" if num_empty else ""
+        bound = f"max_new_tokens: {self.settings.max_new_tokens}"
+        self.remark = about_answers(outputs, self.where, bound)
         given = [output or "" for output in outputs]
         if self.section.metric == "function":
             with users_code(self.where):

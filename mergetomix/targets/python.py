@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from mergetomix.data.examples import Example
+from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError
 from mergetomix.records import Scores
 from mergetomix.sections.target import WithHead
@@ -37,6 +37,53 @@ class PythonTarget(WithHead, TargetKind):
     def build(self, examples: Sequence[Example], setting: TargetSetting) -> Function:
         """Returns the target over a function's own examples, `row` being the place of each."""
         return Function(self, None, [example.row for example in examples], setting)
+
+    def open(self, setting: TargetSetting) -> FunctionExamples:
+        """Returns the rows of a function with data, or as many examples as one without knows."""
+        return FunctionExamples(self, setting)
+
+
+class FunctionExamples:
+    """What a function's target is over: rows if it has data, else the scores of a model.
+
+    There are as many of these as the function gives of the base.
+    """
+
+    has_texts = False
+
+    def __init__(self, section: PythonTarget, setting: TargetSetting) -> None:
+        self._section, self._setting = section, setting
+        family, where = setting.family, setting.where
+        self._rows, self._contents = None, list[Any]()
+        if section.has_data:
+            self._rows, self._contents = family.rows(section, where)
+            texts = [repr(each) for each in self._contents]
+            self.whole_only = ""
+        else:
+            function = load_function(section.function, where)
+            num = len(call(function, family.load(), family.processor, None, where))
+            texts = [str(i) for i in range(num)]
+            self.whole_only = "it is a function without data, which scores all in every call"
+        items = tuple(Example(row=i, text=text) for i, text in enumerate(texts))
+        self.examples = Examples(where, items, len(items))
+
+    def over(self, part: Sequence[Example], most_new_tokens: int | None = None) -> Function:
+        """Returns the target over some of the examples."""
+        keep = [item.row for item in part]
+        if self._rows is None:
+            return Function(self._section, None, keep, self._setting)
+        rows, contents = ([each[i] for i in keep] for each in (self._rows, self._contents))
+        return Function(self._section, rows, keep, self._setting, contents)
+
+    def answered(self, part: Sequence[Example]) -> Sequence[Example]:
+        """Returns the rows with their answers, where the section says how they become examples."""
+        spec = self._section
+        if not spec.has_data or not (spec.completion or spec.messages or spec.text):
+            return ()
+        found = self._setting.family.read(spec, self._setting.where)
+        if len(found.items) < len(self.examples.items):  # bad rows are left out: others are there
+            return ()
+        return [found.items[item.row] for item in part]
 
 
 class Function:

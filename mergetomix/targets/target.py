@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from mergetomix.data.examples import Example
+from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import RecipeError
 from mergetomix.models.family import Family
 from mergetomix.records import Scores
-from mergetomix.sections.target import TargetSection
+from mergetomix.sections.target import TargetBase
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class TargetSetting:
         return RecipeError(f"{self.where}.score", message)
 
 
-class TargetKind(TargetSection, abc.ABC):
+class TargetKind(TargetBase, abc.ABC):
     """The section of one kind of target, which builds the targets of that kind.
 
     `needs` is the protocol that a family of models must have for it.
@@ -85,6 +85,51 @@ class TargetKind(TargetSection, abc.ABC):
             DataError: an example cannot be scored.
             RecipeError: the family of models cannot be scored so.
         """
+
+
+class OwnExamples(Protocol):
+    """The examples that a target brings itself, instead of rows that a family reads.
+
+    `has_texts` says whether what they ask can be compared with the datasets and other targets, and
+    `whole_only` why they cannot be scored in blocks; empty if they can.
+    """
+
+    examples: Examples
+    has_texts: bool
+    whole_only: str
+
+    def over(self, part: Sequence[Example], most_new_tokens: int | None = None) -> Target:
+        """Returns the target over some of the examples, with answers of so many tokens at most."""
+        ...
+
+    def answered(self, part: Sequence[Example]) -> Sequence[Example]:
+        """Returns these examples with their right answers, as a model reads them; none if unknown.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        ...
+
+
+@runtime_checkable
+class BringsExamples(Protocol):
+    """The section of a target that brings its examples itself."""
+
+    def open(self, setting: TargetSetting) -> OwnExamples:
+        """Returns them. Raises UserError if they are not to be had."""
+        ...
+
+
+def about_answers(outputs: Sequence[str | None], where: str, bound: str) -> str:
+    """Returns how many answers were empty, and how many came to their bound before they ended."""
+    num = {
+        "were empty": sum(output is not None and not output.strip() for output in outputs),
+        f"came to {bound} before they ended": sum(
+            getattr(output, "is_cut", False) for output in outputs
+        ),
+    }
+    some = [f"{count} of {len(outputs)} answers {what}" for what, count in num.items() if count]
+    return f"{where}: {', '.join(some)}" if some else ""
 
 
 def equal_scores(values: Sequence[float]) -> Scores:

@@ -32,7 +32,7 @@ class Generation:
     """Settings of generation.
 
     Answers are greedy, whatever the model's own configuration holds; with `own` they are as it
-    says, and drawn with `seed` if it draws.
+    says, but for what `changes` says by its keys, and drawn with `seed` if it draws.
     """
 
     max_new_tokens: int
@@ -40,6 +40,21 @@ class Generation:
     batch_tokens: int
     own: bool = False
     seed: int = 0
+    changes: tuple[tuple[str, Any], ...] = ()
+
+
+class Continuation(str):
+    """A continuation's text; `is_cut` says whether it came to its most tokens before it ended."""
+
+    __slots__ = ("is_cut",)
+    is_cut: bool
+
+    @classmethod
+    def of(cls, text: str, is_cut: bool) -> Continuation:
+        """Returns a text with whether it is cut."""
+        found = cls(text)
+        found.is_cut = is_cut
+        return found
 
 
 def penalties(config: Any) -> dict[str, Any]:
@@ -76,13 +91,13 @@ def continuations(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-) -> list[str | None]:
+) -> list[Continuation | None]:
     """Returns the continuations of prompts, each cut before the first of the stop strings.
 
     None stands for one whose logits were not all finite. The longest prompts are first, in batches
     of at most `batch_tokens` tokens with what may follow.
     """
-    found: dict[int, str | None] = {}
+    found: dict[int, Continuation | None] = {}
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
     with _configured(model, tokenizer, settings):
         while order:
@@ -118,6 +133,7 @@ def _configured(
     if settings.own:
         # only one answer is looked at, as text
         own = {**mine.to_dict(), "num_return_sequences": 1, "return_dict_in_generate": False}
+        own |= dict(settings.changes)
         config = GenerationConfig.from_dict({**own, "max_length": None, **wanted})
     else:
         config = GenerationConfig(do_sample=False, **wanted)
@@ -140,7 +156,7 @@ def _batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-) -> list[str | None]:
+) -> list[Continuation | None]:
     """Returns the continuations of prompts as one batch, padded before."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
@@ -159,10 +175,28 @@ def _batch(
             **quiet_routers(model),
         )
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+    cut = _cut(tokenizer, out[:, width:], settings, model.generation_config.eos_token_id)
     return [
-        _before_first(text, settings.stop) if row not in finite.broken else None
+        Continuation.of(_before_first(text, settings.stop), row in cut)
+        if row not in finite.broken
+        else None
         for row, text in enumerate(texts)
     ]
+
+
+def _cut(
+    tokenizer: PreTrainedTokenizerBase, out_BT: Tensor, settings: Generation, ends: Sequence[int]
+) -> set[int]:
+    """Returns the rows of a batch that hold no end, though they may be no longer."""
+    import torch
+
+    if out_BT.shape[1] < settings.max_new_tokens:
+        return set()
+    has_end_B = torch.isin(out_BT, torch.tensor(ends, device=out_BT.device)).any(dim=1)
+    rows = (~has_end_B).nonzero().flatten().tolist()
+    texts = tokenizer.batch_decode(out_BT[rows], skip_special_tokens=False) if rows else []
+    pairs = zip(rows, texts, strict=True)
+    return {row for row, text in pairs if not any(stop in text for stop in settings.stop)}
 
 
 def _before_first(text: str, stops: Sequence[str]) -> str:

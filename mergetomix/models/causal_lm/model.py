@@ -15,7 +15,13 @@ from mergetomix.data import reading
 from mergetomix.data.examples import Example, Examples
 from mergetomix.errors import DataError, ModelError
 from mergetomix.models.causal_lm.encoding import Labelled, TextEncoder
-from mergetomix.models.causal_lm.generation import Generation, continuations, penalties, repair
+from mergetomix.models.causal_lm.generation import (
+    Continuation,
+    Generation,
+    continuations,
+    penalties,
+    repair,
+)
 from mergetomix.models.causal_lm.packing import keeps_apart
 from mergetomix.models.causal_lm.questions import Asked, Question
 from mergetomix.models.causal_lm.scoring import (
@@ -551,7 +557,7 @@ class CausalLM(Pretrained):
 
     def generate(
         self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[str | None]:
+    ) -> list[Continuation | None]:
         """Returns continuations, each cut before the first of the stop strings.
 
         None stands for one whose logits were not all finite.

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from mergetomix.models.causal_lm.scoring import losses_in_order
+from mergetomix.models.causal_lm.scoring import answers_in_order, losses_in_order
 from mergetomix.models.causal_lm.sequences import (
     IGNORE,
     PROMPT,
@@ -78,6 +78,8 @@ class Asked:
         self.shares: bool | None = None
         if all(batch.segments is None for batch in self.together):
             self.shares = True  # prompts alone: nothing that a model could get wrong
+        elif all(len(each.options) == 1 for each in questions):
+            self.shares = False  # nothing to share
         elif layout.window is not None and max(each.reach for each in questions) > layout.window:
             self.shares = False
 
@@ -90,10 +92,21 @@ class Asked:
 
     def losses(self, model: Any) -> list[list[float]]:
         """Returns the sum over an option's tokens of -log p, in nats, for every option."""
+        values = iter(losses_in_order(model, self._batches(model)))
+        return [[next(values) for _ in question.options] for question in self.questions]
+
+    def answers(self, model: Any) -> list[list[tuple[float, bool]]]:
+        """Returns log p of every option in nats, and whether each of its tokens is the likeliest.
+
+        So it says whether a greedy continuation of the prompt begins with the option.
+        """
+        values = iter(answers_in_order(model, self._batches(model)))
+        return [[next(values) for _ in question.options] for question in self.questions]
+
+    def _batches(self, model: Any) -> list[TokenBatch]:
         if self.shares is None:
             self.shares = agrees(model, self.questions, self.layout)
-        values = iter(losses_in_order(model, self.together if self.shares else self.apart))
-        return [[next(values) for _ in question.options] for question in self.questions]
+        return self.together if self.shares else self.apart
 
 
 def agrees(model: Any, questions: Sequence[Question], layout: BatchLayout) -> bool:

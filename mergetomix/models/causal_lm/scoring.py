@@ -30,7 +30,7 @@ def token_losses(model: Any, batch: TokenBatch) -> torch.Tensor:
     float32 on the model's device, shape (K,).
     """
     logits_PV = logits_at(model, batch.scored.places_P, batch.inputs(model.dtype))
-    return _losses(logits_PV, batch.scored)
+    return _losses(logits_PV, batch.scored)[0]
 
 
 def sums(losses: Sequence[torch.Tensor], batches: Sequence[TokenBatch]) -> torch.Tensor:
@@ -56,6 +56,26 @@ def losses_in_order(model: Any, batches: Sequence[TokenBatch]) -> list[float]:
         found = sums([token_losses(model, batch) for batch in batches], batches).tolist()
     rows = [row for batch in batches for row in batch.rows]
     return [value for _, value in sorted(zip(rows, found, strict=True))]
+
+
+def answers_in_order(model: Any, batches: Sequence[TokenBatch]) -> list[tuple[float, bool]]:
+    """Returns log p of each row's scored tokens, in nats, and whether each is the likeliest there.
+
+    Rows are in their original order.
+    """
+    import torch
+
+    losses, others = [], []
+    with torch.inference_mode():
+        for batch in batches:
+            logits_PV = logits_at(model, batch.scored.places_P, batch.inputs(model.dtype))
+            losses_K, is_top_K = _losses(logits_PV, batch.scored, with_tops=True)
+            losses.append(losses_K)
+            others.append((~is_top_K).float())
+        found = sums(losses, batches).tolist(), sums(others, batches).tolist()
+    rows = [row for batch in batches for row in batch.rows]
+    by_row = sorted(zip(rows, *found, strict=True))
+    return [(-loss, num_others == 0) for _, loss, num_others in by_row]
 
 
 def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -85,8 +105,10 @@ def logits_at(model: Any, places_P: torch.Tensor, inputs: dict[str, torch.Tensor
     return logits.flatten(0, 1)[places_P] if logits.shape[:2] == shape else logits[0]
 
 
-def _losses(logits_PV: torch.Tensor, scored: Scored) -> torch.Tensor:
-    """Returns -log p of the wanted tokens.
+def _losses(
+    logits_PV: torch.Tensor, scored: Scored, with_tops: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns -log p of the wanted tokens and, if asked, whether each is the likeliest.
 
     Without a graph it is taken a piece at a time, so that the logarithms take little memory beside
     the logits; with one they are all kept for the gradient anyway.
@@ -97,11 +119,14 @@ def _losses(logits_PV: torch.Tensor, scored: Scored) -> torch.Tensor:
     step = PIECE.get(device.type, OTHER_PIECE) // logits_PV.shape[-1]
     step = max(1, num if logits_PV.requires_grad else step)
     pieces = [logits_PV.new_zeros(0, dtype=torch.float32)]
+    tops = [logits_PV.new_zeros(0, dtype=torch.bool)]
     for start in range(0, num, step):
         picks_N = scored.picks_K[start : start + step]
         logp_NV = logits_PV[int(picks_N[0]) : int(picks_N[-1]) + 1].log_softmax(
             dim=-1, dtype=torch.float32
         )
-        wanted_N = scored.wanted_K[start : start + step]
-        pieces.append(-logp_NV[(picks_N - picks_N[0]).to(device), wanted_N])
-    return torch.cat(pieces)
+        wanted_N, own_N = scored.wanted_K[start : start + step], (picks_N - picks_N[0]).to(device)
+        pieces.append(-logp_NV[own_N, wanted_N])
+        if with_tops:
+            tops.append(logp_NV.argmax(dim=-1)[own_N] == wanted_N)
+    return torch.cat(pieces), torch.cat(tops)

@@ -1,0 +1,1 @@
+"""Tasks of the LM Evaluation Harness as targets: its prompts, filters and metrics, our batches."""

@@ -1,0 +1,93 @@
+"""The section of a target that is a task of the LM Evaluation Harness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mergetomix.data.examples import Example
+from mergetomix.models.family import AnswersRequests
+from mergetomix.sections.section import Seed, Text
+from mergetomix.targets.target import OwnExamples, Target, TargetKind, TargetSetting
+
+Split = Literal["validation", "test"]
+SUFFIXES = (".yaml", ".yml")
+
+
+class HarnessTarget(TargetKind):
+    """A task of EleutherAI's LM Evaluation Harness, scored as its command `lm_eval` scores it."""
+
+    needs: ClassVar[type[Any]] = AnswersRequests
+
+    score: Literal["harness"]
+    """`harness`: a benchmark of the LM Evaluation Harness, or one of your own in its format; needs
+    `pip install "mergetomix[harness]"`."""
+    task: Text
+    """The name of a task or of a group, such as `gsm8k` or `mmlu`, or the YAML file of one."""
+    include_path: Text | list[Text] | None = None
+    """Folders with task files of your own, as the command takes them."""
+    metric: Text | None = None
+    """What is scored, as the harness names it: `acc`, or `exact_match,strict-match` where a task
+    has several filters; null takes the only one."""
+    each: bool = False
+    """Of a group: `true` makes a target of each of its tasks, which share the `weight`; else the
+    group is one target, averaged as the harness does."""
+    split: Split | None = None
+    """Which documents of the task are meant, where it has both a validation and a test split."""
+    allow_test_split: bool = False
+    """Lets mixtures be chosen on a test split, of which the search then sees `select_fraction`."""
+    num_fewshot: Annotated[int, Field(ge=0, le=1000)] | None = None
+    """Examples shown before each question; null takes the task's own number."""
+    fewshot_seed: Seed = 1234
+    """Seed of the draw of these; 1234 is the command's."""
+    limit: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Take the first so many documents of a task, or such a share of them."""
+    gen_kwargs: dict[str, Any] = Field(default={})
+    """Changes to how a task generates, such as `{max_gen_toks: 64}`."""
+    system_instruction: Text | None = None
+    """A system turn, or a text before the prompt without a chat template."""
+    apply_chat_template: bool = False
+    """Render prompts by the chat template of the tokenizer."""
+    fewshot_as_multiturn: bool | None = None
+    """Render examples as turns of their own; null does so with a chat template, as the command."""
+    confirm_run_unsafe_code: bool = False
+    """Lets a task run what the model writes, such as HumanEval does, on this machine."""
+    trust_task_code: bool = False
+    """Lets a task file of your own call Python code (`!function`, `class`)."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> HarnessTarget:
+        if self.fewshot_as_multiturn and not self.apply_chat_template:
+            raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true")
+        if "max_length" in self.gen_kwargs:
+            raise ValueError("gen_kwargs: say max_gen_toks, the tokens of an answer alone")
+        return self
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the task is written as a YAML file."""
+        return self.task.endswith(SUFFIXES)
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders with task files of the user's own."""
+        given = self.include_path
+        return [] if given is None else [given] if isinstance(given, str) else given
+
+    @property
+    def as_turns(self) -> bool:
+        """Whether examples are turns of their own."""
+        given = self.fewshot_as_multiturn
+        return self.apply_chat_template if given is None else given
+
+    def open(self, setting: TargetSetting) -> OwnExamples:
+        """Returns the documents of the task. Raises UserError if they are not to be had."""
+        from mergetomix.targets.harness.documents import Documents
+
+        return Documents(self, setting)
+
+    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Target:
+        """Returns the target over some documents, `row` being the place of each."""
+        return self.open(setting).over(examples)

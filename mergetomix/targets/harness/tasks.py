@@ -1,0 +1,424 @@
+"""Finds tasks and groups of the harness by their names, and loads them with their data.
+
+The index of the tasks that lm-eval brings takes seconds, and is made where a recipe names one of
+them, once in a process. What the index and the factory of tasks are called is lm-eval's own
+matter: these are read in the version that `library` asks for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mergetomix.errors import DataError, RecipeError
+from mergetomix.targets.harness.library import own_folder, quiet, require
+from mergetomix.targets.harness.section import SUFFIXES, HarnessTarget
+
+Registry = dict[str, Any]
+"""The entries of an index by the names of tasks, groups and tags."""
+NEAREST = 5
+PLACES = ("data_files", "data_dir")
+"""What of a task's `dataset_kwargs` names files."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a section names: an entry of an index, and the index that it lies in."""
+
+    entry: Any
+    registry: Registry
+
+    def entries(self) -> list[Any]:
+        """Returns the tasks and groups that it is made of, itself among them."""
+        found, _ = _members(self.entry, self.registry)
+        return list(found.values())
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """The tasks that a section names, in the harness's order, and the group that they are of."""
+
+    tasks: tuple[Any, ...]
+    group: Any | None
+
+
+# --- by name
+
+
+def find(section: HarnessTarget, where: str) -> Found:
+    """Returns the entry of a task or group.
+
+    Raises:
+        RecipeError: there is none of this name; or it may not be loaded as the section stands.
+    """
+    require(where)
+    with quiet():
+        found = _found(section, where)
+    _check_code(section, found, where)
+    return found
+
+
+def names(section: HarnessTarget, where: str) -> list[str]:
+    """Returns the names of the tasks of a group, in its order.
+
+    Raises:
+        RecipeError: it is no group, or one of tasks that have no names of their own.
+    """
+    found = find(section, where)
+    leaves = [each.name for each in found.entries() if _kind(each) in ("TASK", "PY_TASK")]
+    if _kind(found.entry) in ("TASK", "PY_TASK"):
+        raise RecipeError(f"{where}.each", f"{found.entry.name} is one task, and no group")
+    if not leaves or _has_inline_tasks(found):
+        message = f"the group {found.entry.name} describes tasks within itself"
+        hint = "give each a file of its own, or leave each out"
+        raise RecipeError(f"{where}.each", message, hint=hint)
+    return list(dict.fromkeys(leaves))
+
+
+def _found(section: HarnessTarget, where: str) -> Found:
+    from lm_eval.tasks._index import TaskIndex
+
+    folders = tuple(section.folders)
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise RecipeError(f"{where}.include_path", f"there is no folder {folder}")
+    if section.is_file or Path(section.task).is_file():
+        path = Path(section.task)
+        try:
+            entry = TaskIndex.entry_from_path(path)
+            entry = entry and replace(entry, cfg=_config(path))
+        except Exception as error:
+            message = f"{path} cannot be read as a task file: {_said(error)}"
+            raise RecipeError(f"{where}.task", message) from error
+        if entry is None:
+            why = "names no task and no group" if path.is_file() else "is not there"
+            raise RecipeError(f"{where}.task", f"{path} {why}")
+        is_group = _kind(entry) == "GROUP"
+        beside = folders or ((str(path.parent),) if is_group else ())
+        return Found(entry, _registry_with(beside, entry))
+    own = index(folders, builtin=False) if folders else {}
+    if section.task in own:
+        return Found(own[section.task], _registry_with(folders, own[section.task]))
+    every = index(folders, builtin=True)
+    if section.task not in every:
+        raise _unknown(section, every, where)
+    return Found(every[section.task], every)
+
+
+def _registry_with(folders: tuple[str, ...], entry: Any) -> Registry:
+    """Returns the index of the user's folders if it holds all that an entry names, else of all."""
+    own = index(folders, builtin=False)
+    _, missing = _members(entry, own)
+    return index(folders, builtin=True) if missing else own
+
+
+@cache
+def index(folders: tuple[str, ...], builtin: bool) -> Registry:
+    """Returns the tasks of some folders, and, with `builtin`, those that lm-eval brings."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        found = TaskManager(include_path=list(folders), include_defaults=builtin)
+    return dict(found.task_index)
+
+
+def _unknown(section: HarnessTarget, registry: Registry, where: str) -> RecipeError:
+    close = get_close_matches(section.task, registry, n=NEAREST, cutoff=0.6)
+    message = f"lm-eval has no task or group called {section.task!r}"
+    hint = f"the nearest are {', '.join(close)}" if close else "lm_eval ls tasks lists them"
+    bad = [line for folder in section.folders for line in _unreadable(Path(folder))]
+    return RecipeError(f"{where}.task", "; ".join([message, *bad]), hint=hint)
+
+
+def _unreadable(folder: Path) -> Iterator[str]:
+    """Yields what is wrong with the task files of a folder, which the index passes over."""
+    for path in sorted(each for suffix in SUFFIXES for each in folder.rglob(f"*{suffix}")):
+        try:
+            _config(path)
+        except Exception as error:  # noqa: BLE001  # whatever is in it
+            yield f"{path.name} cannot be read: {_said(error)}"
+
+
+# --- what a group is made of
+
+
+def _kind(entry: Any) -> str:
+    return str(entry.kind.name)
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Returns a task file with what it includes, its functions as texts."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    return dict(load_yaml(path, resolve_func=False))
+
+
+def _members(entry: Any, registry: Registry) -> tuple[dict[str, Any], list[str]]:
+    """Returns an entry and those that it names, by name, and the names that are not there."""
+    found: dict[str, Any] = {}
+    missing: list[str] = []
+    waiting = [entry]
+    while waiting:
+        here = waiting.pop(0)
+        if here.name in found:
+            continue
+        found[here.name] = here
+        named = sorted(here.tags) if _kind(here) == "TAG" else _named(here.cfg or {})
+        missing += [name for name in named if name not in registry]
+        waiting[:0] = [registry[name] for name in named if name in registry]
+    return found, missing
+
+
+def _named(config: Mapping[str, Any]) -> list[str]:
+    """Returns the names that a group's file lists; tasks that it describes itself are left out."""
+    given = config.get("task") if "group" in config else None
+    members = [given] if isinstance(given, str) else given if isinstance(given, list) else []
+    found: list[str] = []
+    for each in members:
+        if isinstance(each, str):
+            found.append(each)
+        elif isinstance(each, Mapping) and isinstance(each.get("task"), list):
+            found += _named({"group": "", **each})
+        elif isinstance(each, Mapping) and not _is_inline(each):
+            found.append(str(each.get("group", each.get("task"))))
+    return found
+
+
+def _is_inline(member: Mapping[str, Any]) -> bool:
+    return any(key in member for key in ("dataset_path", "custom_dataset", "doc_to_text"))
+
+
+def _has_inline_tasks(found: Found) -> bool:
+    configs = [each.cfg or {} for each in found.entries() if _kind(each) == "GROUP"]
+    lists = [each.get("task") for each in configs]
+    members = [each for some in lists if isinstance(some, list) for each in some]
+    return any(isinstance(each, Mapping) and _is_inline(each) for each in members)
+
+
+# --- code
+
+
+def _check_code(section: HarnessTarget, found: Found, where: str) -> None:
+    """Raises RecipeError for code that the section does not allow, before any of it is imported."""
+    for entry in found.entries():
+        config = entry.cfg or {}
+        if config.get("unsafe_code") and not section.confirm_run_unsafe_code:
+            message = f"{entry.name} runs code that the model writes"
+            hint = "confirm_run_unsafe_code: true allows it, on this machine"
+            raise RecipeError(f"{where}.task", message, hint=hint)
+        if entry.yaml_path is None or section.trust_task_code:
+            continue
+        calls = next(_code(Path(entry.yaml_path), set()), None)
+        if calls is not None:
+            message = f"{entry.yaml_path} calls code: {calls}"
+            hint = "trust_task_code: true allows it, if you know that file"
+            raise RecipeError(f"{where}.task", message, hint=hint)
+
+
+def _code(path: Path, seen: set[Path]) -> Iterator[str]:
+    """Yields the code that a task file and its includes call, but for what lm-eval brings."""
+    path = path.resolve()
+    if path in seen or path.is_relative_to(own_folder()):
+        return
+    seen.add(path)
+    root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
+    for node in _nodes(root):
+        if str(node.tag).startswith("!function"):
+            yield f"!function {node.value}"
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        for key, value in node.value:
+            if key.value == "class":
+                yield f"class: {value.value}"
+            if key.value == "hf_evaluate" and str(value.value).lower() == "true":
+                yield "hf_evaluate: true"
+            if key.value == "include" and node is root:
+                included = value.value if isinstance(value.value, list) else [value]
+                for each in included:
+                    yield from _code(path.parent / str(each.value), seen)
+
+
+def _nodes(root: Any) -> Iterator[Any]:
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:  # an alias stands in several places
+            continue
+        seen.add(id(node))
+        yield node
+        if isinstance(node, yaml.MappingNode):
+            waiting += [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+
+
+# --- with their data
+
+
+def load(section: HarnessTarget, where: str) -> LoadedTasks:
+    """Returns new objects of the tasks that a section names, with their data.
+
+    They are changed as the command changes them: `gen_kwargs`, `num_fewshot`, seed.
+
+    Raises:
+        RecipeError: there is no such task; or it may not be loaded as the section stands.
+        DataError: its data, or a package that it needs, is not to be had.
+    """
+    from lm_eval.api.group import Group
+    from lm_eval.tasks._factory import TaskFactory
+
+    found = find(section, where)
+    for entry in found.entries():
+        _check_metrics(entry, where)
+    try:
+        with quiet():
+            entries = {each.name: _beside_its_file(each) for each in found.entries()}
+            registry = found.registry | entries
+            built = TaskFactory(meta={}).build(entries[found.entry.name], registry=registry)
+    except Exception as error:
+        raise _unloadable(section.task, error, where) from error
+    group = built if isinstance(built, Group) else None
+    several = built if isinstance(built, list) else [built]
+    tasks = several if group is None else group.get_all_tasks()
+    for task in tasks:
+        _set_up(task, section, where)
+    return LoadedTasks(tuple(tasks), group)
+
+
+def _check_metrics(entry: Any, where: str) -> None:
+    """Raises DataError for a metric that lm-eval does not know and would look for on a hub."""
+    from lm_eval.api.registry import metric_registry
+
+    config = entry.cfg or {}
+    given = config.get("metric_list") or []
+    if config.get("process_results") is not None or "class" in config:
+        return
+    for each in given if isinstance(given, list) else []:
+        name = each.get("metric") if isinstance(each, Mapping) else None
+        is_own = not isinstance(name, str) or os.sep in name  # a function, as a text
+        if is_own or each.get("hf_evaluate") or name in metric_registry:
+            continue
+        close = get_close_matches(name, metric_registry, n=NEAREST, cutoff=0.4)
+        hint = f"the nearest are {', '.join(close)}" if close else None
+        raise DataError(f"{where}.task", f"{entry.name}: lm-eval has no metric {name!r}", hint=hint)
+
+
+def _beside_its_file(entry: Any) -> Any:
+    """Returns an entry whose data files are found beside its own file.
+
+    That is where they are not there as seen from the working directory, where lm-eval looks.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    given = (entry.cfg or {}).get("dataset_kwargs")
+    if entry.yaml_path is None or not isinstance(given, Mapping) or _is_own(entry):
+        return entry
+    folder = Path(entry.yaml_path).parent
+    moved = {key: _moved(given[key], folder) for key in PLACES if key in given}
+    if all(given[key] == value for key, value in moved.items()):
+        return entry
+    config = load_yaml(entry.yaml_path, resolve_func=True)
+    config["dataset_kwargs"] = {**given, **moved}
+    return replace(entry, yaml_path=None, cfg=config)
+
+
+def _is_own(entry: Any) -> bool:
+    return Path(entry.yaml_path).resolve().is_relative_to(own_folder())
+
+
+def _moved(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _moved(each, folder) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_moved(each, folder) for each in value]
+    if not isinstance(value, str) or "://" in value or Path(value).exists():
+        return value
+    return str(folder / value) if (folder / value).exists() else value
+
+
+def _unloadable(task: str, error: Exception, where: str) -> DataError:
+    """Returns what kept a task from being loaded, and what to do about it."""
+    said, key = _said(error), f"{where}.task"
+    missing = next((each for each in _causes(error) if isinstance(each, ImportError)), None)
+    if missing is not None:
+        hint = "lm-eval lists such packages as extras: pip install 'lm-eval[ifeval,math]'"
+        return DataError(key, f"{task} needs a package that is not there: {missing}", hint=hint)
+    if isinstance(error, IndexError):
+        return DataError(key, f"{task} has no documents ({said})")
+    lacking = (OSError, ConnectionError, EOFError)
+    is_data = any(isinstance(each, lacking) for each in _causes(error)) or "dataset" in said.lower()
+    if is_data:
+        hint = "a dataset of a hub must be in the cache, or HF_HUB_OFFLINE unset; files of a task"
+        hint += " lie where its dataset_kwargs say, or beside the task file"
+        return DataError(key, f"the data of {task} is not to be had: {said}", hint=hint)
+    return DataError(key, f"{task} cannot be loaded: {said}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+# --- as the section wants them
+
+
+def _set_up(task: Any, section: HarnessTarget, where: str) -> None:
+    name = task.task_name
+    if getattr(task, "UNSAFE_CODE", False) and not section.confirm_run_unsafe_code:
+        hint = "confirm_run_unsafe_code: true allows it, on this machine"
+        raise RecipeError(f"{where}.task", f"{name} runs code that the model writes", hint=hint)
+    if getattr(task, "MULTIMODAL", False):
+        raise RecipeError(
+            f"{where}.task", f"{name} shows images or sounds, and the base reads text"
+        )
+    if section.gen_kwargs and task.get_config("output_type") == "generate_until":
+        task.set_config(key="generation_kwargs", value=dict(section.gen_kwargs), update=True)
+    own = task.get_config("num_fewshot")
+    if section.num_fewshot is not None and own == 0 and section.num_fewshot != 0:
+        message = f"{name} is a task of num_fewshot: 0, which lm-eval lets nobody change"
+        raise RecipeError(f"{where}.num_fewshot", message, hint="leave num_fewshot out")
+    wanted = section.num_fewshot if section.num_fewshot is not None else own or 0
+    task.set_config(key="num_fewshot", value=wanted)
+    _choose_split(task, section, where)
+    task.set_fewshot_seed(seed=section.fewshot_seed)
+
+
+def _choose_split(task: Any, section: HarnessTarget, where: str) -> None:
+    """Makes a task give the documents of the split that is meant.
+
+    Raises RecipeError where the section does not say which one that is, or may not use it.
+    """
+    has = {"validation": task.has_validation_docs(), "test": task.has_test_docs()}
+    there = [split for split, is_there in has.items() if is_there]
+    name, key = task.task_name, f"{where}.split"
+    if section.split is not None and section.split not in there:
+        listed = f"{there[0]} alone" if there else "no split to evaluate on"
+        raise RecipeError(key, f"{name} has {listed}, not {section.split}")
+    if section.split is None and len(there) > 1:
+        hint = "split: validation chooses on the one, and leaves the test split untouched"
+        raise RecipeError(key, f"{name} has a validation and a test split: say which", hint=hint)
+    chosen = section.split or (there[0] if there else "test")
+    if chosen == "test" and not section.allow_test_split:
+        only = "" if section.split else f", and {name} has no other"
+        message = f"mixtures would be chosen on the test split{only}"
+        hint = "allow_test_split: true says that this is meant"
+        raise RecipeError(f"{where}.allow_test_split", message, hint=hint)
+    if chosen == "validation":
+        task.has_test_docs = lambda: False
+
+
+def uses_test_split(tasks: Sequence[Any]) -> bool:
+    """Returns whether documents of tasks are those of a test split."""
+    return any(task.has_test_docs() for task in tasks)
