@@ -204,9 +204,20 @@ def test_empty_answers_are_counted(family: CausalLM) -> None:
     empty = target(family, rows, max_new_tokens=8, stop=stop)
     empty.score(model)
     assert empty.remark == "targets.t: 4 of 4 answers were empty"
-    longer = target(family, rows, max_new_tokens=8, stop=[])
-    longer.score(model)
-    assert longer.remark == ""
+
+
+def test_answers_that_do_not_end_are_counted(family: CausalLM) -> None:
+    model, rows = family.load(), examples(4)
+    short = target(family, rows, max_new_tokens=8, stop=[])
+    short.score(model)
+    free = family.generate(model, short.prompts, Generation(8, (), 10**6))
+    cut = [text is not None and text.is_cut for text in free]
+    assert any(cut)
+    what = "answers came to max_new_tokens: 8 before they ended"
+    assert short.remark == f"targets.t: {sum(cut)} of 4 {what}"
+    stop = tuple({str(text)[-1] for text in free})
+    for ended in family.generate(model, short.prompts, Generation(8, stop, 10**6)):
+        assert ended is not None and not ended.is_cut
 
 
 def test_an_address_changes_with_what_changes_answers(family: CausalLM, tmp_path: Path) -> None:

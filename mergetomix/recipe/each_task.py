@@ -63,7 +63,7 @@ def _tasks(name: str, section: HarnessTarget, folder: Path) -> dict[str, Harness
         "include_path": [*resolved.folders, *beside] or None,
     }
     return {
-        FOREIGN.sub("_", each if each.startswith(name) else f"{name}_{each}"): (
+        FOREIGN.sub("_", each if each.startswith(f"{name}_") else f"{name}_{each}"): (
             resolved.model_copy(update={**update, "task": each})
         )
         for each in names

@@ -61,6 +61,10 @@ class Question:
             for option in self.options
         ]
 
+    def apart(self) -> list[Question]:
+        """Returns the prompt with each option as a question of its own."""
+        return [replace(self, options=(option,)) for option in self.options]
+
 
 class Asked:
     """Questions, collated once and asked of any number of models of one architecture.
@@ -77,18 +81,14 @@ class Asked:
         self.together = packed(questions, layout)
         self.shares: bool | None = None
         if all(batch.segments is None for batch in self.together):
-            self.shares = True  # prompts alone: nothing that a model could get wrong
-        elif all(len(each.options) == 1 for each in questions):
-            self.shares = False  # nothing to share
+            self.shares = True  # nothing that a model could get wrong
         elif layout.window is not None and max(each.reach for each in questions) > layout.window:
             self.shares = False
 
     @cached_property
     def apart(self) -> list[TokenBatch]:
         """Every option with a prompt of its own."""
-        return self.layout.batches(
-            [each for question in self.questions for each in question.alone()]
-        )
+        return packed([each for own in self.questions for each in own.apart()], self.layout)
 
     def losses(self, model: Any) -> list[list[float]]:
         """Returns the sum over an option's tokens of -log p, in nats, for every option."""
@@ -119,8 +119,8 @@ def agrees(model: Any, questions: Sequence[Question], layout: BatchLayout) -> bo
 
     ordered = sorted(questions, key=lambda question: question.reach)
     some = [ordered[-1], ordered[0]][: len(ordered)]
-    alone = [sequence for question in some for sequence in question.alone()]
-    wanted = losses_in_order(model, layout.batches(alone))
+    apart = [each for question in some for each in question.apart()]
+    wanted = losses_in_order(model, packed(apart, layout))
     try:
         found = losses_in_order(model, packed(some, replace(layout, batch_tokens=10**9)))
     except torch.OutOfMemoryError:
@@ -188,7 +188,8 @@ def _pack(group: Sequence[tuple[Question, int]], layout: BatchLayout) -> TokenBa
     ids_BT, segments_BT = padded(ids, width, layout.pad), padded(segments, width, -1)
     mask_BT = (segments_BT != -1).long()
     batch = TokenBatch(ids_BT.to(on), mask_BT.to(on), tuple(numbers), scored)
-    if not (segments_BT > PROMPT).any():
-        return batch  # options of one token: prompts alone, as any model reads them
+    has_one_each = all(len(row.options) == 1 for row, _ in group)
+    if has_one_each or not (segments_BT > PROMPT).any():
+        return batch  # one option a row, or prompts alone: as any model reads them
     positions_BT = padded(positions, width, 0)
     return replace(batch, segments=segments_BT.to(on), positions=positions_BT.to(on))

@@ -93,7 +93,10 @@ def _found(section: HarnessTarget, where: str) -> Found:
         path = Path(section.task)
         try:
             entry = TaskIndex.entry_from_path(path)
-            entry = entry and replace(entry, cfg=_config(path))
+            config = _config(path) if entry else {}
+            # of a group, lm-eval takes the list of its tasks for the name
+            name = config.get("group") or config.get("task")
+            entry = entry and replace(entry, name=name, cfg=config)
         except Exception as error:
             message = f"{path} cannot be read as a task file: {_said(error)}"
             raise RecipeError(f"{where}.task", message) from error
@@ -119,9 +122,21 @@ def _registry_with(folders: tuple[str, ...], entry: Any) -> Registry:
     return index(folders, builtin=True) if missing else own
 
 
-@cache
 def index(folders: tuple[str, ...], builtin: bool) -> Registry:
-    """Returns the tasks of some folders, and, with `builtin`, those that lm-eval brings."""
+    """Returns the tasks of some folders, and, with `builtin`, those that lm-eval brings.
+
+    Files of a user's may change while this process lives, and are read each time.
+    """
+    own = _index(folders, builtin=False) if folders else {}
+    return {**_builtin(), **own} if builtin else own
+
+
+@cache
+def _builtin() -> Registry:
+    return _index((), builtin=True)
+
+
+def _index(folders: tuple[str, ...], builtin: bool) -> Registry:
     from lm_eval.tasks import TaskManager
 
     with quiet():
