@@ -33,6 +33,7 @@ WHOLE_RUNS = {
         "gguf",
         "gradient",
         "gradients_of_a_run",
+        "harness_run",
         "image_run",
         "image_training",
         "racing",

@@ -81,7 +81,7 @@ def docs(num: int, shift: int = 0) -> list[dict[str, Any]]:
                 "answer": second if i % 2 else "<s>",
                 "options": options,
                 "right": (i * 7 + shift) % 3,
-                "text": f"the {first} sat on the {second} and one plus {i} is {second}. " * (i + 1),
+                "text": f"the {first} sat on the {second} and one plus {i} is {second}. " * (i % 12 + 1),
             }
         )
     return found

@@ -203,7 +203,7 @@ def test_empty_answers_are_counted(family: CausalLM) -> None:
     stop = sorted({str(text)[0] for text in free})
     empty = target(family, rows, max_new_tokens=8, stop=stop)
     empty.score(model)
-    assert empty.remark == "targets.t: 4 of 4 answers were empty"
+    assert empty.remark == "4 of 4 answers were empty"
 
 
 def test_answers_that_do_not_end_are_counted(family: CausalLM) -> None:
@@ -214,7 +214,7 @@ def test_answers_that_do_not_end_are_counted(family: CausalLM) -> None:
     cut = [text is not None and text.is_cut for text in free]
     assert any(cut)
     what = "answers came to max_new_tokens: 8 before they ended"
-    assert short.remark == f"targets.t: {sum(cut)} of 4 {what}"
+    assert short.remark == f"{sum(cut)} of 4 {what}"
     stop = tuple({str(text)[-1] for text in free})
     for ended in family.generate(model, short.prompts, Generation(8, stop, 10**6)):
         assert ended is not None and not ended.is_cut

@@ -76,12 +76,12 @@ class ScoringWork:
 class ScoringResult:
     """The result of ScoringWork: for every piece its address, scores and seconds.
 
-    `remarks` say what is odd about the answers, a line each.
+    `remarks` say what is odd about the answers of a piece, by its address.
     """
 
     merge_s: float
     pieces: tuple[tuple[str, Scores, float], ...]
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

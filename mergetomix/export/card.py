@@ -99,7 +99,7 @@ def _short(recipe: Recipe) -> dict[str, Any]:
     values: dict[str, Any] = yaml.safe_load(dump(recipe))
     for section in ("datasets", "targets"):
         for source in values[section].values():
-            if isinstance(source["rows"], list):
+            if isinstance(source.get("rows"), list):
                 source["rows"] = f"<{len(source['rows'])} rows, see recipe.yaml>"
     return values
 

@@ -305,7 +305,8 @@ def dump(recipe: Recipe) -> str:
     values = recipe.model_dump(mode="python")
     anchors = [values["train"]["anchor"]["dataset"]] if recipe.train.anchor is not None else []
     for source in (*values["datasets"].values(), *values["targets"].values(), *anchors):
-        source["rows"] = _writable(source["rows"])
+        if "rows" in source:
+            source["rows"] = _writable(source["rows"])
         for key in ("function", "map"):
             function = source.get(key)
             if callable(function):

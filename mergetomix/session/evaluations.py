@@ -114,9 +114,22 @@ class Evaluations:
                 yield ScoringWork(model, part, pieces)
 
         for work in self.carry_out(lacking()):
-            yield from ((each, self.known(each.key, part)) for each in _emptied(ready))
-            yield work.model, self.known(work.model.key, part)
-        yield from ((each, self.known(each.key, part)) for each in _emptied(ready))
+            yield from (self._told(each, part) for each in _emptied(ready))
+            yield self._told(work.model, part)
+        yield from (self._told(each, part) for each in _emptied(ready))
+
+    def _told(self, model: ModelReference, part: Part) -> tuple[ModelReference, ByTarget]:
+        """A model and its scores, once it is said what is odd about its answers.
+
+        Of proxies nothing is said: there are hundreds, and they are between the others.
+        """
+        for name, scorer in self._inputs.targets(part).items() if model.kind != "proxy" else ():
+            for piece in scorer.blocks or (scorer,):
+                remark = self._store.remark(model.key, piece.address, part)
+                what = f"fine-tune on {model.mixture}" if model.kind == "real" else "base"
+                if remark:
+                    self._open.warn(f"targets.{name}: {remark} ({what})")
+        return model, self.known(model.key, part)
 
     # --- what is there, what is not
 
@@ -150,10 +163,8 @@ class Evaluations:
                 )
                 for address, scores, seconds in found.pieces:
                     self._store.add_scores(model.key, address, own.part, scores, seconds)
-            # of proxies there are hundreds, and they are between these
-            for remark in found.remarks if model.kind != "proxy" else ():
-                what = f"fine-tune on {model.mixture}" if model.kind == "real" else "base"
-                self._open.warn(f"{remark} ({what})")
+                for address, remark in found.remarks:
+                    self._store.add_remark(model.key, address, own.part, remark)
             yield own
 
     def _sources(self, model: ModelReference) -> tuple[str, ...]:
@@ -173,7 +184,7 @@ class Evaluations:
             found.append((address, scores, time.monotonic() - started))
             check_finite(scores, work.model, name, scorer.places)
             if isinstance(scorer.target, Remarks) and scorer.target.remark:
-                remarks.append(scorer.target.remark)
+                remarks.append((address, scorer.target.remark))
         return ScoringResult(merge_s, tuple(found), tuple(remarks))
 
     def _loaded(self, model: ModelReference) -> tuple[Any, float]:

@@ -44,6 +44,9 @@ _LATER_TABLES = {
         PRIMARY KEY (key, file)) WITHOUT ROWID""",
     "sources": """CREATE TABLE IF NOT EXISTS sources (
         key TEXT NOT NULL, source TEXT NOT NULL, PRIMARY KEY (key, source)) WITHOUT ROWID""",
+    "remarks": """CREATE TABLE IF NOT EXISTS remarks (
+        model TEXT NOT NULL, target TEXT NOT NULL, part TEXT NOT NULL, text TEXT NOT NULL,
+        PRIMARY KEY (model, target, part)) WITHOUT ROWID""",
     "sources_by_source": "CREATE INDEX IF NOT EXISTS sources_by_source ON sources (source)",
 }
 

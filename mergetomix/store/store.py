@@ -255,6 +255,18 @@ class Store:
         examples = (scores.num_examples, _packed(scores.values), _packed(scores.weights))
         self._ledger.insert("scores", model, target, part, scores.kind, *examples, seconds, _now())
 
+    def add_remark(self, model: str, target: str, part: str, text: str) -> None:
+        """Notes what is odd about a model's answers beside their scores."""
+        self._ledger.insert("remarks", model, target, part, text)
+
+    def remark(self, model: str, target: str, part: str) -> str:
+        """Returns what is odd about a model's answers; empty if nothing is known to be."""
+        if not self._ledger.has_table("remarks"):  # a store of an earlier release, opened to read
+            return ""
+        sql = "SELECT text FROM remarks WHERE model = ? AND target = ? AND part = ?"
+        found = self._ledger.execute(sql, (model, target, part))
+        return str(found[0][0]) if found else ""
+
     def seconds(
         self, models: Iterable[str], targets: Iterable[str] | None = None, part: str | None = None
     ) -> tuple[float, float]:

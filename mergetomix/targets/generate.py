@@ -159,7 +159,7 @@ class Generate:
         """
         outputs = self.family.generate(model, self.prompts, self.settings)
         bound = f"max_new_tokens: {self.settings.max_new_tokens}"
-        self.remark = about_answers(outputs, self.where, bound)
+        self.remark = about_answers(outputs, bound)
         given = [output or "" for output in outputs]
         if self.section.metric == "function":
             with users_code(self.where):

@@ -120,7 +120,7 @@ class BringsExamples(Protocol):
         ...
 
 
-def about_answers(outputs: Sequence[str | None], where: str, bound: str) -> str:
+def about_answers(outputs: Sequence[str | None], bound: str) -> str:
     """Returns how many answers were empty, and how many came to their bound before they ended."""
     num = {
         "were empty": sum(output is not None and not output.strip() for output in outputs),
@@ -128,8 +128,9 @@ def about_answers(outputs: Sequence[str | None], where: str, bound: str) -> str:
             getattr(output, "is_cut", False) for output in outputs
         ),
     }
-    some = [f"{count} of {len(outputs)} answers {what}" for what, count in num.items() if count]
-    return f"{where}: {', '.join(some)}" if some else ""
+    return ", ".join(
+        f"{each} of {len(outputs)} answers {what}" for what, each in num.items() if each
+    )
 
 
 def equal_scores(values: Sequence[float]) -> Scores:

@@ -262,7 +262,7 @@ class Benchmark:
         answers, broken = self._answers.of(model), set[int]()
         told = [each for _, some in sorted(self._texts(answers).items()) for each in some]
         bound = f"max_gen_toks: {self._answers.most_new_tokens}"
-        self.remark = about_answers(told, self._where, bound)
+        self.remark = about_answers(told, bound)
         place = 0
         for number, document in enumerate(self._documents):
             for instance in document.instances:
