@@ -11,7 +11,7 @@ import yaml
 
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.targets.harness.documents import Documents
-from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.harness.kind import HarnessTarget
 from mergetomix.targets.target import TargetSetting
 
 WHERE = "targets.bench"
@@ -81,7 +81,8 @@ def docs(num: int, shift: int = 0) -> list[dict[str, Any]]:
                 "answer": second if i % 2 else "<s>",
                 "options": options,
                 "right": (i * 7 + shift) % 3,
-                "text": f"the {first} sat on the {second} and one plus {i} is {second}. " * (i % 12 + 1),
+                "text": f"the {first} sat on the {second} and one plus {i} is {second}. "
+                * (i % 12 + 1),
             }
         )
     return found

@@ -17,13 +17,14 @@ from mergetomix.progress import Silent
 from mergetomix.recipe.errors import readable
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Scores
+from mergetomix.sections.target import TargetSection
 from mergetomix.session.inputs import read_inputs
 from mergetomix.store.address import digest
 from mergetomix.targets.kinds import KINDS
 from mergetomix.targets.target import Target, TargetKind, TargetSetting, equal_scores
 
 
-class LengthTarget(TargetKind):
+class LengthTarget(TargetSection, TargetKind):
     """A toy: an answer's length, whatever the model."""
 
     needs: ClassVar[type[Any]] = object

@@ -18,7 +18,12 @@ from mergetomix.targets.kinds import KINDS
 from mergetomix.targets.target import TargetKind
 
 ANCHOR = {"dataset": {"path": "data/all.txt", "text": "text"}, "share": 0.5}
-WHOLE = {**RAW, "train": {**RAW["train"], "anchor": ANCHOR, "augment": {"flip": 0.5}}}
+BENCH = {"score": "harness", "task": "gsm8k"}
+WHOLE = {
+    **RAW,
+    "targets": {**RAW["targets"], "bench": BENCH},
+    "train": {**RAW["train"], "anchor": ANCHOR, "augment": {"flip": 0.5}},
+}
 """With the sections that are null unless given."""
 SECTIONS = [
     ("", "run_dri", "run_dir"),
@@ -28,6 +33,7 @@ SECTIONS = [
     ("targets.held", "hed", "head"),
     ("targets.quiz", "optons", "options"),
     ("targets.own", "functon", "function"),
+    ("targets.bench", "num_fewshots", "num_fewshot"),
     ("train", "learning_rte", "learning_rate"),
     ("train.lora", "rnak", "rank"),
     ("train.anchor", "shar", "share"),
@@ -178,7 +184,11 @@ def test_a_dataset_called_as_a_key_has_the_keys_of_a_dataset() -> None:
         ("base", {"path": "b", "revision": False}, "must not be false"),
         ("datasets__a__seed", -1, "-1"),
         ("datasets__a__text", 5, "string"),
-        ("targets__t__score", "los", "'loss', 'accuracy', 'choice', 'generate' or 'python'"),
+        (
+            "targets__t__score",
+            "los",
+            "'loss', 'accuracy', 'choice', 'generate', 'python' or 'harness'",
+        ),
         ("targets__t__score", 5, "not 5"),
         ("targets__t__score", None, "not None"),
         ("targets__t__score", ["loss"], "'loss'"),
@@ -221,7 +231,7 @@ def test_a_value_of_the_wrong_kind_is_named_by_its_path(key: str, value: Any, na
         ),
         ("generate", "normalize", False, "is for score: choice, not generate"),
         ("python", "function", "scoring.py", "'scoring.py'"),
-        ("python", "metric", "number", "is for score: generate, not python"),
+        ("python", "metric", "number", "is for score: generate or harness, not python"),
     ],
 )
 def test_a_value_of_a_kind_of_target_is_named_by_its_path(

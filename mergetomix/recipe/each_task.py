@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from mergetomix.errors import RecipeError
 from mergetomix.recipe.paths import resolve_target
-from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.harness.kind import HarnessTarget
 
 FOREIGN = re.compile(r"[^A-Za-z0-9_.-]")
 """What a target's name may not hold."""

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from mergetomix.data.files import KINDS, means_path
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Dataset, Source
-from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.harness.kind import HarnessTarget
 from mergetomix.targets.target import TargetKind
 
 S = TypeVar("S", bound=Source)

@@ -12,7 +12,7 @@ from mergetomix.models.family import Family
 from mergetomix.targets.accuracy import AccuracyTarget
 from mergetomix.targets.choice import ChoiceTarget
 from mergetomix.targets.generate import GenerateTarget
-from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.harness.kind import HarnessTarget
 from mergetomix.targets.loss import LossTarget
 from mergetomix.targets.python import PythonTarget
 from mergetomix.targets.target import TargetKind

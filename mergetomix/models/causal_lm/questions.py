@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from mergetomix.models.causal_lm.scoring import answers_in_order, losses_in_order
 from mergetomix.models.causal_lm.sequences import (
@@ -20,6 +20,7 @@ from mergetomix.models.causal_lm.sequences import (
     padded,
 )
 
+V = TypeVar("V")
 MIN_ROOM = 256
 """Tokens of options that a prompt may always have behind it."""
 TOLERANCE = 1e-4
@@ -74,11 +75,16 @@ class Asked:
     such a mask: some look back by the distance in the row (ALiBi, sliding windows), some have no
     attention at all. So the longest and the shortest question are first scored both ways, and if
     the two differ each option is read with a prompt of its own, then and ever after.
+
+    Options of a question that are alike are read once, so that they come out alike to the bit.
     """
 
     def __init__(self, questions: Sequence[Question], layout: BatchLayout) -> None:
         self.questions, self.layout = tuple(questions), layout
-        self.together = packed(questions, layout)
+        self._distinct = [
+            replace(each, options=tuple(dict.fromkeys(each.options))) for each in questions
+        ]
+        self.together = packed(self._distinct, layout)
         self.shares: bool | None = None
         if all(batch.segments is None for batch in self.together):
             self.shares = True  # nothing that a model could get wrong
@@ -88,24 +94,30 @@ class Asked:
     @cached_property
     def apart(self) -> list[TokenBatch]:
         """Every option with a prompt of its own."""
-        return packed([each for own in self.questions for each in own.apart()], self.layout)
+        return packed([each for own in self._distinct for each in own.apart()], self.layout)
 
     def losses(self, model: Any) -> list[list[float]]:
         """Returns the sum over an option's tokens of -log p, in nats, for every option."""
-        values = iter(losses_in_order(model, self._batches(model)))
-        return [[next(values) for _ in question.options] for question in self.questions]
+        return self._by_question(losses_in_order(model, self._batches(model)))
 
     def answers(self, model: Any) -> list[list[tuple[float, bool]]]:
         """Returns log p of every option in nats, and whether each of its tokens is the likeliest.
 
         So it says whether a greedy continuation of the prompt begins with the option.
         """
-        values = iter(answers_in_order(model, self._batches(model)))
-        return [[next(values) for _ in question.options] for question in self.questions]
+        return self._by_question(answers_in_order(model, self._batches(model)))
+
+    def _by_question(self, found: Sequence[V]) -> list[list[V]]:
+        values = iter(found)
+        several = []
+        for question, distinct in zip(self.questions, self._distinct, strict=True):
+            known = {option: next(values) for option in distinct.options}
+            several.append([known[option] for option in question.options])
+        return several
 
     def _batches(self, model: Any) -> list[TokenBatch]:
         if self.shares is None:
-            self.shares = agrees(model, self.questions, self.layout)
+            self.shares = agrees(model, self._distinct, self.layout)
         return self.together if self.shares else self.apart
 
 

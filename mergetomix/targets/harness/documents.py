@@ -23,7 +23,7 @@ from mergetomix.targets.harness import metrics, tasks
 from mergetomix.targets.harness.library import NO_SYSTEM_TURN, TESTED, quiet
 from mergetomix.targets.harness.metrics import Metric
 from mergetomix.targets.harness.requests import Answers, Encoder, Requests, is_finite
-from mergetomix.targets.harness.section import HarnessTarget
+from mergetomix.targets.harness.section import HarnessSection
 from mergetomix.targets.harness.shots import Shots
 from mergetomix.targets.target import TargetSetting, about_answers
 
@@ -55,7 +55,7 @@ class Documents:
 
     has_texts = True
 
-    def __init__(self, section: HarnessTarget, setting: TargetSetting) -> None:
+    def __init__(self, section: HarnessSection, setting: TargetSetting) -> None:
         self._section, self._setting, self._where = section, setting, setting.where
         self._notes: list[str] = []
         loaded = tasks.load(section, self._where)

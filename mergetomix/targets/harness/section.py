@@ -1,25 +1,20 @@
-"""The section of a target that is a task of the LM Evaluation Harness."""
+"""What a recipe says of a target that is a task of the LM Evaluation Harness."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mergetomix.data.examples import Example
-from mergetomix.models.family import AnswersRequests
 from mergetomix.sections.section import Seed, Text
-from mergetomix.targets.target import OwnExamples, Target, TargetKind, TargetSetting
+from mergetomix.sections.target import TargetBase
 
 Split = Literal["validation", "test"]
 SUFFIXES = (".yaml", ".yml")
 
 
-class HarnessTarget(TargetKind):
+class HarnessSection(TargetBase):
     """A task of EleutherAI's LM Evaluation Harness, scored as its command `lm_eval` scores it."""
-
-    needs: ClassVar[type[Any]] = AnswersRequests
 
     score: Literal["harness"]
     """`harness`: a benchmark of the LM Evaluation Harness, or one of your own in its format; needs
@@ -58,7 +53,7 @@ class HarnessTarget(TargetKind):
     """Lets a task file of your own call Python code (`!function`, `class`)."""
 
     @model_validator(mode="after")
-    def _agrees(self) -> HarnessTarget:
+    def _agrees(self) -> HarnessSection:
         if self.fewshot_as_multiturn and not self.apply_chat_template:
             raise ValueError("fewshot_as_multiturn: true needs apply_chat_template: true")
         if "max_length" in self.gen_kwargs:
@@ -81,13 +76,3 @@ class HarnessTarget(TargetKind):
         """Whether examples are turns of their own."""
         given = self.fewshot_as_multiturn
         return self.apply_chat_template if given is None else given
-
-    def open(self, setting: TargetSetting) -> OwnExamples:
-        """Returns the documents of the task. Raises UserError if they are not to be had."""
-        from mergetomix.targets.harness.documents import Documents
-
-        return Documents(self, setting)
-
-    def build(self, examples: Sequence[Example], setting: TargetSetting) -> Target:
-        """Returns the target over some documents, `row` being the place of each."""
-        return self.open(setting).over(examples)

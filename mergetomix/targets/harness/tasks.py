@@ -19,7 +19,7 @@ import yaml
 
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.targets.harness.library import own_folder, quiet, require
-from mergetomix.targets.harness.section import SUFFIXES, HarnessTarget
+from mergetomix.targets.harness.section import SUFFIXES, HarnessSection
 
 Registry = dict[str, Any]
 """The entries of an index by the names of tasks, groups and tags."""
@@ -29,7 +29,7 @@ PLACES = ("data_files", "data_dir")
 
 
 @dataclass(frozen=True)
-class Found:
+class Named:
     """What a section names: an entry of an index, and the index that it lies in."""
 
     entry: Any
@@ -52,7 +52,7 @@ class LoadedTasks:
 # --- by name
 
 
-def find(section: HarnessTarget, where: str) -> Found:
+def find(section: HarnessSection, where: str) -> Named:
     """Returns the entry of a task or group.
 
     Raises:
@@ -65,7 +65,7 @@ def find(section: HarnessTarget, where: str) -> Found:
     return found
 
 
-def names(section: HarnessTarget, where: str) -> list[str]:
+def names(section: HarnessSection, where: str) -> list[str]:
     """Returns the names of the tasks of a group, in its order.
 
     Raises:
@@ -82,7 +82,7 @@ def names(section: HarnessTarget, where: str) -> list[str]:
     return list(dict.fromkeys(leaves))
 
 
-def _found(section: HarnessTarget, where: str) -> Found:
+def _found(section: HarnessSection, where: str) -> Named:
     from lm_eval.tasks._index import TaskIndex
 
     folders = tuple(section.folders)
@@ -105,14 +105,14 @@ def _found(section: HarnessTarget, where: str) -> Found:
             raise RecipeError(f"{where}.task", f"{path} {why}")
         is_group = _kind(entry) == "GROUP"
         beside = folders or ((str(path.parent),) if is_group else ())
-        return Found(entry, _registry_with(beside, entry))
+        return Named(entry, _registry_with(beside, entry))
     own = index(folders, builtin=False) if folders else {}
     if section.task in own:
-        return Found(own[section.task], _registry_with(folders, own[section.task]))
+        return Named(own[section.task], _registry_with(folders, own[section.task]))
     every = index(folders, builtin=True)
     if section.task not in every:
         raise _unknown(section, every, where)
-    return Found(every[section.task], every)
+    return Named(every[section.task], every)
 
 
 def _registry_with(folders: tuple[str, ...], entry: Any) -> Registry:
@@ -144,7 +144,7 @@ def _index(folders: tuple[str, ...], builtin: bool) -> Registry:
     return dict(found.task_index)
 
 
-def _unknown(section: HarnessTarget, registry: Registry, where: str) -> RecipeError:
+def _unknown(section: HarnessSection, registry: Registry, where: str) -> RecipeError:
     close = get_close_matches(section.task, registry, n=NEAREST, cutoff=0.6)
     message = f"lm-eval has no task or group called {section.task!r}"
     hint = f"the nearest are {', '.join(close)}" if close else "lm_eval ls tasks lists them"
@@ -210,7 +210,7 @@ def _is_inline(member: Mapping[str, Any]) -> bool:
     return any(key in member for key in ("dataset_path", "custom_dataset", "doc_to_text"))
 
 
-def _has_inline_tasks(found: Found) -> bool:
+def _has_inline_tasks(found: Named) -> bool:
     configs = [each.cfg or {} for each in found.entries() if _kind(each) == "GROUP"]
     lists = [each.get("task") for each in configs]
     members = [each for some in lists if isinstance(some, list) for each in some]
@@ -220,7 +220,7 @@ def _has_inline_tasks(found: Found) -> bool:
 # --- code
 
 
-def _check_code(section: HarnessTarget, found: Found, where: str) -> None:
+def _check_code(section: HarnessSection, found: Named, where: str) -> None:
     """Raises RecipeError for code that the section does not allow, before any of it is imported."""
     for entry in found.entries():
         config = entry.cfg or {}
@@ -277,7 +277,7 @@ def _nodes(root: Any) -> Iterator[Any]:
 # --- with their data
 
 
-def load(section: HarnessTarget, where: str) -> LoadedTasks:
+def load(section: HarnessSection, where: str) -> LoadedTasks:
     """Returns new objects of the tasks that a section names, with their data.
 
     They are changed as the command changes them: `gen_kwargs`, `num_fewshot`, seed.
@@ -389,7 +389,7 @@ def _said(error: BaseException) -> str:
 # --- as the section wants them
 
 
-def _set_up(task: Any, section: HarnessTarget, where: str) -> None:
+def _set_up(task: Any, section: HarnessSection, where: str) -> None:
     name = task.task_name
     if getattr(task, "UNSAFE_CODE", False) and not section.confirm_run_unsafe_code:
         hint = "confirm_run_unsafe_code: true allows it, on this machine"
@@ -410,7 +410,7 @@ def _set_up(task: Any, section: HarnessTarget, where: str) -> None:
     task.set_fewshot_seed(seed=section.fewshot_seed)
 
 
-def _choose_split(task: Any, section: HarnessTarget, where: str) -> None:
+def _choose_split(task: Any, section: HarnessSection, where: str) -> None:
     """Makes a task give the documents of the split that is meant.
 
     Raises RecipeError where the section does not say which one that is, or may not use it.
