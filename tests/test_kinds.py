@@ -89,7 +89,7 @@ def test_a_new_kind_is_in_the_schema_and_in_the_errors(recipe_with_lengths: type
             "per_lettre: unknown key; did you mean 'per_letter'",
         ),
         ({"per_letter": 2}, "per_letter: is for score: length, not loss"),
-        ({"score": "lenght"}, "score: input should be .* 'python' or 'length', not 'lenght'"),
+        ({"score": "lenght"}, "score: input should be .* 'harness' or 'length', not 'lenght'"),
     ):
         values = {"base": "b", "datasets": {"a": source, "b": source}}
         with pytest.raises(ValueError) as caught:
