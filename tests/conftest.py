@@ -26,6 +26,7 @@ torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 WHOLE_RUNS = {
     f"test_{name}"
     for name in [
+        "benchmark_guide",
         "budget",
         "companions",
         "executors",

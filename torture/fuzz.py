@@ -12,17 +12,19 @@ import gzip
 import io
 import json
 import random
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness_tasks
 import kills
 import numpy as np
 import said
 import tiny
 import yaml
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from mergetomix.data.reading import read
 from mergetomix.errors import RecipeError, UserError
@@ -353,7 +355,59 @@ def files(num: int, folder: Path, seed: int) -> kills.Counts:
     return counts
 
 
+def task_file(draw: random.Random) -> bytes:
+    """Returns a task file of the harness of which something is changed."""
+    config = copy.deepcopy(dict(draw.choice(list(harness_tasks.KINDS.values()))))
+    split = {"validation_split": "validation", "num_fewshot": draw.choice([None, 0, 2])}
+    files = {"data_files": {"validation": "documents.jsonl"}}
+    raw = {"task": "odd", "dataset_path": "json", "dataset_kwargs": files, **split, **config}
+    for _ in range(draw.randint(1, 3)):
+        place, key = draw.choice(places(raw))
+        if draw.random() < 0.7:
+            place[key] = value(draw)
+        else:
+            del place[key]
+    text = yaml.safe_dump(raw).encode()
+    return spoilt(draw, text) if draw.random() < 0.3 else text
+
+
+def benchmarks(num: int, folder: Path, seed: int) -> kills.Counts:
+    """Opens `num` task files that nobody meant, over documents some of which are odd, and asks."""
+    counts = kills.Counts()
+    family = tiny.open_base(tiny.BASES["chat"](folder / "chat"))
+    model = family.load()
+    for i in range(num):
+        draw = random.Random(f"task {seed} {i}")
+        own = folder / f"task{i}"
+        own.mkdir()
+        (own / "odd.yaml").write_bytes(task_file(draw))
+        documents = harness_tasks.docs(6)
+        if draw.random() < 0.3:
+            draw.choice(documents)[draw.choice(list(documents[0]))] = value(draw)
+        text = "".join(json.dumps(each) + "\n" for each in documents)
+        (own / "documents.jsonl").write_text(text)
+        metric = draw.choice([None, "acc", "perplexity", "exact_match,word", "bits_per_byte"])
+        told = {"metric": metric, "apply_chat_template": draw.random() < 0.3}
+        if draw.random() < 0.2:
+            told["gen_kwargs"] = {"max_gen_toks": 2, str(value(draw, 3)): value(draw)}
+
+        def ask(own: Path = own, told: dict[str, Any] = told) -> None:
+            try:
+                found = harness_tasks.opened(family, str(own / "odd.yaml"), own, **told)
+            except ValidationError as error:
+                raise RecipeError(harness_tasks.WHERE, str(error)[:3000]) from None
+            found.over(found.examples.items).score(model)
+
+        counts.add(f"task {i} of seed {seed}, {told}", lawful(ask, str(own)))
+        shutil.rmtree(own)
+    return counts
+
+
 def all_of(num: int, folder: Path, seed: int) -> dict[str, kills.Counts]:
-    """Tries `num` recipes and as many files; returns the counts by kind."""
+    """Tries `num` recipes, as many files, and a tenth as many task files of the harness.
+
+    Returns the counts by kind.
+    """
     folder.mkdir(parents=True)
-    return {"odd recipe": recipes(num, folder, seed), "odd file": files(num, folder, seed)}
+    found = {"odd recipe": recipes(num, folder, seed), "odd file": files(num, folder, seed)}
+    return {**found, "odd task file": benchmarks(num // 10, folder, seed)}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import recipes
+import test_harness_run
 import test_image_run
 import yaml
 
@@ -63,6 +64,7 @@ WORLDS: dict[str, World] = {
     "ties": World({**SHORT, "merge.method": "ties"}),
     "repeats": World({**SHORT, "verify.budget": 2, "verify.repeats": 1}),
     "images": World({"train.max_steps": 2}, values=test_image_run.values),
+    "benchmarks": World({"train.max_steps": 2}, values=test_harness_run.values),
     "merge": World(SHORT, does="merge"),
     "study": World({**SHORT, "study.seeds": [0], "study.num_draws": 2}, does="study"),
 }

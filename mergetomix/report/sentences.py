@@ -6,9 +6,11 @@ from statistics import fmean
 
 from mergetomix.models.family import UNITS
 from mergetomix.recipe.recipe import Recipe
+from mergetomix.records import Kind, Scores
 from mergetomix.report.tables import NUM_FRONT
 from mergetomix.report.target_gains import Front
 from mergetomix.results import MoreExamples, Result, Selection, Verification
+from mergetomix.sections.target import TargetBase
 
 LEAST_SHARE = 0.1
 """Part of a lead's variance that more examples must take away to be worth asking for."""
@@ -18,9 +20,9 @@ def legend(recipe: Recipe, selection: Selection | None = None) -> str:
     """Returns what the numbers of the final table are."""
     settled = None if selection is None else selection.objective
     aim = recipe.search.objective if settled is None else settled.aim
-    loss = f"a loss in {UNITS[recipe.family]} (lower is better)"
+    base = {} if selection is None else selection.base
     kinds = [
-        f"`{name}` is {loss if spec.score == 'loss' else 'a score (higher is better)'}"
+        f"`{name}` is {spec.described(_kind(spec, base.get(name)), UNITS[recipe.family])}"
         for name, spec in recipe.targets.items()
     ]
     weights = ", ".join(f"{name} {spec.weight:g}" for name, spec in recipe.targets.items())
@@ -35,6 +37,13 @@ def legend(recipe: Recipe, selection: Selection | None = None) -> str:
         f" best, in its widths, of {one}",
     }[aim]
     return f"{'; '.join(kinds)}. Gain: {objective}."
+
+
+def _kind(spec: TargetBase, scores: Scores | None) -> Kind:
+    """The kind of a target's scores: that of the base's, or what its section says."""
+    if scores is not None:
+        return scores.kind
+    return "loss" if spec.score == "loss" else "score"
 
 
 def units(selection: Selection) -> str:

@@ -6,8 +6,11 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from mergetomix.records import Kind
 from mergetomix.sections.section import Section, Seed, Text
 from mergetomix.sections.source import Source
+
+HIGHER = "a score (higher is better)"
 
 
 class TargetBase(Section):
@@ -19,6 +22,15 @@ class TargetBase(Section):
     """How much this target counts beside the others."""
     seed: Seed = 0
     """Seed of the split into what the search sees and what the report is on."""
+
+    def described(self, kind: Kind, unit: str) -> str:
+        """Returns what the numbers of the target are, in half a sentence.
+
+        Args:
+            kind: of its scores.
+            unit: of a loss, such as `nats per token`.
+        """
+        return f"a loss in {unit} (lower is better)" if kind == "loss" else HIGHER
 
 
 class TargetSection(Source, TargetBase):

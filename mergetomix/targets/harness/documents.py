@@ -155,7 +155,12 @@ class Documents:
         if isinstance(written, str) and "{" in written and "}" in written:
             before, after = written[: written.index("{")], written[written.rindex("}") + 1 :]
             text = Affixes(before, after).strip(text)
-        return Example(place, prompt=text or " / ".join(choices), completion=answer)
+        asked = text or " / ".join(choices)
+        return (
+            Example(place, prompt=asked, completion=answer)
+            if asked
+            else Example(place, text=answer)
+        )
 
     def over(self, part: Sequence[Example], most_new_tokens: int | None = None) -> Benchmark:
         """Returns the target over some of the documents."""
@@ -299,14 +304,15 @@ class Benchmark:
             task, chosen = documents[0].task, documents[0].metric.filter
             instances = [each for document in documents for each in document.instances]
             for ensemble in task._filters:
-                if ensemble.name == chosen:
+                if str(ensemble.name) == chosen:
                     ensemble.apply(instances)
 
     def _item(self, number: int) -> Any:
         """What the task makes of the answers to one document."""
         document = self._documents[number]
         metric = document.metric
-        responses = [each.filtered_resps[metric.filter] for each in document.instances]
+        # of the one filter that was applied
+        responses = [next(iter(each.filtered_resps.values())) for each in document.instances]
         given = document.task.process_results(copy.deepcopy(document.doc), responses)
         if metric.name not in given:
             raise metrics.missing_metric(metric, given, number, self._where)

@@ -100,9 +100,11 @@ def metric_of(task: Any, wanted: str | None, where: str) -> Metric:
     Raises:
         RecipeError: the task has no such metric or filter, or several and none is named.
     """
-    known, filters = list(task.aggregation()), [each.name for each in task._filters]
+    known, filters = list(map(str, task.aggregation())), filters_of(task)
     every = [f"{name},{each}" for name in known for each in filters]
     key, title = f"{where}.metric", task.task_name
+    if not every:
+        raise RecipeError(key, f"{title} has no metric, or no filter")
     if wanted is None:
         if len(every) == 1:
             return _metric(task, known[0], filters[0])
@@ -116,6 +118,11 @@ def metric_of(task: Any, wanted: str | None, where: str) -> Metric:
     if chosen not in filters or (name not in known and not is_open):
         raise RecipeError(key, f"{title} has {', '.join(every)}, not {wanted}")
     return _metric(task, name, chosen)
+
+
+def filters_of(task: Any) -> list[str]:
+    """Returns the names of a task's filters."""
+    return [str(each.name) for each in task._filters]
 
 
 def _metric(task: Any, name: str, chosen: str) -> Metric:
@@ -169,7 +176,7 @@ def metrics_of(
     found = [
         (task, _metric(task, name, chosen))
         for task in loaded.tasks
-        if name in task.aggregation() and chosen in [each.name for each in task._filters]
+        if name in task.aggregation() and chosen in filters_of(task)
     ]
     if not found or any(each.form != "mean" for _, each in found) or config.aggregation != "mean":
         message = f"{same[0]} of {title} is no mean over documents"
@@ -179,7 +186,7 @@ def metrics_of(
 
 def _filters(some: Sequence[Any], metric: str) -> list[str]:
     having = [task for task in some if metric in task.aggregation()]
-    return sorted({each.name for task in having for each in task._filters})
+    return sorted({name for task in having for name in filters_of(task)})
 
 
 def missing_metric(metric: Metric, given: Mapping[str, Any], place: int, where: str) -> DataError:

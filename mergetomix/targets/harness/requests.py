@@ -142,6 +142,8 @@ class Encoder:
 
         told = dict(normalize_gen_kwargs(given, self.model.max_gen_toks))
         stop = handle_stop_sequences(told.pop("until", None), eos=self._end)
+        if not all(isinstance(each, str) for each in stop):
+            raise DataError(f"{self._where}.gen_kwargs", f"until must be texts, not {stop!r}")
         num_new = int(told.pop("max_gen_toks"))
         if not 0 < num_new < self.model.max_length:
             rule = f"must be under the model's limit of {self.model.max_length} tokens"

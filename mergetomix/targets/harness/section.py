@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from mergetomix.records import Kind
 from mergetomix.sections.section import Seed, Text
 from mergetomix.sections.target import TargetBase
 
 Split = Literal["validation", "test"]
 SUFFIXES = (".yaml", ".yml")
+UNITS = {
+    "perplexity": "the logarithm of the perplexity, in nats per document,",
+    "word_perplexity": "the logarithm of the perplexity, in nats per word,",
+    "byte_perplexity": "the logarithm of the perplexity, in nats per byte,",
+    "bits_per_byte": "bits per byte",
+}
+"""What scores are counted in where the harness has a perplexity, by its metric."""
 
 
 class HarnessSection(TargetBase):
@@ -59,6 +68,15 @@ class HarnessSection(TargetBase):
         if "max_length" in self.gen_kwargs:
             raise ValueError("gen_kwargs: say max_gen_toks, the tokens of an answer alone")
         return self
+
+    def described(self, kind: Kind, unit: str) -> str:
+        """Returns which number of the harness it is, and what stands in its place."""
+        name = (self.metric or "").partition(",")[0]
+        task = Path(self.task).stem if self.is_file else self.task
+        if kind == "loss":
+            per = UNITS.get(name, "the loss of its metric")
+            return f"{per} of {task} (lower is better)"
+        return f"{self.metric or 'the metric'} of {task} (higher is better)"
 
     @property
     def is_file(self) -> bool:

@@ -100,6 +100,8 @@ def _found(section: HarnessSection, where: str) -> Named:
         except Exception as error:
             message = f"{path} cannot be read as a task file: {_said(error)}"
             raise RecipeError(f"{where}.task", message) from error
+        if entry is not None and not isinstance(entry.name, str):
+            raise RecipeError(f"{where}.task", f"{path}: the name of its task must be a text")
         if entry is None:
             why = "names no task and no group" if path.is_file() else "is not there"
             raise RecipeError(f"{where}.task", f"{path} {why}")
@@ -292,6 +294,7 @@ def load(section: HarnessSection, where: str) -> LoadedTasks:
     found = find(section, where)
     for entry in found.entries():
         _check_metrics(entry, where)
+        _check_files(entry, where)
     try:
         with quiet():
             entries = {each.name: _beside_its_file(each) for each in found.entries()}
@@ -323,6 +326,45 @@ def _check_metrics(entry: Any, where: str) -> None:
         close = get_close_matches(name, metric_registry, n=NEAREST, cutoff=0.4)
         hint = f"the nearest are {', '.join(close)}" if close else None
         raise DataError(f"{where}.task", f"{entry.name}: lm-eval has no metric {name!r}", hint=hint)
+
+
+def _check_files(entry: Any, where: str) -> None:
+    """Raises DataError for a task over files that names none, or a folder in the place of one.
+
+    `datasets` would look for them in everything below the working directory.
+    """
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
+
+    config = entry.cfg or {}
+    if str(config.get("dataset_path")) not in _PACKAGED_DATASETS_MODULES:
+        return
+    given = config.get("dataset_kwargs") or {}
+    files = given.get("data_files") if isinstance(given, Mapping) else None
+    names = list(_texts(files))
+    key, path = f"{where}.task", config["dataset_path"]
+    if not names:
+        hint = "dataset_kwargs: {data_files: {test: questions.jsonl}}"
+        raise DataError(key, f"{entry.name} has dataset_path: {path}, and no files", hint=hint)
+    folder = next((name for name in names if _is_folder(name)), None)
+    if folder is not None:
+        raise DataError(key, f"{entry.name} names the folder {folder[:100]} among its files")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, list):
+            yield from _texts(each)
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return not name.strip() or Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _beside_its_file(entry: Any) -> Any:
