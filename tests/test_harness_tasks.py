@@ -397,6 +397,17 @@ def test_files_that_are_not_there_or_say_nothing(family: CausalLM, tmp_path: Pat
         path.write_text(text)
         with pytest.raises(RecipeError, match=says):
             opened(family, str(path), tmp_path)
+    for named, says in (
+        (None, "has dataset_path: json, and no files"),
+        ({"validation": str(tmp_path)}, "names the folder .* among its files"),
+    ):
+        kwargs = {"dataset_kwargs": {"data_files": named}}
+        written(tmp_path, PLAIN + yaml.safe_dump({**kwargs, "validation_split": "validation"}))
+        with pytest.raises(DataError, match=says):
+            opened(family, "made", tmp_path, metric="acc")
+    write_yaml(tmp_path, "named", {**yaml.safe_load(PLAIN + FILES), "task": {"a": 1}})
+    with pytest.raises(RecipeError, match=r"the name of its task must be a text"):
+        opened(family, str(tmp_path / "named.yaml"), tmp_path)
     with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
         opened(family, str(tmp_path / "none.yaml"), tmp_path)
     with pytest.raises(RecipeError, match=r"include_path: there is no folder"):

@@ -46,7 +46,7 @@ def split(
     sizes = Counter(keys)
     if len(sizes) < 2:
         rule = "splitting into select and report needs at least 2 distinct examples"
-        hint = "give the target more rows, or raise max_examples"
+        hint = "give the target more rows, or raise max_examples (limit of a benchmark)"
         raise DataError(examples.where, f"{rule}, not {len(sizes)}", hint=hint)
     sides = {} if sides is None else sides
     goal = round(select_fraction * len(keys))

@@ -28,13 +28,13 @@ from mergetomix.targets.target import TargetSetting
 
 METRICS = {
     "csqa_real": ("acc", "acc_norm"),
-    "gsm8k_likelihood": ("acc", "perplexity"),
+    "svamp_likelihood": ("acc", "perplexity"),
     "gsm8k_real": ("exact_match,last",),
     "svamp_real": ("exact_match,last", "exact_match,strict"),
 }
 
 
-def command(path: str, tasks: Path, chat: bool, shots: int, limit: int) -> dict[str, Any]:
+def command(path: str, tasks: str, chat: bool, shots: int, limit: int) -> dict[str, Any]:
     """What `lm_eval` says, all tasks in one call."""
     with tempfile.TemporaryDirectory() as out:
         given = f"--model hf --model_args pretrained={path},dtype=float32 --device cpu"
@@ -49,7 +49,7 @@ def command(path: str, tasks: Path, chat: bool, shots: int, limit: int) -> dict[
 
 
 def main() -> None:
-    path, tasks = sys.argv[1], Path(sys.argv[2]).resolve()
+    path, tasks = (str(Path(each).resolve()) for each in sys.argv[1:3])
     limit = int(sys.argv[3]) if len(sys.argv) > 3 else 40
     family = CausalLM(Base(path=path), "cpu", 2048, "full")
     model = family.load()
@@ -62,7 +62,7 @@ def main() -> None:
             for task, metrics in METRICS.items():
                 for metric in metrics:
                     told = {"num_fewshot": shots, "apply_chat_template": chat, "limit": limit}
-                    own = {"task": task, "include_path": str(tasks), "metric": metric}
+                    own = {"task": task, "include_path": tasks, "metric": metric}
                     section = HarnessTarget(score="harness", allow_test_split=True, **own, **told)
                     opened = Documents(section, TargetSetting(family, "targets.t", 8192))
                     target = opened.over(opened.examples.items)

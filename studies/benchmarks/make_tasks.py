@@ -1,7 +1,7 @@
 """Writes benchmarks in the harness's format over real questions, and a recipe with 63 mixtures.
 
 GSM8K and SVAMP are answered by greedy text, CommonsenseQA is five options and their letters, and
-GSM8K's worked answers are scored by their likelihood too. The data lies beside the project's
+SVAMP's numbers are scored by their likelihood too. The data lies beside the project's
 checkout: `NAME.train.jsonl.gz` and `NAME.test.jsonl.gz`, rows of `input` and `output`.
 
 Usage: python studies/benchmarks/make_tasks.py TEXTS BASE OUT [DOCUMENTS]
@@ -46,10 +46,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "doc_to_target": "right",
         "metric_list": [ACC, {**ACC, "metric": "acc_norm"}],
     },
-    "gsm8k_likelihood": {
+    "svamp_likelihood": {
         "output_type": "loglikelihood",
         "doc_to_text": "Question: {{question}}\nAnswer:",
-        "doc_to_target": " {{worked}}",
+        "doc_to_target": " {{number}}",
         "metric_list": [
             ACC,
             {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
@@ -60,7 +60,7 @@ SOURCES = {
     "gsm8k_real": "gsm8k",
     "svamp_real": "svamp",
     "csqa_real": "commonsense_qa",
-    "gsm8k_likelihood": "gsm8k",
+    "svamp_likelihood": "svamp",
 }
 CANDIDATES = ("gsm8k", "commonsense_qa", "clinc150", "banking77", "category_pick", "letters")
 
@@ -116,9 +116,9 @@ def recipe(texts: Path, base: str) -> dict[str, Any]:
         },
         "targets": {
             "csqa": {**bench, "task": "csqa_real", "metric": "acc_norm"},
-            "answers": {**bench, "task": "gsm8k_likelihood", "metric": "perplexity"},
-            "svamp": {
-                "path": str(texts / "svamp.test.jsonl.gz"),
+            "answers": {**bench, "task": "svamp_likelihood", "metric": "perplexity"},
+            "worked": {
+                "path": str(texts / "gsm8k.test.jsonl.gz"),
                 **pair,
                 "max_examples": 100,
                 "score": "loss",
