@@ -126,3 +126,27 @@ def section(task: str, folder: Path, **values: Any) -> HarnessTarget:
 def opened(family: CausalLM, task: str, folder: Path, **values: Any) -> Documents:
     setting = TargetSetting(family, WHERE, 4096)
     return Documents(section(task, folder, **values), setting)
+
+
+def written(folder: Path, text: str, name: str = "made") -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+    return name
+
+
+PLAIN = yaml.safe_dump({"task": "made", "dataset_path": "json", **CHOICE})
+FILES = yaml.safe_dump(
+    {"dataset_kwargs": {"data_files": {"validation": "v.jsonl"}}, "validation_split": "validation"}
+)
+
+
+def write_yaml(folder: Path, name: str, values: Any) -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def group(folder: Path, name: str, **changes: Any) -> Path:
+    listed = [{"metric": "acc", "weight_by_size": True}]
+    values = {"group": name, "task": ["one", "two"], "aggregate_metric_list": listed}
+    return write_yaml(folder, name, {**values, **changes})

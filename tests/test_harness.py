@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from harness_tasks import GENERATE, MATCH, WHERE, docs, opened, write_kinds, write_task
+from harness_tasks import GENERATE, MATCH, ROLLING, WHERE, docs, opened, write_kinds, write_task
 from sources import target_section
 
 from mergetomix.data.reading import read
@@ -330,6 +330,31 @@ def test_an_answer_that_never_ends_is_bounded_and_counted(chatting: CausalLM, fo
     cut = int(target.remark.split(" of ")[0])
     assert 0 < cut <= 12
     assert target.remark == f"{cut} of 12 answers came to max_gen_toks: 5 before they ended"
+
+
+def test_stop_texts_cut_in_turn_as_the_harness_cuts(chatting: CausalLM, folder: Path) -> None:
+    model = chatting.load()
+    free = {"until": ["no such text"], "max_gen_toks": 8}
+    documents = opened(chatting, "generate", folder, metric="exact_match,word", gen_kwargs=free)
+    ours(documents, model)
+    text = max((texts[0] for texts in responses(documents)), key=len)
+    assert len(text) > 4
+    until = [text[2:4], text[1:4]]  # the later one begins before the first
+    told = {"gen_kwargs": {"until": until, "max_gen_toks": 8}}
+    documents = opened(chatting, "generate", folder, metric="exact_match,word", **told)
+    ours(documents, model)
+    said = theirs(chatting.base.path, "generate", folder, **told)["samples"]["generate"]
+    wanted = {each["doc_id"]: each["resps"][0][0] for each in said}
+    assert [texts[0] for texts in responses(documents)] == [wanted[i] for i in range(12)]
+    assert text[:2] in wanted.values()
+
+
+def test_an_empty_text_has_no_loss(chatting: CausalLM, tmp_path: Path) -> None:
+    rows = docs(3)
+    write_task(tmp_path, "gaps", ROLLING, validation=[rows[0], {**rows[1], "text": ""}, rows[2]])
+    documents = opened(chatting, "gaps", tmp_path, metric="byte_perplexity")
+    with pytest.raises(DataError, match=r"metric: byte_perplexity,none .*: document 1 is empty"):
+        ours(documents, chatting.load())
 
 
 def test_answers_are_drawn_alike_for_every_model(chatting: CausalLM, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from importlib import metadata
@@ -12,23 +11,29 @@ from typing import Any
 import pytest
 import yaml
 from harness_tasks import (
-    ACC,
     CHOICE,
+    FILES,
     GENERATE,
     LIKELIHOOD,
+    PLAIN,
     WHERE,
     docs,
+    group,
     opened,
     section,
     write_kinds,
     write_task,
+    write_yaml,
+    written,
 )
 from test_harness import ours, theirs
 
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.recipe.each_task import each_task
+from mergetomix.recipe.paths import resolve_target
 from mergetomix.targets.harness import library, tasks
+from mergetomix.targets.harness.kind import HarnessTarget
 from mergetomix.targets.harness.library import quiet
 
 Told = dict[str, Any]
@@ -40,18 +45,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, num, shift in (("one", 4, 2), ("two", 10, 3)):
         write_task(found, name, CHOICE, validation=docs(num, shift))
     return found
-
-
-def write_yaml(folder: Path, name: str, values: Any) -> Path:
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
-
-
-def group(folder: Path, name: str, **changes: Any) -> Path:
-    listed = [{"metric": "acc", "weight_by_size": True}]
-    values = {"group": name, "task": ["one", "two"], "aggregate_metric_list": listed}
-    return write_yaml(folder, name, {**values, **changes})
 
 
 # --- groups
@@ -150,6 +143,16 @@ def test_groups_without_such_a_number(
     group(folder, "bad", **changes)
     with pytest.raises(RecipeError, match=says):
         opened(family, "bad", folder, metric=metric)
+
+
+def test_a_group_in_which_one_task_shows_no_examples(family: CausalLM, folder: Path) -> None:
+    write_task(folder, "bare", {**CHOICE, "num_fewshot": 0}, train=docs(5, 5), validation=docs(3))
+    group(folder, "mixedshots", task=["bare", "choice"])
+    documents = opened(family, "mixedshots", folder, metric="acc", num_fewshot=1)
+    (note,) = [each for each in documents.examples.notes if "num_fewshot" in each]
+    assert "bare is a task of num_fewshot: 0" in note and note.endswith("it shows none")
+    asked = [each.instances[0].args[0].count("Answer:") for each in documents._documents]
+    assert asked == [1] * 3 + [2] * 12
 
 
 # --- metrics
@@ -272,6 +275,12 @@ def test_tasks_that_the_harness_brings(family: CausalLM, folder: Path) -> None:
     assert len(names) == 19 and "mmlu_anatomy" in names
 
 
+def test_a_folder_of_the_name_hides_no_task(tmp_path: Path) -> None:
+    (tmp_path / "gsm8k").mkdir()
+    found = resolve_target(HarnessTarget(score="harness", task="gsm8k"), tmp_path)
+    assert isinstance(found, HarnessTarget) and found.task == "gsm8k"
+
+
 def test_only_tasks_of_the_user_take_no_whole_index(
     family: CausalLM, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,69 +298,6 @@ def test_only_tasks_of_the_user_take_no_whole_index(
     assert asked and not any(asked)
 
 
-def written(folder: Path, text: str, name: str = "made") -> str:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.yaml").write_text(text)
-    return name
-
-
-PLAIN = yaml.safe_dump({"task": "made", "dataset_path": "json", **CHOICE})
-FILES = yaml.safe_dump(
-    {"dataset_kwargs": {"data_files": {"validation": "v.jsonl"}}, "validation_split": "validation"}
-)
-
-
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("process_docs: !function utils.load\n", r"calls code: !function utils\.load"),
-        ("class: !function utils.Task\n", r"calls code: .*utils\.Task"),
-        ("include: other.yaml\n", r"calls code: !function deep\.code"),
-    ],
-)
-def test_code_of_a_task_file_wants_trust(
-    family: CausalLM, tmp_path: Path, text: str, says: str
-) -> None:
-    (tmp_path / "other.yaml").write_text("include: [third.yaml]\n")
-    (tmp_path / "third.yaml").write_text("process_results: !function deep.code\n")
-    for module in ("utils", "deep"):
-        (tmp_path / f"{module}.py").write_text("raise SystemExit('it was run')\n")
-    written(tmp_path, PLAIN + FILES + text)
-    with pytest.raises(RecipeError, match=says) as caught:
-        opened(family, "made", tmp_path, metric="acc")
-    assert "trust_task_code: true" in str(caught.value.hint)
-
-
-def test_code_that_is_trusted_is_called(family: CausalLM, tmp_path: Path) -> None:
-    (tmp_path / "utils.py").write_text(
-        "FACTOR = 0.5\n"
-        "def half():\n    return FACTOR\n"
-        "def results(doc, results):\n    return {'own': half(), 'more': 1}\n"
-    )
-    listed = yaml.safe_dump({"metric_list": [{**ACC, "metric": "own"}]})
-    text = PLAIN.replace(yaml.safe_dump({"metric_list": CHOICE["metric_list"]}), listed)
-    written(tmp_path, text + FILES + "process_results: !function utils.results\n")
-    (tmp_path / "v.jsonl").write_text("".join(json.dumps(each) + "\n" for each in docs(4)))
-
-    def get(metric: str) -> Any:
-        return opened(family, "made", tmp_path, metric=metric, trust_task_code=True)
-
-    found = ours(get("own"), family.load())
-    assert found.values == (0.5,) * 4
-    assert ours(get("more"), family.load()).values == (1.0,) * 4
-    documents = get("other")
-    with pytest.raises(DataError, match=r"metric: document 0 has own, more, not other"):
-        ours(documents, family.load())
-
-
-def test_templates_of_a_task_file_are_texts(family: CausalLM, tmp_path: Path) -> None:
-    reach = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
-    config = {**GENERATE, "doc_to_text": reach}
-    write_task(tmp_path, "reaching", config, validation=docs(3))
-    with pytest.raises(DataError, match=r"task: reaching cannot be loaded: SecurityError"):
-        opened(family, "reaching", tmp_path, metric="exact_match,word")
-
-
 @pytest.mark.parametrize(
     "config, told, says",
     [
@@ -361,6 +307,15 @@ def test_templates_of_a_task_file_are_texts(family: CausalLM, tmp_path: Path) ->
         ({**CHOICE, "num_fewshot": 0}, {"num_fewshot": 2}, r"num_fewshot: made is a task of"),
         ({**CHOICE, "unsafe_code": True}, {}, r"task: made runs code that the model writes"),
         (GENERATE, {"gen_kwargs": {"max_gen_toks": 96}}, r"gen_kwargs: max_gen_toks must be under"),
+        (GENERATE, {"gen_kwargs": {"max_gen_toks": "abc"}}, r"gen_kwargs: max_gen_toks and"),
+        (
+            GENERATE,
+            {"gen_kwargs": {"max_gen_tok": 3}},
+            r"gen_kwargs: nothing is called",
+        ),
+        (GENERATE, {"gen_kwargs": {"do_sample": "maybe"}}, r"gen_kwargs: do_sample must be"),
+        (GENERATE, {"gen_kwargs": {"until": [1]}}, r"gen_kwargs: until must be texts"),
+        (CHOICE, {"gen_kwargs": {"max_gen_toks": 3}}, r"gen_kwargs: made generates nothing"),
         (GENERATE, {"num_fewshot": 50}, r"the requests of made cannot be made: .*larger than"),
         (CHOICE, {"apply_chat_template": True}, r"apply_chat_template: the tokenizer of the base"),
         ({**LIKELIHOOD, "doc_to_target": ""}, {}, r"document 0 has nothing to score"),

@@ -142,10 +142,11 @@ class Overlap:
         return dict(sorted({**self.runs, **self.whole}.items()))
 
 
-def overlap(dataset: Iterable[Said], target: Iterable[Said]) -> Overlap:
+def overlap(dataset: Iterable[Said], target: Iterable[Said], common: int = COMMON) -> Overlap:
     """Returns what of a target stands in a dataset; `places` are those of the dataset that hold it.
 
-    An example without words is like no other.
+    An example without words is like no other. Words in a row that more than `common` examples of
+    one side hold are a form.
     """
     by_whole: dict[tuple[str, str], list[int]] = {}
     by_prompt: dict[str, list[int]] = {}
@@ -174,7 +175,7 @@ def overlap(dataset: Iterable[Said], target: Iterable[Said]) -> Overlap:
             holders.setdefault(run, []).append(place)
     runs: dict[int, int] = {}
     for run, own in holders.items():
-        if len(own) > COMMON or len(by_run[run]) > COMMON:
+        if len(own) > common or len(by_run[run]) > common:
             continue
         found.update(own)
         for other in by_run[run]:

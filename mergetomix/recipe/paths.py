@@ -105,7 +105,7 @@ def resolve_target(target: TargetKind, folder: Path) -> TargetKind:
     if not isinstance(target, HarnessTarget):
         return target
     update: dict[str, Any] = {}
-    if target.is_file or is_there(under(folder, target.task)):
+    if target.is_file or under(folder, target.task).is_file():
         update["task"] = real(under(folder, target.task))
     if target.include_path is not None:
         update["include_path"] = [real(under(folder, each)) for each in target.folders]

@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Any
 
 from mergetomix.data.examples import Example, Examples
-from mergetomix.data.leaks import Affixes, Overlap, Said, overlap, said_by
+from mergetomix.data.leaks import COMMON, Affixes, Overlap, Said, overlap, said_by
 from mergetomix.errors import DataError
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.sections.source import Source
@@ -97,7 +97,8 @@ class Leaks:
         pairs = zip(self._items[where], self._said[where], strict=True)
         said = {item.row: each for item, each in pairs}
         some, others = ([said[item.row] for item in part] for part in (select, report))
-        shared = overlap(some, others).leaked
+        # what most of a small target's examples hold is how they are asked
+        shared = overlap(some, others, min(COMMON, max(2, len(report) // 2))).leaked
         if len(shared) < LEAST_SHARE * len(report):
             return []
         what = f"{len(shared)} of its {len(report)} report examples share many words in a row"

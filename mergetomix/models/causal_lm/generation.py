@@ -32,7 +32,8 @@ class Generation:
     """Settings of generation.
 
     Answers are greedy, whatever the model's own configuration holds; with `own` they are as it
-    says, but for what `changes` says by its keys, and drawn with `seed` if it draws.
+    says, but for what `changes` says by its keys, and drawn with `seed` if it draws. An answer ends
+    before the first of the stop strings; with `in_turn` each cuts what the one before it left.
     """
 
     max_new_tokens: int
@@ -41,6 +42,7 @@ class Generation:
     own: bool = False
     seed: int = 0
     changes: tuple[tuple[str, Any], ...] = ()
+    in_turn: bool = False
 
 
 class Continuation(str):
@@ -177,7 +179,7 @@ def _batch(
     texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
     cut = _cut(tokenizer, out[:, width:], settings, model.generation_config.eos_token_id)
     return [
-        Continuation.of(_before_first(text, settings.stop), row in cut)
+        Continuation.of(_before_stop(text, settings), row in cut)
         if row not in finite.broken
         else None
         for row, text in enumerate(texts)
@@ -199,8 +201,13 @@ def _cut(
     return {row for row, text in pairs if not any(stop in text for stop in settings.stop)}
 
 
-def _before_first(text: str, stops: Sequence[str]) -> str:
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+def _before_stop(text: str, settings: Generation) -> str:
+    if settings.in_turn:
+        for stop in settings.stop:
+            text = text.partition(stop)[0]
+        return text
+    places = (text.index(stop) for stop in settings.stop if stop in text)
+    return text[: min(places, default=len(text))]
 
 
 class _Finite:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
-import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from mergetomix.bounds import limited
@@ -18,9 +20,14 @@ from mergetomix.errors import DataError, MergeToMixError
 from mergetomix.models.family import AnswersRequests
 from mergetomix.records import Scores
 from mergetomix.store.address import digest
-from mergetomix.targets.function import source_of
 from mergetomix.targets.harness import metrics, tasks
-from mergetomix.targets.harness.library import NO_SYSTEM_TURN, TESTED, quiet
+from mergetomix.targets.harness.library import (
+    NO_SYSTEM_TURN,
+    TESTED,
+    own_folder,
+    quiet,
+    seeded,
+)
 from mergetomix.targets.harness.metrics import Metric
 from mergetomix.targets.harness.requests import Answers, Encoder, Requests, is_finite
 from mergetomix.targets.harness.section import HarnessSection
@@ -57,8 +64,14 @@ class Documents:
 
     def __init__(self, section: HarnessSection, setting: TargetSetting) -> None:
         self._section, self._setting, self._where = section, setting, setting.where
-        self._notes: list[str] = []
-        loaded = tasks.load(section, self._where)
+        base = str(getattr(setting.family.config, "_name_or_path", ""))
+        with seeded():  # from the data to the last prompt, as in one call of the command
+            self._make(tasks.load(section, base, self._where))
+
+    def _make(self, loaded: tasks.LoadedTasks) -> None:
+        """Makes all requests of the tasks."""
+        section, setting = self._section, self._setting
+        self._notes = list(loaded.notes)
         several, weigh_alike = metrics.metrics_of(loaded, section.metric, self._where)
         if section.apply_chat_template and not setting.family.processor.chat_template:
             key = f"{self._where}.apply_chat_template"
@@ -82,7 +95,7 @@ class Documents:
         if left:
             what = f"{left} of {len(loaded.tasks)} tasks lack {metric}"
             self._notes.append(f"{self._where}: {what} and are left out, as the harness does")
-        items = tuple(self._example(i, each) for i, each in enumerate(self._documents))
+        items = tuple(self._examples())
         self.examples = Examples(self._where, items, len(items), notes=tuple(self._notes))
 
     # --- building
@@ -107,7 +120,7 @@ class Documents:
 
         section, where = self._section, self._where
         shots = Shots(task, section.fewshot_seed, where)
-        name = task.task_name
+        name = tasks.name_of(task)
         with (
             _blamed(f"{where}.task", f"the requests of {name} cannot be made"),
             limited(BUILDING_S),
@@ -146,6 +159,15 @@ class Documents:
         return found
 
     # --- as examples
+
+    def _examples(self) -> Iterator[Example]:
+        """Yields what each document asks, and its options where others ask the same."""
+        found = [self._example(i, each) for i, each in enumerate(self._documents)]
+        num = Counter(each.prompt for each in found)
+        for item, document in zip(found, self._documents, strict=True):
+            _, choices, _ = _said(document.task, document.doc)
+            asked = " / ".join([item.prompt, *choices])
+            yield replace(item, prompt=asked) if choices and num[item.prompt] > 1 else item
 
     def _example(self, place: int, document: Document) -> Example:
         """What a document asks, without what the task writes around it, and its answer."""
@@ -280,13 +302,15 @@ class Benchmark:
         with (
             _blamed(key, "the answers cannot be scored"),
             quiet(),
+            seeded(),
             limited(SCORING_S + len(self._documents)),
         ):
             self._filter()
-            items = [
-                math.nan if number in broken else self._item(number)
+            items = {
+                number: self._item(number)
                 for number in range(len(self._documents))
-            ]
+                if number not in broken
+            }
             weights = [document.weight for document in self._documents]
             return self._documents[0].metric.scores(items, weights, self._where)
 
@@ -336,16 +360,21 @@ def _scored_by(task: Any) -> str:
     """Returns what of a task says how answers become numbers, functions by their code."""
 
     def known(value: Any) -> str:
-        module = getattr(value, "__module__", "") or ""
-        if callable(value) and not module.startswith("lm_eval."):
-            return str(source_of(value))
-        return getattr(value, "__qualname__", repr(value))
+        return f"{getattr(value, '__qualname__', repr(value))} {_text_of(value)}"
 
     config = {key: task.get_config(key) for key in SCORED_BY}
-    own = type(task)
-    code = (
-        ""
-        if own.__module__.startswith("lm_eval.")
-        else inspect.getsource(inspect.getmodule(own) or own)
-    )
-    return json.dumps([own.__qualname__, code, config], default=known, sort_keys=True)
+    return json.dumps([known(type(task)), config], default=known, sort_keys=True)
+
+
+def _text_of(value: Any) -> str:
+    """Returns the SHA-256 of the file that a function or class stands in; nothing of lm-eval's.
+
+    A file says the same in every process; what its functions hold may not.
+    """
+    try:
+        path = Path(inspect.getsourcefile(value) or "").resolve()
+        if path.is_relative_to(own_folder().parent):
+            return ""
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return ""

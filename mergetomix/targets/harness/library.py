@@ -15,6 +15,8 @@ from mergetomix.errors import RecipeError
 TESTED = "0.4.13"
 """The version whose scores ours are the same as, to the last document."""
 INSTALL = "pip install 'mergetomix[harness]'"
+RANDOM_SEED, NUMPY_SEED = 0, 1234
+"""What the command seeds Python's and numpy's generators with."""
 NO_SYSTEM_TURN = "removing the system role"
 """What the harness logs when a chat template refuses a system turn, and it leaves that out."""
 
@@ -93,6 +95,42 @@ def quiet() -> Iterator[list[str]]:
         logger.setLevel(before[2])
         if had_bars:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Draws as the command does: some tasks shuffle options by the generators of all Python.
+
+    These are as they were afterwards.
+    """
+    import random
+
+    import numpy as np
+
+    before, theirs = random.getstate(), np.random.get_state()
+    random.seed(RANDOM_SEED)
+    np.random.seed(NUMPY_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(theirs)
+
+
+@contextmanager
+def no_metrics_of_a_hub() -> Iterator[None]:
+    """Keeps lm-eval from loading a metric that it does not know: it would be a program."""
+    import evaluate
+
+    def load(name: str, *_: object, **__: object) -> None:
+        raise PermissionError(f"the metric {name} is code: trust_task_code: true allows it")
+
+    before = evaluate.load
+    evaluate.load = load
+    try:
+        yield
+    finally:
+        evaluate.load = before
 
 
 @contextmanager

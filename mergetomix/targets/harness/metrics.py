@@ -10,19 +10,25 @@ jackknife's influence (Efron and Stein, 1981), whose mean is T.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from numbers import Real
 from statistics import fmean
 from typing import Any, Literal
 
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.records import Scores
-from mergetomix.targets.harness.tasks import LoadedTasks
+from mergetomix.targets.harness.tasks import LoadedTasks, name_of
 
 Form = Literal["mean", "loss", "whole"]
 MOST_WHOLE = 2000
 """Documents of a metric that is computed anew without each of them."""
+MOST_S = 60.0
+"""Seconds that this may take for each model."""
+NEARLY = 0.8
+"""A name that is so near to a declared one is a slip."""
 DIGITS = 12
 """Decimals of an influence: what lies behind them are roundings of the sums."""
 
@@ -32,66 +38,98 @@ class Metric:
     """A metric of a task behind one of its filters.
 
     `form` says what the harness makes of the values of documents: their mean, a perplexity, or
-    another number of all of them.
+    another number of all of them. A task may say that only once it has scored a document.
     """
 
     name: str
     filter: str
-    aggregate: Callable[[Sequence[Any]], float]
-    form: Form
-    higher_is_better: bool
+    task: Any
 
     def __str__(self) -> str:
         return f"{self.name},{self.filter}"
 
-    def scores(self, items: Sequence[Any], weights: Sequence[float], where: str) -> Scores:
+    @property
+    def aggregate(self) -> Callable[[Sequence[Any]], float]:
+        """What makes one number of the values of all documents."""
+        from lm_eval.api.metrics import mean
+
+        found: Callable[[Sequence[Any]], float] = self.task.aggregation().get(self.name, mean)
+        return found
+
+    @property
+    def form(self) -> Form:
+        """What kind of number that is."""
+        from lm_eval.api import metrics
+
+        if self.aggregate in (metrics.mean, metrics.nanmean):
+            return "mean"
+        perplexities = (metrics.perplexity, metrics.weighted_perplexity, metrics.bits_per_byte)
+        return "loss" if self.aggregate in perplexities else "whole"
+
+    def scores(self, items: Mapping[int, Any], weights: Sequence[float], where: str) -> Scores:
         """Returns what the harness says of each document, higher better unless it is a loss.
 
         Args:
-            items: what the task's `process_results` gives for each document, nan for one whose
-                responses are not finite.
-            weights: of the documents in the mean; a loss has those of its words or bytes.
+            items: what the task's `process_results` gives for each document, by its place; where a
+                model's responses are not finite, nothing.
+            weights: of all documents in the mean; a loss has those of its words or bytes.
 
         Raises:
             DataError: it gives no numbers.
         """
-        key = f"{where}.metric"
+        key, num = f"{where}.metric", len(weights)
+        if self.form == "whole" and len(items) < num:
+            return Scores("score", (math.nan,) * num, tuple(weights))
         try:
             if self.form == "loss":
-                return self._losses(items)
+                return _losses(items, num, self.name == "bits_per_byte")
             if self.form == "mean":
-                values = [_number(each) for each in items]
+                values = {place: _number(each, place) for place, each in items.items()}
             else:
-                values = self._influences(items)
+                values = dict(zip(items, self._influences(list(items.values())), strict=True))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise DataError(key, f"{self} is no number of these documents: {error}") from error
-        sign = 1.0 if self.higher_is_better else -1.0
-        return Scores("score", tuple(sign * each for each in values), tuple(weights))
-
-    def _losses(self, items: Sequence[Any]) -> Scores:
-        """The loss of each document in nats (bits for bits_per_byte) per what it is counted in."""
-        pairs = [each if isinstance(each, tuple) else (each, 1) for each in items]
-        unit = math.log(2) if self.name == "bits_per_byte" else 1.0
-        values = tuple(-float(logp) / float(num) / unit for logp, num in pairs)
-        return Scores("loss", values, tuple(float(num) for _, num in pairs))
+        sign = 1.0 if self.task.higher_is_better().get(self.name, True) else -1.0
+        found = tuple(sign * values.get(place, math.nan) for place in range(num))
+        return Scores("score", found, tuple(weights))
 
     def _influences(self, items: Sequence[Any]) -> list[float]:
         """The influence of each document on the number of all of them."""
-        kept = list(items)
-        if any(isinstance(each, float) and each != each for each in kept):
-            return [math.nan] * len(kept)  # of a model whose logits are not finite
-        whole = float(self.aggregate(kept))
-        if len(kept) == 1:
+        started = time.monotonic()
+        whole = float(self.aggregate(items))
+        wanted_s = (time.monotonic() - started) * len(items)
+        if wanted_s > MOST_S:
+            message = f"it is computed anew without each document, which takes {wanted_s:.0f} s"
+            raise ValueError(f"{message} for each model; a limit of fewer documents takes less")
+        if len(items) == 1:
             return [whole]
-        without = [float(self.aggregate([*kept[:i], *kept[i + 1 :]])) for i in range(len(kept))]
+        without = [float(self.aggregate([*items[:i], *items[i + 1 :]])) for i in range(len(items))]
         middle = fmean(without)
-        return [round(whole + (len(kept) - 1) * (middle - each), DIGITS) for each in without]
+        return [round(whole + (len(items) - 1) * (middle - each), DIGITS) for each in without]
 
 
-def _number(value: Any) -> float:
+def _losses(items: Mapping[int, Any], num: int, in_bits: bool) -> Scores:
+    """The loss of each document in nats, or bits, per what it is counted in."""
+    unit = math.log(2) if in_bits else 1.0
+    values, weights = [], []
+    for place in range(num):
+        each = items.get(place, math.nan)
+        logp, size = each if isinstance(each, tuple) else (each, 1)
+        if not size:
+            raise ValueError(f"document {place} is empty")
+        values.append(-float(logp) / float(size) / unit)
+        weights.append(float(size))
+    return Scores("loss", tuple(values), tuple(weights))
+
+
+def _number(value: Any, place: int) -> float:
     if isinstance(value, str) or not (isinstance(value, Real) or hasattr(value, "item")):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)
+        raise TypeError(f"document {place} has {str(value)[:50]!r}")
+    number = float(value)
+    if not math.isfinite(number):
+        says = "lm-eval leaves such documents out, and models are compared document by document"
+        raise ValueError(f"document {place} has {number}; {says}")
+    return number
 
 
 def metric_of(task: Any, wanted: str | None, where: str) -> Metric:
@@ -102,41 +140,35 @@ def metric_of(task: Any, wanted: str | None, where: str) -> Metric:
     """
     known, filters = list(map(str, task.aggregation())), filters_of(task)
     every = [f"{name},{each}" for name in known for each in filters]
-    key, title = f"{where}.metric", task.task_name
+    key, title = f"{where}.metric", name_of(task)
     if not every:
         raise RecipeError(key, f"{title} has no metric, or no filter")
     if wanted is None:
         if len(every) == 1:
-            return _metric(task, known[0], filters[0])
+            return Metric(known[0], filters[0], task)
         raise RecipeError(key, f"{title} has {' and '.join(every)}: name one")
     name, _, chosen = wanted.partition(",")
     if not chosen and len(filters) > 1:
         raise RecipeError(key, f"{title} has the filters {', '.join(filters)}: name one of {every}")
     chosen = chosen or filters[0]
-    # a task's own code may give more than it declares
-    is_open = callable(task.get_config("process_results")) or not hasattr(task, "_metric_fn_list")
-    if chosen not in filters or (name not in known and not is_open):
+    nearly = get_close_matches(name, known, n=1, cutoff=NEARLY)
+    is_one = name in known or (gives_more(task) and not nearly)
+    if chosen not in filters or not is_one:
         raise RecipeError(key, f"{title} has {', '.join(every)}, not {wanted}")
-    return _metric(task, name, chosen)
+    return Metric(name, chosen, task)
+
+
+def gives_more(task: Any) -> bool:
+    """Returns whether a task may give metrics that it does not declare, by code of its own."""
+    listed = task.get_config("metric_list") or ()
+    is_own = any(callable(each.get("metric")) for each in listed if isinstance(each, Mapping))
+    code = callable(task.get_config("process_results")) or not hasattr(task, "_metric_fn_list")
+    return is_own or code
 
 
 def filters_of(task: Any) -> list[str]:
     """Returns the names of a task's filters."""
     return [str(each.name) for each in task._filters]
-
-
-def _metric(task: Any, name: str, chosen: str) -> Metric:
-    from lm_eval.api import metrics
-
-    aggregate = task.aggregation().get(name, metrics.mean)
-    perplexities = (metrics.perplexity, metrics.weighted_perplexity, metrics.bits_per_byte)
-    form: Form = "whole"
-    if aggregate is metrics.mean:
-        form = "mean"
-    elif aggregate in perplexities:
-        form = "loss"
-    better = bool(task.higher_is_better().get(name, True))
-    return Metric(name, chosen, aggregate, form, better)
 
 
 def metrics_of(
@@ -153,7 +185,7 @@ def metrics_of(
     group, each_of = loaded.group, "each: true makes a target of each of its tasks"
     if group is None:
         if len(loaded.tasks) != 1:
-            named = ", ".join(each.task_name for each in loaded.tasks[:3])
+            named = ", ".join(name_of(each) for each in loaded.tasks[:3])
             message = f"stands for {len(loaded.tasks)} tasks ({named}, ...) and is no group"
             raise RecipeError(f"{where}.task", message, hint=each_of)
         (task,) = loaded.tasks
@@ -166,6 +198,9 @@ def metrics_of(
         for each in listed
         for name in each.filter_list or _filters(loaded.tasks, each.metric)
     }
+    if not every:
+        names = ", ".join(each.metric for each in listed)
+        raise RecipeError(f"{where}.metric", f"no task of {title} has {names}", hint=each_of)
     same = [key for key in every if wanted in (None, key, key.partition(",")[0])]
     if len(same) != 1:
         which = "" if not same else ": name one"
@@ -174,9 +209,9 @@ def metrics_of(
     name, _, chosen = same[0].partition(",")
     config = every[same[0]]
     found = [
-        (task, _metric(task, name, chosen))
-        for task in loaded.tasks
-        if name in task.aggregation() and chosen in filters_of(task)
+        (task, Metric(name, chosen, task))
+        for task in _having(loaded.tasks, name)
+        if chosen in filters_of(task)
     ]
     if not found or any(each.form != "mean" for _, each in found) or config.aggregation != "mean":
         message = f"{same[0]} of {title} is no mean over documents"
@@ -184,9 +219,13 @@ def metrics_of(
     return found, bool(config.weight_by_size)
 
 
+def _having(some: Sequence[Any], metric: str) -> list[Any]:
+    declared = [task for task in some if metric in task.aggregation()]
+    return declared or [task for task in some if gives_more(task)]
+
+
 def _filters(some: Sequence[Any], metric: str) -> list[str]:
-    having = [task for task in some if metric in task.aggregation()]
-    return sorted({name for task in having for name in filters_of(task)})
+    return sorted({name for task in _having(some, metric) for name in filters_of(task)})
 
 
 def missing_metric(metric: Metric, given: Mapping[str, Any], place: int, where: str) -> DataError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,8 @@ from mergetomix.models.causal_lm.questions import Question
 from mergetomix.models.family import AnswersRequests
 from mergetomix.targets.harness.library import quiet
 
+OWN_KWARGS = ("until", "max_gen_toks")
+"""What says how answers are made in the harness alone."""
 DRAW_SEED = 1234
 """Of answers that are drawn: the seed that the command gives torch."""
 Ids = tuple[int, ...]
@@ -140,14 +143,25 @@ class Encoder:
     def _generation(self, given: dict[str, Any]) -> Generation:
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-        told = dict(normalize_gen_kwargs(given, self.model.max_gen_toks))
+        key = f"{self._where}.gen_kwargs"
+        try:
+            told = dict(normalize_gen_kwargs(given, self.model.max_gen_toks))
+        except (TypeError, ValueError) as error:
+            raise DataError(key, f"max_gen_toks and temperature are numbers: {error}") from error
         stop = handle_stop_sequences(told.pop("until", None), eos=self._end)
         if not all(isinstance(each, str) for each in stop):
-            raise DataError(f"{self._where}.gen_kwargs", f"until must be texts, not {stop!r}")
+            raise DataError(key, f"until must be texts, not {stop!r}")
         num_new = int(told.pop("max_gen_toks"))
         if not 0 < num_new < self.model.max_length:
             rule = f"must be under the model's limit of {self.model.max_length} tokens"
-            raise DataError(f"{self._where}.gen_kwargs", f"max_gen_toks {rule}; got {num_new}")
+            raise DataError(key, f"max_gen_toks {rule}; got {num_new}")
+        if not isinstance(told.get("do_sample"), bool | None):
+            raise DataError(key, f"do_sample must be true or false, not {told['do_sample']!r}")
+        known = self._known_kwargs
+        for name in (name for name in told if name not in known):
+            close = get_close_matches(name, [*known, *OWN_KWARGS], n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]}?" if close else None
+            raise DataError(key, f"nothing is called {name}", hint=hint)
         if not told.get("do_sample"):
             told.pop("temperature", None)
         return Generation(
@@ -157,7 +171,14 @@ class Encoder:
             own=True,
             seed=DRAW_SEED,
             changes=tuple(sorted(told.items())),
+            in_turn=True,
         )
+
+    @cached_property
+    def _known_kwargs(self) -> set[str]:
+        from transformers import GenerationConfig
+
+        return set(GenerationConfig().to_dict())
 
     @cached_property
     def _end(self) -> str:

@@ -56,6 +56,8 @@ class HarnessSection(TargetBase):
     """Render prompts by the chat template of the tokenizer."""
     fewshot_as_multiturn: bool | None = None
     """Render examples as turns of their own; null does so with a chat template, as the command."""
+    metadata: dict[str, Any] = Field(default={})
+    """What some tasks ask for, as with `--metadata`, such as `{max_seq_lengths: [4096]}`."""
     confirm_run_unsafe_code: bool = False
     """Lets a task run what the model writes, such as HumanEval does, on this machine."""
     trust_task_code: bool = False

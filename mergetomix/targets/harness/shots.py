@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mergetomix.errors import DataError
+from mergetomix.targets.harness.tasks import name_of
 
 
 class Shots:
@@ -58,7 +59,7 @@ class Shots:
 
         sampler = self._task.sampler
         pool = [each for each in sampler.fewshot_docs() if not self._is_current(each)]
-        name, key = self._task.task_name, f"{self._where}.num_fewshot"
+        name, key = name_of(self._task), f"{self._where}.num_fewshot"
         if type(sampler) not in (ContextSampler, FirstNSampler):
             message = f"{name} shows a document its own answer, by a sampler of its own"
             raise DataError(key, message, hint="num_fewshot: 0 shows none")

@@ -7,8 +7,8 @@ matter: these are read in the version that `library` asks for.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
@@ -18,7 +18,12 @@ from typing import Any
 import yaml
 
 from mergetomix.errors import DataError, RecipeError
-from mergetomix.targets.harness.library import own_folder, quiet, require
+from mergetomix.targets.harness.library import (
+    no_metrics_of_a_hub,
+    own_folder,
+    quiet,
+    require,
+)
 from mergetomix.targets.harness.section import SUFFIXES, HarnessSection
 
 Registry = dict[str, Any]
@@ -43,10 +48,14 @@ class Named:
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """The tasks that a section names, in the harness's order, and the group that they are of."""
+    """The tasks that a section names, in the harness's order, and the group that they are of.
+
+    `notes` say what is otherwise than the section has it.
+    """
 
     tasks: tuple[Any, ...]
     group: Any | None
+    notes: tuple[str, ...] = ()
 
 
 # --- by name
@@ -170,10 +179,45 @@ def _kind(entry: Any) -> str:
     return str(entry.kind.name)
 
 
+class Code(str):
+    """What a task file says of a function: a text that names code."""
+
+
+class _Reader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads a task file as lm-eval does, with its functions as Code."""
+
+
+_Reader.add_constructor("!function", lambda reader, node: Code(reader.construct_scalar(node)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Returns a task file as plain values. Raises ValueError or a YAML error for anything else."""
+    found = yaml.load(path.read_bytes(), Loader=_Reader)  # noqa: S506  # a SafeLoader with one tag
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a mapping, not {type(found).__name__}")
+    return found
+
+
+def _files(path: Path) -> dict[Path, dict[str, Any]]:
+    """Returns what a task file and those that it includes say, but for those of lm-eval itself."""
+    found: dict[Path, dict[str, Any]] = {}
+    waiting = [path.expanduser().resolve()]
+    while waiting:
+        here = waiting.pop().resolve()
+        if here in found or here.is_relative_to(own_folder()):
+            continue
+        found[here] = _read(here)
+        given = found[here].get("include") or []
+        several = given if isinstance(given, list) else [given]
+        waiting += [here.parent / str(each) for each in several]
+    return found
+
+
 def _config(path: Path) -> dict[str, Any]:
-    """Returns a task file with what it includes, its functions as texts."""
+    """Returns a task file with what it includes, as lm-eval puts them together."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    _read(path)  # lm-eval's own reader may take more for YAML
     return dict(load_yaml(path, resolve_func=False))
 
 
@@ -224,108 +268,129 @@ def _has_inline_tasks(found: Named) -> bool:
 
 def _check_code(section: HarnessSection, found: Named, where: str) -> None:
     """Raises RecipeError for code that the section does not allow, before any of it is imported."""
+    key = f"{where}.task"
     for entry in found.entries():
         config = entry.cfg or {}
         if config.get("unsafe_code") and not section.confirm_run_unsafe_code:
             message = f"{entry.name} runs code that the model writes"
             hint = "confirm_run_unsafe_code: true allows it, on this machine"
-            raise RecipeError(f"{where}.task", message, hint=hint)
-        if entry.yaml_path is None or section.trust_task_code:
+            raise RecipeError(key, message, hint=hint)
+        if not _is_of_the_user(entry) or section.trust_task_code:
             continue
-        calls = next(_code(Path(entry.yaml_path), set()), None)
-        if calls is not None:
-            message = f"{entry.yaml_path} calls code: {calls}"
+        try:
+            files = _files(Path(entry.yaml_path))
+        except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
+            message = f"{entry.yaml_path} cannot be read as a task file: {_said(error)}"
+            raise RecipeError(key, message) from error
+        calls = [f"{path}: {code}" for path, each in files.items() for code in _code(each)]
+        if calls:
             hint = "trust_task_code: true allows it, if you know that file"
-            raise RecipeError(f"{where}.task", message, hint=hint)
+            raise RecipeError(key, f"{entry.name} calls code, in {calls[0]}", hint=hint)
 
 
-def _code(path: Path, seen: set[Path]) -> Iterator[str]:
-    """Yields the code that a task file and its includes call, but for what lm-eval brings."""
-    path = path.resolve()
-    if path in seen or path.is_relative_to(own_folder()):
-        return
-    seen.add(path)
-    root = yaml.compose(path.read_bytes(), Loader=yaml.SafeLoader)
-    for node in _nodes(root):
-        if str(node.tag).startswith("!function"):
-            yield f"!function {node.value}"
-        if not isinstance(node, yaml.MappingNode):
-            continue
-        for key, value in node.value:
-            if key.value == "class":
-                yield f"class: {value.value}"
-            if key.value == "hf_evaluate" and str(value.value).lower() == "true":
-                yield "hf_evaluate: true"
-            if key.value == "include" and node is root:
-                included = value.value if isinstance(value.value, list) else [value]
-                for each in included:
-                    yield from _code(path.parent / str(each.value), seen)
+def _is_of_the_user(entry: Any) -> bool:
+    """Whether an entry is no task that lm-eval brings."""
+    if entry.yaml_path is None:
+        return False
+    return not Path(entry.yaml_path).resolve().is_relative_to(own_folder())
 
 
-def _nodes(root: Any) -> Iterator[Any]:
-    waiting, seen = [root], set[int]()
+def _code(value: Any) -> Iterator[str]:
+    """Yields the code that a part of a task file calls."""
+    for each in _mappings(value):
+        for key, inner in each.items():
+            if isinstance(inner, Code):
+                yield f"{key}: !function {inner}"
+            elif key == "class":
+                yield f"class: {inner}"
+            elif key == "hf_evaluate" and inner:
+                yield f"hf_evaluate: {inner}"
+            elif isinstance(inner, list):
+                yield from (f"!function {one}" for one in inner if isinstance(one, Code))
+
+
+def _mappings(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Yields every mapping within a value, itself among them, each once."""
+    waiting, seen = [value], set[int]()
     while waiting:
-        node = waiting.pop()
-        if node is None or id(node) in seen:  # an alias stands in several places
+        here = waiting.pop(0)
+        if not isinstance(here, Mapping | list) or id(here) in seen:
             continue
-        seen.add(id(node))
-        yield node
-        if isinstance(node, yaml.MappingNode):
-            waiting += [each for pair in node.value for each in pair]
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += node.value
+        seen.add(id(here))
+        if isinstance(here, Mapping):
+            yield here
+        waiting += list(here.values()) if isinstance(here, Mapping) else here
 
 
 # --- with their data
 
 
-def load(section: HarnessSection, where: str) -> LoadedTasks:
+def load(section: HarnessSection, base: str, where: str) -> LoadedTasks:
     """Returns new objects of the tasks that a section names, with their data.
 
     They are changed as the command changes them: `gen_kwargs`, `num_fewshot`, seed.
+
+    Args:
+        base: the model's folder or hub id, which some tasks ask for the tokenizer.
 
     Raises:
         RecipeError: there is no such task; or it may not be loaded as the section stands.
         DataError: its data, or a package that it needs, is not to be had.
     """
     from lm_eval.api.group import Group
+    from lm_eval.tasks import TaskManager
     from lm_eval.tasks._factory import TaskFactory
 
     found = find(section, where)
     for entry in found.entries():
         _check_metrics(entry, where)
         _check_files(entry, where)
+    meta = {"pretrained": base, **section.metadata}
+    is_closed = not section.trust_task_code and any(map(_is_of_the_user, found.entries()))
     try:
-        with quiet():
+        with quiet(), no_metrics_of_a_hub() if is_closed else nullcontext():
             entries = {each.name: _beside_its_file(each) for each in found.entries()}
             registry = found.registry | entries
-            built = TaskFactory(meta={}).build(entries[found.entry.name], registry=registry)
+            built = TaskFactory(meta=meta).build(entries[found.entry.name], registry=registry)
+            several = built if isinstance(built, list) else [built]
+            # as the command has it: a task draws from Python's generator when it is asked its name
+            loaded = TaskManager(include_defaults=False).load(several)
     except Exception as error:
         raise _unloadable(section.task, error, where) from error
     group = built if isinstance(built, Group) else None
-    several = built if isinstance(built, list) else [built]
-    tasks = several if group is None else group.get_all_tasks()
+    tasks = list(loaded["tasks"].values())
+    notes: list[str] = []
     for task in tasks:
         _set_up(task, section, where)
-    return LoadedTasks(tuple(tasks), group)
+        notes += _give_shots(task, section, len(tasks) > 1, where)
+    if section.gen_kwargs and not any(_generates(task) for task in tasks):
+        raise RecipeError(f"{where}.gen_kwargs", f"{section.task} generates nothing")
+    return LoadedTasks(tuple(tasks), group, tuple(notes))
 
 
 def _check_metrics(entry: Any, where: str) -> None:
     """Raises DataError for a metric that lm-eval does not know and would look for on a hub."""
     from lm_eval.api.registry import metric_registry
 
-    config = entry.cfg or {}
-    given = config.get("metric_list") or []
-    if config.get("process_results") is not None or "class" in config:
+    if not _is_of_the_user(entry):
         return
-    for each in given if isinstance(given, list) else []:
-        name = each.get("metric") if isinstance(each, Mapping) else None
-        is_own = not isinstance(name, str) or os.sep in name  # a function, as a text
-        if is_own or each.get("hf_evaluate") or name in metric_registry:
+    for each in (one for file in _files(Path(entry.yaml_path)).values() for one in _mappings(file)):
+        given = each.get("metric_list")
+        if not isinstance(given, list) or each.get("process_results") is not None:
             continue
-        close = get_close_matches(name, metric_registry, n=NEAREST, cutoff=0.4)
-        hint = f"the nearest are {', '.join(close)}" if close else None
-        raise DataError(f"{where}.task", f"{entry.name}: lm-eval has no metric {name!r}", hint=hint)
+        names = [one.get("metric") for one in given if isinstance(one, Mapping)]
+        loaded = [
+            one.get("metric")
+            for one in given
+            if isinstance(one, Mapping) and one.get("hf_evaluate")
+        ]
+        for name in names:
+            if isinstance(name, Code) or name in loaded or str(name) in metric_registry:
+                continue
+            close = get_close_matches(str(name), metric_registry, n=NEAREST, cutoff=0.4)
+            hint = f"the nearest are {', '.join(close)}" if close else None
+            message = f"{entry.name}: lm-eval has no metric {name!r}"
+            raise DataError(f"{where}.task", message, hint=hint)
 
 
 def _check_files(entry: Any, where: str) -> None:
@@ -375,7 +440,7 @@ def _beside_its_file(entry: Any) -> Any:
     from lm_eval.tasks._yaml_loader import load_yaml
 
     given = (entry.cfg or {}).get("dataset_kwargs")
-    if entry.yaml_path is None or not isinstance(given, Mapping) or _is_own(entry):
+    if not isinstance(given, Mapping) or not _is_of_the_user(entry):
         return entry
     folder = Path(entry.yaml_path).parent
     moved = {key: _moved(given[key], folder) for key in PLACES if key in given}
@@ -384,10 +449,6 @@ def _beside_its_file(entry: Any) -> Any:
     config = load_yaml(entry.yaml_path, resolve_func=True)
     config["dataset_kwargs"] = {**given, **moved}
     return replace(entry, yaml_path=None, cfg=config)
-
-
-def _is_own(entry: Any) -> bool:
-    return Path(entry.yaml_path).resolve().is_relative_to(own_folder())
 
 
 def _moved(value: Any, folder: Path) -> Any:
@@ -432,7 +493,7 @@ def _said(error: BaseException) -> str:
 
 
 def _set_up(task: Any, section: HarnessSection, where: str) -> None:
-    name = task.task_name
+    name = name_of(task)
     if getattr(task, "UNSAFE_CODE", False) and not section.confirm_run_unsafe_code:
         hint = "confirm_run_unsafe_code: true allows it, on this machine"
         raise RecipeError(f"{where}.task", f"{name} runs code that the model writes", hint=hint)
@@ -440,16 +501,31 @@ def _set_up(task: Any, section: HarnessSection, where: str) -> None:
         raise RecipeError(
             f"{where}.task", f"{name} shows images or sounds, and the base reads text"
         )
-    if section.gen_kwargs and task.get_config("output_type") == "generate_until":
+    if section.gen_kwargs and _generates(task):
         task.set_config(key="generation_kwargs", value=dict(section.gen_kwargs), update=True)
-    own = task.get_config("num_fewshot")
-    if section.num_fewshot is not None and own == 0 and section.num_fewshot != 0:
-        message = f"{name} is a task of num_fewshot: 0, which lm-eval lets nobody change"
-        raise RecipeError(f"{where}.num_fewshot", message, hint="leave num_fewshot out")
-    wanted = section.num_fewshot if section.num_fewshot is not None else own or 0
-    task.set_config(key="num_fewshot", value=wanted)
     _choose_split(task, section, where)
+
+
+def _generates(task: Any) -> bool:
+    return bool(task.get_config("output_type") == "generate_until")
+
+
+def _give_shots(task: Any, section: HarnessSection, is_of_several: bool, where: str) -> list[str]:
+    """Sets how many examples a task shows; returns a line if that is not what the section says.
+
+    Raises RecipeError for a single task that fixes their number at zero.
+    """
+    name, own, wanted = name_of(task), task.get_config("num_fewshot"), section.num_fewshot
+    lines = []
+    if wanted and own == 0:
+        says = f"{name} is a task of num_fewshot: 0, which lm-eval lets nobody change"
+        if not is_of_several:
+            raise RecipeError(f"{where}.num_fewshot", says, hint="leave num_fewshot out")
+        lines.append(f"{where}: {says}: it shows none")
+        wanted = 0
+    task.set_config(key="num_fewshot", value=wanted if wanted is not None else own or 0)
     task.set_fewshot_seed(seed=section.fewshot_seed)
+    return lines
 
 
 def _choose_split(task: Any, section: HarnessSection, where: str) -> None:
@@ -459,7 +535,7 @@ def _choose_split(task: Any, section: HarnessSection, where: str) -> None:
     """
     has = {"validation": task.has_validation_docs(), "test": task.has_test_docs()}
     there = [split for split, is_there in has.items() if is_there]
-    name, key = task.task_name, f"{where}.split"
+    name, key = name_of(task), f"{where}.split"
     if section.split is not None and section.split not in there:
         listed = f"{there[0]} alone" if there else "no split to evaluate on"
         raise RecipeError(key, f"{name} has {listed}, not {section.split}")
@@ -474,6 +550,11 @@ def _choose_split(task: Any, section: HarnessSection, where: str) -> None:
         raise RecipeError(f"{where}.allow_test_split", message, hint=hint)
     if chosen == "validation":
         task.has_test_docs = lambda: False
+
+
+def name_of(task: Any) -> str:
+    """Returns the name of a task, without its drawing one, as its own `task_name` does."""
+    return str(task.get_config("task") or type(task).__name__)
 
 
 def uses_test_split(tasks: Sequence[Any]) -> bool:
