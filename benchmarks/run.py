@@ -16,6 +16,7 @@ NAMES = (
     "image_input",
     "evaluation_choice",
     "evaluation_loss",
+    "harness",
     "bank_switch",
     "bank_mergekit",
     "merge_methods",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from mergetomix.errors import RecipeError
 
 TESTED = "0.4.13"
 """The version whose scores ours are the same as, to the last document."""
+MOST_TEMPLATES = 1024
+"""Compiled templates that are kept."""
 INSTALL = "pip install 'mergetomix[harness]'"
 RANDOM_SEED, NUMPY_SEED = 0, 1234
 """What the command seeds Python's and numpy's generators with."""
@@ -50,6 +52,8 @@ def _imported() -> None:
     open_one = lm_eval.utils.env
     sandbox = SandboxedEnvironment(undefined=open_one.undefined, keep_trailing_newline=True)
     sandbox.filters.update(open_one.filters)
+    # lm-eval compiles a template anew for each document
+    vars(sandbox)["from_string"] = lru_cache(MOST_TEMPLATES)(sandbox.from_string)
     lm_eval.utils.env = sandbox
 
 
