@@ -95,6 +95,7 @@ class Documents:
         if left:
             what = f"{left} of {len(loaded.tasks)} tasks lack {metric}"
             self._notes.append(f"{self._where}: {what} and are left out, as the harness does")
+        self._check_answers()
         items = tuple(self._examples())
         self.examples = Examples(self._where, items, len(items), notes=tuple(self._notes))
 
@@ -121,6 +122,11 @@ class Documents:
         section, where = self._section, self._where
         shots = Shots(task, section.fewshot_seed, where)
         name = tasks.name_of(task)
+        wanted = task.get_config("num_fewshot") or 0
+        pool = getattr(getattr(task, "sampler", None), "df", None)
+        if pool is not None and len(pool) < wanted:
+            message = f"{name} has {len(pool)} documents to show, and {wanted} are asked for"
+            raise DataError(f"{where}.num_fewshot", message)
         with (
             _blamed(f"{where}.task", f"the requests of {name} cannot be made"),
             limited(BUILDING_S),
@@ -157,6 +163,30 @@ class Documents:
             what = f"{found.num_cut} of {len(instances)} requests lose their beginning"
             self._notes.append(f"{self._where}: {what}, as the model reads no more tokens")
         return found
+
+    def _check_answers(self) -> None:
+        """Notes what is odd about the right answers.
+
+        Raises DataError where no document has one among its options.
+        """
+        found = [
+            (place, answer)
+            for place, document in enumerate(self._documents)
+            if (answer := _missing_answer(document.task, document.doc)) is not None
+        ]
+        if found:
+            (place, answer), num = found[0], len(self._documents)
+            at = f"the right answer of document {place}, {answer[:60]!r}, is none of its options"
+            if len(found) == num:
+                raise DataError(f"{self._where}.task", at, hint="see doc_to_target")
+            many = f"{len(found)} of {num} documents count as wrong whatever a model says"
+            self._notes.append(f"{self._where}: {many}: {at}")
+        answers = {_said(each.task, each.doc)[2] for each in self._documents}
+        kinds = {each.instances[0].request_type for each in self._documents}
+        if kinds == {"generate_until"} and len(answers) == 1 and len(self._documents) > 1:
+            (same,) = answers
+            says = f"all {len(self._documents)} documents have the right answer {same[:60]!r}"
+            self._notes.append(f"{self._where}: {says}; is a column meant?")
 
     # --- as examples
 
@@ -233,6 +263,24 @@ def _said(task: Any, doc: Any) -> tuple[str, list[str], str]:
         return str(text), choices, str(target)
     except Exception:  # noqa: BLE001  # a task of Python code may have none of these
         return "", [], ""
+
+
+def _missing_answer(task: Any, doc: Any) -> str | None:
+    """Returns the right answer of a document that is none of its options; None if all is well."""
+    is_plain = task.get_config("output_type") == "multiple_choice"
+    if not is_plain or callable(task.get_config("process_results")):
+        return None
+    try:
+        choices = task.doc_to_choice(doc)
+        right = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    except Exception:  # noqa: BLE001  # what a task of Python code has no such functions for
+        return None
+    several = right if isinstance(right, list) else [right]
+    known = [
+        each in choices if isinstance(each, str) else each in range(len(choices))
+        for each in several
+    ]
+    return None if any(known) else str(right)
 
 
 @contextmanager
