@@ -28,6 +28,7 @@ from harness_tasks import (
 )
 from test_harness import ours, theirs
 
+from mergetomix.data import splits
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.models.causal_lm.model import CausalLM
 from mergetomix.recipe.each_task import each_task
@@ -386,7 +387,9 @@ def test_files_that_are_not_there_or_say_nothing(family: CausalLM, tmp_path: Pat
 
 def test_documents_that_cannot_be_split(family: CausalLM, folder: Path) -> None:
     documents = opened(family, "choice", folder, metric="acc", limit=1)
-    assert len(documents.examples.items) == 1  # the split says that two are needed
+    with pytest.raises(DataError, match=r"needs at least 2 distinct examples, not 1") as caught:
+        splits.split(documents.examples, 0.5, 0)
+    assert "limit" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
