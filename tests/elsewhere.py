@@ -26,6 +26,11 @@ class Elsewhere:
         self._random = random.Random(seed)
         self._workers: list[subprocess.Popen[bytes]] = []
 
+    @property
+    def num_workers(self) -> int:
+        """How many pieces of work go out at a time."""
+        return self._num_workers
+
     def run(self, work: Iterable[Work]) -> Iterator[Done]:
         """Yields the end of every piece of work, in an order of its own."""
         left = iter(work)
@@ -55,6 +60,9 @@ class Elsewhere:
         )
 
     def close(self) -> None:
+        """Does nothing: the workers live on for the next recipe."""
+
+    def end(self) -> None:
         """Ends the workers."""
         for worker in self._workers:
             worker.communicate()
@@ -65,13 +73,14 @@ def main() -> None:
     import torch
 
     import mergetomix as m2m
+    from mergetomix.progress import Silent
     from mergetomix.session.session import open_worker
 
     # as conftest.py does: OMP_NUM_THREADS alone leaves some libraries another number
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # what libraries print must not stand among the answers
     answers, sys.stdout = sys.stdout.buffer, sys.stderr
-    with open_worker(m2m.load_recipe(Path(sys.argv[1]))) as carry_out:
+    with open_worker(m2m.load_recipe(Path(sys.argv[1])), None, 1, Silent()) as carry_out:
         while True:
             try:
                 work = pickle.load(sys.stdin.buffer)

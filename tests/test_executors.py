@@ -9,6 +9,7 @@ import json
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mergetomix.executors.work import (
     FinetuneWork,
     GradientWork,
     ModelReference,
+    Piece,
     ScoringWork,
     Work,
     attempt,
@@ -54,7 +56,7 @@ def executors() -> Iterator[Executors]:
 
     yield executor
     for each in made:
-        each.close()
+        each.end()
 
 
 def values_of(folder: Path) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def test_results_do_not_depend_on_who_does_the_work(
 
 def pieces(num: int) -> list[Work]:
     model = ModelReference("proxy", "k", Mixture.union(["a"]), 1.0)
-    return [GradientWork(f"key {i}", model, "t") for i in range(num)]
+    return [GradientWork(replace(model, key=f"key {i}"), (Piece("t", "a"),)) for i in range(num)]
 
 
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -171,7 +173,7 @@ def test_work_is_plain_values() -> None:
     model = ModelReference("real", "k", Mixture.union(["a", "b"]), path="/somewhere")
     every: list[Work] = [
         FinetuneWork("k", Mixture.union(["a"]), None, "experts", "/folder"),
-        ScoringWork(model, "select", (("t", "address"),)),
+        ScoringWork(model, "select", (Piece("t", "address"),)),
         *pieces(1),
     ]
     for work in every:

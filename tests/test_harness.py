@@ -365,7 +365,7 @@ def test_answers_are_drawn_alike_for_every_model(chatting: CausalLM, tmp_path: P
     write_task(tmp_path, "drawn", config, validation=docs(4))
     documents, model = opened(chatting, "drawn", tmp_path, metric="bypass"), chatting.load()
     target = documents.over(documents.examples.items)
-    found = [target._answers.of(model) for _ in range(2)]
+    found = [target._answers.by_request(target.read(model)) for _ in range(2)]
     assert found[0] == found[1]
     assert all(len(texts) == 3 for texts in found[0].values())
     assert any(len(set(texts)) > 1 for texts in found[0].values())

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up: the folders, and the modules that lie in none. Each may import what stands
 # above it here; of what shares a line none imports another.
 LAYERS = (
-    "errors progress bounds quoting",
+    "errors progress bounds quoting stretches",
     "records",
     "mixtures objectives store merge",
     "results sections",
@@ -43,6 +43,8 @@ HEAVY |= {
     "matplotlib",
     "sentence_transformers",
     "lm_eval",
+    "ray",
+    "fsspec",
 }  # optional
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES, MAX_PARAMETERS = 600, 60, 6

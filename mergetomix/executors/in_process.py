@@ -13,6 +13,11 @@ class InProcess:
     def __init__(self, carry_out: CarryOut) -> None:
         self._carry_out = carry_out
 
+    num_workers = 1
+
     def run(self, work: Iterable[Work]) -> Iterator[Done]:
         """Yields the end of every piece of work, in the order of the work."""
         return (attempt(self._carry_out, each) for each in work)
+
+    def close(self) -> None:
+        """Does nothing: there are no workers."""

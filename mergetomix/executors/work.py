@@ -11,10 +11,11 @@ import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from mergetomix.errors import MergeToMixError
 from mergetomix.records import Mixture, Part, Scores
+from mergetomix.stretches import WHOLE, Stretch
 
 
 @dataclass(frozen=True)
@@ -56,15 +57,21 @@ class FinetuneResult:
 
 
 @dataclass(frozen=True)
-class ScoringWork:
-    """A model to score on one part of some targets, or on blocks of their examples.
+class Piece:
+    """Something of a target to look at: its address, and which of its batches."""
 
-    `pieces` are pairs of a target's name and the address of what is scored.
-    """
+    target: str
+    address: str
+    stretch: Stretch = WHOLE
+
+
+@dataclass(frozen=True)
+class ScoringWork:
+    """A model to score on one part of some targets, or on blocks or stretches of their examples."""
 
     model: ModelReference
     part: Part
-    pieces: tuple[tuple[str, str], ...]
+    pieces: tuple[Piece, ...]
 
     @property
     def key(self) -> str:
@@ -73,35 +80,55 @@ class ScoringWork:
 
 
 @dataclass(frozen=True)
-class ScoringResult:
-    """The result of ScoringWork: for every piece its address, scores and seconds.
+class ScoredPiece:
+    """What a model is worth on a piece.
 
-    `remarks` say what is odd about the answers of a piece, by its address.
+    `scores` are of a whole one; of a stretch there is what the model made of its batches, `read`.
+    `remark` says what is odd about the answers.
     """
 
+    piece: Piece
+    seconds: float
+    scores: Scores | None = None
+    read: Mapping[Any, Any] | None = None
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class ScoringResult:
+    """The result of ScoringWork."""
+
     merge_s: float
-    pieces: tuple[tuple[str, Scores, float], ...]
-    remarks: tuple[tuple[str, str], ...] = ()
+    pieces: tuple[ScoredPiece, ...]
 
 
 @dataclass(frozen=True)
 class GradientWork:
-    """The derivatives of a target at a proxy to take, in the coefficient of every expert.
+    """The derivatives of some targets at a proxy to take, in the coefficient of every expert."""
 
-    `key` is the address that they are kept under.
-    """
-
-    key: str
     model: ModelReference
-    target: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def key(self) -> str:
+        """The address of the model."""
+        return self.model.key
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """What a stretch of a target's batches adds to d loss / d c_i, by the address of expert i."""
+
+    piece: Piece
+    by_expert: Mapping[str, float]
+    seconds: float
 
 
 @dataclass(frozen=True)
 class GradientResult:
-    """The result of GradientWork: d loss / d c_i by the address of expert i."""
+    """The result of GradientWork."""
 
-    by_expert: Mapping[str, float]
-    seconds: float
+    pieces: tuple[Derivatives, ...]
 
 
 @dataclass(frozen=True)
@@ -147,15 +174,24 @@ class Done:
 
 
 class Executor(Protocol):
-    """Carries out work.
+    """Carries out work, `num_workers` pieces of it at a time.
 
     Results may come in any order, each as soon as it is there. An error of one piece of work is
     its result and does not end the others. Work is taken from the iterable only when there is a
     worker for it, so that a caller who stops asking stops the work.
     """
 
+    @property
+    def num_workers(self) -> int:
+        """How many pieces of work may be under way at a time."""
+        ...
+
     def run(self, work: Iterable[Work]) -> Iterator[Done]:
         """Yields the end of every piece of work, in any order."""
+        ...
+
+    def close(self) -> None:
+        """Ends all workers, whatever they do."""
         ...
 
 
@@ -164,5 +200,9 @@ def attempt(carry_out: CarryOut, work: Work) -> Done:
     try:
         return Done(work, carry_out(work))
     except Exception as error:  # noqa: BLE001  # errors are values here; who asked raises them
-        worker = f"process {os.getpid()} on {socket.gethostname()}"
-        return Done(work, failure=Failure(error, traceback.format_exc(), worker))
+        return Done(work, failure=Failure(error, traceback.format_exc(), whereabouts()))
+
+
+def whereabouts() -> str:
+    """Returns what this process is called in errors."""
+    return f"process {os.getpid()} on {socket.gethostname()}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mergetomix import merge
@@ -95,9 +95,12 @@ class Bank:
     Args:
         model: a loaded base; its params become the live ones and are changed in place by `set`.
         deltas: one for each expert, by dataset.
-        memory_bytes: for experts and sums, beside the model; None takes half of what is free.
+        memory_bytes: for experts and sums, beside the model; None takes half of what is free,
+            divided by `num_sharers`.
         origin: the base's params as pages of its files, to be used in place of a copy if experts
             are not in memory.
+        num_sharers: how many processes share the memory, this one included. If they are several,
+            full experts on a CPU are pages of their files, which all of them read.
 
     Tied params are one storage and are written once; buffers and integer tensors stay the base's.
 
@@ -111,6 +114,7 @@ class Bank:
         deltas: Mapping[str, FullDelta | LoraDelta],
         memory_bytes: float | None = None,
         origin: Mapping[str, Tensor] | None = None,
+        num_sharers: int = 1,
     ) -> None:
         import torch
 
@@ -118,8 +122,10 @@ class Bank:
         device = next(iter(self._live.values())).device
         # MPS has no float64: sums are made beside it
         self.device = torch.device("cpu") if device.type == "mps" else device
-        free = free_memory_bytes(device) if memory_bytes is None else memory_bytes
-        self.room = room(deltas.values(), self._live, free)
+        free = free_memory_bytes(device) / num_sharers if memory_bytes is None else memory_bytes
+        found = room(deltas.values(), self._live, free)
+        is_shared = num_sharers > 1 and device.type == "cpu"
+        self.room = replace(found, resident=False) if is_shared else found
         self.deltas = {
             name: each.resident(self.device)
             if isinstance(each, FullDelta) and self.room.resident

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,12 +203,20 @@ def _pages(file: Path) -> dict[str, Tensor]:
 
 
 def _spilled(delta: FullDelta, file: Path) -> FullDelta:
-    """Returns the same with its tensors in a file, mapped."""
+    """Returns the same with its tensors in a file, mapped.
+
+    Processes that share the folder share the file of the one that writes it first.
+    """
     from safetensors.torch import save_file
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: each.detach().cpu().contiguous() for name, each in delta.tensors.items()}
-    save_file(tensors, file)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(f"{os.getpid()}.{file.name}")
+        tensors = {name: each.detach().cpu().contiguous() for name, each in delta.tensors.items()}
+        save_file(tensors, draft)
+        with suppress(FileExistsError):
+            os.link(draft, file)
+        draft.unlink()
     return FullDelta(_pages(file), delta.spans, mapped=True)
 
 

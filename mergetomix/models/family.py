@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
+from mergetomix.stretches import WHOLE, Stretch
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,11 +34,13 @@ class Encodes(Protocol):
     """Turns examples into sequences, and sequences into batches.
 
     `where` is the examples' place in the recipe, for errors. Batches have at most `batch_tokens`
-    tokens (or one sequence), and are the same every time.
+    tokens (or one sequence), and are the same every time; `rows_of` says which sequences each of
+    all batches holds, by their places.
     """
 
     def encode(self, examples: Sequence[Example], where: str) -> Encoding: ...
     def batches(self, sequences: Sequence[Any], batch_tokens: int) -> Sequence[Any]: ...
+    def rows_of(self, batches: Sequence[Any]) -> Sequence[Sequence[int]]: ...
 
 
 class Reads(Encodes, Protocol):
@@ -130,7 +134,7 @@ class TakesLosses(Encodes, Protocol):
     """Has a loss for every sequence: -log p summed over its scored predictions, in nats.
 
     `losses` are those of one batch with their graph, float64 on the CPU, shape (sequences,);
-    `negative_log_likelihoods` those of all batches in the original order of the sequences.
+    `negative_log_likelihoods` those of some batches in the original order of the sequences.
     """
 
     def losses(self, model: Any, batch: Any) -> Tensor: ...
@@ -169,7 +173,8 @@ class ScoresOptions(Protocol):
 class GeneratesText(EncodesPrompts, Protocol):
     """Continues prompts, each answer cut before the first of the stop strings.
 
-    An answer is None where the model's logits are not finite. `limit` is the model's longest
+    `continued` gives the answers to a stretch of the batches, by the places of the prompts. An
+    answer is None where the model's logits are not finite. `limit` is the model's longest
     sequence, None if it has none; `room` the longest prompt that leaves the model `num_new` tokens
     for an answer. `penalties` are what the base's generation config would change about greedy
     answers, by its keys, and `end_mark` what ends a reply beside the usual end tokens.
@@ -183,9 +188,13 @@ class GeneratesText(EncodesPrompts, Protocol):
     def end_mark(self) -> str: ...
 
     def room(self, num_new: int) -> int: ...
-    def generate(
-        self, model: Any, prompts: Sequence[Sequence[int]], settings: Generation
-    ) -> list[Continuation | None]: ...
+    def continued(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        settings: Generation,
+        stretch: Stretch = WHOLE,
+    ) -> dict[int, Continuation | None]: ...
 
 
 @runtime_checkable

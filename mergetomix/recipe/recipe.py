@@ -30,6 +30,7 @@ from mergetomix.recipe.paths import (
 )
 from mergetomix.recipe.yaml import override, read_values
 from mergetomix.sections.base import Base
+from mergetomix.sections.executor import ExecutorSection
 from mergetomix.sections.images import Images
 from mergetomix.sections.merge import Merge
 from mergetomix.sections.real_finetunes import Final, StudySection, Verify
@@ -84,8 +85,9 @@ class Recipe(Section):
     """What to do about rows of the datasets that a target holds too, word for word or 13 words in a
     row: say it, leave them out of the datasets, or stop."""
     device: str = "auto"
-    """`auto` (a GPU where there is one), `cpu`, `cuda` or `mps`. Choose among several GPUs with
-    CUDA_VISIBLE_DEVICES."""
+    """`auto` (a GPU where there is one), `cpu`, `cuda` or `mps`; `executor` says which GPUs."""
+    executor: ExecutorSection = ExecutorSection()
+    """Who does the work: processes on this machine, or a Ray cluster."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens, padding included, in one forward pass of an evaluation."""
     store: Text = ".mergetomix"

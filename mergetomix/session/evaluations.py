@@ -7,11 +7,21 @@ together where all of them are there.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from itertools import islice
+from typing import Any, TypeVar
 
+from mergetomix import stretches
 from mergetomix.errors import Fault, TrainingError
-from mergetomix.executors.work import ModelReference, ScoringResult, ScoringWork
+from mergetomix.executors.work import (
+    ModelReference,
+    Piece,
+    ScoredPiece,
+    ScoringResult,
+    ScoringWork,
+)
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Finetune, Mixture, Part, Scores, Trial
 from mergetomix.session.addresses import Addresses
@@ -20,7 +30,8 @@ from mergetomix.session.memory import enough_memory
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.proxies import Proxies
 from mergetomix.store.store import Store
-from mergetomix.targets.target import Remarks
+from mergetomix.stretches import WHOLE
+from mergetomix.targets.target import Remarks, Spreads
 
 ByTarget = dict[str, Scores]
 
@@ -94,29 +105,40 @@ class Evaluations:
     def scores(
         self, models: Iterable[ModelReference], part: Part
     ) -> Iterator[tuple[ModelReference, ByTarget]]:
-        """Yields the scores of some models on every target, in any order; each is kept at once."""
-        ready: list[ModelReference] = []
-        scorers = self._inputs.targets(part)
+        """Yields the scores of some models on every target, in any order; each is kept at once.
 
-        def lacking() -> Iterator[ScoringWork]:
+        Where there are more workers than models left, several share the examples of one.
+        """
+        ready: list[ModelReference] = []
+
+        def lacking() -> Iterator[tuple[ModelReference, list[Piece]]]:
             for model in models:
-                pieces = tuple(
-                    (name, piece.address)
-                    for name in self.lacking(model.key, part)
-                    for piece in scorers[name].blocks or (scorers[name],)
-                    if self._store.scores(model.key, piece.address, part) is None
-                )
-                if not pieces:
+                pieces = self._lacking_pieces(model, part)
+                if pieces:
+                    yield model, pieces
+                else:
                     ready.append(model)
-                    continue
+
+        def lots() -> Iterator[list[ScoringWork]]:
+            for (model, pieces), num in rationed(lacking(), self._open.executor.num_workers):
                 if model.kind == "proxy" and model.mixture is not None:
                     self._proxies.measure(model.mixture.members)
-                yield ScoringWork(model, part, pieces)
+                yield self._cut(model, part, pieces, num)
 
-        for work in self.carry_out(lacking()):
+        for scored in self._carry_out(lots()):
             yield from (self._told(each, part) for each in _emptied(ready))
-            yield self._told(work.model, part)
+            yield self._told(scored, part)
         yield from (self._told(each, part) for each in _emptied(ready))
+
+    def _lacking_pieces(self, model: ModelReference, part: Part) -> list[Piece]:
+        """What of the targets the store has no score of a model on."""
+        scorers = self._inputs.targets(part)
+        return [
+            Piece(name, piece.address)
+            for name in self.lacking(model.key, part)
+            for piece in scorers[name].blocks or (scorers[name],)
+            if self._store.scores(model.key, piece.address, part) is None
+        ]
 
     def _told(self, model: ModelReference, part: Part) -> tuple[ModelReference, ByTarget]:
         """A model and its scores, once it is said what is odd about its answers.
@@ -149,23 +171,76 @@ class Evaluations:
 
     # --- the work
 
-    def carry_out(self, work: Iterable[ScoringWork]) -> Iterator[ScoringWork]:
-        """Hands work out and keeps what comes back; yields the work that is done, in any order."""
-        for done in self._open.executor.run(work):
+    def score(self, model: ModelReference, part: Part, pieces: Sequence[Piece]) -> None:
+        """Scores a model on some pieces and keeps the scores; all workers share them."""
+        list(self._carry_out([self._cut(model, part, pieces, self._open.executor.num_workers)]))
+
+    def _cut(
+        self, model: ModelReference, part: Part, pieces: Sequence[Piece], num: int
+    ) -> list[ScoringWork]:
+        """Cuts the work on a model into at most `num` lots of about as many tokens."""
+        scorers = [self._inputs.scorer(each.target, part, each.address) for each in pieces]
+        targets = [each.target for each in scorers]
+        costs = [each.num_tokens if isinstance(each, Spreads) else 0 for each in targets]
+        lots = stretches.cut(costs, num) if num > 1 else [[(i, WHOLE) for i in range(len(costs))]]
+        return [
+            ScoringWork(model, part, tuple(replace(pieces[i], stretch=each) for i, each in lot))
+            for lot in lots
+        ]
+
+    def _carry_out(self, lots: Iterable[Sequence[ScoringWork]]) -> Iterator[ModelReference]:
+        """Hands out the work on some models and keeps what comes back.
+
+        Yields the models that are done, in any order.
+        """
+        waiting: dict[str, list[ScoringResult]] = {}
+        nums: dict[str, int] = {}
+
+        def handed_out() -> Iterator[ScoringWork]:
+            for lot in lots:
+                nums[lot[0].key] = len(lot)
+                yield from lot
+
+        for done in self._open.executor.run(handed_out()):
             found, own = done.result(), done.work
             assert isinstance(found, ScoringResult)
             assert isinstance(own, ScoringWork)
-            model = own.model
-            with self._store.transaction():
-                made_from = self._sources(model)
-                self._store.add_model(
-                    model.key, model.kind, model.mixture, found.merge_s, made_from
-                )
-                for address, scores, seconds in found.pieces:
-                    self._store.add_scores(model.key, address, own.part, scores, seconds)
-                for address, remark in found.remarks:
-                    self._store.add_remark(model.key, address, own.part, remark)
-            yield own
+            results = waiting.setdefault(own.key, [])
+            results.append(found)
+            if len(results) == nums[own.key]:
+                self._keep(own.model, own.part, waiting.pop(own.key))
+                yield own.model
+
+    def _keep(self, model: ModelReference, part: Part, results: Sequence[ScoringResult]) -> None:
+        """Keeps a model's scores, put together where several workers shared the examples."""
+        pieces = [each for result in results for each in result.pieces]
+        several: dict[tuple[str, str], list[ScoredPiece]] = {}
+        for each in pieces:
+            several.setdefault((each.piece.target, each.piece.address), []).append(each)
+        whole = [self._joined(model, part, own) for own in several.values()]
+        merge_s = max(result.merge_s for result in results)
+        with self._store.transaction():
+            made_from = self._sources(model)
+            self._store.add_model(model.key, model.kind, model.mixture, merge_s, made_from)
+            for each in whole:
+                address, scores = each.piece.address, each.scores
+                assert scores is not None
+                self._store.add_scores(model.key, address, part, scores, each.seconds)
+                if each.remark:
+                    self._store.add_remark(model.key, address, part, each.remark)
+
+    def _joined(self, model: ModelReference, part: Part, own: Sequence[ScoredPiece]) -> ScoredPiece:
+        """The whole of a piece of which several workers read a stretch each."""
+        if own[0].scores is not None:
+            return own[0]
+        piece = replace(own[0].piece, stretch=WHOLE)
+        scorer = self._inputs.scorer(piece.target, part, piece.address)
+        assert isinstance(scorer.target, Spreads)
+        read = {place: value for each in own for place, value in (each.read or {}).items()}
+        scores = scorer.target.scores_of(read)
+        check_finite(scores, model, piece.target, scorer.places)
+        seconds = sum(each.seconds for each in own)
+        return ScoredPiece(piece, seconds, scores, remark=remark_of(scorer))
 
     def _sources(self, model: ModelReference) -> tuple[str, ...]:
         """The addresses of the experts that a proxy is merged from."""
@@ -176,16 +251,22 @@ class Evaluations:
     def take(self, work: ScoringWork) -> ScoringResult:
         """Carries out the work: scores a model on some targets or blocks of their examples."""
         model, merge_s = self._loaded(work.model)
-        found, remarks = [], []
-        for name, address in work.pieces:
-            scorer = self._inputs.scorer(name, work.part, address)
-            started = time.monotonic()
-            scores = scored_within_memory(scorer, model, name)
-            found.append((address, scores, time.monotonic() - started))
-            check_finite(scores, work.model, name, scorer.places)
-            if isinstance(scorer.target, Remarks) and scorer.target.remark:
-                remarks.append((address, scorer.target.remark))
-        return ScoringResult(merge_s, tuple(found), tuple(remarks))
+        found = [self._scored(work, model, piece) for piece in work.pieces]
+        return ScoringResult(merge_s, tuple(found))
+
+    def _scored(self, work: ScoringWork, model: Any, piece: Piece) -> ScoredPiece:
+        """What a model is worth on a piece, or what it makes of a stretch of it."""
+        scorer = self._inputs.scorer(piece.target, work.part, piece.address)
+        started = time.monotonic()
+        with enough_memory(f"scoring target {piece.target}", "lower batch_tokens"):
+            if not piece.stretch.is_whole:
+                assert isinstance(scorer.target, Spreads)
+                read = scorer.target.read(model, piece.stretch)
+                return ScoredPiece(piece, time.monotonic() - started, read=read)
+            scores = scorer.score(model)
+        seconds = time.monotonic() - started
+        check_finite(scores, work.model, piece.target, scorer.places)
+        return ScoredPiece(piece, seconds, scores, remark=remark_of(scorer))
 
     def _loaded(self, model: ModelReference) -> tuple[Any, float]:
         """A model, and the seconds that merging it took."""
@@ -211,6 +292,35 @@ def scored_within_memory(scorer: Scorer, model: Any, name: str) -> Scores:
     """Returns the scores of a model. Raises Fault where the device's memory is too small."""
     with enough_memory(f"scoring target {name}", "lower batch_tokens"):
         return scorer.score(model)
+
+
+def remark_of(scorer: Scorer) -> str:
+    """Returns what is odd about the answers that were scored last; empty if nothing is."""
+    return scorer.target.remark if isinstance(scorer.target, Remarks) else ""
+
+
+T = TypeVar("T")
+
+
+def rationed(pieces: Iterable[T], num_workers: int) -> Iterator[tuple[T, int]]:
+    """Yields pieces of work, each with the number of workers to share it.
+
+    They are handed out whole, a worker each, but for the last ones if these are fewer than the
+    workers.
+
+    >>> list(rationed("abc", 2)), list(rationed("abcde", 8))
+    ([('a', 1), ('b', 1), ('c', 2)], [('a', 1), ('b', 1), ('c', 1), ('d', 1), ('e', 1)])
+    """
+    left, ahead, num = iter(pieces), deque[T](), 0
+    while ahead or not num:
+        ahead.extend(islice(left, num_workers + 1 - len(ahead)))
+        if len(ahead) <= num_workers:
+            break
+        yield ahead.popleft(), 1
+        num += 1
+    num_last = (num + len(ahead)) % num_workers
+    while ahead:
+        yield ahead.popleft(), num_workers // num_last if len(ahead) < num_last else 1
 
 
 def check_finite(

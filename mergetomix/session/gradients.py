@@ -8,14 +8,23 @@ mixtures to try; the scores decide.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scipy.stats import spearmanr
 
 from mergetomix.errors import Fault
-from mergetomix.executors.work import GradientResult, GradientWork, ModelReference, ScoringWork
+from mergetomix.executors.work import (
+    Derivatives,
+    GradientResult,
+    GradientWork,
+    ModelReference,
+    Piece,
+)
 from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.session.addresses import Addresses
 from mergetomix.session.evaluations import Evaluations
@@ -24,12 +33,14 @@ from mergetomix.session.memory import enough_memory
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.proxies import Proxies
 from mergetomix.session.spaces import Spaces
+from mergetomix.stretches import Stretch
 from mergetomix.targets.target import Differentiable
 
 FILE = "gradient.json"
 LEAST_TRIALS, LEAST_AGREEMENT = 6, 0.3
+MOST_CHUNKS, TOKENS_A_PRODUCT = 8, 1000
 """From LEAST_TRIALS trials on, a companion's ranking is compared with the score's; a Spearman
-correlation under LEAST_AGREEMENT is said."""
+correlation under LEAST_AGREEMENT is said. For the others see `num_chunks`."""
 
 
 class Gradients:
@@ -98,8 +109,7 @@ class Gradients:
         assert scorer is not None
         known = self._store.scores(model.key, scorer.address, "select")
         if known is None:
-            work = ScoringWork(model, "select", ((target, scorer.address),))
-            list(self._evaluations.carry_out([work]))
+            self._evaluations.score(model, "select", [Piece(target, scorer.address)])
             known = self._store.scores(model.key, scorer.address, "select")
         assert known is not None
         return known
@@ -137,13 +147,16 @@ class Gradients:
             Fault: a derivative is not finite.
         """
         found = {}
+        self._compute(mixture)
         for name in self._open.recipe.targets:
             smooth = self._is_smooth(name)
             own = base[name] if smooth else self._losses(self._evaluations.base_reference(), name)
             scale = own.mean if own.mean > 0 else 1.0
-            by_expert, names = self._derivatives(mixture, name), self._spaces.searched.allowed
-            slopes = {each: -by_expert[self._addresses.expert(each)] / scale for each in names}
-            found[name] = slopes
+            by_expert = self._known(mixture, name)[1].by_expert
+            found[name] = {
+                each: -by_expert[self._addresses.expert(each)] / scale
+                for each in self._spaces.searched.allowed
+            }
         return found
 
     def seconds(self, mixtures: Iterable[Mixture]) -> float:
@@ -155,52 +168,112 @@ class Gradients:
             for scorer in scorers
             if scorer is not None
         ]
-        return sum(_known(self._store.file(key, FILE)).seconds for key in keys)
+        return sum(kept(self._store.file(key, FILE)).seconds for key in keys)
 
     def _key(self, model: ModelReference, scorer: Scorer) -> str:
         return self._addresses.derivatives(model.key, scorer.address)
 
-    def _derivatives(self, mixture: Mixture, target: str) -> Mapping[str, float]:
-        """d loss / d c_i by the address of each expert."""
+    def _known(self, mixture: Mixture, target: str) -> tuple[str, Kept]:
+        """The address of a target's derivatives at a mixture's proxy, and what the store has."""
         scorer = self.scorer(target)
         assert scorer is not None
-        model = self._evaluations.proxy_reference(mixture)
-        key = self._key(model, scorer)
-        known = _known(self._store.file(key, FILE))
+        key = self._key(self._evaluations.proxy_reference(mixture), scorer)
+        return key, kept(self._store.file(key, FILE))
+
+    def _compute(self, mixture: Mixture) -> None:
+        """Computes the derivatives at a mixture's proxy that the store lacks, and keeps them.
+
+        A target's batches are taken in chunks whose number depends on their tokens and the number
+        of experts alone, and the chunks' derivatives are added up exactly: so the result is the
+        same to the bit, however many workers share them.
+        """
         experts = {self._addresses.expert(name) for name in self._spaces.searched.allowed}
-        if experts <= set(known.by_expert):
-            return known.by_expert
-        new = next(self._open.executor.run([GradientWork(key, model, target)])).result()
-        assert isinstance(new, GradientResult)
-        by_expert = {**known.by_expert, **new.by_expert}
+        model = self._evaluations.proxy_reference(mixture)
+        lacking: dict[str, tuple[str, Kept]] = {}
+        pieces, costs = list[Piece](), list[float]()
+        for target in self._open.recipe.targets:
+            key, known = self._known(mixture, target)
+            if experts <= set(known.by_expert):
+                continue
+            scorer = self.scorer(target)
+            assert scorer is not None
+            lacking[target] = key, known
+            num = num_chunks(scorer.target.num_tokens, len(experts))
+            chunks = [Stretch(i / num, (i + 1) / num) for i in range(num)]
+            pieces += [Piece(target, scorer.address, each) for each in chunks]
+            costs += [scorer.target.num_tokens / num] * num
+        if not pieces:
+            return
+        found: dict[str, list[Derivatives]] = {target: [] for target in lacking}
+        num = self._open.executor.num_workers
+        lots = [Stretch(i / num, (i + 1) / num).of(costs) for i in range(num)]
+        work = (GradientWork(model, tuple(pieces[i] for i in lot)) for lot in lots if lot)
+        for done in self._open.executor.run(work):
+            result = done.result()
+            assert isinstance(result, GradientResult)
+            for each in result.pieces:
+                found[each.piece.target].append(each)
+        for target, (key, known) in lacking.items():
+            self._keep(key, known, found[target])
+
+    def _keep(self, key: str, known: Kept, found: Sequence[Derivatives]) -> None:
+        """Adds up the derivatives of a target's chunks, and keeps them beside those of before."""
+        new = {
+            name: math.fsum(each.by_expert[name] for each in found)
+            for name in sorted(found[0].by_expert)
+        }
+        by_expert = {**known.by_expert, **new}
+        seconds = known.seconds + sum(each.seconds for each in found)
         with self._store.artifact(key, sorted(by_expert)) as folder:
-            kept = {"by_expert": by_expert, "seconds": known.seconds + new.seconds}
-            (folder / FILE).write_text(json.dumps(kept))
-        return by_expert
+            text = json.dumps({"by_expert": by_expert, "seconds": seconds})
+            (folder / FILE).write_text(text)
 
     def take(self, work: GradientWork) -> GradientResult:
-        """Carries out the work: one forward and backward pass over a target's examples."""
-        started = time.monotonic()
-        scorer, mixture = self.scorer(work.target), work.model.mixture
-        assert scorer is not None
+        """Carries out the work: a forward and backward pass over the batches of every piece."""
+        mixture = work.model.mixture
         assert mixture is not None
-        assert isinstance(scorer.target, Differentiable)
         model = self._proxies.live(mixture, work.model.exponent)
+        return GradientResult(tuple(self._taken(model, mixture, piece) for piece in work.pieces))
+
+    def _taken(self, model: Any, mixture: Mixture, piece: Piece) -> Derivatives:
+        started = time.monotonic()
+        scorer = self._inputs.scorer(piece.target, "select", piece.address)
+        assert isinstance(scorer.target, Differentiable)
         hint = "lower batch_tokens, or set search.strategy: regression"
-        with enough_memory(f"the gradient of target {work.target}", hint):
-            _, gradient = self._proxies.read().gradient(scorer.target.parts(model))
+        with enough_memory(f"the gradient of target {piece.target}", hint):
+            _, gradient = self._proxies.read().gradient(scorer.target.parts(model, piece.stretch))
         odd = next((name for name, value in gradient.items() if value - value != 0), None)
         if odd is not None:
-            what = f"the derivative of target {work.target} in the weight of {odd}"
+            what = f"the derivative of target {piece.target} in the weight of {odd}"
             hint = "set search.strategy: greedy, or base.dtype: float32"
             raise Fault(f"{what} is {gradient[odd]} at {mixture}", hint=hint)
         by_expert = {self._addresses.expert(name): value for name, value in gradient.items()}
-        return GradientResult(by_expert, time.monotonic() - started)
+        return Derivatives(piece, by_expert, time.monotonic() - started)
 
 
-def _known(file: Path | None) -> GradientResult:
-    """The derivatives in a file; none where there is no file."""
+@dataclass(frozen=True)
+class Kept:
+    """The derivatives of a target at a proxy, by the address of each expert, and their seconds."""
+
+    by_expert: Mapping[str, float]
+    seconds: float
+
+
+def num_chunks(num_tokens: int, num_experts: int) -> int:
+    """Returns in how many chunks a target's derivatives are taken, at most MOST_CHUNKS.
+
+    Every chunk costs a product of the gradient with every expert's delta, which takes as long as
+    reading some tokens: with TOKENS_A_PRODUCT for each expert it is small beside the chunk itself.
+
+    >>> num_chunks(1000, 4), num_chunks(20_000, 4), num_chunks(10**6, 4)
+    (1, 5, 8)
+    """
+    return max(1, min(MOST_CHUNKS, round(num_tokens / (TOKENS_A_PRODUCT * num_experts))))
+
+
+def kept(file: Path | None) -> Kept:
+    """Returns the derivatives in a file; none where there is no file."""
     if file is None:
-        return GradientResult({}, 0.0)
+        return Kept({}, 0.0)
     found = json.loads(file.read_text())
-    return GradientResult(found["by_expert"], found["seconds"])
+    return Kept(found["by_expert"], found["seconds"])

@@ -20,7 +20,8 @@ class OpenRecipe:
     """What everything that works on one recipe shares.
 
     `executor` carries out the work; `run` is the number of this run in the store, None in a worker,
-    which is no run of its own.
+    which is no run of its own. `num_neighbours` processes share the memory that models are in, this
+    one included, and `shared_scratch` is a folder that they share.
     """
 
     recipe: Recipe
@@ -32,6 +33,8 @@ class OpenRecipe:
     warnings: list[str] = field(default_factory=list)
     closing: ExitStack = field(default_factory=ExitStack)
     executor: Executor = field(init=False)
+    num_neighbours: int = 1
+    shared_scratch: Path | None = None
     _scratch: Path | None = None
     _met: dict[str, dict[str, bool]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -48,7 +51,9 @@ class OpenRecipe:
             self.store.heartbeat(self.run, stage, done, total)
 
     def scratch(self) -> Path:
-        """Returns a folder that goes when the recipe is closed."""
+        """Returns a folder that goes when the recipe is closed, shared with its workers."""
+        if self.shared_scratch is not None:
+            return self.shared_scratch
         if self._scratch is None:
             # a worker, which is no run, writes nothing to the store
             if self.run is None:

@@ -63,7 +63,8 @@ class Proxies:
             # the base's params as pages of its files, if a folder's files hold them by name
             if path.is_dir() and section.gguf_file is None:
                 origin = mapped(family, path, base, "base.path")
-            self._bank = Bank(model, deltas, None if gib is None else gib * GIB, origin or {})
+            most_bytes = None if gib is None else gib * GIB
+            self._bank = Bank(model, deltas, most_bytes, origin or {}, self._open.num_neighbours)
         return self._bank
 
     def folder(self, name: str) -> Path:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
+from mergetomix.executors.choose import Surroundings, chosen
 from mergetomix.executors.in_process import InProcess
+from mergetomix.executors.messages import Opens
 from mergetomix.executors.work import (
     CarryOut,
     Executor,
@@ -49,6 +53,7 @@ class Session:
             opened, self.addresses, self.spaces, self.proxies, self.evaluations
         )
         opened.executor = executor(self.carry_out)
+        opened.closing.callback(opened.executor.close)
 
     def carry_out(self, work: Work) -> Outcome:
         """Carries out one piece of work in this process."""
@@ -66,12 +71,13 @@ class Session:
 def open_session(
     recipe: Recipe,
     listener: Listener | None = None,
-    executor: Callable[[CarryOut], Executor] = InProcess,
+    executor: Callable[[CarryOut], Executor] | None = None,
 ) -> Iterator[Session]:
     """Reads everything that a recipe names and opens its store; records how the run ends.
 
     Args:
-        executor: makes what carries out the work, given what carries it out in this process.
+        executor: makes what carries out the work, given what carries it out in this process; None
+            is what the recipe asks for.
 
     Raises:
         UserError: something that the user can mend, before any training.
@@ -87,7 +93,7 @@ def open_session(
         opened.run = store.begin_run(recipe.run_dir, about)
         outcome = "interrupted"
         try:
-            yield Session(opened, executor)
+            yield Session(opened, executor or chosen(recipe.executor, surroundings(opened)))
             outcome = "finished"
         except Exception as error:
             lines = str(error).splitlines()
@@ -98,17 +104,44 @@ def open_session(
             store.end_run(opened.run, outcome)
 
 
+def surroundings(opened: OpenRecipe) -> Surroundings:
+    """Returns what an executor needs of an open recipe to start workers."""
+    logs = Path(opened.recipe.run_dir) / "workers"
+
+    def opens(num_neighbours: int) -> Opens:
+        return partial(open_worker, opened.recipe, str(opened.scratch()), num_neighbours)
+
+    family = opened.inputs.family
+    return Surroundings(opens, family.device, logs, opened.listener, lambda _: None)
+
+
 @contextmanager
-def open_worker(recipe: Recipe) -> Iterator[CarryOut]:
+def open_worker(
+    recipe: Recipe, scratch: str | None, num_neighbours: int, listener: Listener
+) -> Iterator[CarryOut]:
     """Opens a recipe for a process that carries out work for another one.
 
     Gives the function that carries it out. The store is read, never written: what is trained goes
     to the folder that the work names.
+
+    Args:
+        scratch: a folder for what all workers of a machine share; None makes one for this alone.
+        num_neighbours: how many processes share the memory that models are in, this one included.
     """
     with Store.peek(recipe.store) as store:
-        opened = OpenRecipe(recipe, read_inputs(recipe, Silent()), store, Silent())
+        opened = OpenRecipe(recipe, read_inputs(recipe, Silent()), store, listener)
+        opened.num_neighbours = num_neighbours
+        if scratch is not None:
+            opened.shared_scratch = Path(scratch)
+        session = Session(opened, InProcess)
+
+        def carry_out(work: Work) -> Outcome:
+            if isinstance(work, FinetuneWork):
+                session.proxies.release()  # training needs the memory
+            return session.carry_out(work)
+
         try:
-            yield Session(opened, InProcess).carry_out
+            yield carry_out
         finally:
             opened.closing.close()
 

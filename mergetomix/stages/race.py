@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mergetomix.executors.work import ScoringWork
+from mergetomix.executors.work import Piece
 from mergetomix.mixtures.spaces import Subsets
 from mergetomix.objectives.objective import Objective, gains
 from mergetomix.records import Mixture, Scores, Trial
@@ -170,8 +170,8 @@ class Runner:
         wanted = [(name, block) for name, block in every if block.stage == stage]
         lacking = [(name, block) for name, block in wanted if self._held(name, block) is None]
         if lacking:
-            pieces = tuple((name, block.address) for name, block in lacking)
-            list(self._session.evaluations.carry_out([ScoringWork(self._model, "select", pieces)]))
+            pieces = [Piece(name, block.address) for name, block in lacking]
+            self._session.evaluations.score(self._model, "select", pieces)
             self.num_scored += sum(block.num_examples for _, block in lacking)
         for name, block in wanted:
             scores = self._held(name, block)

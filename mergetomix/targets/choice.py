@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -15,6 +15,7 @@ from mergetomix.models.family import ScoresOptions
 from mergetomix.records import Scores
 from mergetomix.sections.target import TargetSection
 from mergetomix.store.address import digest
+from mergetomix.stretches import WHOLE, Stretch
 from mergetomix.targets.target import TargetKind, TargetSetting, equal_scores
 
 
@@ -91,13 +92,21 @@ class Choice:
         compared = self.right, self.lengths, bool(self.normalize)
         return digest("choice", content(self.questions), *compared)
 
-    def score(self, model: Any) -> Scores:
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[int, float]:
+        """Returns the losses of the options in a stretch of batches."""
+        return self.asked.read(model, stretch)
+
+    def scores_of(self, found: Mapping[int, float]) -> Scores:
         """Returns 1.0 or 0.0 for each example, nan where a loss is not finite."""
         values = []
-        found = self.asked.losses(model)
-        for right, lengths, losses in zip(self.right, self.lengths, found, strict=True):
+        several = self.asked.by_question(found)
+        for right, lengths, losses in zip(self.right, self.lengths, several, strict=True):
             divisors = lengths if self.normalize else [1] * len(lengths)
             costs = [loss / each for loss, each in zip(losses, divisors, strict=True)]
             is_right = float(costs.index(min(costs)) == right)
             values.append(is_right if all(map(math.isfinite, costs)) else math.nan)
         return equal_scores(values)
+
+    def score(self, model: Any) -> Scores:
+        """Returns 1.0 or 0.0 for each example, nan where a loss is not finite."""
+        return self.scores_of(self.read(model))

@@ -7,7 +7,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -16,13 +16,14 @@ from mergetomix.bounds import Exceeded, limited
 from mergetomix.data.examples import Example, last_reply
 from mergetomix.data.reading import plain_content
 from mergetomix.errors import DataError
-from mergetomix.models.causal_lm.generation import Generation
+from mergetomix.models.causal_lm.generation import Continuation, Generation
 from mergetomix.models.family import GeneratesText
 from mergetomix.records import Scores
 from mergetomix.sections.section import Text
 from mergetomix.sections.target import TargetSection
 from mergetomix.sections.user_function import UserFunction, load_function
 from mergetomix.store.address import digest
+from mergetomix.stretches import WHOLE, Stretch
 from mergetomix.targets.function import checked, source_of, users_code
 from mergetomix.targets.numbers import last_number
 from mergetomix.targets.target import TargetKind, TargetSetting, about_answers, equal_scores
@@ -151,26 +152,34 @@ class Generate:
         more = (dict(self.columns[place]),) if self.takes_rows else ()
         return max(self.metric(output, answer, *more) for answer in self.answers[place])
 
-    def score(self, model: Any) -> Scores:
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[int, Continuation | None]:
+        """Returns a model's answers to the prompts in a stretch of batches."""
+        return self.family.continued(model, self.prompts, self.settings, stretch)
+
+    def scores_of(self, found: Mapping[int, Continuation | None]) -> Scores:
         """Returns one value an example; all weights are one.
 
         It is nan where the model's logits are not finite. `remark` then says how many answers were
         empty, and how many were cut.
         """
-        outputs = self.family.generate(model, self.prompts, self.settings)
+        outputs = [found[place] for place in range(len(self.prompts))]
         bound = f"max_new_tokens: {self.settings.max_new_tokens}"
         self.remark = about_answers(outputs, bound)
         given = [output or "" for output in outputs]
         if self.section.metric == "function":
             with users_code(self.where):
-                found = [self._by_the_user(*each) for each in enumerate(given)]
-                values = list(checked(found, self.where))
+                said = [self._by_the_user(*each) for each in enumerate(given)]
+                values = list(checked(said, self.where))
         else:
             values = [self._met(*each) for each in enumerate(given)]
         broken = (output is None for output in outputs)
         return equal_scores(
             [math.nan if bad else value for bad, value in zip(broken, values, strict=True)]
         )
+
+    def score(self, model: Any) -> Scores:
+        """Returns one value an example, see `scores_of`."""
+        return self.scores_of(self.read(model))
 
 
 def may_straddle(stop: str, example: Example) -> bool:

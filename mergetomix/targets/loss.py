@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mergetomix.data.examples import Example
@@ -12,6 +12,7 @@ from mergetomix.models.family import TakesLosses
 from mergetomix.records import Scores
 from mergetomix.sections.target import WithHead
 from mergetomix.store.address import digest
+from mergetomix.stretches import WHOLE, Stretch
 from mergetomix.targets.target import TargetKind, TargetSetting
 
 if TYPE_CHECKING:
@@ -52,22 +53,37 @@ class Loss:
             raise DataError(setting.where, f"row {row} has no token to score", hint=hint)
         self.num_tokens = sum(sequence.num_tokens for sequence in self.sequences)
         self.batches = self.family.batches(self.sequences, setting.batch_tokens)
+        self.rows = self.family.rows_of(self.batches)
 
     def address(self) -> str:
         """Returns the address of tokens and labels."""
         return digest("loss", ROUNDING, content(self.sequences))
 
-    def parts(self, model: Any) -> Iterator[Tensor]:
+    def parts(self, model: Any, stretch: Stretch = WHOLE) -> Iterator[Tensor]:
         """Yields what each batch adds to the mean over all tokens, in nats, with its graph."""
         total = sum(self.num_scored)
-        for batch in self.batches:
-            yield self.family.losses(model, batch).sum() / total
+        for place in self._batches_of(stretch):
+            yield self.family.losses(model, self.batches[place]).sum() / total
+
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[int, float]:
+        """Returns the loss of every sequence of a stretch of batches, summed over its tokens."""
+        places = self._batches_of(stretch)
+        batches = [self.batches[place] for place in places]
+        rows = sorted(row for place in places for row in self.rows[place])
+        losses = self.family.negative_log_likelihoods(model, batches) if batches else []
+        return dict(zip(rows, losses, strict=True))
+
+    def _batches_of(self, stretch: Stretch) -> list[int]:
+        return stretch.of([sum(self.sequences[i].num_tokens for i in rows) for rows in self.rows])
+
+    def scores_of(self, found: Mapping[int, float]) -> Scores:
+        """Returns values in nats per token; weights are the numbers of tokens."""
+        sums = [0.0] * len(self.num_scored)
+        for row, sequence in enumerate(self.sequences):
+            sums[sequence.example] += found[row]
+        values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
+        return Scores("loss", values, tuple(map(float, self.num_scored)))
 
     def score(self, model: Any) -> Scores:
         """Returns values in nats per token; weights are the numbers of tokens."""
-        sums = [0.0] * len(self.num_scored)
-        losses = self.family.negative_log_likelihoods(model, self.batches)
-        for sequence, nll in zip(self.sequences, losses, strict=True):
-            sums[sequence.example] += nll
-        values = tuple(total / count for total, count in zip(sums, self.num_scored, strict=True))
-        return Scores("loss", values, tuple(map(float, self.num_scored)))
+        return self.scores_of(self.read(model))

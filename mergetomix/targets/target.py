@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from mergetomix.errors import RecipeError
 from mergetomix.models.family import Family
 from mergetomix.records import Scores
 from mergetomix.sections.target import TargetBase
+from mergetomix.stretches import WHOLE, Stretch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,6 +41,19 @@ class Target(Protocol):
 
 
 @runtime_checkable
+class Spreads(Protocol):
+    """A target whose batches several processes can read, each a stretch of them."""
+
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> Mapping[Any, Any]:
+        """Returns what a model makes of the batches of a stretch: plain values by their places."""
+        ...
+
+    def scores_of(self, found: Mapping[Any, Any]) -> Scores:
+        """Returns the scores of a model, given what it makes of all batches."""
+        ...
+
+
+@runtime_checkable
 class Remarks(Protocol):
     """A target that has something to say of the answers that it scored last; empty if not."""
 
@@ -50,8 +64,11 @@ class Remarks(Protocol):
 class Differentiable(Protocol):
     """A target whose value is a mean of losses, and so has a derivative."""
 
-    def parts(self, model: Any) -> Iterator[Tensor]:
-        """Yields scalars with their graphs that add up to the mean, one after the other."""
+    def parts(self, model: Any, stretch: Stretch = WHOLE) -> Iterator[Tensor]:
+        """Yields scalars with their graphs, one for each batch of a stretch, one after the other.
+
+        Those of all batches add up to the mean.
+        """
         ...
 
 

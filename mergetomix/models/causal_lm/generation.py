@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mergetomix.models.causal_lm.scoring import quiet_routers
+from mergetomix.stretches import WHOLE, Stretch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,29 +94,52 @@ def continuations(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     settings: Generation,
-) -> list[Continuation | None]:
-    """Returns the continuations of prompts, each cut before the first of the stop strings.
+    stretch: Stretch = WHOLE,
+) -> dict[int, Continuation | None]:
+    """Returns the continuations of the prompts in a stretch of batches, by the prompts' places.
 
-    None stands for one whose logits were not all finite. The longest prompts are first, in batches
-    of at most `batch_tokens` tokens with what may follow.
+    Each is cut before the first of the stop strings; None stands for one whose logits were not all
+    finite. Where tokens are drawn, all batches are one: what is drawn depends on what was before.
     """
     found: dict[int, Continuation | None] = {}
+    groups = _groups(prompts, settings)
+    with _configured(model, tokenizer, settings) as draws:
+        costs = [len(group) * _width(prompts, group, settings) for group in groups]
+        chosen = stretch.of(costs)
+        if draws:
+            chosen = list(range(len(groups))) if stretch.begin <= 0 else []
+        for place in chosen:
+            texts = _batch(model, tokenizer, [prompts[i] for i in groups[place]], settings)
+            found |= dict(zip(groups[place], texts, strict=True))
+    return found
+
+
+def _groups(prompts: Sequence[Sequence[int]], settings: Generation) -> list[list[int]]:
+    """Returns batches of prompts, the longest first.
+
+    Each has at most `batch_tokens` tokens with what may follow, or is one prompt.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    with _configured(model, tokenizer, settings):
-        while order:
-            width = len(prompts[order[0]]) + settings.max_new_tokens
-            size = max(1, settings.batch_tokens // width)
-            group, order = order[:size], order[size:]
-            texts = _batch(model, tokenizer, [prompts[i] for i in group], settings)
-            found |= dict(zip(group, texts, strict=True))
-    return [found[i] for i in range(len(prompts))]
+    groups = []
+    while order:
+        size = max(1, settings.batch_tokens // _width(prompts, order, settings))
+        groups.append(order[:size])
+        order = order[size:]
+    return groups
+
+
+def _width(prompts: Sequence[Sequence[int]], group: Sequence[int], settings: Generation) -> int:
+    """Tokens of a batch's longest row with its answer."""
+    return len(prompts[group[0]]) + settings.max_new_tokens
 
 
 @contextmanager
 def _configured(
     model: Any, tokenizer: PreTrainedTokenizerBase, settings: Generation
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Gives a model the configuration of these answers, and its own back afterwards.
+
+    Yields whether tokens are drawn.
 
     `generate` fills what it is not told from the model's configuration, so that one must go; a
     model under adapters has several.
@@ -147,7 +171,7 @@ def _configured(
     try:
         with torch.random.fork_rng(cuda):
             torch.manual_seed(settings.seed)
-            yield
+            yield bool(config.do_sample)
     finally:
         for each, config in zip(holders, before, strict=True):
             each.generation_config = config

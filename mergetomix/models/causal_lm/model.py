@@ -38,6 +38,7 @@ from mergetomix.models.pretrained import Pretrained, quiet
 from mergetomix.sections.base import Base
 from mergetomix.sections.source import Source
 from mergetomix.sections.train import Lora, Train
+from mergetomix.stretches import WHOLE, Stretch
 
 if TYPE_CHECKING:
     import torch
@@ -511,6 +512,10 @@ class CausalLM(Pretrained):
         """Returns batches by length, of at most `batch_tokens` tokens each or one sequence."""
         return self._layout(batch_tokens).batches(sequences)
 
+    def rows_of(self, batches: Sequence[TokenBatch]) -> list[tuple[int, ...]]:
+        """Returns which sequences each batch holds."""
+        return [batch.rows for batch in batches]
+
     def losses(self, model: Any, batch: TokenBatch) -> torch.Tensor:
         """Returns the sum over scored tokens of -log p, in nats, for each sequence of a batch."""
         return sums([token_losses(model, batch)], [batch])
@@ -562,4 +567,15 @@ class CausalLM(Pretrained):
 
         None stands for one whose logits were not all finite.
         """
-        return continuations(model, self.tokenizer, prompts, settings)
+        found = self.continued(model, prompts, settings)
+        return [found[place] for place in range(len(prompts))]
+
+    def continued(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        settings: Generation,
+        stretch: Stretch = WHOLE,
+    ) -> dict[int, Continuation | None]:
+        """Returns the continuations of a stretch of the batches, by the places of the prompts."""
+        return continuations(model, self.tokenizer, prompts, settings, stretch)

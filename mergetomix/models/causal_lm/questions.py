@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -19,6 +19,7 @@ from mergetomix.models.causal_lm.sequences import (
     grouped,
     padded,
 )
+from mergetomix.stretches import WHOLE, Stretch
 
 V = TypeVar("V")
 MIN_ROOM = 256
@@ -98,17 +99,34 @@ class Asked:
 
     def losses(self, model: Any) -> list[list[float]]:
         """Returns the sum over an option's tokens of -log p, in nats, for every option."""
-        return self._by_question(losses_in_order(model, self._batches(model)))
+        return self.by_question(self.read(model))
 
     def answers(self, model: Any) -> list[list[tuple[float, bool]]]:
         """Returns log p of every option in nats, and whether each of its tokens is the likeliest.
 
         So it says whether a greedy continuation of the prompt begins with the option.
         """
-        return self._by_question(answers_in_order(model, self._batches(model)))
+        return self.by_question(self.read_answers(model))
 
-    def _by_question(self, found: Sequence[V]) -> list[list[V]]:
-        values = iter(found)
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[int, float]:
+        """Returns the losses of the options in a stretch of batches, by their places."""
+        return self._read(losses_in_order, model, stretch)
+
+    def read_answers(self, model: Any, stretch: Stretch = WHOLE) -> dict[int, tuple[float, bool]]:
+        """Returns what `answers` says of the options in a stretch of batches, by their places."""
+        return self._read(answers_in_order, model, stretch)
+
+    def _read(
+        self, how: Callable[[Any, Sequence[TokenBatch]], list[V]], model: Any, stretch: Stretch
+    ) -> dict[int, V]:
+        every = self._batches(model)
+        batches = [every[place] for place in stretch.of([batch.ids.numel() for batch in every])]
+        rows = sorted(row for batch in batches for row in batch.rows)
+        return dict(zip(rows, how(model, batches) if batches else [], strict=True))
+
+    def by_question(self, found: Mapping[int, V]) -> list[list[V]]:
+        """Returns what was read of every option, by question; those that are alike are one."""
+        values = (found[place] for place in range(len(found)))
         several = []
         for question, distinct in zip(self.questions, self._distinct, strict=True):
             known = {option: next(values) for option in distinct.options}

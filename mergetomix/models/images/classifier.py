@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -140,6 +141,11 @@ class ImageClassifier(ImageModel):
             else:
                 found.append([image])
         return found
+
+    def rows_of(self, batches: Sequence[Sequence[EncodedImage]]) -> list[tuple[int, ...]]:
+        """Returns which images each batch holds, by their places."""
+        ends = list(accumulate((len(batch) for batch in batches), initial=0))
+        return [tuple(range(*each)) for each in pairwise(ends)]
 
     # --- heads
 

@@ -20,6 +20,7 @@ from mergetomix.errors import DataError, MergeToMixError
 from mergetomix.models.family import AnswersRequests
 from mergetomix.records import Scores
 from mergetomix.store.address import digest
+from mergetomix.stretches import WHOLE, Stretch
 from mergetomix.targets.harness import metrics, tasks
 from mergetomix.targets.harness.library import (
     NO_SYSTEM_TURN,
@@ -29,7 +30,7 @@ from mergetomix.targets.harness.library import (
     seeded,
 )
 from mergetomix.targets.harness.metrics import Metric
-from mergetomix.targets.harness.requests import Answers, Encoder, Requests, is_finite
+from mergetomix.targets.harness.requests import Answers, Encoder, Place, Requests, is_finite
 from mergetomix.targets.harness.section import HarnessSection
 from mergetomix.targets.harness.shots import Shots
 from mergetomix.targets.target import TargetSetting, about_answers
@@ -326,7 +327,15 @@ class Benchmark:
         scored = [[_scored_by(each.task), str(each.metric)] for each in by_task.values()]
         return digest("harness", TESTED, own, self._requests.content(), docs, scored)
 
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[Place, Any]:
+        """Returns what a model says to the requests in a stretch of batches."""
+        return self._answers.read(model, stretch)
+
     def score(self, model: Any) -> Scores:
+        """Returns what the metric says of each document, see `scores_of`."""
+        return self.scores_of(self.read(model))
+
+    def scores_of(self, found: Mapping[Place, Any]) -> Scores:
         """Returns what the metric says of each document, in their order.
 
         It is nan where the model's logits are not finite.
@@ -334,7 +343,7 @@ class Benchmark:
         Raises:
             DataError: filters or metric fail on the answers.
         """
-        answers, broken = self._answers.of(model), set[int]()
+        answers, broken = self._answers.by_request(found), set[int]()
         told = [each for _, some in sorted(self._texts(answers).items()) for each in some]
         bound = f"max_gen_toks: {self._answers.most_new_tokens}"
         self.remark = about_answers(told, bound)

@@ -19,6 +19,7 @@ from mergetomix.errors import DataError
 from mergetomix.models.causal_lm.generation import Generation
 from mergetomix.models.causal_lm.questions import Question
 from mergetomix.models.family import AnswersRequests
+from mergetomix.stretches import WHOLE, Stretch
 from mergetomix.targets.harness.library import quiet
 
 OWN_KWARGS = ("until", "max_gen_toks")
@@ -28,6 +29,8 @@ DRAW_SEED = 1234
 Ids = tuple[int, ...]
 Pair = tuple[Ids, Ids]
 """A prompt, and what may follow it."""
+Place = tuple[str, int]
+"""Where an answer belongs: what kind it is, and its place among those."""
 
 
 @dataclass(frozen=True)
@@ -223,23 +226,34 @@ class Answers:
         """The largest bound of an answer; zero if there are none."""
         return max((each.max_new_tokens for each in self._by_settings), default=0)
 
-    def of(self, model: Any) -> dict[int, Any]:
-        """Returns a model's answers: (log p, whether greedy), or a list of texts.
+    def read(self, model: Any, stretch: Stretch = WHOLE) -> dict[Place, Any]:
+        """Returns what a model says to the requests in a stretch of batches.
 
-        Where logits are not finite a text is None, and a log p is nan.
+        Options by their places are (log p, whether greedy), texts stand by their settings and
+        places; a text is None, and a log p nan, where logits are not finite.
         """
+        found: dict[Place, Any] = {}
+        if self._asked is not None:
+            known = self._asked.read_answers(model, stretch)
+            found |= {("option", place): each for place, each in known.items()}
+        for number, (settings, own) in enumerate(self._by_settings.items()):
+            prompts = [self._requests.prompts[place][0] for place in own]
+            texts = self._family.continued(model, prompts, settings, stretch)
+            found |= {(f"text {number}", place): each for place, each in texts.items()}
+        return found
+
+    def by_request(self, read: Mapping[Place, Any]) -> dict[int, Any]:
+        """Returns the answers, (log p, whether greedy) or a list of texts, by their requests."""
         found: dict[int, Any] = dict.fromkeys(self._requests.windows, (0.0, True))
-        answers = [] if self._asked is None else self._asked.answers(model)
+        options = {place: each for (kind, place), each in read.items() if kind == "option"}
+        answers = [] if self._asked is None else self._asked.by_question(options)
         for places, each in zip(self._places, answers, strict=True):
             for place, (logp, is_greedy) in zip(places, each, strict=True):
                 before = found.get(place, (0.0, True))
                 found[place] = (before[0] + logp, before[1] and is_greedy)
-        for settings, own in self._by_settings.items():
-            prompts = [self._requests.prompts[place][0] for place in own]
-            for place, text in zip(
-                own, self._family.generate(model, prompts, settings), strict=True
-            ):
-                found.setdefault(place, []).append(text)
+        for number, own in enumerate(self._by_settings.values()):
+            for i, place in enumerate(own):
+                found.setdefault(place, []).append(read[f"text {number}", i])
         return found
 
 

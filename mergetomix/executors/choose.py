@@ -1,0 +1,97 @@
+"""The executor that a recipe asks for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mergetomix.errors import RecipeError
+from mergetomix.executors.in_process import InProcess
+from mergetomix.executors.local import LocalWorkers, Place
+from mergetomix.executors.messages import Opens
+from mergetomix.executors.states import Busy
+from mergetomix.executors.work import CarryOut, Executor
+from mergetomix.progress import Listener
+from mergetomix.sections.executor import ExecutorSection
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an executor needs beside the recipe's section.
+
+    `opens` is what workers open, `device` what they compute on (`cuda`, `cpu`, `mps`), `logs` the
+    folder of what they print; `listener` hears what they say, and `busy` what they do.
+    """
+
+    opens: Callable[[int], Opens]
+    device: str
+    logs: Path
+    listener: Listener
+    busy: Busy
+
+
+def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut], Executor]:
+    """Returns what makes the executor of a recipe's section, given what works in this process.
+
+    Raises:
+        RecipeError: the machine has no such devices.
+    """
+    if section.kind == "ray":
+        raise NotImplementedError
+    places = local_places(section, around.device)
+    if len(places) < 2:
+        if section.threads is not None:
+            import torch
+
+            torch.set_num_threads(section.threads)
+        return InProcess
+    opens = around.opens(1 if around.device == "cuda" else len(places))
+    return lambda _: LocalWorkers(opens, places, around.logs, around.listener, around.busy)
+
+
+def local_places(section: ExecutorSection, device: str) -> list[Place]:
+    """Returns what each process of this machine computes on; one place is the run's own process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if device != "cuda":
+        if section.devices != "auto":
+            why = f"names GPUs, and models are on the {device}"
+            raise RecipeError("executor.devices", why, hint="use workers, or device: cuda")
+        num = section.workers or 1
+        return _places([device] * num, section.threads, cores or 1)
+    visible = visible_devices()
+    chosen = list(range(len(visible))) if section.devices == "auto" else section.devices
+    if max(chosen, default=0) >= len(visible):
+        there = ", ".join(map(str, range(len(visible)))) or "none"
+        message = f"there is no GPU {max(chosen)}: this process sees {there}"
+        raise RecipeError("executor.devices", message, hint="see CUDA_VISIBLE_DEVICES")
+    if section.workers is not None and section.workers > len(chosen):
+        message = f"{section.workers} processes for {len(chosen)} GPUs; each has one of its own"
+        raise RecipeError("executor.workers", message, hint="leave it out")
+    chosen = chosen[: section.workers]
+    if len(chosen) == 1 and len(visible) == 1:
+        return [Place("GPU 0", {}, section.threads)]
+    names = [visible[number] for number in chosen]
+    found = _places([f"GPU {name}" for name in names], section.threads, cores or 1)
+    return [
+        Place(each.name, {**each.environment, "CUDA_VISIBLE_DEVICES": name}, each.threads)
+        for each, name in zip(found, names, strict=True)
+    ]
+
+
+def _places(names: list[str], threads: int | None, cores: int) -> list[Place]:
+    """Places that share the cores."""
+    each = threads or max(1, cores // len(names))
+    number = {"OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
+    return [Place(name, number, each) for name in names]
+
+
+def visible_devices() -> list[str]:
+    """Returns what CUDA_VISIBLE_DEVICES calls the GPUs that this process sees."""
+    import torch
+
+    num = torch.cuda.device_count()  # asks the driver, and takes no memory on a GPU
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [each.strip() for each in given.split(",")] if given else list(map(str, range(num)))
+    return names[:num]
