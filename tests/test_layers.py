@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up: the folders, and the modules that lie in none. Each may import what stands
 # above it here; of what shares a line none imports another.
 LAYERS = (
-    "errors progress bounds quoting stretches",
+    "errors progress bounds quoting stretches devices",
     "records",
     "mixtures objectives store merge",
     "results sections",

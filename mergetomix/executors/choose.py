@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mergetomix.devices import visible_gpus
 from mergetomix.errors import RecipeError
 from mergetomix.executors.in_process import InProcess
 from mergetomix.executors.local import LocalWorkers, Place
@@ -21,12 +22,14 @@ from mergetomix.sections.executor import ExecutorSection
 class Surroundings:
     """What an executor needs beside the recipe's section.
 
-    `opens` is what workers open, `device` what they compute on (`cuda`, `cpu`, `mps`), `logs` the
-    folder of what they print; `listener` hears what they say, and `busy` what they do.
+    `opens` gives what workers open, if so many share a machine's memory for models, and `device` is
+    what they compute on (`cuda`, `cpu`, `mps`). `scratch` gives a folder for what they share, and
+    `logs` is that of what they print; `listener` hears what they say, and `busy` what they do.
     """
 
     opens: Callable[[int], Opens]
     device: str
+    scratch: Callable[[], Path]
     logs: Path
     listener: Listener
     busy: Busy
@@ -39,7 +42,12 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
         RecipeError: the machine has no such devices.
     """
     if section.kind == "ray":
-        raise NotImplementedError
+        from mergetomix.executors.ray_cluster import RayWorkers
+
+        on_gpu, seen = around.device == "cuda", str(around.scratch())
+        return lambda _: RayWorkers(
+            section, around.opens, seen, on_gpu, around.listener, around.busy
+        )
     places = local_places(section, around.device)
     if len(places) < 2:
         if section.threads is not None:
@@ -60,7 +68,7 @@ def local_places(section: ExecutorSection, device: str) -> list[Place]:
             raise RecipeError("executor.devices", why, hint="use workers, or device: cuda")
         num = section.workers or 1
         return _places([device] * num, section.threads, cores or 1)
-    visible = visible_devices()
+    visible = visible_gpus()
     chosen = list(range(len(visible))) if section.devices == "auto" else section.devices
     if max(chosen, default=0) >= len(visible):
         there = ", ".join(map(str, range(len(visible)))) or "none"
@@ -85,13 +93,3 @@ def _places(names: list[str], threads: int | None, cores: int) -> list[Place]:
     each = threads or max(1, cores // len(names))
     number = {"OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
     return [Place(name, number, each) for name in names]
-
-
-def visible_devices() -> list[str]:
-    """Returns what CUDA_VISIBLE_DEVICES calls the GPUs that this process sees."""
-    import torch
-
-    num = torch.cuda.device_count()  # asks the driver, and takes no memory on a GPU
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [each.strip() for each in given.split(",")] if given else list(map(str, range(num)))
-    return names[:num]

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from mergetomix.errors import Fault, MergeToMixError
 from mergetomix.executors.work import CarryOut, Done, Failure
 from mergetomix.progress import Advance, Listener
 
@@ -27,6 +28,13 @@ class CannotOpen:
     """The worker could not open what the work is on, and ends."""
 
     failure: Failure
+
+    def error(self) -> Exception:
+        """Returns what was raised, with where that was."""
+        found = self.failure.error
+        if not isinstance(found, MergeToMixError):
+            found.add_note(f"in {self.failure.worker}:\n{self.failure.traceback}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,3 +116,15 @@ def plain(failure: Failure) -> Failure:
         error = RuntimeError(f"{type(failure.error).__name__}: {failure.error}")
         return replace(failure, error=error)
     return failure
+
+
+def given(opens: Opens) -> bytes:
+    """Returns what other processes open, as bytes. Raises Fault if it holds what cannot be sent."""
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(opens))
+    except Exception as error:  # what users' objects raise may be anything
+        message = f"the recipe cannot be given to other processes: {error}"
+        hint = "name functions as file.py:function, and data by files"
+        raise Fault(message, hint=hint) from error

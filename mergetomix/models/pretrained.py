@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from mergetomix.bounds import Exceeded, limited
 from mergetomix.data import reading
 from mergetomix.data.examples import Examples
 from mergetomix.data.tables import Row
+from mergetomix.devices import see_one_gpu
 from mergetomix.errors import ModelError
 from mergetomix.models.encoding import Encoding
 from mergetomix.sections.base import Base
@@ -464,7 +464,7 @@ def pick_device(device: str) -> str:
         hint = "choose among several GPUs with CUDA_VISIBLE_DEVICES"
         raise ModelError("device", f"must be auto, cpu, cuda or mps, not {device!r}", hint=hint)
     if device != "cpu":
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+        see_one_gpu()
     import torch
 
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}

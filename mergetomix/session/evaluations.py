@@ -88,15 +88,25 @@ class Evaluations:
 
     def real(self, record: Finetune, part: Part) -> ByTarget:
         """Returns the scores of a real fine-tune, loaded from its folder as a user would."""
-        missing = self.lacking(record.key, part)
-        model = ModelReference("real", record.key, record.mixture, path=record.path)
-        if not missing:
-            return self._one(model, part)
-        text = f"scoring the fine-tune on {record.mixture}"
-        with self._open.listener.task("final", text, len(missing)) as advance:
-            found = self._one(model, part)
-            advance(len(missing))
-        return found
+        return self.reals([record], part)[record.key]
+
+    def reals(self, records: Iterable[Finetune], part: Part) -> dict[str, ByTarget]:
+        """Returns the scores of some real fine-tunes by their addresses, see `real`."""
+        models = {
+            each.key: ModelReference("real", each.key, each.mixture, path=each.path)
+            for each in records
+        }
+        missing = {key: len(self.lacking(key, part)) for key in models}
+        mixtures = [str(models[key].mixture) for key, num in missing.items() if num]
+        if not mixtures:
+            return {model.key: found for model, found in self.scores(models.values(), part)}
+        more = f" and {len(mixtures) - 1} more" if len(mixtures) > 1 else ""
+        text, scored = f"scoring the fine-tune on {mixtures[0]}{more}", {}
+        with self._open.listener.task("final", text, sum(missing.values())) as advance:
+            for model, found in self.scores(models.values(), part):
+                scored[model.key] = found
+                advance(missing[model.key])
+        return scored
 
     def _one(self, model: ModelReference, part: Part) -> ByTarget:
         ((_, found),) = self.scores([model], part)

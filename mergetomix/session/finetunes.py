@@ -185,6 +185,12 @@ class Finetunes:
             for draft in waiting.values():
                 draft.close()
 
+    def fit_each(
+        self, mixtures: Iterable[Mixture], stage: str, seed: int | None = None
+    ) -> dict[Mixture, Finetune | TrainingError]:
+        """Returns the fine-tune on each mixture, or why it could not be made, see `fit_all`."""
+        return dict(self.fit_all(dict.fromkeys(mixtures), stage, seed))
+
     def _free_first(self, mixtures: Iterable[Mixture], seed: int | None) -> Iterator[Mixture]:
         """Yields mixtures, those last that another process works on just now."""
         busy = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,22 @@ class Proxies:
     def measure(self, datasets: Iterable[str]) -> None:
         """Measures the statistics of some experts that the store lacks, and keeps them there."""
         statistic, store = self.needed, self._open.store
-        for name in datasets if statistic is not None else ():
-            key = self._addresses.statistic(str(statistic), name)
-            if store.file(key, FILE) is None:
-                with store.artifact(key, [self._addresses.expert(name)]) as folder:
-                    work = StatisticWork(key, str(statistic), name, str(folder))
-                    next(self._open.executor.run([work])).result()
+        names = {self._addresses.statistic(str(statistic), name): name for name in datasets}
+        lacking = [key for key in names if statistic is not None and store.file(key, FILE) is None]
+        with ExitStack() as stack:
+            folders = {}
+
+            def work() -> Iterator[StatisticWork]:
+                for key in lacking:
+                    sources = [self._addresses.expert(names[key])]
+                    folders[key] = ExitStack()
+                    folder = folders[key].enter_context(store.artifact(key, sources))
+                    stack.push(folders[key])
+                    yield StatisticWork(key, str(statistic), names[key], str(folder))
+
+            for done in self._open.executor.run(work()):
+                done.result()
+                folders[done.work.key].close()
 
     def take(self, work: StatisticWork) -> None:
         """Carries out the work: measures a statistic of an expert and writes it to its folder."""

@@ -111,8 +111,8 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     def opens(num_neighbours: int) -> Opens:
         return partial(open_worker, opened.recipe, str(opened.scratch()), num_neighbours)
 
-    family = opened.inputs.family
-    return Surroundings(opens, family.device, logs, opened.listener, lambda _: None)
+    device, listener = opened.inputs.family.device, opened.listener
+    return Surroundings(opens, device, opened.scratch, logs, listener, lambda _: None)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ After every check the way to merge and the posterior are made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import numpy as np
 from mergetomix.errors import TrainingError
 from mergetomix.mixtures.spaces import holds
 from mergetomix.objectives.objective import Objective, gains
-from mergetomix.records import Merging, Mixture, Scores, Trial, gain
+from mergetomix.records import Finetune, Merging, Mixture, Scores, Trial, gain
 from mergetomix.results import Check, Selection, Verification
 from mergetomix.session.evaluations import trial_of
 from mergetomix.session.memory import free_memory
@@ -61,7 +61,9 @@ def verify(
     """
     state = Checks(session, selection, objective)
     with session.listener.task("verify", "checking mixtures", budget) as advance:
-        for mixture, origin in state.known_at_start(baselines):
+        known = state.known_at_start(baselines)
+        state.fit([mixture for mixture, _ in known])
+        for mixture, origin in known:
             state.add(mixture, origin)
         state.refit()
         stopped = "the budget is spent"
@@ -103,6 +105,7 @@ class Checks:
         self.checks: list[Check] = []
         self.repeats: list[tuple[Check, Mapping[str, Scores]]] = []
         self.failures: list[tuple[Mixture, str]] = []
+        self._fits: dict[Mixture, Finetune | TrainingError] = {}
 
     # --- which mixture next
 
@@ -154,6 +157,23 @@ class Checks:
 
     # --- a check
 
+    def fit(self, mixtures: Sequence[Mixture]) -> None:
+        """Makes and scores the fine-tunes on mixtures that will all be added; workers share them.
+
+        The numbers are those that they would have one after the other.
+        """
+        self._fits |= self._fitted(mixtures)
+
+    def _fitted(
+        self, mixtures: Iterable[Mixture], seed: int | None = None
+    ) -> dict[Mixture, Finetune | TrainingError]:
+        """Fine-tunes on some mixtures, all scored on the select part."""
+        self.session.proxies.release()
+        fits = self.session.finetunes.fit_each(mixtures, "verify", seed)
+        made = [each for each in fits.values() if isinstance(each, Finetune)]
+        self.session.evaluations.reals(made, "select")
+        return fits
+
     def add(self, mixture: Mixture, origin: Origin) -> None:
         """Fine-tunes on a mixture, or takes what the store holds, and scores the select part.
 
@@ -181,18 +201,25 @@ class Checks:
         check = Check(mixture, trial.objective, real, scores, trial.scores, record, origin)
         self.checks.append(check)
 
-    def real(self, mixture: Mixture, seed: int | None = None) -> tuple[str, Mapping[str, Scores]]:
+    def real(self, mixture: Mixture) -> tuple[str, Mapping[str, Scores]]:
         """Returns the address and the scores of a real fine-tune on a mixture."""
-        self.session.proxies.release()
-        record = self.session.finetunes.fit(mixture, "verify", seed)
-        return record.key, self.session.evaluations.real(record, "select")
+        if mixture not in self._fits:
+            self.fit([mixture])
+        return self._scored(self._fits[mixture])
+
+    def _scored(self, fit: Finetune | TrainingError) -> tuple[str, Mapping[str, Scores]]:
+        if isinstance(fit, TrainingError):
+            raise fit
+        return fit.key, self.session.evaluations.real(fit, "select")
 
     def repeat(self) -> None:
         """Fine-tunes the best `verify.repeats` checked mixtures again, with the next seed."""
         seed = self.session.recipe.train.seed + 1
-        for check in repeated(self.checks, self.options.repeats):
+        checks = repeated(self.checks, self.options.repeats)
+        fits = self._fitted([check.mixture for check in checks], seed) if checks else {}
+        for check in checks:
             try:
-                _, scores = self.real(check.mixture, seed)
+                _, scores = self._scored(fits[check.mixture])
             except TrainingError as error:
                 what = f"the repeat of {check.mixture} with another seed"
                 self.session.opened.warn(f"{what} is left out: {error.message}")
@@ -237,10 +264,10 @@ class Checks:
         ]
         rescored, text = {}, f"scoring proxies with {merging}"
         with self.session.listener.task("verify", text, len(kept)) as advance:
-            for mixture in kept:
-                rescored[mixture] = self._trial(mixture, merging)
+            for mixture, trial in self._trials(kept, merging):
+                rescored[mixture] = trial
                 advance(1)
-        self.trials = list(ranked(list(rescored.values())))
+        self.trials = list(ranked([rescored[mixture] for mixture in kept]))
         again = ((check, rescored[check.mixture]) for check in self.checks)
         self.checks = [
             replace(check, proxy=trial.objective, proxy_scores=trial.scores)
@@ -250,7 +277,10 @@ class Checks:
     def _likeliest(self) -> Merging:
         """The way to merge by the checks, from their proxies in every way."""
         checked = [check.mixture for check in self.checks]
-        at = {way: [self._trial(mixture, way) for mixture in checked] for way in self._ways}
+        at: dict[Merging, list[Trial]] = {}
+        for way in self._ways:
+            trials = dict(self._trials(checked, way))
+            at[way] = [trials[mixture] for mixture in checked]
         rows = [self._places[mixture] for mixture in checked]
         targets: dict[str, str | None] = {name: name for name in self.weights}
         if self.objective.is_linear:
@@ -273,9 +303,19 @@ class Checks:
         return posterior.likeliest(views, reals, units, noise, self._ways)
 
     def _trial(self, mixture: Mixture, merging: Merging) -> Trial:
-        merged = self.session.spaces.merged(mixture, merging.weighting)
-        scores = self.session.evaluations.proxy(merged, "select", merging.exponent)
-        return trial_of(mixture, scores, self.base, self.objective)
+        ((_, found),) = self._trials([mixture], merging)
+        return found
+
+    def _trials(
+        self, mixtures: Sequence[Mixture], merging: Merging
+    ) -> Iterator[tuple[Mixture, Trial]]:
+        """Yields the trials of some mixtures merged in a way, in any order."""
+        merged = {
+            self.session.spaces.merged(mixture, merging.weighting): mixture for mixture in mixtures
+        }
+        found = self.session.evaluations.proxies(merged, "select", merging.exponent)
+        for each, scores in found:
+            yield merged[each], trial_of(merged[each], scores, self.base, self.objective)
 
     @property
     def _places(self) -> dict[Mixture, int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mergetomix.errors import TrainingError
 from mergetomix.objectives.objective import Objective
-from mergetomix.records import Merging, Mixture, Scores
+from mergetomix.records import Finetune, Merging, Mixture, Scores
 from mergetomix.results import Row, Selection, Verification
 from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
@@ -33,14 +33,16 @@ def final_table(
         failed = {mixture for mixture, _ in verification.failures}
     table.add_merged(picked, merging)
     session.proxies.release()
-    if session.recipe.final.train:
+    others = [mixture for mixture in paid if mixture != picked]
+    compared = {name: each for name, each in baselines.items() if each not in failed}
+    finals = [picked] if session.recipe.final.train else []
+    table.fit([*finals, *others, *compared.values()])
+    if finals:
         table.add_real("selected", "final", picked)
-    for mixture in paid:
-        if mixture != picked:
-            table.add_real(f"check {mixture}", "check", mixture)
-    for name, mixture in baselines.items():
-        if mixture not in failed:
-            table.add_baseline(name, "all" if name == "all datasets" else "random", mixture)
+    for mixture in others:
+        table.add_real(f"check {mixture}", "check", mixture)
+    for name, mixture in compared.items():
+        table.add_baseline(name, "all" if name == "all datasets" else "random", mixture)
     session.opened.tell_reused("real fine-tunes")
     return tuple(table.rows)
 
@@ -52,6 +54,7 @@ class FinalTable:
         self._session, self._objective = session, objective
         self._base = session.evaluations.base("report")
         self.rows: list[Row] = []
+        self._fits: dict[Mixture, Finetune | TrainingError] = {}
         self._add("base", "base", None, self._base)
 
     def add_merged(self, picked: Mixture, merging: Merging) -> None:
@@ -73,12 +76,20 @@ class FinalTable:
             self._add("proxy", "proxy", picked, scores)
             advance(1)
 
+    def fit(self, mixtures: Iterable[Mixture]) -> None:
+        """Fine-tunes on some mixtures and scores what comes of it; workers share all of them."""
+        self._fits = self._session.finetunes.fit_each(mixtures, "final")
+        made = [each for each in self._fits.values() if isinstance(each, Finetune)]
+        self._session.evaluations.reals(made, "report")
+        free_memory()
+
     def add_real(self, name: str, kind: Any, mixture: Mixture) -> None:
-        """Adds the base fine-tuned on a mixture for real."""
-        record = self._session.finetunes.fit(mixture, "final")
+        """Adds a fine-tune on a mixture. Raises TrainingError where it could not be made."""
+        record = self._fits[mixture]
+        if isinstance(record, TrainingError):
+            raise record
         scores = self._session.evaluations.real(record, "report")
         self._add(name, kind, mixture, scores, record.path)
-        free_memory()
 
     def add_baseline(self, name: str, kind: Any, mixture: Mixture) -> None:
         """Adds a baseline, unless its training fails: a comparison less, but the result stands."""

@@ -60,7 +60,9 @@ class Race:
         the one that pooled experts hold to be the best.
         """
         space = self._space
-        trials = [self._complete(Mixture((name,), (1.0,))) for name in space.allowed]
+        singles = [Mixture((name,), (1.0,)) for name in space.allowed]
+        list(self._session.evaluations.proxies(singles, "select"))  # workers share all of them
+        trials = [self._complete(each) for each in singles]
         if not all_asked or not isinstance(space, Subsets):
             return
         if space.size <= MOST_GUESSED:

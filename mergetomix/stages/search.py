@@ -61,11 +61,9 @@ def search_mixtures(session: Session) -> Selection:
         session.opened.warn(line)
     tried = {trial.mixture: trial for trial in complete}
     singles = [Mixture((name,), (1.0,)) for name in session.spaces.searched.allowed]
-    experts = [
-        tried.get(each)
-        or trial_of(each, session.evaluations.proxy(each, "select"), base, objective)
-        for each in singles
-    ]
+    lacking = [each for each in singles if each not in tried]
+    scores = dict(session.evaluations.proxies(lacking, "select"))
+    experts = [tried.get(each) or trial_of(each, scores[each], base, objective) for each in singles]
     candidates = [each for each in tried.values() if holds(session.spaces.searched, each.mixture)]
     objective = objective_after(objective, candidates, base)
     candidates, experts = (

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mergetomix.errors import RecipeError, TrainingError
+from mergetomix.errors import RecipeError
 from mergetomix.models.family import UNITS
-from mergetomix.records import Merging, Mixture, Part, Scores, Trial, Weighting
+from mergetomix.records import Finetune, Merging, Mixture, Part, Scores, Trial, Weighting
 from mergetomix.session.session import Session
 from mergetomix.stages.expectations import example_variance, longer_of, on_examples, weights_of
 from mergetomix.statistics import opinion_pool
@@ -283,20 +283,23 @@ def _reals(
 ) -> tuple[dict[Mixture, dict[Part, dict[str, Scores]]], tuple[tuple[Mixture, str], ...]]:
     """Returns every mixture's real scores, and those left out as training failed, with the why."""
     seed = f"seed {session.recipe.train.seed}"
-    found: dict[Mixture, dict[Part, dict[str, Scores]]] = {}
-    failures, real = [], session.evaluations.real
+    fits, failures = dict[Mixture, Finetune](), list[tuple[Mixture, str]]()
     with session.listener.task("study", f"{seed}: real fine-tunes", len(mixtures)) as advance:
-        for mixture in mixtures:
-            try:
-                record = session.finetunes.fit(mixture, "study")
-                found[mixture] = {
-                    "select": real(record, "select"),
-                    "report": real(record, "report"),
-                }
-            except TrainingError as error:
-                failures.append((mixture, error.message))
-                session.opened.warn(f"{seed}: {mixture} is left out: {error.message}")
+        for mixture, fit in session.finetunes.fit_all(mixtures, "study"):
+            if isinstance(fit, Finetune):
+                fits[mixture] = fit
+            else:
+                failures.append((mixture, fit.message))
+                session.opened.warn(f"{seed}: {mixture} is left out: {fit.message}")
             advance(1)
+    found: dict[Mixture, dict[Part, dict[str, Scores]]] = {each: {} for each in fits}
+    parts: tuple[Part, ...] = ("select", "report")
+    for part in parts:
+        scored = session.evaluations.reals(fits.values(), part)
+        for mixture, fit in fits.items():
+            found[mixture][part] = scored[fit.key]
+    found = {mixture: found[mixture] for mixture in mixtures if mixture in found}
+    failures.sort(key=lambda each: mixtures.index(each[0]))
     return found, tuple(failures)
 
 
