@@ -9,11 +9,13 @@ import json
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clusters import cluster
 from elsewhere import Elsewhere
 from recipes import Heard, recipe_values, write_recipe
 
@@ -38,38 +40,49 @@ from mergetomix.session.session import open_session
 from mergetomix.stages import pipeline
 from mergetomix.stages.search import search_mixtures
 
-Executors = Callable[[str, Path], Callable[[CarryOut], Executor]]
-EXECUTORS: dict[str, int] = {"in process": 0, "one worker elsewhere": 1, "three workers": 3}
-"""Each with its number of workers."""
+Makers = Callable[[str, Path], Callable[[CarryOut], Executor] | None]
+FAKE = "three workers elsewhere"
+EXECUTORS: dict[str, dict[str, Any]] = {
+    "in process": {"kind": "local"},
+    FAKE: {},
+    "local, two workers": {"kind": "local", "workers": 2},
+    "ray, two nodes": {"kind": "ray"},
+}
+"""Each with what a recipe says; the fake one is not for recipes."""
 
 
 @pytest.fixture(scope="module")
-def executors() -> Iterator[Executors]:
-    """Makes the executor of a name for a recipe; its workers end with these tests."""
+def makers() -> Iterator[Makers]:
+    """Makes the executor of a name, None for what the recipe says; all end with these tests."""
     made: list[Elsewhere] = []
+    clusters: list[Any] = []
+    with ExitStack() as stack:
 
-    def executor(name: str, recipe: Path) -> Callable[[CarryOut], Executor]:
-        if not EXECUTORS[name]:
-            return InProcess
-        made.append(Elsewhere(recipe, EXECUTORS[name]))
-        return lambda _: made[-1]
+        def maker(name: str, recipe: Path) -> Callable[[CarryOut], Executor] | None:
+            if name == FAKE:
+                made.append(Elsewhere(recipe, 3))
+                return lambda _: made[-1]
+            if EXECUTORS[name]["kind"] == "ray" and not clusters:
+                clusters.append(stack.enter_context(cluster(num_nodes=2)))
+            return None
 
-    yield executor
+        yield maker
     for each in made:
         each.end()
 
 
-def values_of(folder: Path) -> dict[str, Any]:
+def values_of(folder: Path, name: str) -> dict[str, Any]:
     values = recipe_values(folder, ("a", "b", "c"), ("t", "u"))
     values["train"] |= {"max_steps": 2}
     values["targets"]["u"] |= {"score": "generate", "max_new_tokens": 2}
-    return values | {"search": {"strategy": "exhaustive"}, "merge": {"method": "linear"}}
+    values |= {"search": {"strategy": "exhaustive"}, "merge": {"method": "linear"}}
+    return values | {"executor": EXECUTORS[name], "batch_tokens": 64}
 
 
-def outcome(folder: Path, name: str, executors: Executors) -> tuple[Any, Any]:
+def outcome(folder: Path, name: str, makers: Makers) -> tuple[Any, Any]:
     """The trials of a search and a gradient, and all scores that the store holds after it."""
-    path = write_recipe(folder, values_of(folder))
-    with open_session(m2m.load_recipe(path), Heard(), executors(name, path)) as session:
+    path = write_recipe(folder, values_of(folder, name))
+    with open_session(m2m.load_recipe(path), Heard(), makers(name, path)) as session:
         experts = pipeline.train_experts(session)
         selection = search_mixtures(session)
         gradient = session.gradients.of(selection.mixture, selection.base)
@@ -83,16 +96,16 @@ def outcome(folder: Path, name: str, executors: Executors) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory, executors: Executors) -> tuple[Any, Any]:
-    return outcome(tmp_path_factory.mktemp("wanted"), "in process", executors)
+def wanted(tmp_path_factory: pytest.TempPathFactory, makers: Makers) -> tuple[Any, Any]:
+    return outcome(tmp_path_factory.mktemp("wanted"), "in process", makers)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_results_do_not_depend_on_who_does_the_work(
-    name: str, tmp_path: Path, wanted: tuple[Any, Any], executors: Executors
+    name: str, tmp_path: Path, wanted: tuple[Any, Any], makers: Makers
 ) -> None:
-    found, kept = outcome(tmp_path, name, executors)
+    found, kept = outcome(tmp_path, name, makers)
     assert found == wanted[0]
     assert kept == wanted[1]
 
@@ -104,11 +117,11 @@ def pieces(num: int) -> list[Work]:
 
 @pytest.mark.parametrize("name", EXECUTORS)
 def test_every_piece_comes_to_one_end_and_an_error_is_a_value(
-    name: str, tmp_path: Path, executors: Executors
+    name: str, tmp_path: Path, makers: Makers
 ) -> None:
     """No expert is in the store here: every piece of work fails, and none stops another."""
-    path = write_recipe(tmp_path, values_of(tmp_path))
-    with open_session(m2m.load_recipe(path), Heard(), executors(name, path)) as session:
+    path = write_recipe(tmp_path, values_of(tmp_path, name))
+    with open_session(m2m.load_recipe(path), Heard(), makers(name, path)) as session:
         work = pieces(4)
         done = list(session.opened.executor.run(work))
     assert sorted(each.work.key for each in done) == sorted(each.key for each in work)
@@ -183,16 +196,16 @@ def test_work_is_plain_values() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", EXECUTORS)
 def test_a_fine_tune_that_fails_elsewhere_stops_no_other(
-    tmp_path: Path, executors: Executors
+    name: str, tmp_path: Path, makers: Makers
 ) -> None:
-    values = values_of(tmp_path)
+    values = values_of(tmp_path, name)
     rows = [{"question": f"q {i}", "answer": f" {i}"} for i in range(12)]
     values["datasets"]["b"] = {"rows": rows, "prompt": "question", "completion": "answer"}
     values["train"] |= {"learning_rate": 1e30}
     path = write_recipe(tmp_path, values)
-    executor = executors("three workers", path)
-    with open_session(m2m.load_recipe(path), Heard(), executor) as session:
+    with open_session(m2m.load_recipe(path), Heard(), makers(name, path)) as session:
         found = dict(
             session.finetunes.fit_all([Mixture.union([name]) for name in "abc"], "experts")
         )

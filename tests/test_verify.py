@@ -14,6 +14,7 @@ from recipes import WORDS, Heard, recipe_values, write_recipe
 import mergetomix as m2m
 from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
+from mergetomix.executors.work import FinetuneWork
 from mergetomix.records import Merging, Mixture, Scores, Trial
 from mergetomix.report import tables
 from mergetomix.results import Verification
@@ -87,15 +88,15 @@ def test_what_failed_is_no_candidate_and_stops_nothing(
 ) -> None:
     """The best proxy's fine-tune fails: the next best is checked, it is no candidate."""
     failed: list[Any] = []
-    original = Finetunes.fit
+    original = Finetunes.train
 
-    def failing(self: Any, mixture: Any, *rest: Any) -> Any:
-        if not failed or mixture in failed:
-            failed.append(mixture)
+    def failing(self: Any, work: FinetuneWork) -> Any:
+        if work.stage != "experts" and (not failed or work.mixture in failed):
+            failed.append(work.mixture)
             raise TrainingError("the loss is nan at step 1")
-        return original(self, mixture, *rest)
+        return original(self, work)
 
-    monkeypatch.setattr(Finetunes, "fit", failing)
+    monkeypatch.setattr(Finetunes, "train", failing)
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, budget=3, confidence=0.9999)))
     found = result.verification
     assert found is not None
@@ -110,10 +111,14 @@ def test_what_failed_is_no_candidate_and_stops_nothing(
 def test_where_every_mixture_fails_there_is_no_choice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(self: Any, mixture: Any, *rest: Any) -> Any:
-        raise TrainingError("the loss is nan at step 1")
+    original = Finetunes.train
 
-    monkeypatch.setattr(Finetunes, "fit", failing)
+    def failing(self: Any, work: FinetuneWork) -> Any:
+        if work.stage != "experts":
+            raise TrainingError("the loss is nan at step 1")
+        return original(self, work)
+
+    monkeypatch.setattr(Finetunes, "train", failing)
     values = values_of(tmp_path, budget=1) | {"search": {"min_datasets": 3}}
     with pytest.raises(TrainingError, match="no mixture is left to choose from"):
         m2m.run(write_recipe(tmp_path, values))
@@ -370,14 +375,14 @@ def test_a_dataset_of_three_rows_stands_beside_one_of_thousands(tmp_path: Path) 
 
 
 def test_a_repeat_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Finetunes.fit
+    original = Finetunes.train
 
-    def failing(self: Any, mixture: Any, stage: str, seed: int | None = None) -> Any:
-        if seed is not None:
+    def failing(self: Any, work: FinetuneWork) -> Any:
+        if work.seed is not None:
             raise TrainingError("the loss is nan at step 1")
-        return original(self, mixture, stage, seed)
+        return original(self, work)
 
-    monkeypatch.setattr(Finetunes, "fit", failing)
+    monkeypatch.setattr(Finetunes, "train", failing)
     result = m2m.run(write_recipe(tmp_path, values_of(tmp_path, repeats=1)))
     assert result.verification is not None and result.verification.num_repeats == 0
     assert any("with another seed is left out: the loss is nan" in w for w in result.warnings)

@@ -49,7 +49,7 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
             section, around.opens, seen, on_gpu, around.listener, around.busy
         )
     places = local_places(section, around.device)
-    if len(places) < 2:
+    if len(places) == 1 and "CUDA_VISIBLE_DEVICES" not in places[0].environment:
         if section.threads is not None:
             import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from mergetomix.errors import Fault
 from mergetomix.executors.messages import CannotOpen, Opens, Ready, given
 from mergetomix.executors.states import Busy, WorkerState, called
 from mergetomix.executors.work import Done, Work
-from mergetomix.executors.workers import MOST_DEATHS, Batch, Shown, Workers
+from mergetomix.executors.workers import MOST_KILLED_UNREADY, MOST_UNREADY, Batch, Shown, Workers
 from mergetomix.progress import Listener
 
 LOOK_EVERY_S = 0.5
@@ -210,9 +211,11 @@ class LocalWorkers(Workers):
         code = self._end(worker)
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
         if not worker.is_ready:
+            self._give_back(worker.work, worker.batch)
             self._num_unready += 1
-            if self._num_unready >= MOST_DEATHS:
+            is_killed = -code in (signal.SIGKILL, signal.SIGTERM)
+            if self._num_unready >= (MOST_KILLED_UNREADY if is_killed else MOST_UNREADY):
                 hint = f"see {worker.log}\n{worker.tail()}"
                 raise Fault(f"{worker} {how} before it was ready", hint=hint)
-        if worker.work is not None:
+        elif worker.work is not None:
             self._died(f"{worker} {how}", worker.work, worker.batch, worker.tail())

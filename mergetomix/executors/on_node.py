@@ -64,24 +64,28 @@ class Board:
     """An actor on the node of who asks: workers put up messages, and who asks takes them."""
 
     def __init__(self) -> None:
-        self._messages: list[tuple[str, Message]] = []
+        self._messages: list[tuple[str, list[Message]]] = []
 
     def put(self, worker: str, messages: list[Message]) -> None:
         """Puts up what a worker says."""
-        self._messages += [(worker, each) for each in messages]
+        self._messages.append((worker, messages))
 
-    def take(self) -> list[tuple[str, Message]]:
+    def take(self) -> list[tuple[str, list[Message]]]:
         """Returns what was put up since this was last asked."""
         found, self._messages = self._messages, []
         return found
 
 
 class Speaker:
-    """Puts a worker's messages on the board, those of half a second together."""
+    """Puts a worker's messages on the board, those of half a second together.
+
+    `num_put` counts how often it did.
+    """
 
     def __init__(self, put: Callable[[list[Message]], Any]) -> None:
-        self._put, self._waiting = put, list[Message]()
+        self.put, self._waiting = put, list[Message]()
         self._lock, self._last_s = threading.Lock(), 0.0
+        self.num_put = 0
 
     def tell(self, message: Progress) -> None:
         """Says something, now or with what comes next."""
@@ -97,7 +101,8 @@ class Speaker:
             found, self._waiting = self._waiting, []
             self._last_s = time.monotonic()
         if found:
-            self._put(found)
+            self.put(found)
+            self.num_put += 1
 
 
 class Opened:
@@ -127,31 +132,38 @@ class Opened:
             return CannotOpen(plain(failure))
         return Ready(node())
 
-    def carry_out(self, work: Work) -> Done:
-        """Carries out one piece of work."""
+    def say_where(self, put: Callable[[list[Message]], Any]) -> None:
+        """Puts up where this is, and has what follows put up in the same way."""
+        assert self._speaker is not None
+        self._speaker.put = put
+        put([Ready(node())])
+
+    def carry_out(self, work: Work) -> tuple[Done, int]:
+        """Carries out one piece of work; says too how often messages were put up for it."""
         assert self._carry_out is not None
         assert self._speaker is not None
-        try:
-            return portable(attempt(self._carry_out, work))
-        finally:
-            self._speaker.flush()
+        before = self._speaker.num_put
+        done = portable(attempt(self._carry_out, work))
+        self._speaker.flush()
+        return done, self._speaker.num_put - before
 
 
-_of_process: dict[bytes, Opened] = {}
+_of_process: dict[tuple[bytes, str | None], Opened] = {}
 
 
 def train(
     assignment: Assignment, put: Callable[[list[Message]], Any], work: Work
-) -> Done | CannotOpen:
+) -> tuple[Done, int] | CannotOpen:
     """Carries out a training in a process that may have done one before, and is still open."""
-    if assignment.opens not in _of_process:
+    key = assignment.opens, assignment.seen
+    if key not in _of_process:
         opened = Opened()
         found = opened.open(assignment, put)
         if isinstance(found, CannotOpen):
             return found
-        _of_process[assignment.opens] = opened
-    put([Ready(node())])
-    return _of_process[assignment.opens].carry_out(work)
+        _of_process[key] = opened
+    _of_process[key].say_where(put)
+    return _of_process[key].carry_out(work)
 
 
 def check_versions(wanted: Mapping[str, str]) -> None:

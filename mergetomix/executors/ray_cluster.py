@@ -21,8 +21,8 @@ from mergetomix.errors import Fault, RecipeError
 from mergetomix.executors.messages import CannotOpen, Opens, Ready, given
 from mergetomix.executors.on_node import Assignment, Board, Opened, train, versions
 from mergetomix.executors.states import Busy, WorkerState, called
-from mergetomix.executors.work import Done, FinetuneWork, Work
-from mergetomix.executors.workers import MOST_DEATHS, Batch, Shown, Workers
+from mergetomix.executors.work import FinetuneWork, Work
+from mergetomix.executors.workers import MOST_KILLED_UNREADY, Batch, Shown, Workers
 from mergetomix.progress import Listener
 from mergetomix.sections.executor import ExecutorSection
 
@@ -32,6 +32,8 @@ COUNT_EVERY_S = 5.0
 """How often the nodes are counted: they may come and go."""
 STARVED_S = 15.0
 """A training that has not begun after so long may lack what idle evaluators hold."""
+LATE_S = 5.0
+"""What a worker said of its work is waited for no longer than this once the work is done."""
 SLOW_START_S = 60.0
 """Evaluators that take longer to start are said."""
 STORE_BYTES = 128 * 2**20
@@ -65,7 +67,8 @@ class Need:
 class Helper:
     """A worker of the cluster: an actor that scores, or a task that trains.
 
-    `waiting` is Ray's reference to what it does now: opening, or a piece of work.
+    `waiting` is Ray's reference to what it does now: opening, or a piece of work. It was heard
+    `num_heard` times since that began.
     """
 
     shown: Shown
@@ -75,9 +78,19 @@ class Helper:
     work: Work | None = None
     batch: Batch | None = None
     is_ready: bool = False
+    num_heard: int = 0
 
     def __str__(self) -> str:
         return f"{self.shown.state.name} on {self.shown.state.place}"
+
+    def hear(self, messages: list[Any]) -> None:
+        """Shows what the worker says; that it is ready is no message of its work."""
+        if isinstance(messages[0], Ready):
+            self.is_ready, self.shown.state.place = True, messages[0].about
+            return
+        self.num_heard += 1
+        for message in messages:
+            self.shown.hear(message)
 
 
 @dataclass
@@ -219,7 +232,8 @@ class RayWorkers(Workers):
                 continue
             best = max(able, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
             has = f"{best.get('CPU', 0):g} CPU cores and {best.get('GPU', 0):g} GPUs"
-            message = f"a {kind} takes {need}, and the largest of {len(able)} nodes has {has}"
+            a_kind = f"an {kind}" if kind == "evaluator" else f"a {kind}"
+            message = f"{a_kind} takes {need}, and the largest of {len(able)} nodes has {has}"
             key = "gpus" if best.get("GPU", 0.0) < need.gpus else "cpus"
             hint = "lower it, or start such a node before the run"
             raise RecipeError(f"executor.{key}_per_{kind}", message, hint=hint)
@@ -372,14 +386,12 @@ class RayWorkers(Workers):
         import ray
 
         with suppress(ray.exceptions.RayError):
-            for name, message in ray.get(self._board.take.remote(), timeout=10):
-                for helper in (*self._evaluators, *self._trainings):
-                    if helper.shown.state.name != name:
-                        continue
-                    if isinstance(message, Ready):
-                        helper.is_ready, helper.shown.state.place = True, message.about
-                    else:
-                        helper.shown.hear(message)
+            helpers = {
+                helper.shown.state.name: helper for helper in (*self._evaluators, *self._trainings)
+            }
+            for name, messages in ray.get(self._board.take.remote(), timeout=10):
+                if name in helpers:
+                    helpers[name].hear(messages)
 
     def _came(self, helper: Helper, reference: Any) -> None:
         """Sees to what a worker answered, or to its end."""
@@ -403,13 +415,21 @@ class RayWorkers(Workers):
             helper.is_ready, helper.waiting, self._num_unready = True, None, 0
             helper.shown.state.place = found.about
             return
-        assert isinstance(found, Done)
+        done, num_put = found
+        self._read_all(helper, num_put)
         batch, helper.work, helper.batch, helper.waiting = helper.batch, None, None, None
         helper.shown.state.end()
         if helper.actor is None:
             helper.shown.close()
             self._trainings.remove(helper)
-        self._ended(found, batch)
+        self._ended(done, batch)
+
+    def _read_all(self, helper: Helper, num_put: int) -> None:
+        """Reads what a worker put up while it did its work; its answer may come before it."""
+        end = time.monotonic() + LATE_S
+        while helper.num_heard < num_put and time.monotonic() < end:
+            self._read_board()
+        helper.num_heard = 0
 
     def _lost(self, helper: Helper, why: str) -> None:
         """Takes the work of a worker back that is gone, alone or with its node."""
@@ -417,10 +437,11 @@ class RayWorkers(Workers):
         self._counted_s = 0.0  # nodes may be gone
         self._end(helper)
         if not helper.is_ready:
+            self._give_back(work, batch)
             self._num_unready += 1
-            if self._num_unready >= MOST_DEATHS:
+            if self._num_unready >= MOST_KILLED_UNREADY:
                 raise Fault(f"{helper} is lost before it was ready: {why}", hint=self.advice)
-        if work is not None:
+        elif work is not None:
             self._died(f"{helper} is lost", work, batch, why)
 
     def _feed_the_starved(self) -> None:

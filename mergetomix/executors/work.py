@@ -35,9 +35,11 @@ class ModelReference:
 
 @dataclass(frozen=True)
 class FinetuneWork:
-    """A fine-tune on a mixture to make, in the empty folder `folder`.
+    """A fine-tune on a mixture to make, in the folder `folder`.
 
-    `seed` is None where it is train.seed. `stage` says for which stage, for the progress bar.
+    The model lies in a folder of its own there, whose name the result says: a worker that was taken
+    for lost may still write to another. `seed` is None where it is train.seed. `stage` says for
+    which stage it is made, for the progress bar.
     """
 
     key: str
@@ -49,8 +51,9 @@ class FinetuneWork:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The result of FinetuneWork; the model lies in the work's folder."""
+    """The result of FinetuneWork; the model lies in the folder `name` of the work's folder."""
 
+    name: str
     num_examples: int
     num_tokens: int
     seconds: float
@@ -133,7 +136,7 @@ class GradientResult:
 
 @dataclass(frozen=True)
 class StatisticWork:
-    """A statistic of an expert to measure on its own data, in the empty folder `folder`."""
+    """A statistic of an expert to measure on its own data, in a file in the folder `folder`."""
 
     key: str
     statistic: str

@@ -15,7 +15,9 @@ from mergetomix.executors.work import Done, Failure, Work
 from mergetomix.progress import Advance, Listener
 
 MOST_DEATHS = 5
-"""Workers that may die of one piece of work, or before they are ready; then it has failed."""
+"""Workers that may die of one piece of work; then it has failed."""
+MOST_UNREADY, MOST_KILLED_UNREADY = 3, 20
+"""Workers in a row that may end before they are ready: by themselves, or as others end them."""
 
 
 @dataclass
@@ -130,6 +132,11 @@ class Workers(abc.ABC):
         if batch is not None:
             batch.num_out -= 1
             batch.done.append(done)
+
+    def _give_back(self, work: Work | None, batch: Batch | None) -> None:
+        """Takes work back that a worker never began."""
+        if work is not None and batch is not None:
+            self._pending.append((work, batch))
 
     def _died(self, what: str, work: Work, batch: Batch | None, log: str = "") -> None:
         """Sees to the work of a worker that died: it is done again, if not too many died of it."""

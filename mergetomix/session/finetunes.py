@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import shutil
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -226,6 +228,7 @@ class Finetunes:
         path = given or str(self._store.artifact_path(work.key))
         numbers = found.num_examples, found.num_tokens, found.seconds
         record = Finetune(work.mixture, work.key, path, *numbers)
+        keep_alone(Path(work.folder), found.name)
         try:
             draft.send(record)
         except StopIteration:
@@ -242,22 +245,23 @@ class Finetunes:
         """Carries out the work: trains the model in the work's folder."""
         mixture, sequences = work.mixture, self.sequences(work.mixture, work.seed)
         if self._given(mixture) is not None:
-            return FinetuneResult(len(sequences), 0, 0.0)
+            return FinetuneResult("", len(sequences), 0, 0.0)
         settings = self.train_settings(mixture)
         if work.seed is not None:
             settings = settings.model_copy(update={"seed": work.seed})
         num_steps = self.schedule(mixture, sequences).num_steps
+        out = Path(mkdtemp(prefix="attempt-", dir=work.folder))
         text = f"{'expert' if len(mixture.members) == 1 else 'fine-tuning on'} {mixture}"
         with self._open.listener.task(work.stage, text, num_steps) as advance:
             step = Steps(self._open, f"{work.stage}: {mixture}", num_steps, advance)
             step(0)
             try:
                 num_tokens, seconds = training.finetune(
-                    self._inputs.family, sequences, settings, Path(work.folder), step
+                    self._inputs.family, sequences, settings, out, step
                 )
             except TrainingError as error:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
-        return FinetuneResult(len(sequences), num_tokens, seconds)
+        return FinetuneResult(out.name, len(sequences), num_tokens, seconds)
 
 
 @dataclass
@@ -298,6 +302,17 @@ def environment(opened: OpenRecipe) -> dict[str, Any]:
             **{f"targets.{name}": spec.seed for name, spec in recipe.targets.items()},
         },
     }
+
+
+def keep_alone(folder: Path, name: str) -> None:
+    """Moves what lies in one of a folder's folders up into it, and removes all else there."""
+    for each in list(folder.iterdir()):
+        if each.name != name:
+            shutil.rmtree(each, ignore_errors=True)
+    if name:
+        for each in list((folder / name).iterdir()):
+            each.rename(folder / each.name)
+        (folder / name).rmdir()
 
 
 def _emptied(ready: list[tuple[Mixture, Finetune]]) -> Iterator[tuple[Mixture, Finetune]]:

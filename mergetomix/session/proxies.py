@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -135,20 +137,23 @@ class Proxies:
         statistic, store = self.needed, self._open.store
         names = {self._addresses.statistic(str(statistic), name): name for name in datasets}
         lacking = [key for key in names if statistic is not None and store.file(key, FILE) is None]
-        with ExitStack() as stack:
-            folders = {}
+        drafts = dict[str, ExitStack]()
 
-            def work() -> Iterator[StatisticWork]:
-                for key in lacking:
-                    sources = [self._addresses.expert(names[key])]
-                    folders[key] = ExitStack()
-                    folder = folders[key].enter_context(store.artifact(key, sources))
-                    stack.push(folders[key])
-                    yield StatisticWork(key, str(statistic), names[key], str(folder))
+        def work() -> Iterator[StatisticWork]:
+            for key in lacking:
+                draft = drafts[key] = every.enter_context(ExitStack())
+                expert = self._addresses.expert(names[key])
+                folder = draft.enter_context(store.artifact(key, [expert]))
+                yield StatisticWork(key, str(statistic), names[key], str(folder))
 
+        with ExitStack() as every:
             for done in self._open.executor.run(work()):
                 done.result()
-                folders[done.work.key].close()
+                assert isinstance(done.work, StatisticWork)
+                for other in Path(done.work.folder).iterdir():
+                    if other.name != FILE:
+                        other.unlink()  # of a worker that died over it
+                drafts[done.work.key].close()
 
     def take(self, work: StatisticWork) -> None:
         """Carries out the work: measures a statistic of an expert and writes it to its folder."""
@@ -162,5 +167,7 @@ class Proxies:
             sequences = inputs.sequences(work.dataset)
             found = compute(inputs.family, bank.model, sequences)
             tensors = {param: each.cpu().contiguous() for param, each in found.items()}
-            save_file(tensors, Path(work.folder) / FILE)
+            draft = Path(work.folder) / f"{os.getpid()}-{socket.gethostname()}"
+            save_file(tensors, draft)
+            draft.replace(draft.with_name(FILE))
             advance(1)
