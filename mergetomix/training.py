@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -92,13 +92,42 @@ def _trained(
     on_step: Callable[[int], None],
 ) -> int:
     """Trains, saves, and returns the tokens seen; all that holds the model is local to this."""
+    schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
+    trainer = trained(
+        family, sequences, settings, arguments(family, settings, schedule, out), on_step
+    )
+    name = nonfinite(trainer.model)
+    if name is not None:
+        raise not_finite(f"the tensor {name} is not finite", schedule.num_steps)
+    family.save(trainer.model, out)
+    return int(trainer.state.num_input_tokens_seen)
+
+
+def trained(
+    family: Trains,
+    sequences: Sequence[Item],
+    settings: Train,
+    arguments: Mapping[str, Any],
+    on_step: Callable[[int], None],
+    prepare: Callable[[Any], None] = lambda _: None,
+) -> Any:
+    """Returns transformers' Trainer once it has trained.
+
+    Args:
+        arguments: those of transformers' TrainingArguments.
+        on_step: called with 1 after every optimizer step.
+        prepare: called with the trainer before it trains.
+
+    Raises:
+        TrainingError: the loss is not finite, or the memory too small; names the step.
+    """
     import torch
     import transformers
 
-    schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
     with quiet():
         transformers.set_seed(settings.seed)
-        trainer = family.trainer(sequences, settings, arguments(family, settings, schedule, out))
+        trainer = family.trainer(sequences, settings, arguments)
+        prepare(trainer)
         trainer.add_callback(_watch(on_step))
         trainer.remove_callback(transformers.PrinterCallback)
         try:
@@ -108,11 +137,7 @@ def _trained(
             hint = f"{lower}, or set train.gradient_checkpointing: true"
             message = f"out of GPU memory at step {trainer.state.global_step + 1}"
             raise TrainingError(message, hint=hint) from None
-    name = nonfinite(trainer.model)
-    if name is not None:
-        raise _not_finite(f"the tensor {name} is not finite", schedule.num_steps)
-    family.save(trainer.model, out)
-    return int(trainer.state.num_input_tokens_seen)
+    return trainer
 
 
 def arguments(family: Trains, settings: Train, schedule: Schedule, out: Path) -> dict[str, Any]:
@@ -153,12 +178,13 @@ def _watch(on_step: Callable[[int], None]) -> Any:
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
             if logs and not math.isfinite(logs.get("loss", 0.0)):
-                raise _not_finite(f"the loss is {logs['loss']}", state.global_step)
+                raise not_finite(f"the loss is {logs['loss']}", state.global_step)
 
     return Watch()
 
 
-def _not_finite(what: str, step: int) -> TrainingError:
+def not_finite(what: str, step: int) -> TrainingError:
+    """Returns the error of a training whose numbers are lost."""
     hint = "lower train.learning_rate, or look for odd rows in the data"
     return TrainingError(f"{what} at step {step}", hint=hint)
 

@@ -27,6 +27,7 @@ LAYERS = (
     "search models",
     "experts targets",
     "training recipe executors",
+    "launch",
     "session",
     "stages",
     "report export study demo",

@@ -22,7 +22,12 @@ BENCH = {"score": "harness", "task": "gsm8k"}
 WHOLE = {
     **RAW,
     "targets": {**RAW["targets"], "bench": BENCH},
-    "train": {**RAW["train"], "anchor": ANCHOR, "augment": {"flip": 0.5}},
+    "train": {
+        **RAW["train"],
+        "anchor": ANCHOR,
+        "augment": {"flip": 0.5},
+        "launch": {"processes": 2},
+    },
 }
 """With the sections that are null unless given."""
 SECTIONS = [
@@ -38,6 +43,8 @@ SECTIONS = [
     ("train.lora", "rnak", "rank"),
     ("train.anchor", "shar", "share"),
     ("train.augment", "flp", "flip"),
+    ("train.launch", "proceses", "processes"),
+    ("executor", "wrkers", "workers"),
     ("images", "hed", "head"),
     ("merge", "weigthing", "weighting"),
     ("merge.scale", "exponnet", "exponent"),

@@ -147,6 +147,22 @@ def show_status(store: Store) -> None:
         for run in store.runs()[-10:]
     ]
     _show("Runs", [["id", "folder", "state", "started"], *runs])
+    for run in store.runs()[-10:]:
+        workers = store.workers(run["id"]) if run["alive"] else []
+        if workers:
+            header = ["worker", "on", "does", "for", "left", "done before", "seconds each"]
+            _show(f"Workers of run {run['id']}", [header, *map(_worker_row, workers)])
+
+
+def _worker_row(worker: dict[str, Any]) -> list[str]:
+    """Returns what a worker does and how fast, for a table."""
+    done, total, for_s = worker["done"], worker["total"], worker["for_s"]
+    doing = worker["doing"] or "waits"
+    doing += f", {done} of {total}" if total else ""
+    left = duration(for_s / done * (total - done)) if done else ""
+    each = f"{worker['busy_s'] / worker['num_done']:.2g}" if worker["num_done"] else ""
+    since = duration(for_s) if worker["doing"] else ""
+    return [worker["name"], worker["place"], doing, since, left, str(worker["num_done"]), each]
 
 
 def _state_of(run: dict[str, Any]) -> str:

@@ -24,7 +24,8 @@ class Surroundings:
 
     `opens` gives what workers open, if so many share a machine's memory for models, and `device` is
     what they compute on (`cuda`, `cpu`, `mps`). `scratch` gives a folder for what they share, and
-    `logs` is that of what they print; `listener` hears what they say, and `busy` what they do.
+    `logs` is that of what they print; `listener` hears what they say, and `busy` what they do. A
+    training is of `per_training` processes, a GPU each.
     """
 
     opens: Callable[[int], Opens]
@@ -33,6 +34,7 @@ class Surroundings:
     logs: Path
     listener: Listener
     busy: Busy
+    per_training: int = 1
 
 
 def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut], Executor]:
@@ -49,6 +51,9 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
             section, around.opens, seen, on_gpu, around.listener, around.busy
         )
     places = local_places(section, around.device)
+    if around.device == "cuda" and len(places) < around.per_training:
+        message = f"{around.per_training} processes, and there are {len(places)} GPUs to use"
+        raise RecipeError("train.launch.processes", message, hint="see executor.devices")
     if len(places) == 1 and "CUDA_VISIBLE_DEVICES" not in places[0].environment:
         if section.threads is not None:
             import torch
@@ -56,7 +61,8 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
             torch.set_num_threads(section.threads)
         return InProcess
     opens = around.opens(1 if around.device == "cuda" else len(places))
-    return lambda _: LocalWorkers(opens, places, around.logs, around.listener, around.busy)
+    each = min(around.per_training, len(places))
+    return lambda _: LocalWorkers(opens, places, around.logs, around.listener, around.busy, each)
 
 
 def local_places(section: ExecutorSection, device: str) -> list[Place]:

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from socket import socketpair
@@ -18,10 +18,11 @@ from typing import Any
 from mergetomix.errors import Fault
 from mergetomix.executors.messages import CannotOpen, Opens, Ready, given
 from mergetomix.executors.states import Busy, WorkerState, called
-from mergetomix.executors.work import Done, Work
+from mergetomix.executors.work import Done, FinetuneWork, Work
 from mergetomix.executors.workers import MOST_KILLED_UNREADY, MOST_UNREADY, Batch, Shown, Workers
 from mergetomix.progress import Listener
 
+DEVICES = "CUDA_VISIBLE_DEVICES"
 LOOK_EVERY_S = 0.5
 """How often workers are looked at whether they live, while none says anything."""
 END_WITHIN_S = 5.0
@@ -39,7 +40,10 @@ class Place:
 
 @dataclass
 class Worker:
-    """A process that works, and what it does."""
+    """A process that works, and what it does.
+
+    It may hold other places beside its own, for a training of several processes.
+    """
 
     number: int
     place: Place
@@ -49,6 +53,7 @@ class Worker:
     shown: Shown
     work: Work | None = None
     batch: Batch | None = None
+    held: tuple[int, ...] = ()
     is_ready: bool = False
 
     def __str__(self) -> str:
@@ -70,14 +75,22 @@ class LocalWorkers(Workers):
         places: what they compute on.
         logs: the folder of what workers print.
         busy: hears what the workers do.
+        per_training: how many places a training takes.
     """
 
     advice = "lower executor.workers, train.batch_size or batch_tokens"
 
     def __init__(
-        self, opens: Opens, places: list[Place], logs: Path, listener: Listener, busy: Busy
+        self,
+        opens: Opens,
+        places: list[Place],
+        logs: Path,
+        listener: Listener,
+        busy: Busy,
+        per_training: int = 1,
     ) -> None:
         super().__init__(listener, busy)
+        self._per_training = per_training
         self._opens, self._places, self._logs = opens, places, logs
         self._workers: dict[int, Worker] = {}
         self._opening: dict[str, Any] | None = None
@@ -123,14 +136,25 @@ class LocalWorkers(Workers):
     # --- giving work
 
     def _has_room(self) -> bool:
-        num_busy = sum(worker.work is not None for worker in self._workers.values())
-        return num_busy + len(self._pending) < len(self._places)
+        busy = [worker for worker in self._workers.values() if worker.work is not None]
+        num_taken = len(busy) + sum(len(worker.held) for worker in busy)
+        return num_taken + len(self._pending) < len(self._places)
 
     def _hand_out(self) -> None:
-        while self._pending and (worker := self._free()) is not None:
-            work, batch = self._pending.popleft()
+        while self._pending:
+            work, batch = self._pending[0]
+            num = self._per_training if isinstance(work, FinetuneWork) else 1
+            free = self._free_places()
+            if len(free) < num:
+                break
+            worker = self._workers.get(free[0]) or self._started(free[0])
+            order = work
+            if isinstance(work, FinetuneWork) and num > 1:
+                worker.held = self._emptied(free[1:num])
+                order = replace(work, devices=self._devices(free[:num]))
+            self._pending.popleft()
             try:
-                worker.connection.send(work)
+                worker.connection.send(order)
             except OSError:  # it died since it was last looked at
                 self._pending.appendleft((work, batch))
                 self._bury(worker)
@@ -139,13 +163,23 @@ class LocalWorkers(Workers):
             worker.shown.state.begin(called(work))
         self._tell()
 
-    def _free(self) -> Worker | None:
-        """Returns a worker that waits, or one that is started where there is room."""
-        for worker in self._workers.values():
-            if worker.work is None:
-                return worker
-        free = [number for number in range(len(self._places)) if number not in self._workers]
-        return self._started(free[0]) if free else None
+    def _free_places(self) -> list[int]:
+        """Returns the places where nothing is done, those with a worker that waits first."""
+        busy = [worker for worker in self._workers.values() if worker.work is not None]
+        taken = {number for worker in busy for number in (worker.number, *worker.held)}
+        free = [number for number in range(len(self._places)) if number not in taken]
+        return sorted(free, key=lambda number: number not in self._workers)
+
+    def _emptied(self, numbers: list[int]) -> tuple[int, ...]:
+        """Ends the workers that wait at some places, which need their memory."""
+        for number in numbers:
+            if number in self._workers:
+                self._end(self._workers.pop(number))
+        return tuple(numbers)
+
+    def _devices(self, numbers: list[int]) -> tuple[str, ...]:
+        places = [self._places[number].environment for number in numbers]
+        return tuple(each[DEVICES] for each in places if DEVICES in each)
 
     def _started(self, number: int) -> Worker:
         if self._opening is None:
@@ -194,9 +228,11 @@ class LocalWorkers(Workers):
             self._end(worker)
             raise message.error()
         elif isinstance(message, Done):
-            batch, worker.work, worker.batch = worker.batch, None, None
+            assert worker.work is not None
+            done = replace(message, work=worker.work)
+            batch, worker.work, worker.batch, worker.held = worker.batch, None, None, ()
             worker.shown.state.end()
-            self._ended(message, batch)
+            self._ended(done, batch)
             self._hand_out()
         else:
             worker.shown.hear(message)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mergetomix.executors.work import FinetuneWork, GradientWork, ScoringWork, Work
 
@@ -38,6 +38,12 @@ class WorkerState:
         if total is not None:
             self.done, self.total = 0, total
         self.done += units
+
+    def row(self) -> dict[str, Any]:
+        """Returns what the store notes of it, by the keys of store.WORKER_KEYS."""
+        for_s = time.monotonic() - self.since if self.doing else 0.0
+        known = {key: getattr(self, key) for key in ("name", "place", "doing", "done", "total")}
+        return {**known, "for_s": for_s, "num_done": self.num_done, "busy_s": self.busy_s}
 
     def end(self) -> None:
         """Notes that a piece of work came to its end."""

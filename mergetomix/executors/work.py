@@ -39,7 +39,8 @@ class FinetuneWork:
 
     The model lies in a folder of its own there, whose name the result says: a worker that was taken
     for lost may still write to another. `seed` is None where it is train.seed. `stage` says for
-    which stage it is made, for the progress bar.
+    which stage it is made, for the progress bar. `devices` are the GPUs of a training of several
+    processes, as CUDA_VISIBLE_DEVICES calls them; without any it takes those that there are.
     """
 
     key: str
@@ -47,6 +48,7 @@ class FinetuneWork:
     seed: int | None
     stage: str
     folder: str
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,9 @@ class Trains(Protocol):
     `bf16` says whether it computes in bfloat16, and `settings` what a fine-tune depends on beside
     the recipe's section `train`. `trainer` is one of transformers' for the base, whose state counts
     the tokens seen; `training_loss` is the loss of one batch with its graph, as training takes it;
-    `adapted` is the base with fresh adapters. `max_shard_size` is the largest file of a full
-    model's weights, such as `5GB`. `num_saved` counts the params of a saved fine-tune.
+    `adapted` is the base with fresh adapters, `untrained` a sequence that is not trained on.
+    `max_shard_size` is the largest file of a full model's weights, such as `5GB`. `num_saved`
+    counts the params of a saved fine-tune.
     """
 
     device: str
@@ -125,6 +126,7 @@ class Trains(Protocol):
     ) -> Any: ...
     def training_loss(self, model: Any, sequences: Sequence[Any]) -> Any: ...
     def adapted(self, model: Any, lora: Lora) -> Any: ...
+    def untrained(self) -> Any: ...
     def save(self, model: Any, folder: Path, max_shard_size: str | None = None) -> None: ...
     def num_saved(self, lora: Lora | None) -> int: ...
 

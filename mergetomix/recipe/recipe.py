@@ -170,6 +170,7 @@ def problems(recipe: Recipe) -> Iterator[str]:
 
     A later problem may be due to an earlier one.
     """
+    yield from _of_launch(recipe)
     if recipe.base.dtype == "bfloat16" and recipe.train.method == "full":
         why = "bfloat16 rounds away the small steps of train.method: full"
         yield f"base.dtype: {why}; use auto, or lora"
@@ -182,6 +183,18 @@ def problems(recipe: Recipe) -> Iterator[str]:
     yield from _of_names(recipe)
     yield from _of_the_number_of_datasets(recipe)
     yield from _of_racing(recipe)
+
+
+def _of_launch(recipe: Recipe) -> Iterator[str]:
+    """Yields why a training cannot be one of several processes."""
+    launch, size = recipe.train.launch, recipe.train.batch_size
+    if launch is None:
+        return
+    if recipe.family != "causal-lm":
+        yield f"train.launch: is for family: causal-lm, not {recipe.family}"
+    if size % launch.processes:
+        pieces = f"must be a multiple of train.launch.processes, which is {launch.processes}"
+        yield f"train.batch_size: {pieces}, not {size}"
 
 
 def _of_weights(recipe: Recipe) -> Iterator[str]:

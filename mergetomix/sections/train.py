@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mergetomix.sections.section import Section, Seed
+from mergetomix.sections.section import Section, Seed, Text
 from mergetomix.sections.source import Dataset
 
 
@@ -55,6 +55,19 @@ class Anchor(Section):
     own."""
 
 
+class Launch(Section):
+    """One training on several GPUs, for models that need it; accelerate starts its processes."""
+
+    processes: int = Field(ge=2)
+    """How many processes, a GPU each; batch_size must be a multiple of it."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """`ddp`: each holds the whole model. `fsdp2`: each holds a part of the weights, gradients and
+    optimizer."""
+    config_file: Text | None = None
+    """A configuration of accelerate's (`accelerate config`), which then says all but the number of
+    processes."""
+
+
 class Train(Section):
     """How every fine-tune is made: experts, checks and the final model alike."""
 
@@ -97,6 +110,8 @@ class Train(Section):
     """General data in every fine-tune."""
     augment: Augment | None = None
     """For images: random changes of the training images; null is none."""
+    launch: Launch | None = None
+    """Several processes for each training; null is one."""
     lora: Lora = Lora()
     """Settings of method: lora."""
 

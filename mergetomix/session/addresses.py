@@ -34,7 +34,7 @@ class Addresses:
     def settings(self, seed: int | None = None) -> dict[str, Any]:
         """Returns what a fine-tune depends on beside its data, with train.seed or another seed."""
         train, family = self._recipe.train, self._inputs.family
-        values = train.model_dump(exclude_none=True, exclude={"anchor"})
+        values = train.model_dump(exclude_none=True, exclude={"anchor", "launch"})
         if train.anchor is not None:
             values["anchor"] = [self._inputs.anchor_content(), train.anchor.share]
         if values["method"] == "full":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mergetomix import training
+from mergetomix import launch, training
+from mergetomix.devices import visible_gpus
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.executors.work import FinetuneResult, FinetuneWork
 from mergetomix.mixtures import rows
@@ -256,12 +257,26 @@ class Finetunes:
             step = Steps(self._open, f"{work.stage}: {mixture}", num_steps, advance)
             step(0)
             try:
-                num_tokens, seconds = training.finetune(
-                    self._inputs.family, sequences, settings, out, step
-                )
+                num_tokens, seconds = self._finetuned(work, sequences, settings, out, step)
             except TrainingError as error:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
         return FinetuneResult(out.name, len(sequences), num_tokens, seconds)
+
+    def _finetuned(
+        self,
+        work: FinetuneWork,
+        sequences: Sequence[Item],
+        settings: Train,
+        out: Path,
+        on_step: Callable[[int], None],
+    ) -> tuple[int, float]:
+        """Fine-tunes in this process, or on several that it starts; gives tokens and seconds."""
+        family = self._inputs.family
+        if settings.launch is None:
+            return training.finetune(family, sequences, settings, out, on_step)
+        there = visible_gpus() if family.device == "cuda" else ()
+        devices = work.devices or there[: settings.launch.processes]
+        return launch.finetune(family, sequences, settings, out, on_step, devices)
 
 
 @dataclass

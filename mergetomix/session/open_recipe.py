@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mergetomix.executors.states import WorkerState
 from mergetomix.executors.work import Executor
 from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
@@ -49,6 +51,16 @@ class OpenRecipe:
         """Tells `mergetomix status` how far the run is."""
         if self.run is not None:
             self.store.heartbeat(self.run, stage, done, total)
+
+    def hear_workers(self, states: Sequence[WorkerState]) -> None:
+        """Tells `mergetomix status` what the workers do."""
+        if self.run is not None:
+            self.store.note_workers(self.run, [state.row() for state in states])
+            training = [state for state in states if state.total]
+            if training:
+                first, more = training[0], len(training) - 1
+                text = f"{first.doing} and {more} more" if more else first.doing
+                self.beat(text, first.done, first.total)
 
     def scratch(self) -> Path:
         """Returns a folder that goes when the recipe is closed, shared with its workers."""

@@ -112,7 +112,9 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
         return partial(open_worker, opened.recipe, str(opened.scratch()), num_neighbours)
 
     device, listener = opened.inputs.family.device, opened.listener
-    return Surroundings(opens, device, opened.scratch, logs, listener, lambda _: None)
+    launched = opened.recipe.train.launch
+    num = 1 if launched is None else launched.processes
+    return Surroundings(opens, device, opened.scratch, logs, listener, opened.hear_workers, num)
 
 
 @contextmanager

@@ -47,6 +47,10 @@ _LATER_TABLES = {
     "remarks": """CREATE TABLE IF NOT EXISTS remarks (
         model TEXT NOT NULL, target TEXT NOT NULL, part TEXT NOT NULL, text TEXT NOT NULL,
         PRIMARY KEY (model, target, part)) WITHOUT ROWID""",
+    "workers": """CREATE TABLE IF NOT EXISTS workers (
+        run INTEGER NOT NULL, name TEXT NOT NULL, place TEXT NOT NULL, doing TEXT NOT NULL,
+        done INTEGER NOT NULL, total INTEGER NOT NULL, for_s REAL NOT NULL,
+        num_done INTEGER NOT NULL, busy_s REAL NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID""",
     "sources_by_source": "CREATE INDEX IF NOT EXISTS sources_by_source ON sources (source)",
 }
 

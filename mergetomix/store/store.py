@@ -42,6 +42,9 @@ from mergetomix.store.ledger import Ledger
 from mergetomix.store.manifest import MANIFEST, Manifest
 
 LEDGER = "ledger.sqlite"
+WORKER_KEYS = ("name", "place", "doing", "done", "total", "for_s", "num_done", "busy_s")
+"""What is known of a worker: what it computes on, what it does, `done` of `total` units of it in
+`for_s` seconds, and the `num_done` pieces of work before it, which took `busy_s` seconds."""
 MODEL_KINDS = ("base", "proxy", "expert", "real")
 
 _BEAT_S = 0.5
@@ -437,6 +440,32 @@ class Store:
         sql = "UPDATE runs SET stage = ?, done = ?, total = ?, updated = ? WHERE id = ?"
         self._ledger.execute(sql, (stage, done, total, _now(), run))
         self._beats[run] = (time.monotonic(), stage)
+
+    def note_workers(self, run: int, workers: Sequence[Mapping[str, Any]]) -> None:
+        """Notes what a run's workers do, at most every 0.5 s but for the last of them.
+
+        Each is a mapping with the keys of WORKER_KEYS.
+        """
+        last_s, _ = self._beats.get(-run, (0.0, None))
+        if workers and time.monotonic() - last_s < _BEAT_S:
+            return
+        with self.transaction():
+            self._ledger.execute("DELETE FROM workers WHERE run = ?", (run,))
+            for each in workers:
+                self._ledger.insert("workers", run, *(each[key] for key in WORKER_KEYS))
+        self._beats[-run] = (time.monotonic(), None)
+
+    def workers(self, run: int) -> list[dict[str, Any]]:
+        """Returns what the workers of a run do, each with the keys of WORKER_KEYS, by their names.
+
+        There are none if the run does the work itself, or is over.
+        """
+        if not self._ledger.has_table("workers"):
+            return []
+        sql = f"SELECT {', '.join(WORKER_KEYS)} FROM workers WHERE run = ? ORDER BY name"
+        return [
+            dict(zip(WORKER_KEYS, row, strict=True)) for row in self._ledger.execute(sql, (run,))
+        ]
 
     def end_run(self, run: int, outcome: str) -> None:
         """Notes how a run ended: `finished`, `failed: ...` or `interrupted`."""

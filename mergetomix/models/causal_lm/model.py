@@ -277,6 +277,10 @@ class CausalLM(Pretrained):
             raise ModelError("train.packing", message, hint=hint)
         return trainer(model, self.tokenizer, sequences, options, adapter, self.max_length)
 
+    def untrained(self) -> Encoded:
+        """Returns a sequence that is not trained on."""
+        return Encoded((int(self.tokenizer.pad_token_id),), (IGNORE,), 0)
+
     def training_loss(self, model: Any, sequences: Sequence[Encoded]) -> Any:
         """Returns the loss of one batch with its graph."""
         (batch,) = self.batches(sequences, 10**9)

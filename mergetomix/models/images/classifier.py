@@ -274,6 +274,10 @@ class ImageClassifier(ImageModel):
         total = self.batch_loss(layout, model, self._stacked(sequences), *targets)
         return total / len(sequences)
 
+    def untrained(self) -> EncodedImage:
+        """Raises RecipeError: an image is always trained on."""
+        raise RecipeError("train.launch", "is for family: causal-lm")
+
     def trainer(
         self, sequences: Sequence[EncodedImage], settings: Train, arguments: Mapping[str, Any]
     ) -> Any:

@@ -1,0 +1,265 @@
+"""One training on several processes, a GPU each: `python -m mergetomix.launch JOB`, by accelerate.
+
+The order of the data, the steps and the loss are those of one process with the same batch: every
+step's batch is cut into as many pieces as there are processes. What is left over at the end of an
+epoch is filled up with rows that are not trained on, where accelerate would repeat the first ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mergetomix import training
+from mergetomix.errors import Fault, MergeToMixError, TrainingError
+from mergetomix.experts.deltas import nonfinite
+from mergetomix.models.encoding import Item
+from mergetomix.models.family import Family
+from mergetomix.sections.train import Launch, Train
+
+LOOK_EVERY_S = 0.2
+JOB, STEPS, RESULT, LOG = "job.pkl", "steps", "result.json", "log"
+"""The files of a job's folder: what to do, a byte for each step done, what came of it, what was
+printed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training for several processes; `leader` is the process that waits for it."""
+
+    family: Family
+    sequences: Sequence[Item]
+    settings: Train
+    out: Path
+    leader: int
+
+
+# --- in the process that waits
+
+
+def finetune(
+    family: Family,
+    sequences: Sequence[Item],
+    settings: Train,
+    out: Path,
+    on_step: Callable[[int], None],
+    devices: Sequence[str],
+) -> tuple[int, float]:
+    """Fine-tunes as `training.finetune` does, on the processes that `train.launch` asks for.
+
+    Args:
+        devices: what CUDA_VISIBLE_DEVICES calls the GPUs to use; none on a CPU.
+
+    Raises:
+        TrainingError: the loss or a param is not finite.
+        Fault: a process failed otherwise.
+    """
+    launch = settings.launch
+    assert launch is not None
+    started, folder = time.monotonic(), out / ".job"
+    folder.mkdir(parents=True)
+    job = Job(family, sequences, settings, out, os.getpid())
+    (folder / JOB).write_bytes(pickle.dumps(job))
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
+    if devices:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
+    with (folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            [*command(launch), "-m", "mergetomix.launch", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+    try:
+        wait(process, folder, on_step)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    num_tokens = outcome(process, folder)
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    return num_tokens, time.monotonic() - started
+
+
+def command(launch: Launch) -> list[str]:
+    """Returns the command that starts the processes, without what they do."""
+    found = [sys.executable, "-m", "accelerate.commands.launch"]
+    if launch.config_file is not None:
+        return [*found, "--config_file", launch.config_file]
+    found += ["--num_processes", str(launch.processes), "--num_machines", "1"]
+    found += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    if launch.sharding == "ddp":
+        # its --cpu would start one process; each says itself what it computes on
+        found.append("--multi_gpu")
+    else:
+        found += ["--use_fsdp", "--fsdp_version", "2"]
+        found += ["--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+        found += ["--fsdp_reshard_after_forward", "true"]
+        found += ["--fsdp_cpu_ram_efficient_loading", "false"]
+    return found
+
+
+def wait(process: subprocess.Popen[bytes], folder: Path, on_step: Callable[[int], None]) -> None:
+    """Waits for the end of a job and tells of its steps."""
+    num_told = 0
+    while True:
+        is_over = process.poll() is not None
+        file = folder / STEPS
+        num_done = file.stat().st_size if file.exists() else 0
+        if num_done > num_told:
+            on_step(num_done - num_told)
+            num_told = num_done
+        if is_over:
+            return
+        time.sleep(LOOK_EVERY_S)
+
+
+def outcome(process: subprocess.Popen[bytes], folder: Path) -> int:
+    """Returns the tokens of a job that is over. Raises what it raised."""
+    file = folder / RESULT
+    said = json.loads(file.read_text()) if file.exists() else {}
+    if "message" in said:
+        kind = TrainingError if said["kind"] == "TrainingError" else Fault
+        raise kind(said["message"], hint=said["hint"])
+    if process.returncode or "num_tokens" not in said:
+        printed = (folder / LOG).read_text(errors="replace")[-2000:]
+        message = f"a training of several processes ended with code {process.returncode}"
+        raise Fault(message, hint=f"its last lines are:\n{printed}")
+    return int(said["num_tokens"])
+
+
+# --- in each process of the training
+
+
+def main() -> None:
+    """Trains as one of several processes; the first writes the model and what came of it."""
+    folder = Path(sys.argv[1])
+    job: Job = pickle.loads((folder / JOB).read_bytes())  # noqa: S301  # of who waits for this
+    threading.Thread(target=_end_with, args=(job.leader,), daemon=True).start()
+    is_first = os.environ.get("RANK", "0") == "0"
+    if job.family.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    try:
+        num_tokens = _trained(job, folder, is_first)
+        said: dict[str, Any] = {"num_tokens": num_tokens}
+    except MergeToMixError as error:
+        said = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
+    except Exception as error:  # noqa: BLE001  # the process that waits raises it
+        traceback.print_exc()
+        said = {"kind": "Fault", "message": f"{type(error).__name__}: {error}", "hint": None}
+    if is_first:
+        (folder / RESULT).write_text(json.dumps(said))
+    sys.stdout.flush()
+    sys.exit("message" in said)
+
+
+def _trained(job: Job, folder: Path, is_first: bool) -> int:
+    from accelerate import PartialState
+
+    family, settings = job.family, job.settings
+    num = PartialState(cpu=family.device == "cpu").num_processes
+    if settings.batch_size % num:
+        message = f"a batch of {settings.batch_size} cannot be cut into {num} equal pieces"
+        raise Fault(message, hint="make train.batch_size a multiple of train.launch.processes")
+    schedule = training.plan(len(job.sequences), sum(s.num_tokens for s in job.sequences), settings)
+    places = order(len(job.sequences), schedule.num_steps, settings)
+    filler = family.untrained()
+    rows = [filler if place is None else job.sequences[place] for place in places]
+    arguments = training.arguments(family, settings, schedule, job.out) | {
+        "per_device_train_batch_size": settings.batch_size // num,
+        "train_sampling_strategy": "sequential",
+        "average_tokens_across_devices": True,
+        "ddp_find_unused_parameters": False,
+    }
+
+    def on_step(_: int) -> None:
+        if is_first:
+            with (folder / STEPS).open("ab") as file:
+                file.write(b".")
+
+    trainer = training.trained(family, rows, settings, arguments, on_step, shard_on_cpu)
+    save(trainer, job, is_first)
+    return sum(job.sequences[place].num_tokens for place in places if place is not None)
+
+
+def order(num_rows: int, num_steps: int, settings: Train) -> list[int | None]:
+    """Returns the rows of every step as one process takes them, None where a batch is not full.
+
+    An epoch is a permutation drawn by the seed and the number of the epoch, as accelerate draws it.
+    """
+    import torch
+
+    per_step = settings.batch_size * settings.gradient_accumulation
+    found: list[int | None] = []
+    epoch = 0
+    while len(found) < num_steps * per_step:
+        generator = torch.Generator().manual_seed(settings.seed + epoch)
+        found += torch.randperm(num_rows, generator=generator).tolist()
+        found += [None] * (-len(found) % per_step)
+        epoch += 1
+    return found[: num_steps * per_step]
+
+
+def shard_on_cpu(trainer: Any) -> None:
+    """Has accelerate shard a model on a CPU, which it does by itself on GPUs alone."""
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    state = trainer.accelerator.state
+    wanted = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wanted and state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        state.distributed_type = DistributedType.FSDP
+        trainer.is_fsdp_enabled = True
+
+
+def save(trainer: Any, job: Job, is_first: bool) -> None:
+    """Writes the trained model, put together where each process holds a part of it."""
+    from torch.distributed.tensor import DTensor
+
+    family, model = job.family, trainer.model
+    if any(isinstance(each, DTensor) for each in model.parameters()):
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        tensors = get_model_state_dict(model, options=whole)
+        if is_first:
+            family.device = "cpu"
+            model = family.load()
+            if job.settings.method == "lora":
+                model = family.adapted(model, job.settings.lora)
+            model.load_state_dict(tensors)
+    if is_first:
+        name = nonfinite(model)
+        if name is not None:
+            raise training.not_finite(f"the tensor {name} is not finite", trainer.state.global_step)
+        family.save(model, job.out)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _end_with(leader: int) -> None:
+    """Ends this process if the one that waits for it is gone."""
+    import psutil
+
+    while psutil.pid_exists(leader):
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
