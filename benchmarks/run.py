@@ -22,6 +22,7 @@ NAMES = (
     "merge_methods",
     "lora_combination",
     "gradient",
+    "executors",
     "demo_seeds",
 )
 

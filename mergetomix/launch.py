@@ -100,9 +100,10 @@ def finetune(
 def command(launch: Launch) -> list[str]:
     """Returns the command that starts the processes, without what they do."""
     found = [sys.executable, "-m", "accelerate.commands.launch"]
+    found += ["--num_processes", str(launch.processes)]
     if launch.config_file is not None:
         return [*found, "--config_file", launch.config_file]
-    found += ["--num_processes", str(launch.processes), "--num_machines", "1"]
+    found += ["--num_machines", "1"]
     found += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     if launch.sharding == "ddp":
         # its --cpu would start one process; each says itself what it computes on

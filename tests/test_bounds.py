@@ -86,8 +86,8 @@ def test_threads_are_let_be() -> None:
 
 
 class Answers(CausalLM):
-    def generate(self, model: Any, prompts: Any, settings: Any) -> list[str | None]:
-        return ["ok", "a" * 50 + "!"]
+    def continued(self, *_: Any) -> dict[int, Any]:
+        return {0: "ok", 1: "a" * 50 + "!"}
 
 
 def test_a_pattern_that_never_ends_names_its_key_and_the_row(family: CausalLM) -> None:

@@ -211,6 +211,7 @@ def test_a_fine_tune_that_fails_elsewhere_stops_no_other(
         )
         assert {str(mixture) for mixture in found} == {"a", "b", "c"}
         assert all(isinstance(each, TrainingError) for each in found.values())
-        assert list((tmp_path / "store" / "tmp").iterdir()) == []
+        left = [each.name for each in (tmp_path / "store" / "tmp").iterdir()]
+        assert [name for name in left if not name.startswith("scratch.")] == []
         with pytest.raises(TrainingError, match=r"expert a: .*; expert b: .*; expert c: "):
             pipeline.experts_of(session, ("a", "b", "c"))

@@ -194,6 +194,11 @@ def test_keys_of_the_other_family_are_refused(tmp_path: Path) -> None:
         m2m.load_recipe(put(tmp_path, raw))
 
 
+def test_images_are_trained_in_one_process(recipe: Path) -> None:
+    with pytest.raises(RecipeError, match=r"train\.launch: is for family: causal-lm"):
+        m2m.check(m2m.load_recipe(recipe, ["train.launch.processes=2", "train.batch_size=8"]))
+
+
 def put(folder: Path, raw: dict[str, Any]) -> Path:
     (folder / "other.yaml").write_text(yaml.safe_dump(raw))
     return folder / "other.yaml"

@@ -23,7 +23,7 @@ from recipes import Heard
 from mergetomix.errors import DataError, Fault, RecipeError
 from mergetomix.executors import choose
 from mergetomix.executors.choose import local_places
-from mergetomix.executors.local import LocalWorkers, Place
+from mergetomix.executors.local import LocalWorkers, Slot
 from mergetomix.executors.states import WorkerState
 from mergetomix.executors.work import Done
 from mergetomix.executors.workers import MOST_DEATHS
@@ -36,7 +36,7 @@ States = list[list[WorkerState]]
 def workers(
     folder: Path, num: int, opens: Any = fake_work.opened, heard: Heard | None = None
 ) -> Iterator[LocalWorkers]:
-    places = [Place(f"place {i}", {"WHERE": str(i)}, None) for i in range(num)]
+    places = [Slot(f"place {i}", {"WHERE": str(i)}, None) for i in range(num)]
     made = LocalWorkers(opens, places, folder / "logs", heard or Heard(), lambda states: None)
     try:
         yield made
@@ -183,7 +183,7 @@ def test_what_nobody_waits_for_any_more_is_dropped(tmp_path: Path) -> None:
 
 def test_progress_lines_and_states_come_through(tmp_path: Path) -> None:
     heard, states = Listening(), list[list[tuple[str, str, int]]]()
-    places = [Place("place 0", {}, None)]
+    places = [Slot("place 0", {}, None)]
 
     def busy(now: Any) -> None:
         states.append([(each.doing, each.place, each.num_done) for each in now])
@@ -228,9 +228,9 @@ sys.path[:0] = {paths!r}
 import fake_work
 from recipes import Heard
 from mergetomix.cli import main
-from mergetomix.executors.local import LocalWorkers, Place
+from mergetomix.executors.local import LocalWorkers, Slot
 folder = Path({folder!r})
-places = [Place(str(i), {{}}, None) for i in range(2)]
+places = [Slot(str(i), {{}}, None) for i in range(2)]
 made = LocalWorkers(fake_work.opened, places, folder, Heard(), lambda states: None)
 import signal
 signal.signal(signal.SIGINT, main._interrupt)

@@ -28,6 +28,7 @@ WHOLE = {
         "augment": {"flip": 0.5},
         "launch": {"processes": 2},
     },
+    "executor": {"kind": "local"},
 }
 """With the sections that are null unless given."""
 SECTIONS = [

@@ -10,7 +10,7 @@ from pathlib import Path
 from mergetomix.devices import visible_gpus
 from mergetomix.errors import RecipeError
 from mergetomix.executors.in_process import InProcess
-from mergetomix.executors.local import LocalWorkers, Place
+from mergetomix.executors.local import LocalWorkers, Slot
 from mergetomix.executors.messages import Opens
 from mergetomix.executors.states import Busy
 from mergetomix.executors.work import CarryOut, Executor
@@ -65,7 +65,7 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
     return lambda _: LocalWorkers(opens, places, around.logs, around.listener, around.busy, each)
 
 
-def local_places(section: ExecutorSection, device: str) -> list[Place]:
+def local_places(section: ExecutorSection, device: str) -> list[Slot]:
     """Returns what each process of this machine computes on; one place is the run's own process."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if device != "cuda":
@@ -85,17 +85,17 @@ def local_places(section: ExecutorSection, device: str) -> list[Place]:
         raise RecipeError("executor.workers", message, hint="leave it out")
     chosen = chosen[: section.workers]
     if len(chosen) == 1 and len(visible) == 1:
-        return [Place("GPU 0", {}, section.threads)]
+        return [Slot("GPU 0", {}, section.threads)]
     names = [visible[number] for number in chosen]
     found = _places([f"GPU {name}" for name in names], section.threads, cores or 1)
     return [
-        Place(each.name, {**each.environment, "CUDA_VISIBLE_DEVICES": name}, each.threads)
+        Slot(each.name, {**each.environment, "CUDA_VISIBLE_DEVICES": name}, each.threads)
         for each, name in zip(found, names, strict=True)
     ]
 
 
-def _places(names: list[str], threads: int | None, cores: int) -> list[Place]:
+def _places(names: list[str], threads: int | None, cores: int) -> list[Slot]:
     """Places that share the cores."""
     each = threads or max(1, cores // len(names))
     number = {"OMP_NUM_THREADS": str(each), "MKL_NUM_THREADS": str(each)}
-    return [Place(name, number, each) for name in names]
+    return [Slot(name, number, each) for name in names]

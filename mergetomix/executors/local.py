@@ -30,7 +30,7 @@ END_WITHIN_S = 5.0
 
 
 @dataclass(frozen=True)
-class Place:
+class Slot:
     """What a worker computes on: a name for it, and the environment that gives it to a process."""
 
     name: str
@@ -46,7 +46,7 @@ class Worker:
     """
 
     number: int
-    place: Place
+    place: Slot
     process: subprocess.Popen[bytes]
     connection: Connection
     log: Path
@@ -83,7 +83,7 @@ class LocalWorkers(Workers):
     def __init__(
         self,
         opens: Opens,
-        places: list[Place],
+        places: list[Slot],
         logs: Path,
         listener: Listener,
         busy: Busy,

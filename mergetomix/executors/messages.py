@@ -63,14 +63,14 @@ class Over:
 
 
 @dataclass(frozen=True)
-class Said:
+class Spoken:
     """A line for the user."""
 
     text: str
     is_warning: bool
 
 
-Progress: TypeAlias = Begun | Advanced | Over | Said
+Progress: TypeAlias = Begun | Advanced | Over | Spoken
 Message: TypeAlias = Ready | CannotOpen | Done | Progress
 
 
@@ -96,11 +96,11 @@ class Teller:
 
     def note(self, text: str) -> None:
         """Passes a line on."""
-        self._tell(Said(text, is_warning=False))
+        self._tell(Spoken(text, is_warning=False))
 
     def warn(self, text: str) -> None:
         """Passes a warning on."""
-        self._tell(Said(text, is_warning=True))
+        self._tell(Spoken(text, is_warning=True))
 
 
 def portable(done: Done) -> Done:

@@ -21,6 +21,7 @@ from mergetomix.recipe.datasets_from import expanded
 from mergetomix.recipe.each_task import each_task
 from mergetomix.recipe.errors import nearest, readable
 from mergetomix.recipe.paths import (
+    is_there,
     real,
     resolve_base,
     resolve_source,
@@ -139,6 +140,14 @@ class Recipe(Section):
             dataset = resolve_source(anchor.dataset, folder)
             anchor = anchor.model_copy(update={"dataset": dataset})
             update["train"] = self.train.model_copy(update={"anchor": anchor})
+        launch = self.train.launch
+        if launch is not None and launch.config_file is not None:
+            file = real(under(folder, launch.config_file))
+            if not is_there(Path(file)):
+                raise RecipeError("train.launch.config_file", f"there is no file {file}")
+            section = launch.model_copy(update={"config_file": file})
+            train = update.get("train", self.train)
+            update["train"] = train.model_copy(update={"launch": section})
         found = self.model_copy(update=update)
         for key, path in found.paths():
             if (why := unusable(path)) is not None:
@@ -190,8 +199,6 @@ def _of_launch(recipe: Recipe) -> Iterator[str]:
     launch, size = recipe.train.launch, recipe.train.batch_size
     if launch is None:
         return
-    if recipe.family != "causal-lm":
-        yield f"train.launch: is for family: causal-lm, not {recipe.family}"
     if size % launch.processes:
         pieces = f"must be a multiple of train.launch.processes, which is {launch.processes}"
         yield f"train.batch_size: {pieces}, not {size}"

@@ -113,4 +113,4 @@ class Addresses:
 
     def derivatives(self, proxy: str, scored: str) -> str:
         """Returns the address of the derivatives at a proxy of what is scored."""
-        return digest("derivatives", "chunks", proxy, scored)
+        return digest("derivatives", proxy, scored)

@@ -326,7 +326,7 @@ def keep_alone(folder: Path, name: str) -> None:
             shutil.rmtree(each, ignore_errors=True)
     if name:
         for each in list((folder / name).iterdir()):
-            each.rename(folder / each.name)
+            each.replace(folder / each.name)
         (folder / name).rmdir()
 
 

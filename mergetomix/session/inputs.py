@@ -212,6 +212,8 @@ def read_inputs(recipe: Recipe, listener: Listener) -> Inputs:
     family = open_family(recipe.family, recipe.base, recipe.device, recipe.train, recipe.images)
     if not isinstance(family, ClassifiesImages):
         _refuse_foreign(recipe)
+    if recipe.train.launch is not None:
+        family.untrained()  # raises if the family is always trained in one process
     read, own = _read(recipe, family, listener)
     leaks = Leaks(recipe, read)
     for name in recipe.datasets:
