@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there
 from mergetomix.demo.text import BASE, sources
 from mergetomix.executors.choose import Surroundings
 from mergetomix.executors.local import LocalWorkers, Slot
-from mergetomix.recipe.recipe import Recipe, load
+from mergetomix.recipe.recipe import load
 from mergetomix.records import Mixture
 from mergetomix.session import session as sessions
 from mergetomix.session.session import Session, open_session
@@ -140,11 +140,70 @@ def kinds() -> list[tuple[str, dict[str, Any], Callable[[], Any]]]:
 
 # --- the time
 
+LOOP = """
+import sys, time
+import torch
+from mergetomix.recipe.recipe import load
+from mergetomix.progress import Silent
+from mergetomix.session.inputs import read_inputs
+torch.set_num_threads(1)
+inputs = read_inputs(load({path!r}), Silent())
+family, model = inputs.family, inputs.family.load()
+batches = [inputs.sequences(name)[:4] for name in inputs.candidates]
+scorers = inputs.targets("select").values()
+def once(what):
+    for each in batches if what == "train" else ():
+        family.training_loss(model, each).backward()
+    for each in scorers if what == "score" else ():
+        each.score(model)
+once({what!r})
+print("ready", flush=True)
+sys.stdin.readline()
+started = time.monotonic()
+for _ in range({num}):
+    once({what!r})
+print(time.monotonic() - started, flush=True)
+"""
+
+
+def ceiling(path: Path, what: str, num: int) -> float:
+    """How many times as fast two processes are as one, with nothing between them.
+
+    That is what the machine allows: its two cores share caches, memory and their clock.
+    """
+
+    def taken(num_processes: int) -> float:
+        code = LOOP.format(path=str(path), what=what, num=num // num_processes)
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(num_processes)
+        ]
+        for each in running:
+            assert each.stdout is not None and each.stdout.readline() == "ready\n"
+        for each in running:
+            assert each.stdin is not None
+            each.stdin.write("go\n")
+            each.stdin.flush()
+        return max(float(each.communicate()[0]) for each in running)
+
+    return taken(1) / taken(2)
+
 
 def speed() -> None:
     """Times 255 proxies, six experts and a search by gradients, with one worker and with two."""
     ratios: dict[str, list[float]] = {}
     for repeat in range(NUM_REPEATS):
+        with tempfile.TemporaryDirectory() as temporary:
+            path = write(Path(temporary), 8, {"strategy": "exhaustive"})
+            for what, num in (("train", 24), ("score", 40)):
+                found = ceiling(path, what, num)
+                ratios.setdefault(f"two processes alone, {what}", []).append(found)
+                print(f"two processes alone, {what}: {found:.2f} times", flush=True)
         for backend in ("local", "ray"):
             with tempfile.TemporaryDirectory() as temporary:
                 for what in ("experts", "proxies", "gradient"):
@@ -175,41 +234,29 @@ def timed(folder: Path, backend: str, what: str, num: int, repeat: int) -> float
         more["train"] = {"max_tokens": None, "max_steps": 5}
     if backend == "ray":
         more["executor"] = {"kind": "ray", "max_evaluators": num, "max_trainings": num}
-    path = write(folder / f"{what}-{backend}", datasets, searches[what], **more)
+    path = write(folder / f"{what}-{backend}-{num}", datasets, searches[what], **more)
     recipe = load(path)
-    with on_nodes(backend, num):
-        maker = None if backend == "ray" else of_local(recipe, num)
-        with open_session(recipe, None, maker) as session:
+    if backend == "local":
+        with local(num), open_session(recipe) as session:
             return of_experts(session) if what == "experts" else of_search(session)
+    with cluster(num_nodes=num), open_session(recipe) as session:
+        return of_experts(session) if what == "experts" else of_search(session)
 
 
 @contextmanager
-def on_nodes(backend: str, num: int) -> Iterator[None]:
-    if backend == "local":
+def local(num: int) -> Iterator[None]:
+    """Has sessions use local workers even where one process would do."""
+    places = [Slot(f"core {i}", {"OMP_NUM_THREADS": "1"}, 1) for i in range(num)]
+
+    def made(_: Any, around: Surroundings) -> Any:
+        opens = around.opens(num)
+        return lambda _: LocalWorkers(opens, places, around.logs, around.listener, around.busy)
+
+    original, sessions.chosen = sessions.chosen, made
+    try:
         yield
-        return
-    with cluster(num_nodes=num):
-        yield
-
-
-def of_local(recipe: Recipe, num: int) -> Any:
-    """Makes local workers even where one process would do."""
-    environment = {"OMP_NUM_THREADS": "1"}
-    places = [Slot(f"core {i}", environment, 1) for i in range(num)]
-
-    def made(_: Any) -> LocalWorkers:
-        around: Surroundings = held[0]
-        return LocalWorkers(around.opens(num), places, around.logs, around.listener, around.busy)
-
-    held: list[Surroundings] = []
-    original = sessions.surroundings
-
-    def kept(opened: Any) -> Surroundings:
-        held[:] = [original(opened)]
-        return held[0]
-
-    sessions.surroundings = kept
-    return made
+    finally:
+        sessions.chosen = original
 
 
 def of_search(session: Session) -> float:
