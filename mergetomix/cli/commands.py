@@ -33,7 +33,7 @@ app = typer.Typer(
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
 ]
-StorePath = Annotated[Path, typer.Argument(help="A recipe, a run's folder, or a store.")]
+StorePath = Annotated[str, typer.Argument(help="A recipe, a run's folder, or a store.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -233,7 +233,7 @@ def final(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 @app.command()
 def status(
-    path: StorePath = Path(".mergetomix"),
+    path: StorePath = ".mergetomix",
 ) -> None:
     """Show what a store holds and how far its runs are."""
     from mergetomix.cli import console, first_recipe
@@ -291,7 +291,7 @@ app.add_typer(store_app, name="store")
 
 
 @store_app.command("verify")
-def verify_store(path: StorePath = Path(".mergetomix")) -> None:
+def verify_store(path: StorePath = ".mergetomix") -> None:
     """Read every byte of a store's artifacts and name those that are damaged (exit code 1)."""
     from mergetomix.cli import first_recipe
     from mergetomix.store import repair
@@ -307,7 +307,7 @@ def verify_store(path: StorePath = Path(".mergetomix")) -> None:
 
 
 @store_app.command("rebuild")
-def rebuild_store(path: StorePath = Path(".mergetomix")) -> None:
+def rebuild_store(path: StorePath = ".mergetomix") -> None:
     """Write a lost or damaged ledger anew from what the artifacts say of themselves.
 
     Scores are computed again: they are in the ledger alone. No run may use the store meanwhile.

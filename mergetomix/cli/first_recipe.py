@@ -20,6 +20,7 @@ from mergetomix.recipe.paths import is_there, resolve_data_path, under
 from mergetomix.recipe.recipe import NAME, Recipe
 from mergetomix.recipe.yaml import read_values
 from mergetomix.sections.source import Dataset, Source
+from mergetomix.store.mirror import is_remote
 from mergetomix.targets.kinds import AnyTarget
 
 NUM_LOOKED_AT = 200
@@ -344,11 +345,16 @@ def check_base(base: str, folder: Path) -> None:
         raise UserError(f"base: no model in {base}", hint="a folder with config.json, or a hub id")
 
 
-def store_of(path: Path) -> Path:
-    """Returns the store that a recipe, a run's folder or a store's path leads to."""
+def store_of(given: str) -> str | Path:
+    """Returns the store that a recipe, a run's folder or a store's path or address leads to."""
+    if is_remote(given):
+        return given
+    path = Path(given)
     if path.is_dir() and (path / "recipe.yaml").is_file() and not (path / "ledger.sqlite").exists():
         path = path / "recipe.yaml"
     if not path.is_file():
         return path
     store = read_values(path).get("store") or Recipe.model_fields["store"].default
+    if is_remote(str(store)):
+        return str(store)
     return path.resolve().parent / Path(str(store)).expanduser()

@@ -63,24 +63,25 @@ class Bars:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._bar: TaskID | None = None
+        self._bars: list[TaskID] = []
 
     @contextmanager
     def task(self, stage: str, text: str, total: int) -> Iterator[Advance]:
         """Shows a bar that goes when the work is done."""
         shown = text if stage in text else f"{stage}: {text}"
         bar = self._progress.add_task(shown, total=total, state="")
-        outer, self._bar = self._bar, bar
+        self._bars.append(bar)
         try:
             yield lambda units: self._progress.advance(bar, units)
         finally:
-            self._bar = outer
+            # those of several workers end in any order
+            self._bars.remove(bar)
             self._progress.remove_task(bar)
 
     def state(self, text: str) -> None:
-        """Shows what the work has come to behind the innermost bar."""
-        if self._bar is not None:
-            self._progress.update(self._bar, state=text)
+        """Shows what the work has come to behind the bar that began last."""
+        if self._bars:
+            self._progress.update(self._bars[-1], state=text)
 
     def note(self, text: str) -> None:
         """Prints a line above the bars."""

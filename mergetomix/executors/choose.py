@@ -25,7 +25,8 @@ class Surroundings:
     `opens` gives what workers open, if so many share a machine's memory for models, and `device` is
     what they compute on (`cuda`, `cpu`, `mps`). `scratch` gives a folder for what they share, and
     `logs` is that of what they print; `listener` hears what they say, and `busy` what they do. A
-    training is of `per_training` processes, a GPU each.
+    training is of `per_training` processes, a GPU each. `shares_disk` says whether all workers must
+    see the store's folder.
     """
 
     opens: Callable[[int], Opens]
@@ -35,6 +36,7 @@ class Surroundings:
     listener: Listener
     busy: Busy
     per_training: int = 1
+    shares_disk: bool = True
 
 
 def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut], Executor]:
@@ -46,7 +48,10 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
     if section.kind == "ray":
         from mergetomix.executors.ray_cluster import RayWorkers
 
-        on_gpu, seen = around.device == "cuda", str(around.scratch())
+        on_gpu = around.device == "cuda"
+        seen = str(around.scratch()) if around.shares_disk else None
+        if on_gpu and section.gpus_per_training is None:
+            section = section.model_copy(update={"gpus_per_training": around.per_training})
         return lambda _: RayWorkers(
             section, around.opens, seen, on_gpu, around.listener, around.busy
         )

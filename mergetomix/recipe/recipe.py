@@ -39,6 +39,7 @@ from mergetomix.sections.search import Search
 from mergetomix.sections.section import Section, Text
 from mergetomix.sections.source import SOURCE_DEFAULTS, Dataset, DatasetsFrom
 from mergetomix.sections.train import Train
+from mergetomix.store.mirror import is_remote
 from mergetomix.targets.kinds import AnyTarget
 from mergetomix.targets.python import PythonTarget
 
@@ -92,7 +93,8 @@ class Recipe(Section):
     batch_tokens: int = Field(default=8192, ge=1)
     """Most tokens, padding included, in one forward pass of an evaluation."""
     store: Text = ".mergetomix"
-    """Folder of experts, trials and real fine-tunes; runs may share one."""
+    """Folder of experts, trials and real fine-tunes; runs may share one. Or an address on shared
+    storage, such as s3://bucket/prefix, which one process writes at a time."""
     run_dir: Text = "runs/first"
     """Folder for the report, result.json and the final model's link."""
 
@@ -132,7 +134,7 @@ class Recipe(Section):
                 name: resolve_source(each, folder) for name, each in self.datasets.items()
             },
             "targets": {name: resolve_target(each, folder) for name, each in self.targets.items()},
-            "store": real(under(folder, self.store)),
+            "store": self.store if is_remote(self.store) else real(under(folder, self.store)),
             "run_dir": real(under(folder, self.run_dir)),
         }
         anchor = self.train.anchor

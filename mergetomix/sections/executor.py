@@ -33,9 +33,11 @@ class ExecutorSection(Section):
     """The cluster: `auto` is the one that this machine belongs to, `local` starts one on this
     machine, and HOST:PORT names one."""
     gpus_per_training: float | None = Field(default=None, ge=0)
-    """GPUs of a training; null is one, or none where models are on the CPU."""
+    """GPUs of a training; null is one, or as many as train.launch says, or none where models are on
+    the CPU."""
     gpus_per_evaluator: float | None = Field(default=None, ge=0)
-    """GPUs of an evaluator, such as 0.5 where two models fit on one; null is as for a training."""
+    """GPUs of an evaluator, such as 0.5 where two models fit on one; null is one, or none where
+    models are on the CPU."""
     cpus_per_training: Count = 1
     """CPU cores of a training, and its threads."""
     cpus_per_evaluator: Count = 1

@@ -23,6 +23,7 @@ from mergetomix.sections.train import Train
 from mergetomix.session.addresses import Addresses
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.spaces import Spaces
+from mergetomix.store.mirroring import HANDED_OVER
 
 
 class Finetunes:
@@ -229,7 +230,11 @@ class Finetunes:
         path = given or str(self._store.artifact_path(work.key))
         numbers = found.num_examples, found.num_tokens, found.seconds
         record = Finetune(work.mixture, work.key, path, *numbers)
-        keep_alone(Path(work.folder), found.name)
+        if self._store.shared is not None and found.name.startswith(HANDED_OVER):
+            keep_alone(Path(work.folder), "")
+            self._store.shared.take_over(work.key, found.name, Path(work.folder))
+        else:
+            keep_alone(Path(work.folder), found.name)
         try:
             draft.send(record)
         except StopIteration:
@@ -251,7 +256,10 @@ class Finetunes:
         if work.seed is not None:
             settings = settings.model_copy(update={"seed": work.seed})
         num_steps = self.schedule(mixture, sequences).num_steps
-        out = Path(mkdtemp(prefix="attempt-", dir=work.folder))
+        shared, folder = self._store.shared, Path(work.folder)
+        is_elsewhere = shared is not None and not folder.is_dir()
+        where = self._open.scratch() if is_elsewhere else folder
+        out = Path(mkdtemp(prefix="attempt-", dir=where))
         text = f"{'expert' if len(mixture.members) == 1 else 'fine-tuning on'} {mixture}"
         with self._open.listener.task(work.stage, text, num_steps) as advance:
             step = Steps(self._open, f"{work.stage}: {mixture}", num_steps, advance)
@@ -260,7 +268,11 @@ class Finetunes:
                 num_tokens, seconds = self._finetuned(work, sequences, settings, out, step)
             except TrainingError as error:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
-        return FinetuneResult(out.name, len(sequences), num_tokens, seconds)
+        name = out.name
+        if shared is not None and is_elsewhere:
+            name = shared.hand_over(work.key, out)
+            shutil.rmtree(out)
+        return FinetuneResult(name, len(sequences), num_tokens, seconds)
 
     def _finetuned(
         self,

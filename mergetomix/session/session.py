@@ -114,7 +114,16 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     device, listener = opened.inputs.family.device, opened.listener
     launched = opened.recipe.train.launch
     num = 1 if launched is None else launched.processes
-    return Surroundings(opens, device, opened.scratch, logs, listener, opened.hear_workers, num)
+    return Surroundings(
+        opens,
+        device,
+        opened.scratch,
+        logs,
+        listener,
+        opened.hear_workers,
+        num,
+        shares_disk=opened.store.shared is None,
+    )
 
 
 @contextmanager
@@ -133,7 +142,7 @@ def open_worker(
     with Store.peek(recipe.store) as store:
         opened = OpenRecipe(recipe, read_inputs(recipe, Silent()), store, listener)
         opened.num_neighbours = num_neighbours
-        if scratch is not None:
+        if scratch is not None and Path(scratch).is_dir():
             opened.shared_scratch = Path(scratch)
         session = Session(opened, InProcess)
 

@@ -50,6 +50,8 @@ class Artifacts:
         self._hash_one, self._read_only = hash_one, read_only
         self._sound: dict[str, Stamps] = {}
         self.on_damage: Callable[[str], None] = lambda _: None
+        self.fetch: Callable[[str], None] | None = None
+        """Brings a folder from shared storage, if the store has some."""
 
     def folder(self, key: str) -> Path:
         """Returns where the folder of a key lies, or would lie."""
@@ -90,6 +92,8 @@ class Artifacts:
         A folder that does not is set aside, and everything that was computed from it goes.
         """
         folder = self.folder(key)
+        if self.fetch is not None and not folder.is_dir() and self.sums(key):
+            self.fetch(key)
         try:
             stamps = _stamps(folder) if folder.is_dir() else ()
         except OSError:
@@ -98,8 +102,12 @@ class Artifacts:
             return True
         if not folder.is_dir() and not self.sums(key):
             return False
-        if self.damage(key) is not None and self._set_aside(key):
-            return False
+        if self.damage(key) is not None:
+            if self.fetch is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                self.fetch(key)
+            if self.damage(key) is not None and self._set_aside(key):
+                return False
         self._sound[key] = stamps
         return True
 

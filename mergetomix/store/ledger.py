@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,19 @@ _LATER_TABLES = {
         run INTEGER NOT NULL, name TEXT NOT NULL, place TEXT NOT NULL, doing TEXT NOT NULL,
         done INTEGER NOT NULL, total INTEGER NOT NULL, for_s REAL NOT NULL,
         num_done INTEGER NOT NULL, busy_s REAL NOT NULL, PRIMARY KEY (run, name)) WITHOUT ROWID""",
+    "places": """CREATE TABLE IF NOT EXISTS places (
+        key TEXT PRIMARY KEY, token TEXT NOT NULL) WITHOUT ROWID""",
+    "mirrored": """CREATE TABLE IF NOT EXISTS mirrored (
+        store TEXT NOT NULL, number INTEGER NOT NULL)""",
     "sources_by_source": "CREATE INDEX IF NOT EXISTS sources_by_source ON sources (source)",
 }
+
+
+_LOCAL = {"files", "workers", "mirrored"}
+"""Tables that are of this machine alone."""
+_WRITES = re.compile(
+    r"\s*(?:INSERT(?: OR \w+)? INTO|REPLACE INTO|DELETE FROM|UPDATE)\s+(\w+)", re.IGNORECASE
+)
 
 
 class Ledger:
@@ -69,6 +81,8 @@ class Ledger:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self._depth = 0
+        self._noted: list[tuple[str, Any]] = []
+        self.journal: Callable[[list[tuple[str, Any]]], None] | None = None
         # The schema first: a ledger of another version must not be changed, not even its journal.
         address = _read_only_address(path) if read_only else f"{path.as_uri()}?mode=rwc"
         self._db = self._connected(address, empty_is_fine=not read_only)
@@ -90,22 +104,42 @@ class Ledger:
         All of it is kept, or none if an exception leaves the block. Other writers wait meanwhile,
         so compute first. A transaction inside another belongs to the outer one.
         """
-        level = f"level_{self._depth}"
+        level, num_noted = f"level_{self._depth}", len(self._noted)
         self.execute(f"SAVEPOINT {level}" if self._depth else "BEGIN IMMEDIATE")
         self._depth += 1
         try:
             yield
+            if self._depth == 1 and self._noted and self.journal is not None:
+                self.journal(self._noted)
+                self._noted = []
             self.execute(f"RELEASE {level}" if self._depth > 1 else "COMMIT")
         except BaseException:
             # A full disk makes SQLite roll back by itself.
+            del self._noted[num_noted:]
             if self._db.in_transaction:
                 self.execute(f"ROLLBACK TO {level}" if self._depth > 1 else "ROLLBACK")
             raise
         finally:
             self._depth -= 1
 
-    def execute(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
-        """Returns the rows of a statement. Raises `StoreError` for what the user can mend."""
+    def execute(
+        self,
+        sql: str,
+        parameters: Sequence[Any] | Mapping[str, Any] = (),
+        *,
+        is_local: bool = False,
+    ) -> list[Any]:
+        """Returns the rows of a statement. Raises `StoreError` for what the user can mend.
+
+        Args:
+            is_local: whether what it writes is of this machine alone, and not for the journal.
+        """
+        table = None if self.journal is None or is_local else _WRITES.match(sql)
+        if table is not None and table[1].lower() not in _LOCAL:
+            if not self._depth:
+                with self.transaction():
+                    return self.execute(sql, parameters)
+            self._noted.append((sql, parameters))
         try:
             return self._db.execute(sql, parameters).fetchall()
         except sqlite3.DatabaseError as error:

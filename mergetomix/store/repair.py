@@ -15,6 +15,7 @@ from mergetomix.store.artifacts import COLUMNS, Artifacts
 from mergetomix.store.disk import fsync
 from mergetomix.store.ledger import Ledger
 from mergetomix.store.manifest import Manifest
+from mergetomix.store.mirror import is_remote
 from mergetomix.store.store import LEDGER, Store, absolute
 
 
@@ -32,7 +33,7 @@ class Rebuilt:
     unknown: tuple[str, ...]
 
 
-def verify(path: Path) -> list[str]:
+def verify(path: str | Path) -> list[str]:
     """Returns what is damaged in a store, one sentence each; every byte is read.
 
     Nothing is set aside: the next run does that, and makes it again.
@@ -45,7 +46,7 @@ def verify(path: Path) -> list[str]:
         return store.look_through()
 
 
-def rebuild(path: Path) -> Rebuilt:
+def rebuild(path: str | Path) -> Rebuilt:
     """Writes a store's ledger anew from what its folders say; the old one goes to `damaged/`.
 
     Fine-tunes are kept, and scores are not: they are in the ledger alone. No run may use the store
@@ -54,6 +55,9 @@ def rebuild(path: Path) -> Rebuilt:
     Raises:
         StoreError: there are no kept folders, or the disk does not take it.
     """
+    if is_remote(str(path)):
+        message = f"the ledger of {path} is its journal, which is read anew by every machine"
+        raise StoreError(message, hint="a folder's ledger can be written anew")
     path = absolute(path)
     if not (path / "artifacts").is_dir():
         message = f"there is no store at {path}"

@@ -40,6 +40,8 @@ from mergetomix.store.artifacts import Artifacts
 from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp, stats
 from mergetomix.store.ledger import Ledger
 from mergetomix.store.manifest import MANIFEST, Manifest
+from mergetomix.store.mirror import Mirror, is_remote
+from mergetomix.store.mirroring import Mirroring
 
 LEDGER = "ledger.sqlite"
 WORKER_KEYS = ("name", "place", "doing", "done", "total", "for_s", "num_done", "busy_s")
@@ -85,12 +87,26 @@ class Store:
     """
 
     def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        self.path = absolute(path)
+        remote = is_remote(str(path))
+        self.shared = Mirroring(Mirror(str(path)), read_only) if remote else None
+        self.path = absolute(path) if self.shared is None else self.shared.folder
         self._read_only = read_only
         self._locks: dict[str, FileLock] = {}
         self._beats: dict[int, tuple[float, str | None]] = {}
-        self._ledger = self._looked_at() if read_only else self._opened()
-        self._artifacts = Artifacts(self.path, self._ledger, self.file_hash, read_only)
+        try:
+            if self.shared is not None:
+                self.shared.begin()
+            self._open()
+        except BaseException:
+            if self.shared is not None:
+                self.shared.end()
+            raise
+
+    def _open(self) -> None:
+        self._ledger = self._looked_at() if self._read_only else self._opened()
+        self._artifacts = Artifacts(self.path, self._ledger, self.file_hash, self._read_only)
+        if self.shared is not None:
+            self.shared.attach(self._ledger, self._artifacts)
 
     @classmethod
     def peek(cls, path: str | Path) -> Store:
@@ -157,12 +173,19 @@ class Store:
         return found
 
     def on_damage(self, hear: Callable[[str], None]) -> None:
-        """Has `hear` called with a sentence for every artifact that is found damaged."""
+        """Has `hear` called with a sentence for every artifact that is found damaged.
+
+        It hears of shared storage that has to be waited for, too.
+        """
         self._artifacts.on_damage = hear
+        if self.shared is not None:
+            self.shared.mirror.hear = hear
 
     def close(self) -> None:
-        """Lets go of the ledger; doing so again does nothing."""
+        """Lets go of the ledger and of shared storage; doing so again does nothing."""
         self._ledger.close()
+        if self.shared is not None:
+            self.shared.end()
 
     def __enter__(self) -> Store:
         return self
@@ -182,6 +205,8 @@ class Store:
         """
         columns = "mixture, path, num_examples, num_tokens, train_s"
         rows = self._ledger.execute(f"SELECT {columns} FROM finetunes WHERE key = ?", (key,))
+        if not rows and self._missed():
+            return self.finetune(key)
         for text, path, *cost in rows:
             folder = self.path / path  # an absolute path stays itself
             is_own = folder == self.artifact_path(key)
@@ -190,6 +215,18 @@ class Store:
                 mixture = Mixture(datasets, weights)
                 return Finetune(mixture, key, str(folder), *cost)
         return None
+
+    def _missed(self) -> bool:
+        """Brings a store on shared storage up to date; returns whether there was anything new."""
+        if self.shared is None or not self._read_only:
+            return False
+        before = self.shared.number
+        self.shared.catch_up()
+        if self.shared.number == before:
+            return False
+        self._ledger.close()
+        self._open()
+        return True
 
     def add_finetune(
         self, record: Finetune, settings: Mapping[str, Any], environment: Mapping[str, Any]
@@ -378,6 +415,8 @@ class Store:
 
     def _place(self, draft: Path, final: Path, manifest: Manifest) -> None:
         # The ledger's write lock keeps two processes from placing the same artifact at once.
+        if self.shared is not None:
+            self.shared.put(final.name, draft)
         with self._draft(final.name) as old, self.transaction():
             if final.exists():
                 if self._ledger.execute("SELECT 1 FROM finetunes WHERE key = ?", (final.name,)):
@@ -438,7 +477,9 @@ class Store:
         if stage == last_stage and done != total and time.monotonic() - last_s < _BEAT_S:
             return
         sql = "UPDATE runs SET stage = ?, done = ?, total = ?, updated = ? WHERE id = ?"
-        self._ledger.execute(sql, (stage, done, total, _now(), run))
+        self._ledger.execute(sql, (stage, done, total, _now(), run), is_local=True)
+        if self.shared is not None:
+            self.shared.mirror.beat = {"run": run, "stage": stage, "done": done, "total": total}
         self._beats[run] = (time.monotonic(), stage)
 
     def note_workers(self, run: int, workers: Sequence[Mapping[str, Any]]) -> None:
@@ -487,6 +528,10 @@ class Store:
             may_live = run["outcome"] is None and run["host"] == socket.gethostname()
             run["plan"] = json.loads(run["plan"])
             run["alive"] = may_live and psutil.pid_exists(run["pid"])
+        writer = self.shared.mirror.holder() if self.shared is not None else {}
+        for run in found:
+            if run["id"] == writer.get("run") and run["outcome"] is None:
+                run |= {key: writer[key] for key in ("stage", "done", "total")} | {"alive": True}
         return found
 
     def _must_be_writable(self) -> None:
