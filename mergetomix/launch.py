@@ -30,20 +30,24 @@ from mergetomix.models.family import Family
 from mergetomix.sections.train import Launch, Train
 
 LOOK_EVERY_S = 0.2
-JOB, STEPS, RESULT, LOG = "job.pkl", "steps", "result.json", "log"
-"""The files of a job's folder: what to do, a byte for each step done, what came of it, what was
-printed."""
+JOB, STEPS, LOG = "job.pkl", "steps", "log"
+"""The files of a job's folder: what to do, a byte for each step done, what was printed. Beside them
+each process writes what came of it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training for several processes; `leader` is the process that waits for it."""
+    """A training for several processes.
+
+    `leader` is the process that waits for it, and `since` when that began.
+    """
 
     family: Family
     sequences: Sequence[Item]
     settings: Train
     out: Path
     leader: int
+    since: float
 
 
 # --- in the process that waits
@@ -68,9 +72,11 @@ def finetune(
     """
     launch = settings.launch
     assert launch is not None
+    import psutil
+
     started, folder = time.monotonic(), out / ".job"
     folder.mkdir(parents=True)
-    job = Job(family, sequences, settings, out, os.getpid())
+    job = Job(family, sequences, settings, out, os.getpid(), psutil.Process().create_time())
     (folder / JOB).write_bytes(pickle.dumps(job))
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     if devices:
@@ -133,11 +139,13 @@ def wait(process: subprocess.Popen[bytes], folder: Path, on_step: Callable[[int]
 
 def outcome(process: subprocess.Popen[bytes], folder: Path) -> int:
     """Returns the tokens of a job that is over. Raises what it raised."""
-    file = folder / RESULT
-    said = json.loads(file.read_text()) if file.exists() else {}
-    if "message" in said:
-        kind = TrainingError if said["kind"] == "TrainingError" else Fault
-        raise kind(said["message"], hint=said["hint"])
+    said: dict[str, Any] = {}
+    for file in sorted(folder.glob("result.*.json")):
+        found = json.loads(file.read_text())
+        if "message" in found:
+            kind = TrainingError if found["kind"] == "TrainingError" else Fault
+            raise kind(found["message"], hint=found["hint"])
+        said |= found
     if process.returncode or "num_tokens" not in said:
         printed = (folder / LOG).read_text(errors="replace")[-2000:]
         message = f"a training of several processes ended with code {process.returncode}"
@@ -152,8 +160,9 @@ def main() -> None:
     """Trains as one of several processes; the first writes the model and what came of it."""
     folder = Path(sys.argv[1])
     job: Job = pickle.loads((folder / JOB).read_bytes())  # noqa: S301  # of who waits for this
-    threading.Thread(target=_end_with, args=(job.leader,), daemon=True).start()
-    is_first = os.environ.get("RANK", "0") == "0"
+    threading.Thread(target=_end_with, args=(job.leader, job.since), daemon=True).start()
+    rank = int(os.environ.get("RANK", "0"))
+    is_first = rank == 0
     if job.family.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     try:
@@ -164,8 +173,10 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  # the process that waits raises it
         traceback.print_exc()
         said = {"kind": "Fault", "message": f"{type(error).__name__}: {error}", "hint": None}
-    if is_first:
-        (folder / RESULT).write_text(json.dumps(said))
+    # a process that fails may be the only one that knows why: the others wait for it, and are ended
+    draft = folder / f"draft.{rank}"
+    draft.write_text(json.dumps(said))
+    draft.replace(folder / f"result.{rank}.json")
     sys.stdout.flush()
     sys.exit("message" in said)
 
@@ -253,12 +264,17 @@ def save(trainer: Any, job: Job, is_first: bool) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _end_with(leader: int) -> None:
+def _end_with(leader: int, since: float) -> None:
     """Ends this process if the one that waits for it is gone."""
     import psutil
 
-    while psutil.pid_exists(leader):
-        time.sleep(1)
+    with suppress(psutil.Error):
+        while True:
+            process = psutil.Process(leader)
+            # another may have its number by now, or nobody may have asked how it ended
+            if process.create_time() != since or process.status() == psutil.STATUS_ZOMBIE:
+                break
+            time.sleep(0.5)
     os._exit(1)
 
 

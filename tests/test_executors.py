@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import pickle
 import sqlite3
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +38,11 @@ from mergetomix.executors.work import (
     attempt,
 )
 from mergetomix.records import Mixture
-from mergetomix.session.session import open_session
+from mergetomix.session import gradients
+from mergetomix.session.session import kind_of, open_session, open_worker
 from mergetomix.stages import pipeline
 from mergetomix.stages.search import search_mixtures
+from mergetomix.store.store import Store
 
 Makers = Callable[[str, Path], Callable[[CarryOut], Executor] | None]
 FAKE = "three workers elsewhere"
@@ -96,8 +100,18 @@ def outcome(folder: Path, name: str, makers: Makers) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory, makers: Makers) -> tuple[Any, Any]:
+def wanted(
+    tmp_path_factory: pytest.TempPathFactory, makers: Makers, _many_chunks: None
+) -> tuple[Any, Any]:
     return outcome(tmp_path_factory.mktemp("wanted"), "in process", makers)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _many_chunks() -> Iterator[None]:
+    """Has gradients taken in several chunks, though targets are small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradients, "TOKENS_A_PRODUCT", 10)
+        yield
 
 
 @pytest.mark.slow
@@ -215,3 +229,90 @@ def test_a_fine_tune_that_fails_elsewhere_stops_no_other(
         assert [name for name in left if not name.startswith("scratch.")] == []
         with pytest.raises(TrainingError, match=r"expert a: .*; expert b: .*; expert c: "):
             pipeline.experts_of(session, ("a", "b", "c"))
+
+
+@pytest.mark.slow
+def test_datasets_of_the_same_content_share_an_expert(tmp_path: Path) -> None:
+    """Their fine-tunes and merges have one address: each is made once, and all get it."""
+    values = values_of(tmp_path, "local, two workers")
+    values["datasets"]["b"] = dict(values["datasets"]["a"])
+    with open_session(m2m.load_recipe(write_recipe(tmp_path, values)), Heard()) as session:
+        experts = pipeline.train_experts(session)
+        assert experts[0].key == experts[1].key != experts[2].key
+        assert [each.dataset for each in experts] == ["a", "b", "c"]
+        selection = search_mixtures(session)
+        assert len(selection.trials) == 7
+        assert session.store.counts()["experts"] == 2
+        assert session.store.look_through() == []
+
+
+@pytest.mark.slow
+def test_two_leaders_with_workers_share_a_store(tmp_path: Path) -> None:
+    """Each takes experts that the other does not work on, keeps its own, and waits last."""
+    values = values_of(tmp_path, "local, two workers")
+    values["train"]["max_steps"] = 20
+    recipes = [
+        write_recipe(tmp_path, {**values, "run_dir": name}, f"{name}.yaml") for name in ("x", "y")
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mergetomix", "experts", str(path)], stderr=subprocess.PIPE
+        )
+        for path in recipes
+    ]
+    for each in running:
+        _, errors = each.communicate(timeout=180)
+        assert each.returncode == 0, errors.decode()
+    with Store.peek(tmp_path / "store") as store:
+        assert store.counts()["experts"] == 3
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_training_loses_no_other(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path, values_of(tmp_path, "in process"))
+
+    class Faulty(InProcess):
+        """Breaks over the first training, in a way that is none of the training's own."""
+
+        def __init__(self, carry_out: CarryOut) -> None:
+            def broken(work: Work) -> Any:
+                if isinstance(work, FinetuneWork) and str(work.mixture) == "a":
+                    raise Fault("the machine broke")
+                return carry_out(work)
+
+            super().__init__(broken)
+
+        def run(self, work: Iterable[Work]) -> Iterator[Done]:
+            return iter(list(super().run(work)))  # all of it was under way
+
+    with open_session(m2m.load_recipe(path), Heard(), Faulty) as session:
+        singles = [Mixture.union([name]) for name in "abc"]
+        with pytest.raises(Fault, match="the machine broke"):
+            list(session.finetunes.fit_all(singles, "experts"))
+        assert [session.finetunes.known(each) is not None for each in singles] == [
+            False,
+            True,
+            True,
+        ]
+
+
+@pytest.mark.slow
+def test_a_worker_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """It would compute what the addresses do not say."""
+    recipe = m2m.load_recipe(write_recipe(tmp_path, values_of(tmp_path, "in process")))
+    with open_session(recipe, Heard()) as session:
+        wanted = kind_of(session.inputs)
+    with open_worker(recipe, None, 1, Heard(), wanted):
+        pass
+    with (
+        pytest.raises(RecipeError, match=r"executor: device is cpu in process .* and cuda in"),
+        open_worker(recipe, None, 1, Heard(), wanted | {"device": "cuda"}),
+    ):
+        pass
+    rows = (tmp_path / "a.jsonl").read_text().splitlines()
+    (tmp_path / "a.jsonl").write_text("\n".join(rows[1:]) + "\n")
+    with (
+        pytest.raises(RecipeError, match="executor: data is"),
+        open_worker(recipe, None, 1, Heard(), wanted),
+    ):
+        pass

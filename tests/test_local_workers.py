@@ -181,6 +181,21 @@ def test_what_nobody_waits_for_any_more_is_dropped(tmp_path: Path) -> None:
     assert sum(bool(begun(tmp_path, i)) for i in range(10)) <= 4
 
 
+def test_what_is_done_is_handed_over_before_more_is_begun(tmp_path: Path) -> None:
+    """Whoever asked keeps it first: a kill then costs the work in hand alone."""
+    order: list[str] = []
+
+    def work() -> Iterator[Any]:
+        for i in range(4):
+            order.append(f"begun {i}")
+            yield piece(i, "quick", tmp_path)
+
+    with workers(tmp_path, 1) as executor:
+        for done in executor.run(work()):
+            order.append(f"kept {done.work.key[-1]}")
+    assert order == [f"{what} {i}" for i in range(4) for what in ("begun", "kept")]
+
+
 def test_progress_lines_and_states_come_through(tmp_path: Path) -> None:
     heard, states = Listening(), list[list[tuple[str, str, int]]]()
     places = [Slot("place 0", {}, None)]

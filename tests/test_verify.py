@@ -14,10 +14,11 @@ from recipes import WORDS, Heard, recipe_values, write_recipe
 import mergetomix as m2m
 from mergetomix import training
 from mergetomix.errors import RecipeError, TrainingError
-from mergetomix.executors.work import FinetuneWork
+from mergetomix.executors.work import FinetuneWork, ScoringWork
 from mergetomix.records import Merging, Mixture, Scores, Trial
 from mergetomix.report import tables
 from mergetomix.results import Verification
+from mergetomix.session.evaluations import Evaluations
 from mergetomix.session.finetunes import Finetunes
 from mergetomix.session.session import open_session
 from mergetomix.stages import checks, conclusion, pipeline, requirements, search
@@ -387,3 +388,22 @@ def test_a_repeat_that_fails_is_left_out(tmp_path: Path, monkeypatch: pytest.Mon
     assert result.verification is not None and result.verification.num_repeats == 0
     assert any("with another seed is left out: the loss is nan" in w for w in result.warnings)
     assert (result.verification.agreement["objective"].noise_sd or 0) > 0
+
+
+@pytest.mark.parametrize("part", ["select", "report"])
+def test_a_fine_tune_whose_scores_are_lost_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Its weights are finite, and its scores are not: it stops no other, and the run goes on."""
+    original, lost = Evaluations.take, "a + b + c"
+
+    def failing(self: Any, work: ScoringWork) -> Any:
+        if work.model.kind == "real" and str(work.model.mixture) == lost and work.part == part:
+            raise TrainingError("the loss of example 0 is nan")
+        return original(self, work)
+
+    monkeypatch.setattr(Evaluations, "take", failing)
+    values = values_of(tmp_path, budget=3, confidence=0.9999, repeats=0)
+    result = m2m.run(write_recipe(tmp_path, values | {"final": {"baselines": ["all"]}}))
+    assert any("is left out: the loss of example 0 is nan" in text for text in result.warnings)
+    assert "a + b + c" not in {str(row.mixture) for row in result.table if row.kind == "all"}

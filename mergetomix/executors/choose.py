@@ -50,6 +50,10 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
 
         on_gpu = around.device == "cuda"
         seen = str(around.scratch()) if around.shares_disk else None
+        own, num = section.gpus_per_training, around.per_training
+        if on_gpu and own is not None and own > 1 and own != num:
+            message = f"{own:g} GPUs for a training of {num} processes, a GPU each"
+            raise RecipeError("executor.gpus_per_training", message, hint="see train.launch")
         if on_gpu and section.gpus_per_training is None:
             section = section.model_copy(update={"gpus_per_training": around.per_training})
         return lambda _: RayWorkers(

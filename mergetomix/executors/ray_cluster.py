@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from mergetomix.devices import visible_gpus
 from mergetomix.errors import Fault, RecipeError
 from mergetomix.executors.messages import CannotOpen, Opens, Ready, given
 from mergetomix.executors.on_node import Assignment, Board, Opened, train, versions
@@ -145,7 +146,8 @@ class RayWorkers(Workers):
         self._on_gpu, self._seen, self._opens = on_gpu, seen, opens
         self._evaluators: list[Helper] = []
         self._trainings: list[Helper] = []
-        self._num_made = self._num_unready = 0
+        self._num_made = self._num_unready = self._num_waiting = 0
+        self._taking: Any = None
         self._counted_s, self._cluster = 0.0, Cluster()
         self._is_slow_said = False
         self._is_mine = connect(section)
@@ -284,11 +286,12 @@ class RayWorkers(Workers):
         num_busy = sum(helper.work is not None for helper in self._evaluators)
         num_busy += len(self._trainings)
         most = max(self._cluster.evaluators, self._cluster.trainings, 1)
-        return not self._pending and num_busy < most
+        return num_busy + len(self._pending) < most
 
     def _hand_out(self) -> None:
         self._count()
         waiting, self._pending = list(self._pending), type(self._pending)()
+        self._num_waiting = sum(not isinstance(work, FinetuneWork) for work, _ in waiting)
         for work, batch in waiting:
             is_training = isinstance(work, FinetuneWork)
             taken = self._trained(work, batch) if is_training else self._evaluated(work, batch)
@@ -306,7 +309,9 @@ class RayWorkers(Workers):
         if not self._is_left(self._for_training):
             return False
         shown = self._shown("training")
-        task = ray.remote(train).options(max_retries=0, **self._options(self._for_training))
+        # a process keeps the GPU that it began on: each training has one of its own there
+        kind = ray.remote(max_calls=1 if self._for_training.gpus else 0)(train)
+        task = kind.options(max_retries=0, **self._options(self._for_training))
         put = Putting(self._board, shown.state.name)
         waiting = task.remote(self._assignments["training"], put, work)
         shown.state.begin(called(work))
@@ -322,9 +327,8 @@ class RayWorkers(Workers):
                 helper.shown.state.begin(called(work))
                 return True
         num_starting = sum(not helper.is_ready for helper in self._evaluators)
-        num_waiting = 1 + len(self._pending)
         has_room = len(self._evaluators) < self._cluster.evaluators
-        if num_starting < num_waiting and has_room and self._is_left(self._for_evaluator):
+        if num_starting < self._num_waiting and has_room and self._is_left(self._for_evaluator):
             self._start()
         return False
 
@@ -389,7 +393,11 @@ class RayWorkers(Workers):
             helpers = {
                 helper.shown.state.name: helper for helper in (*self._evaluators, *self._trainings)
             }
-            for name, messages in ray.get(self._board.take.remote(), timeout=10):
+            if self._taking is None:
+                self._taking = self._board.take.remote()
+            found = ray.get(self._taking, timeout=10)  # if that is not in time, it is next time
+            self._taking = None
+            for name, messages in found:
                 if name in helpers:
                     helpers[name].hear(messages)
 
@@ -407,6 +415,10 @@ class RayWorkers(Workers):
             message = f"a worker of the cluster cannot start: {first_line(error.cause or error)}"
             raise RecipeError("executor.address", message, hint=hint) from error
         except ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False):
+                hint = "install the same packages on every node, or with executor.runtime_env"
+                message = f"a worker of the cluster cannot start: {last_line(error)}"
+                raise RecipeError("executor.address", message, hint=hint) from error
             self._lost(helper, first_line(error))
             return
         if isinstance(found, CannotOpen):
@@ -433,6 +445,7 @@ class RayWorkers(Workers):
 
     def _lost(self, helper: Helper, why: str) -> None:
         """Takes the work of a worker back that is gone, alone or with its node."""
+        self._read_board()  # of a training it says whether it began
         work, batch = helper.work, helper.batch
         self._counted_s = 0.0  # nodes may be gone
         self._end(helper)
@@ -458,8 +471,8 @@ class RayWorkers(Workers):
         if is_slow and not self._is_slow_said:
             self._is_slow_said = True
             self._listener.warn(
-                "the cluster has not started all workers after a minute: others may use it;"
-                " the run goes on with those that it has"
+                "some workers of the cluster have not started after a minute: it may be busy, or"
+                " reading the data takes long; the run goes on with those that it has"
             )
 
 
@@ -480,6 +493,12 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def last_line(error: BaseException) -> str:
+    """Returns the last line of what an error says, where a traceback in it names the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
 def connect(section: ExecutorSection) -> bool:
     """Connects this process to the cluster of a recipe; returns whether it is to end it.
 
@@ -493,22 +512,43 @@ def connect(section: ExecutorSection) -> bool:
         raise RecipeError("executor.kind", message) from None
     if ray.is_initialized():
         return False
-    variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # a job that was submitted may have set them for its workers, and Ray refuses to hear it twice
+    of_job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    names = [name for name in PASSED_ON if name in os.environ and name not in of_job]
+    variables = {name: os.environ[name] for name in names}
     given_variables = section.runtime_env.get("env_vars", {})
     environment = {**section.runtime_env, "env_vars": {**variables, **given_variables}}
     options: dict[str, Any] = {"runtime_env": environment, "log_to_driver": False}
     if section.address == "local":
         options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
     try:
-        with own_signals():
+        with own_signals(), all_gpus():
             ray.init(section.address, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         hint = "start it with `ray start --head`, or use executor.address: local"
-        if "ersion" in str(error):
+        if "runtime" in str(error):
+            hint = "the job's own runtime environment says the same: leave it out of one of them"
+        elif "ersion" in str(error):
             hint = "install the same versions of Python and Ray as the cluster has"
         message = " ".join(str(error).split())
         raise RecipeError("executor.address", f"{section.address}: {message}", hint=hint) from None
     return True
+
+
+@contextmanager
+def all_gpus() -> Iterator[None]:
+    """Shows all GPUs that there were for this process, of which it sees one for itself."""
+    name, names = "CUDA_VISIBLE_DEVICES", visible_gpus()
+    before = os.environ.get(name)
+    if names:
+        os.environ[name] = ",".join(names)
+    try:
+        yield
+    finally:
+        if names and before is not None:
+            os.environ[name] = before
+        elif names:
+            os.environ.pop(name)
 
 
 @contextmanager

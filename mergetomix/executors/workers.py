@@ -104,6 +104,10 @@ class Workers(abc.ABC):
         left, batch, is_over = iter(work), Batch(), False
         try:
             while True:
+                if batch.done:
+                    # whoever asked keeps it before more is begun
+                    yield batch.done.popleft()
+                    continue
                 while not is_over and self._has_room():
                     each = next(left, None)  # which may do work of its own
                     if each is None:
@@ -113,13 +117,12 @@ class Workers(abc.ABC):
                         self._pending.append((each, batch))
                         self._hand_out()
                 if batch.done:
-                    yield batch.done.popleft()
-                elif is_over and not batch.num_out:
+                    continue
+                if is_over and not batch.num_out:
                     return
-                else:
-                    self._hand_out()
-                    self._hear()
-                    self._tell()
+                self._hand_out()
+                self._hear()
+                self._tell()
         finally:
             self._pending = deque(each for each in self._pending if each[1] is not batch)
             self._drop(batch)

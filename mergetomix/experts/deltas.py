@@ -7,9 +7,9 @@ import math
 import os
 import re
 from collections.abc import Mapping, Set
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import mkstemp
 from typing import TYPE_CHECKING, Any
 
 from mergetomix import merge
@@ -211,12 +211,18 @@ def _spilled(delta: FullDelta, file: Path) -> FullDelta:
 
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        draft = file.with_name(f"{os.getpid()}.{file.name}")
+        handle, name = mkstemp(prefix=file.name, dir=file.parent)
+        os.close(handle)
+        draft = Path(name)
         tensors = {name: each.detach().cpu().contiguous() for name, each in delta.tensors.items()}
         save_file(tensors, draft)
-        with suppress(FileExistsError):
+        try:
             os.link(draft, file)
-        draft.unlink()
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            draft.replace(file)
+        draft.unlink(missing_ok=True)
     return FullDelta(_pages(file), delta.spans, mapped=True)
 
 

@@ -21,8 +21,8 @@ class ExecutorSection(Section):
     are done by its actors; needs `mergetomix[ray]`."""
     devices: Literal["auto"] | list[Annotated[int, Field(ge=0)]] = "auto"
     """The GPUs to use, a process for each: `auto` is all that there are, a list names some of those
-    that CUDA_VISIBLE_DEVICES leaves, counted from 0. With one of them, or none, the run's own
-    process does the work."""
+    that CUDA_VISIBLE_DEVICES leaves, counted from 0. Where there is one in all, or none, the run's
+    own process does the work."""
     workers: Count | None = None
     """How many processes to use; null is one for each GPU, or one without. Without GPUs they share
     the cores."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mergetomix.sections.section import Section, Seed, Text
 from mergetomix.sections.source import Dataset
@@ -65,7 +65,13 @@ class Launch(Section):
     optimizer."""
     config_file: Text | None = None
     """A configuration of accelerate's (`accelerate config`), which then says all but the number of
-    processes."""
+    processes, and how they share the model."""
+
+    @model_validator(mode="after")
+    def _says_it_once(self) -> Launch:
+        if self.config_file is not None and self.sharding != "ddp":
+            raise ValueError("sharding is said by config_file: leave one of them out")
+        return self
 
 
 class Train(Section):

@@ -87,11 +87,34 @@ class Evaluations:
             yield model.mixture, found
 
     def real(self, record: Finetune, part: Part) -> ByTarget:
-        """Returns the scores of a real fine-tune, loaded from its folder as a user would."""
-        return self.reals([record], part)[record.key]
+        """Returns the scores of a real fine-tune, loaded from its folder as a user would.
 
-    def reals(self, records: Iterable[Finetune], part: Part) -> dict[str, ByTarget]:
-        """Returns the scores of some real fine-tunes by their addresses, see `real`."""
+        Raises TrainingError if one is not finite.
+        """
+        found = self._reals([record], part)[record.key]
+        if isinstance(found, TrainingError):
+            raise found
+        return found
+
+    def scored(
+        self, fits: Mapping[Mixture, Finetune | TrainingError], part: Part
+    ) -> dict[Mixture, Finetune | TrainingError]:
+        """Scores real fine-tunes; returns an error in the place of those whose scores are lost.
+
+        All workers share the work.
+        """
+        made = [each for each in fits.values() if isinstance(each, Finetune)]
+        found = self._reals(made, part)
+        lost = {key: each for key, each in found.items() if isinstance(each, TrainingError)}
+        return {
+            mixture: lost.get(fit.key, fit) if isinstance(fit, Finetune) else fit
+            for mixture, fit in fits.items()
+        }
+
+    def _reals(
+        self, records: Iterable[Finetune], part: Part
+    ) -> dict[str, ByTarget | TrainingError]:
+        """The scores of some real fine-tunes, or why there are none, by their addresses."""
         models = {
             each.key: ModelReference("real", each.key, each.mixture, path=each.path)
             for each in records
@@ -99,11 +122,12 @@ class Evaluations:
         missing = {key: len(self.lacking(key, part)) for key in models}
         mixtures = [str(models[key].mixture) for key, num in missing.items() if num]
         if not mixtures:
-            return {model.key: found for model, found in self.scores(models.values(), part)}
+            return {model.key: found for model, found in self._scores(models.values(), part)}
         more = f" and {len(mixtures) - 1} more" if len(mixtures) > 1 else ""
-        text, scored = f"scoring the fine-tune on {mixtures[0]}{more}", {}
+        text = f"scoring the fine-tune on {mixtures[0]}{more}"
+        scored: dict[str, ByTarget | TrainingError] = {}
         with self._open.listener.task("final", text, sum(missing.values())) as advance:
-            for model, found in self.scores(models.values(), part):
+            for model, found in self._scores(models.values(), part):
                 scored[model.key] = found
                 advance(missing[model.key])
         return scored
@@ -119,12 +143,26 @@ class Evaluations:
 
         Where there are more workers than models left, several share the examples of one.
         """
+        for model, found in self._scores(models, part):
+            if isinstance(found, TrainingError):
+                raise found
+            yield model, found
+
+    def _scores(
+        self, models: Iterable[ModelReference], part: Part
+    ) -> Iterator[tuple[ModelReference, ByTarget | TrainingError]]:
+        """Yields what `scores` does, or why the scores of a real fine-tune are lost."""
         ready: list[ModelReference] = []
+        under_way: dict[str, list[ModelReference]] = {}
 
         def lacking() -> Iterator[tuple[ModelReference, list[Piece]]]:
             for model in models:
+                if model.key in under_way:  # of datasets of the same content, merges are the same
+                    under_way[model.key].append(model)
+                    continue
                 pieces = self._lacking_pieces(model, part)
                 if pieces:
+                    under_way[model.key] = [model]
                     yield model, pieces
                 else:
                     ready.append(model)
@@ -135,9 +173,10 @@ class Evaluations:
                     self._proxies.measure(model.mixture.members)
                 yield self._cut(model, part, pieces, num)
 
-        for scored in self._carry_out(lots()):
+        for key, error in self._carry_out(lots()):
             yield from (self._told(each, part) for each in _emptied(ready))
-            yield self._told(scored, part)
+            for model in under_way.pop(key):
+                yield self._told(model, part) if error is None else (model, error)
         yield from (self._told(each, part) for each in _emptied(ready))
 
     def _lacking_pieces(self, model: ModelReference, part: Part) -> list[Piece]:
@@ -183,7 +222,10 @@ class Evaluations:
 
     def score(self, model: ModelReference, part: Part, pieces: Sequence[Piece]) -> None:
         """Scores a model on some pieces and keeps the scores; all workers share them."""
-        list(self._carry_out([self._cut(model, part, pieces, self._open.executor.num_workers)]))
+        lots = [self._cut(model, part, pieces, self._open.executor.num_workers)]
+        for _, error in self._carry_out(lots):
+            if error is not None:
+                raise error
 
     def _cut(
         self, model: ModelReference, part: Part, pieces: Sequence[Piece], num: int
@@ -198,13 +240,17 @@ class Evaluations:
             for lot in lots
         ]
 
-    def _carry_out(self, lots: Iterable[Sequence[ScoringWork]]) -> Iterator[ModelReference]:
+    def _carry_out(
+        self, lots: Iterable[Sequence[ScoringWork]]
+    ) -> Iterator[tuple[str, TrainingError | None]]:
         """Hands out the work on some models and keeps what comes back.
 
-        Yields the models that are done, in any order.
+        Yields the addresses of models that are done, in any order, and why there are no scores of a
+        real fine-tune, if that is so.
         """
         waiting: dict[str, list[ScoringResult]] = {}
         nums: dict[str, int] = {}
+        errors: dict[str, TrainingError] = {}
 
         def handed_out() -> Iterator[ScoringWork]:
             for lot in lots:
@@ -212,14 +258,25 @@ class Evaluations:
                 yield from lot
 
         for done in self._open.executor.run(handed_out()):
-            found, own = done.result(), done.work
-            assert isinstance(found, ScoringResult)
+            own = done.work
             assert isinstance(own, ScoringWork)
             results = waiting.setdefault(own.key, [])
-            results.append(found)
-            if len(results) == nums[own.key]:
-                self._keep(own.model, own.part, waiting.pop(own.key))
-                yield own.model
+            if done.failure is not None and isinstance(done.failure.error, TrainingError):
+                errors[own.key] = done.failure.error
+                results.append(ScoringResult(0.0, ()))
+            else:
+                found = done.result()
+                assert isinstance(found, ScoringResult)
+                results.append(found)
+            if len(results) < nums[own.key]:
+                continue
+            del waiting[own.key]
+            if own.key not in errors:
+                try:
+                    self._keep(own.model, own.part, results)
+                except TrainingError as error:
+                    errors[own.key] = error
+            yield own.key, errors.get(own.key)
 
     def _keep(self, model: ModelReference, part: Part, results: Sequence[ScoringResult]) -> None:
         """Keeps a model's scores, put together where several workers shared the examples."""
@@ -281,6 +338,7 @@ class Evaluations:
     def _loaded(self, model: ModelReference) -> tuple[Any, float]:
         """A model, and the seconds that merging it took."""
         if model.kind == "real":
+            self._proxies.release()  # both may not fit
             return self._inputs.family.load_finetune(model.path), 0.0
         if model.kind == "base":
             return self._proxies.base(), 0.0

@@ -148,23 +148,35 @@ class Finetunes:
         """Yields the fine-tune on each mixture, or why it could not be made, in any order.
 
         What is trained is kept at once. A key is locked while it is worked on, so that two
-        processes do not train the same model.
+        processes do not train the same model; one that another process works on is waited for
+        when nothing of this one is under way. An error that is no TrainingError is raised once
+        what is under way is kept.
         """
         waiting: dict[str, Generator[Path, Finetune, None]] = {}
         ready: list[tuple[Mixture, Finetune]] = []
+        alike: dict[str, list[Mixture]] = {}
+        later: list[Mixture] = []
+        faults: list[Exception] = []
 
         def lacking() -> Iterator[FinetuneWork]:
             for mixture in self._free_first(mixtures, seed):
+                if faults:
+                    return
                 key = self._addresses.finetune(mixture, seed)
+                if key in waiting:  # datasets of the same content have the same fine-tune
+                    alike.setdefault(key, []).append(mixture)
+                    continue
                 known = self.known(mixture, seed)
                 kind = "experts" if len(mixture.members) == 1 else "real fine-tunes"
                 self._open.count(kind, key, known is not None)
-                draft = self._draft(key, mixture, seed)
+                draft = self._draft(key, mixture, seed, may_wait=not waiting)
                 folder = None if known is not None else next(draft, None)
                 if folder is None:
                     found = known or self.known(mixture, seed)  # by the process waited for
-                    assert found is not None
-                    ready.append((mixture, found))
+                    if found is None:
+                        later.append(mixture)
+                    else:
+                        ready.append((mixture, found))
                     continue
                 waiting[key] = draft
                 yield FinetuneWork(key, mixture, seed, stage, str(folder))
@@ -178,16 +190,23 @@ class Finetunes:
                 if done.failure is not None:
                     failed = _thrown(draft, done.failure.error)
                     if not isinstance(failed, TrainingError):
-                        raise failed
-                    yield work.mixture, failed
+                        faults.append(failed)
+                        continue
+                    yield from ((each, failed) for each in _all_of(work, alike))
                     continue
-                trained = done.result()
+                trained = done.outcome
                 assert isinstance(trained, FinetuneResult)
-                yield work.mixture, self._keep(draft, work, trained)
+                record = self._keep(draft, work, trained)
+                for each in _all_of(work, alike):
+                    yield each, replace(record, mixture=each)
             yield from _emptied(ready)
         finally:
             for draft in waiting.values():
                 draft.close()
+        if faults:
+            raise faults[0]
+        if later:
+            yield from self.fit_all(later, stage, seed)
 
     def fit_each(
         self, mixtures: Iterable[Mixture], stage: str, seed: int | None = None
@@ -207,12 +226,15 @@ class Finetunes:
         yield from busy
 
     def _draft(
-        self, key: str, mixture: Mixture, seed: int | None
+        self, key: str, mixture: Mixture, seed: int | None, may_wait: bool
     ) -> Generator[Path, Finetune, None]:
         """Yields a folder to train in and is sent the record; nothing where the store has it.
 
-        The key is locked until the record is in the ledger.
+        The key is locked until the record is in the ledger. Without `may_wait` nothing is yielded
+        either if another process holds it.
         """
+        if not may_wait and self._store.is_busy(key):
+            return
         waiting = f"waiting for another process that trains {mixture}"
         with self._store.lock(key, on_wait=lambda: self._open.listener.note(waiting)):
             if self._store.finetune(key) is not None:
@@ -329,6 +351,11 @@ def environment(opened: OpenRecipe) -> dict[str, Any]:
             **{f"targets.{name}": spec.seed for name, spec in recipe.targets.items()},
         },
     }
+
+
+def _all_of(work: FinetuneWork, alike: dict[str, list[Mixture]]) -> tuple[Mixture, ...]:
+    """The mixture of a piece of work, and those whose data are the same."""
+    return work.mixture, *alike.pop(work.key, ())
 
 
 def keep_alone(folder: Path, name: str) -> None:

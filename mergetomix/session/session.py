@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from mergetomix.errors import RecipeError
 from mergetomix.executors.choose import Surroundings, chosen
 from mergetomix.executors.in_process import InProcess
 from mergetomix.executors.messages import Opens
@@ -18,6 +19,7 @@ from mergetomix.executors.work import (
     Outcome,
     ScoringWork,
     Work,
+    whereabouts,
 )
 from mergetomix.experts.deltas import params, read_delta
 from mergetomix.progress import Listener, Silent
@@ -26,10 +28,11 @@ from mergetomix.session.addresses import Addresses
 from mergetomix.session.evaluations import Evaluations
 from mergetomix.session.finetunes import Finetunes
 from mergetomix.session.gradients import Gradients
-from mergetomix.session.inputs import read_inputs
+from mergetomix.session.inputs import Inputs, read_inputs
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.proxies import Proxies
 from mergetomix.session.spaces import Spaces
+from mergetomix.store.address import digest
 from mergetomix.store.store import Store
 
 
@@ -109,7 +112,9 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     logs = Path(opened.recipe.run_dir) / "workers"
 
     def opens(num_neighbours: int) -> Opens:
-        return partial(open_worker, opened.recipe, str(opened.scratch()), num_neighbours)
+        recipe = opened.recipe.model_copy(update={"device": opened.inputs.family.device})
+        scratch, own = str(opened.scratch()), kind_of(opened.inputs)
+        return partial(open_worker, recipe, scratch, num_neighbours, wanted=own)
 
     device, listener = opened.inputs.family.device, opened.listener
     launched = opened.recipe.train.launch
@@ -126,9 +131,21 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     )
 
 
+def kind_of(inputs: Inputs) -> dict[str, str]:
+    """Returns what a worker must have in common with the process that leads, beside the recipe."""
+    family = inputs.family
+    contents = digest(*(inputs.content(name) for name in sorted(inputs.candidates)))
+    settings = {key: str(value) for key, value in family.settings().items()}
+    return {"device": family.device, **settings, "data": contents}
+
+
 @contextmanager
 def open_worker(
-    recipe: Recipe, scratch: str | None, num_neighbours: int, listener: Listener
+    recipe: Recipe,
+    scratch: str | None,
+    num_neighbours: int,
+    listener: Listener,
+    wanted: Mapping[str, str] | None = None,
 ) -> Iterator[CarryOut]:
     """Opens a recipe for a process that carries out work for another one.
 
@@ -138,9 +155,21 @@ def open_worker(
     Args:
         scratch: a folder for what all workers of a machine share; None makes one for this alone.
         num_neighbours: how many processes share the memory that models are in, this one included.
+        wanted: what `kind_of` says in the process that leads.
+
+    Raises:
+        RecipeError: this process has another kind of device, or reads other data.
     """
     with Store.peek(recipe.store) as store:
-        opened = OpenRecipe(recipe, read_inputs(recipe, Silent()), store, listener)
+        inputs = read_inputs(recipe, Silent())
+        here = kind_of(inputs) if wanted else {}
+        for key, value in (wanted or {}).items():
+            if here.get(key) != value:
+                own = here.get(key)
+                what = f"{key} is {own} in {whereabouts()}, and {value} in the process that leads"
+                hint = "a run has one kind of device, and the same files wherever it works"
+                raise RecipeError("executor", what, hint=hint)
+        opened = OpenRecipe(recipe, inputs, store, listener)
         opened.num_neighbours = num_neighbours
         if scratch is not None and Path(scratch).is_dir():
             opened.shared_scratch = Path(scratch)

@@ -170,9 +170,7 @@ class Checks:
         """Fine-tunes on some mixtures, all scored on the select part."""
         self.session.proxies.release()
         fits = self.session.finetunes.fit_each(mixtures, "verify", seed)
-        made = [each for each in fits.values() if isinstance(each, Finetune)]
-        self.session.evaluations.reals(made, "select")
-        return fits
+        return self.session.evaluations.scored(fits, "select")
 
     def add(self, mixture: Mixture, origin: Origin) -> None:
         """Fine-tunes on a mixture, or takes what the store holds, and scores the select part.

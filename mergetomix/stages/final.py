@@ -78,9 +78,8 @@ class FinalTable:
 
     def fit(self, mixtures: Iterable[Mixture]) -> None:
         """Fine-tunes on some mixtures and scores what comes of it; workers share all of them."""
-        self._fits = self._session.finetunes.fit_each(mixtures, "final")
-        made = [each for each in self._fits.values() if isinstance(each, Finetune)]
-        self._session.evaluations.reals(made, "report")
+        fits = self._session.finetunes.fit_each(mixtures, "final")
+        self._fits = self._session.evaluations.scored(fits, "report")
         free_memory()
 
     def add_real(self, name: str, kind: Any, mixture: Mixture) -> None:

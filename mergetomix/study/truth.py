@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mergetomix.errors import RecipeError
+from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.models.family import UNITS
 from mergetomix.records import Finetune, Merging, Mixture, Part, Scores, Trial, Weighting
 from mergetomix.session.session import Session
@@ -283,23 +283,23 @@ def _reals(
 ) -> tuple[dict[Mixture, dict[Part, dict[str, Scores]]], tuple[tuple[Mixture, str], ...]]:
     """Returns every mixture's real scores, and those left out as training failed, with the why."""
     seed = f"seed {session.recipe.train.seed}"
-    fits, failures = dict[Mixture, Finetune](), list[tuple[Mixture, str]]()
+    fits: dict[Mixture, Finetune | TrainingError] = {}
     with session.listener.task("study", f"{seed}: real fine-tunes", len(mixtures)) as advance:
         for mixture, fit in session.finetunes.fit_all(mixtures, "study"):
-            if isinstance(fit, Finetune):
-                fits[mixture] = fit
-            else:
-                failures.append((mixture, fit.message))
-                session.opened.warn(f"{seed}: {mixture} is left out: {fit.message}")
+            fits[mixture] = fit
             advance(1)
-    found: dict[Mixture, dict[Part, dict[str, Scores]]] = {each: {} for each in fits}
     parts: tuple[Part, ...] = ("select", "report")
     for part in parts:
-        scored = session.evaluations.reals(fits.values(), part)
-        for mixture, fit in fits.items():
-            found[mixture][part] = scored[fit.key]
-    found = {mixture: found[mixture] for mixture in mixtures if mixture in found}
-    failures.sort(key=lambda each: mixtures.index(each[0]))
+        fits = session.evaluations.scored(fits, part)
+    found: dict[Mixture, dict[Part, dict[str, Scores]]] = {}
+    failures = []
+    for mixture in mixtures:
+        fit = fits[mixture]
+        if isinstance(fit, TrainingError):
+            failures.append((mixture, fit.message))
+            session.opened.warn(f"{seed}: {mixture} is left out: {fit.message}")
+        else:
+            found[mixture] = {part: session.evaluations.real(fit, part) for part in parts}
     return found, tuple(failures)
 
 
