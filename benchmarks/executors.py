@@ -308,7 +308,14 @@ def faults() -> None:
         path = write(folder / "ray", 5, search, executor={"kind": "ray"})
         with cluster(num_nodes=2) as nodes:
             killed = run_while(path, kill_nodes(nodes))
-        tell("nodes killed in training and search", path, wanted, killed)
+            tell("nodes killed in training and search", path, wanted, killed)
+
+        with s3_server(folder) as server:
+            os.environ["MERGETOMIX_CACHE"] = str(folder / "cache")
+            executor = {"workers": 2, "threads": 1}
+            path = write(folder / "s3", 5, search, executor=executor, store="s3://runs/study")
+            paused = run_while(path, pauses(server))
+            tell("the S3 server stopped for 10 s", path, wanted, paused)
 
 
 def tell(what: str, path: Path, wanted: Any, num: int) -> None:
@@ -362,6 +369,40 @@ def kill_workers(name: str, most: int) -> Callable[[threading.Event], int]:
                 with suppress(ProcessLookupError):
                     os.kill(rng.choice(there), signal.SIGKILL)
                     num += 1
+        return num
+
+    return disturb
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[Any]:
+    """Starts moto's S3 server with a bucket, as the tests do."""
+    sys.path.insert(0, str(TESTS))
+    import boto3
+    from test_mirror import Server
+
+    server = Server(folder)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": server.address,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    boto3.client("s3").create_bucket(Bucket="runs")
+    try:
+        yield server
+    finally:
+        server.end()
+
+
+def pauses(server: Any) -> Callable[[threading.Event], int]:
+    """Stops a server for ten seconds, again and again."""
+
+    def disturb(stop: threading.Event) -> int:
+        num = 0
+        while num < 3 and not stop.wait(15.0):
+            server.stop_for(10.0)
+            num += 1
         return num
 
     return disturb

@@ -184,7 +184,7 @@ def test_workers_killed_at_random_lose_nothing(nodes: Any, tmp_path: Path) -> No
     with workers(tmp_path) as executor:
         thread = threading.Thread(target=kill)
         thread.start()
-        done = list(executor.run(piece(i, "slow", tmp_path) for i in range(24)))
+        done = list(executor.run(piece(i, "slow", tmp_path) for i in range(12)))
         stop.set()
         thread.join()
     assert sorted(each.work.key for each in done) == sorted(f"key{i}" for i in range(12))

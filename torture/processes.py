@@ -151,13 +151,13 @@ def count_moments(folder: Path, last: int) -> None:
 
     execute = Ledger.execute
 
-    def counted(self: Ledger, sql: str, parameters: Any = ()) -> list[Any]:
+    def counted(self: Ledger, sql: str, parameters: Any = (), **options: Any) -> list[Any]:
         if not sql.lstrip().upper().startswith(("SELECT", "PRAGMA")):
             tick()
-            found = execute(self, sql, parameters)
+            found = execute(self, sql, parameters, **options)
             tick()
             return found
-        return execute(self, sql, parameters)
+        return execute(self, sql, parameters, **options)
 
     Ledger.execute = counted  # type: ignore[method-assign]  # this process ends soon
     sys.addaudithook(hear)

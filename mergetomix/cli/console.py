@@ -135,6 +135,9 @@ def show_plan(plan: Plan) -> None:
         "disk expected": f"{plan.disk_bytes / 1e6:.0f} MB of {plan.free_bytes / 1e9:.0f} GB free",
         every: duration(plan.brute_force_s),
     }
+    if plan.num_workers > 1:
+        num = plan.num_workers
+        values["workers"] = f"{num}: times are of one; all of it is shared but the checks"
     _show("Plan", [["what", "value"], *map(list, values.items())])
 
 

@@ -58,8 +58,8 @@ class TargetPlan:
 class Plan:
     """The fine-tunes and evaluations of a run, and what they are expected to take on this machine.
 
-    Seconds are measured on one batch, so they are rough; `num_reused` fine-tunes are in the store
-    already and cost nothing.
+    Seconds are measured on one batch, so they are rough, and are those of one worker; `num_workers`
+    share all but the checks. `num_reused` fine-tunes are in the store already and cost nothing.
     """
 
     datasets: tuple[DatasetPlan, ...]
@@ -75,6 +75,7 @@ class Plan:
     free_bytes: int
     brute_force_s: float
     warnings: tuple[str, ...]
+    num_workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ def plan(session: Session, speed: Speed) -> Plan:
         free_bytes=session.store.free_bytes(),
         brute_force_s=brute_force_s,
         warnings=tuple(session.opened.warnings),
+        num_workers=session.opened.executor.num_workers,
     )
 
 
