@@ -225,6 +225,19 @@ def test_a_transaction_that_fails_leaves_nothing(url: str) -> None:
         assert store.counts()["trials"] == 2
 
 
+def test_what_others_put_into_a_journal_does_not_run(url: str, tmp_path: Path) -> None:
+    with Store(url) as store:
+        fill(store)
+        assert store.shared is not None
+        number = store.shared.number + 1
+        store.shared.mirror.commit(number, [(f"ATTACH DATABASE '{tmp_path}/made' AS made", ())])
+        with pytest.raises(StoreError, match="holds a file elsewhere"):
+            store.shared.mirror.get("k", "token", ["../../made"], tmp_path)
+    with pytest.raises(StoreError, match="is none of ours"):
+        Store(url)
+    assert not (tmp_path / "made").exists()
+
+
 def test_no_store_is_said(url: str) -> None:
     with pytest.raises(StoreError, match="there is no store at"):
         Store.peek(url)

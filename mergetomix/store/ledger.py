@@ -62,7 +62,7 @@ _LATER_TABLES = {
 
 _LOCAL = {"files", "workers", "mirrored"}
 """Tables that are of this machine alone."""
-_WRITES = re.compile(
+WRITES = re.compile(
     r"\s*(?:INSERT(?: OR \w+)? INTO|REPLACE INTO|DELETE FROM|UPDATE)\s+(\w+)", re.IGNORECASE
 )
 
@@ -134,7 +134,7 @@ class Ledger:
         Args:
             is_local: whether what it writes is of this machine alone, and not for the journal.
         """
-        table = None if self.journal is None or is_local else _WRITES.match(sql)
+        table = None if self.journal is None or is_local else WRITES.match(sql)
         if table is not None and table[1].lower() not in _LOCAL:
             if not self._depth:
                 with self.transaction():

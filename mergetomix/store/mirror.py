@@ -164,6 +164,9 @@ class Mirror:
     def get(self, key: str, token: str, names: Sequence[str], into: Path) -> None:
         """Copies files of a folder from the storage into an empty folder of this machine."""
         for name in names:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                message = f"{self.url} holds a file elsewhere: {name}"
+                raise StoreError(message, hint="look who may write there")
             path, file = f"{self._root}/artifacts/{key}/{token}/{name}", into / name
             file.parent.mkdir(parents=True, exist_ok=True)
             self._patiently(partial(self._fs.get_file, path, str(file)))

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from mergetomix.errors import StoreError
 from mergetomix.store.artifacts import Artifacts
-from mergetomix.store.ledger import Ledger
+from mergetomix.store.ledger import WRITES, Ledger
 from mergetomix.store.mirror import Mirror, parameters_of
 
 LEDGER = "ledger.sqlite"
@@ -126,6 +126,9 @@ class Mirroring:
     def _apply(self, ledger: Ledger, number: int, entry: Any) -> None:
         with ledger.transaction():
             for sql, parameters in entry["statements"]:
+                if WRITES.match(sql) is None:  # whoever may write there may have put anything
+                    message = f"object {number} of the journal of {self.mirror.url} is none of ours"
+                    raise StoreError(message, hint="look who may write there")
                 ledger.execute(sql, parameters_of(parameters))
             ledger.execute("UPDATE mirrored SET number = ?", (number,))
         self.number = number
