@@ -261,11 +261,26 @@ def local(num: int) -> Iterator[None]:
 
 def of_search(session: Session) -> float:
     pipeline.train_experts(session)
-    every = Mixture.union(session.recipe.datasets)
-    session.evaluations.proxy(every, "report")  # all workers share it, and have read the experts
+    warm_up(session)
     started = time.monotonic()
     search_mixtures(session)
     return time.monotonic() - started
+
+
+def warm_up(session: Session) -> None:
+    """Has every worker score something, so that all have started and have read the experts.
+
+    A cluster's evaluators start when there is work: the first may do all of it alone.
+    """
+    executor, wanted = session.opened.executor, session.opened.executor.num_workers
+    for mixture in session.spaces.subsets:
+        session.evaluations.proxy(mixture, "report")
+        evaluators = getattr(executor, "_evaluators", None)
+        if evaluators is None or sum(each.is_ready for each in evaluators) == wanted:
+            break
+        time.sleep(0.5)
+    every = Mixture.union(session.recipe.datasets)
+    session.evaluations.proxy(every, "report")  # all workers share it
 
 
 def of_experts(session: Session) -> float:
@@ -433,7 +448,7 @@ def kill_nodes(nodes: Any) -> Callable[[threading.Event], int]:
 
 def overhead() -> None:
     """Times pieces of work that do nothing, on two workers that are ready."""
-    from mergetomix.executors.ray_cluster import RayWorkers
+    from mergetomix.executors.ray_cluster import RayWorkers, Site
     from mergetomix.progress import Silent
     from mergetomix.sections.executor import ExecutorSection
 
@@ -450,8 +465,7 @@ def overhead() -> None:
             "ray": lambda: RayWorkers(
                 ExecutorSection(kind="ray"),
                 lambda _: fake_work.opened,
-                None,
-                False,
+                Site(),
                 Silent(),
                 lambda states: None,
             ),

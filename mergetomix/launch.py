@@ -1,5 +1,8 @@
 """One training on several processes, a GPU each: `python -m mergetomix.launch JOB`, by accelerate.
 
+Or on processes that something else started and made known to one another, such as Ray Train: each
+calls `join` and then `take_part`.
+
 The order of the data, the steps and the loss are those of one process with the same batch: every
 step's batch is cut into as many pieces as there are processes. What is left over at the end of an
 epoch is filled up with rows that are not trained on, where accelerate would repeat the first ones.
@@ -23,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from mergetomix import training
-from mergetomix.errors import Fault, MergeToMixError, TrainingError
+from mergetomix.errors import Fault, MergeToMixError, RecipeError, TrainingError
 from mergetomix.experts.deltas import nonfinite
 from mergetomix.models.encoding import Item
 from mergetomix.models.family import Family
@@ -162,11 +165,16 @@ def main() -> None:
     job: Job = pickle.loads((folder / JOB).read_bytes())  # noqa: S301  # of who waits for this
     threading.Thread(target=_end_with, args=(job.leader, job.since), daemon=True).start()
     rank = int(os.environ.get("RANK", "0"))
-    is_first = rank == 0
     if job.family.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
+
+    def on_step(_: int) -> None:
+        if rank == 0:
+            with (folder / STEPS).open("ab") as file:
+                file.write(b".")
+
     try:
-        num_tokens = _trained(job, folder, is_first)
+        num_tokens, _ = take_part(job.family, job.sequences, job.settings, job.out, on_step)
         said: dict[str, Any] = {"num_tokens": num_tokens}
     except MergeToMixError as error:
         said = {"kind": type(error).__name__, "message": error.message, "hint": error.hint}
@@ -181,33 +189,94 @@ def main() -> None:
     sys.exit("message" in said)
 
 
-def _trained(job: Job, folder: Path, is_first: bool) -> int:
+def join(launch: Launch, device: str) -> None:
+    """Readies a process that was started by something else to take part in a training.
+
+    The processes must know one another: torch.distributed is initialized, and RANK, WORLD_SIZE and
+    LOCAL_RANK are set. Accelerate is told what the recipe says as its own launcher would.
+
+    Raises:
+        RecipeError: the configuration file asks for what only that launcher can start.
+    """
     from accelerate import PartialState
 
-    family, settings = job.family, job.settings
+    for name, value in variables(launch).items():
+        os.environ[name] = value
+    if device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    PartialState(cpu=device == "cpu")
+
+
+def variables(launch: Launch) -> dict[str, str]:
+    """Returns what accelerate's launcher would tell each process by its environment.
+
+    Raises:
+        RecipeError: the configuration file asks for what only that launcher can start.
+    """
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    # by the same options; accelerate has no public name for the step from them to the variables
+    options = [*command(launch)[3:], "-m", "mergetomix.launch"]
+    said, _, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    if said.use_deepspeed or said.tpu or said.use_megatron_lm:
+        message = f"{launch.config_file} asks for neither DDP nor FSDP"
+        hint = "trainings of a Ray cluster are by DDP or FSDP; use executor.kind: local"
+        raise RecipeError("train.launch.config_file", message, hint=hint)
+    said.main_process_port = 0
+    found = prepare_multi_gpu_env(said)
+    own = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
+    return {name: value for name, value in found.items() if name.startswith(own)}
+
+
+def is_joined() -> bool:
+    """Whether this process is one of several that know one another."""
+    import torch.distributed
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def is_first() -> bool:
+    """Whether this process writes what comes of a training: the first of several, or the only."""
+    import torch.distributed
+
+    return not is_joined() or torch.distributed.get_rank() == 0
+
+
+def take_part(
+    family: Family,
+    sequences: Sequence[Item],
+    settings: Train,
+    out: Path,
+    on_step: Callable[[int], None],
+) -> tuple[int, float]:
+    """Fine-tunes as `training.finetune` does, as one of several processes; the first one saves.
+
+    Raises:
+        TrainingError: the loss or a param is not finite.
+        Fault: the batch cannot be cut into as many pieces as there are processes.
+    """
+    from accelerate import PartialState
+
+    started = time.monotonic()
     num = PartialState(cpu=family.device == "cpu").num_processes
     if settings.batch_size % num:
         message = f"a batch of {settings.batch_size} cannot be cut into {num} equal pieces"
         raise Fault(message, hint="make train.batch_size a multiple of train.launch.processes")
-    schedule = training.plan(len(job.sequences), sum(s.num_tokens for s in job.sequences), settings)
-    places = order(len(job.sequences), schedule.num_steps, settings)
+    schedule = training.plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
+    places = order(len(sequences), schedule.num_steps, settings)
     filler = family.untrained()
-    rows = [filler if place is None else job.sequences[place] for place in places]
-    arguments = training.arguments(family, settings, schedule, job.out) | {
+    rows = [filler if place is None else sequences[place] for place in places]
+    arguments = training.arguments(family, settings, schedule, out) | {
         "per_device_train_batch_size": settings.batch_size // num,
         "train_sampling_strategy": "sequential",
         "average_tokens_across_devices": True,
         "ddp_find_unused_parameters": False,
     }
-
-    def on_step(_: int) -> None:
-        if is_first:
-            with (folder / STEPS).open("ab") as file:
-                file.write(b".")
-
     trainer = training.trained(family, rows, settings, arguments, on_step, shard_on_cpu)
-    save(trainer, job, is_first)
-    return sum(job.sequences[place].num_tokens for place in places if place is not None)
+    save(trainer, family, settings, out)
+    num_tokens = sum(sequences[place].num_tokens for place in places if place is not None)
+    return num_tokens, time.monotonic() - started
 
 
 def order(num_rows: int, num_steps: int, settings: Train) -> list[int | None]:
@@ -240,27 +309,28 @@ def shard_on_cpu(trainer: Any) -> None:
         trainer.is_fsdp_enabled = True
 
 
-def save(trainer: Any, job: Job, is_first: bool) -> None:
+def save(trainer: Any, family: Family, settings: Train, out: Path) -> None:
     """Writes the trained model, put together where each process holds a part of it."""
     from torch.distributed.tensor import DTensor
 
-    family, model = job.family, trainer.model
+    model, writes = trainer.model, is_first()
     if any(isinstance(each, DTensor) for each in model.parameters()):
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
         tensors = get_model_state_dict(model, options=whole)
-        if is_first:
-            family.device = "cpu"
+        if writes:
+            on, family.device = family.device, "cpu"
             model = family.load()
-            if job.settings.method == "lora":
-                model = family.adapted(model, job.settings.lora)
+            family.device = on
+            if settings.method == "lora":
+                model = family.adapted(model, settings.lora)
             model.load_state_dict(tensors)
-    if is_first:
+    if writes:
         name = nonfinite(model)
         if name is not None:
             raise training.not_finite(f"the tensor {name} is not finite", trainer.state.global_step)
-        family.save(model, job.out)
+        family.save(model, out)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -28,7 +28,7 @@ def training(number: int, folder: Path) -> FinetuneWork:
     return FinetuneWork(f"key{number}", Mixture.union(["a"]), None, "experts", str(folder))
 
 
-def begun(folder: Path, number: int) -> list[int]:
+def begun(folder: Path, number: int | str) -> list[int]:
     """The processes that began a piece of work, in order."""
     file = folder / f"key{number}"
     return [int(line) for line in file.read_text().split()] if file.exists() else []

@@ -17,7 +17,7 @@ from typing import Any
 import fake_work
 import psutil
 import pytest
-from fake_work import begun, piece
+from fake_work import begun, piece, training
 from recipes import Heard
 
 from mergetomix.errors import DataError, Fault, RecipeError
@@ -181,19 +181,24 @@ def test_what_nobody_waits_for_any_more_is_dropped(tmp_path: Path) -> None:
     assert sum(bool(begun(tmp_path, i)) for i in range(10)) <= 4
 
 
-def test_what_is_done_is_handed_over_before_more_is_begun(tmp_path: Path) -> None:
-    """Whoever asked keeps it first: a kill then costs the work in hand alone."""
+def test_what_is_done_is_handed_over_before_more_is_taken(tmp_path: Path) -> None:
+    """Whoever asked keeps it first: of trainings strictly, else one piece of work is ahead."""
     order: list[str] = []
 
-    def work() -> Iterator[Any]:
+    def work(make: Any) -> Iterator[Any]:
         for i in range(4):
-            order.append(f"begun {i}")
-            yield piece(i, "quick", tmp_path)
+            order.append(f"taken {i}")
+            yield make(i)
 
     with workers(tmp_path, 1) as executor:
-        for done in executor.run(work()):
+        for done in executor.run(work(lambda i: training(i, tmp_path))):
             order.append(f"kept {done.work.key[-1]}")
-    assert order == [f"{what} {i}" for i in range(4) for what in ("begun", "kept")]
+        assert order == [f"{what} {i}" for i in range(4) for what in ("taken", "kept")]
+        order.clear()
+        for done in executor.run(work(lambda i: piece(i, "quick", tmp_path))):
+            order.append(f"kept {done.work.key[-1]}")
+    assert [each for each in order if "kept" in each] == [f"kept {i}" for i in range(4)]
+    assert all(order.index(f"kept {i}") < order.index(f"taken {i + 2}") for i in range(2))
 
 
 def test_progress_lines_and_states_come_through(tmp_path: Path) -> None:

@@ -203,6 +203,42 @@ def test_what_is_gone_from_the_storage_is_absent(url: str, tmp_path: Path) -> No
         assert store.finetune("k") is None
 
 
+def test_what_was_put_for_nothing_is_removed(url: str, tmp_path: Path) -> None:
+    """By the next process that writes; what a row names stays."""
+    with Store(url) as store:
+        fill(store)
+        assert store.shared is not None
+        folder = store.artifact_path("k")
+        shared = store.shared
+        shared.hand_over("never", folder)
+        shared.mirror.put("k", folder)  # one that was to take its place
+        name = shared.hand_over("other", folder)
+        (tmp_path / "other").mkdir()
+        shared.take_over("other", name, tmp_path / "other")
+        assert {key for key, _ in shared.mirror.folders()} == {"k", "incoming-never"}
+        assert len(shared.mirror.folders()) == 3
+    with Store.peek(url) as store:
+        assert store.shared is not None and len(store.shared.mirror.folders()) == 3
+    with Store(url) as store:
+        assert store.shared is not None
+        assert store.shared.mirror.folders() == set(
+            store._ledger.execute("SELECT key, token FROM places")
+        )
+        check(store)
+
+
+def test_a_writer_that_lost_its_lock_removes_nothing(url: str) -> None:
+    with Store(url) as store:
+        fill(store)
+        assert store.shared is not None
+        mirror_ = store.shared.mirror
+        mirror_._fs.rm_file(f"{mirror_._root}/lock.json")
+        ((key, token),) = mirror_.folders()
+        with pytest.raises(StoreError, match="another process writes"):
+            mirror_.remove(key, token)
+        assert mirror_.folders() == {(key, token)}
+
+
 def test_a_reader_sees_what_is_written_after_it_opened(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,14 +17,14 @@ from typing import Any
 import fake_work
 import psutil
 import pytest
-from clusters import cluster
+from clusters import cluster, paths
 from fake_work import begun, piece, training
 from recipes import Heard, recipe_values, write_recipe
 
 import mergetomix as m2m
 from mergetomix.errors import DataError, RecipeError
 from mergetomix.executors import on_node
-from mergetomix.executors.ray_cluster import Need, RayWorkers
+from mergetomix.executors.ray_cluster import Need, RayWorkers, Site
 from mergetomix.sections.executor import ExecutorSection
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install mergetomix[ray]")
@@ -39,8 +41,8 @@ def workers(
     seen: Path | None, opens: Any = fake_work.opened, heard: Heard | None = None, **said: Any
 ) -> Iterator[RayWorkers]:
     section = ExecutorSection(kind="ray", **said)
-    path = None if seen is None else str(seen)
-    made = RayWorkers(section, lambda _: opens, path, False, heard or Heard(), lambda states: None)
+    site = Site(None if seen is None else str(seen))
+    made = RayWorkers(section, lambda _: opens, site, heard or Heard(), lambda states: None)
     try:
         yield made
     finally:
@@ -189,3 +191,49 @@ def test_workers_killed_at_random_lose_nothing(nodes: Any, tmp_path: Path) -> No
         thread.join()
     assert sorted(each.work.key for each in done) == sorted(f"key{i}" for i in range(12))
     assert {each.failure for each in done} == {None} and killed
+
+
+LEADER = """
+import signal, sys
+sys.path[:0] = {paths!r}
+from pathlib import Path
+import fake_work
+from recipes import Heard
+from mergetomix.cli import main
+from mergetomix.executors.ray_cluster import RayWorkers, Site
+from mergetomix.sections.executor import ExecutorSection
+folder = Path({folder!r})
+env = {{"env_vars": {{"PYTHONPATH": {path!r}}}}}
+section = ExecutorSection(kind="ray", address={address!r}, runtime_env=env)
+signal.signal(signal.SIGINT, main._interrupt)
+made = RayWorkers(
+    section, lambda _: fake_work.opened, Site(), Heard(), lambda states: None
+)
+try:
+    list(made.run([fake_work.piece(i, "forever", folder) for i in range(2)]))
+finally:
+    made.close()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda each: each.name)
+def test_workers_end_with_the_process_that_leads(
+    nodes: Any, tmp_path: Path, number: signal.Signals
+) -> None:
+    path = os.pathsep.join(paths())
+    code = LEADER.format(paths=paths(), path=path, folder=str(tmp_path), address=nodes.address)
+    leader = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    pids: list[int] = []
+    while len(pids) < 2:
+        pids = [pid for i in range(2) for pid in begun(tmp_path, i)]
+        time.sleep(0.1)
+        assert leader.poll() is None
+    os.kill(leader.pid, number)
+    leader.communicate(timeout=30)
+    end = time.monotonic() + 30
+    while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]

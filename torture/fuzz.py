@@ -88,6 +88,11 @@ ODD: list[Any] = [
     {"path": "x"},
     {"weights": 1},
 ]
+EXECUTORS: list[dict[str, Any]] = [
+    {"kind": "local", "devices": [0, 1], "workers": 2, "threads": 1},
+    {"kind": "ray", "address": "local", "gpus_per_training": 0.5, "labels": {"a": "b"}},
+    {"kind": "ray", "max_evaluators": 3, "runtime_env": {"env_vars": {"A": "b"}}},
+]
 
 
 def value(draw: random.Random, depth: int = 0) -> Any:
@@ -115,6 +120,10 @@ def recipe(draw: random.Random) -> str:
     raw = copy.deepcopy(draw.choice([said.RAW, said.small()]))
     if draw.random() < 0.2:
         raw["datasets_from"] = {"path": "rows.jsonl", "text": "q", "by": "s", "min_rows": 2}
+    if draw.random() < 0.3:
+        raw["executor"] = copy.deepcopy(draw.choice(EXECUTORS))
+        raw["store"] = draw.choice(["s3://bucket/prefix", "gs://bucket", "://", ".mergetomix"])
+        raw.setdefault("train", {}).update(batch_size=8, launch={"processes": 4, "sharding": "ddp"})
     for _ in range(draw.randint(1, 4)):
         every = places(raw)
         if not every:

@@ -77,6 +77,7 @@ def child(recipe: Path, does: str, prepare: Callable[[], None] = lambda: None) -
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(recipe.parent)
+        os.environ["MERGETOMIX_CACHE"] = str(recipe.parent / "cache")
         prepare()
         work(recipe, does)
         (recipe.parent / "modules.json").write_text(json.dumps(sorted(sys.modules)))

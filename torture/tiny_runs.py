@@ -16,10 +16,15 @@ import yaml
 
 @dataclass(frozen=True)
 class World:
-    """One kind of run: what it changes of the tiny recipe, and what is done with it."""
+    """One kind of run: what it changes of the tiny recipe, and what is done with it.
+
+    `is_shared` puts the store on shared storage, which is a folder here; then one process writes at
+    a time, and storage that refuses a write is tried again for minutes.
+    """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     does: str = "run"
+    is_shared: bool = False
     values: Callable[[Path], dict[str, Any]] = recipes.recipe_values
 
     def write(self, folder: Path) -> Path:
@@ -32,9 +37,14 @@ class World:
             for parent in parents:
                 place = place.setdefault(parent, {})
             place[last] = value
+        values["store"] = self.store(folder)
         path = folder / "recipe.yaml"
         path.write_text(yaml.safe_dump(values))
         return path
+
+    def store(self, folder: Path) -> str:
+        """Returns where the store of a run in a folder is."""
+        return f"file://{folder}/shared" if self.is_shared else str(folder / "store")
 
 
 def with_more_examples(folder: Path) -> dict[str, Any]:
@@ -65,6 +75,8 @@ WORLDS: dict[str, World] = {
     "repeats": World({**SHORT, "verify.budget": 2, "verify.repeats": 1}),
     "images": World({"train.max_steps": 2}, values=test_image_run.values),
     "benchmarks": World({"train.max_steps": 2}, values=test_harness_run.values),
+    "workers": World({**SHORT, "executor.workers": 2, "executor.threads": 1}),
+    "shared storage": World(SHORT, is_shared=True),
     "merge": World(SHORT, does="merge"),
     "study": World({**SHORT, "study.seeds": [0], "study.num_draws": 2}, does="study"),
 }

@@ -25,8 +25,9 @@ class Surroundings:
     `opens` gives what workers open, if so many share a machine's memory for models, and `device` is
     what they compute on (`cuda`, `cpu`, `mps`). `scratch` gives a folder for what they share, and
     `logs` is that of what they print; `listener` hears what they say, and `busy` what they do. A
-    training is of `per_training` processes, a GPU each. `shares_disk` says whether all workers must
-    see the store's folder.
+    training is of `per_training` processes, a GPU each; if they are several, each of them calls
+    `joins` once all know one another. `shares_disk` says whether all workers must see the store's
+    folder.
     """
 
     opens: Callable[[int], Opens]
@@ -36,6 +37,7 @@ class Surroundings:
     listener: Listener
     busy: Busy
     per_training: int = 1
+    joins: Callable[[], None] | None = None
     shares_disk: bool = True
 
 
@@ -46,7 +48,7 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
         RecipeError: the machine has no such devices.
     """
     if section.kind == "ray":
-        from mergetomix.executors.ray_cluster import RayWorkers
+        from mergetomix.executors.ray_cluster import RayWorkers, Site
 
         on_gpu = around.device == "cuda"
         seen = str(around.scratch()) if around.shares_disk else None
@@ -56,9 +58,8 @@ def chosen(section: ExecutorSection, around: Surroundings) -> Callable[[CarryOut
             raise RecipeError("executor.gpus_per_training", message, hint="see train.launch")
         if on_gpu and section.gpus_per_training is None:
             section = section.model_copy(update={"gpus_per_training": around.per_training})
-        return lambda _: RayWorkers(
-            section, around.opens, seen, on_gpu, around.listener, around.busy
-        )
+        site = Site(seen, on_gpu, num, around.joins)
+        return lambda _: RayWorkers(section, around.opens, site, around.listener, around.busy)
     places = local_places(section, around.device)
     if around.device == "cuda" and len(places) < around.per_training:
         message = f"{around.per_training} processes, and there are {len(places)} GPUs to use"

@@ -135,10 +135,10 @@ class LocalWorkers(Workers):
 
     # --- giving work
 
-    def _has_room(self) -> bool:
+    def _has_room(self, num_ahead: int) -> bool:
         busy = [worker for worker in self._workers.values() if worker.work is not None]
         num_taken = len(busy) + sum(len(worker.held) for worker in busy)
-        return num_taken + len(self._pending) < len(self._places)
+        return num_taken + len(self._pending) < len(self._places) + num_ahead
 
     def _hand_out(self) -> None:
         while self._pending:

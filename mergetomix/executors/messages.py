@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mergetomix.errors import Fault, MergeToMixError
 from mergetomix.executors.work import CarryOut, Done, Failure
@@ -118,8 +118,11 @@ def plain(failure: Failure) -> Failure:
     return failure
 
 
-def given(opens: Opens) -> bytes:
-    """Returns what other processes open, as bytes. Raises Fault if it holds what cannot be sent."""
+def given(opens: Callable[..., Any]) -> bytes:
+    """Returns what other processes open or call, as bytes.
+
+    Raises Fault if it holds what cannot be sent.
+    """
     import cloudpickle
 
     try:

@@ -60,6 +60,18 @@ def versions() -> dict[str, str]:
     return found
 
 
+@dataclass(frozen=True)
+class Lost:
+    """A worker that is gone before its work was done, and why."""
+
+    why: str
+
+
+def failed_to_open(error: Exception) -> CannotOpen:
+    """Returns an error that is being handled, as what a worker answers that cannot work."""
+    return CannotOpen(plain(Failure(error, traceback.format_exc(), whereabouts())))
+
+
 class Board:
     """An actor on the node of who asks: workers put up messages, and who asks takes them."""
 
@@ -128,8 +140,7 @@ class Opened:
             self._speaker = Speaker(put)
             self._carry_out = self._stack.enter_context(opens(Teller(self._speaker.tell)))
         except Exception as error:  # noqa: BLE001  # who leads the run hears of it
-            failure = Failure(error, traceback.format_exc(), whereabouts())
-            return CannotOpen(plain(failure))
+            return failed_to_open(error)
         return Ready(node())
 
     def say_where(self, put: Callable[[list[Message]], Any]) -> None:

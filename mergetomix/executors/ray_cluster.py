@@ -1,26 +1,25 @@
-"""The executor whose workers are a Ray cluster's: the only place that knows Ray.
+"""The executor whose workers are a Ray cluster's.
 
-Trainings are tasks. Models are scored by actors, which open the recipe once. What is lost with a
-node is done again elsewhere: this executor makes actors anew itself and tells them what to open,
-as the arguments that Ray would make one from again may be gone with the node (ray issue 53727).
-What is passed are records and paths; tensors lie in files.
+Trainings are tasks, which may lead several processes (`ray_train.py`). Models are scored by actors,
+which open the recipe once. What is lost with a node is done again elsewhere: this executor makes
+actors anew itself and tells them what to open, as the arguments that Ray would make one from again
+may be gone with the node (ray issue 53727). What is passed are records and paths; tensors lie in
+files.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from mergetomix.devices import visible_gpus
 from mergetomix.errors import Fault, RecipeError
 from mergetomix.executors.messages import CannotOpen, Opens, Ready, given
-from mergetomix.executors.on_node import Assignment, Board, Opened, train, versions
+from mergetomix.executors.on_node import Assignment, Board, Lost, Opened, train, versions
+from mergetomix.executors.ray_connection import connect
+from mergetomix.executors.ray_train import Processes, train_together
 from mergetomix.executors.states import Busy, WorkerState, called
 from mergetomix.executors.work import FinetuneWork, Work
 from mergetomix.executors.workers import MOST_KILLED_UNREADY, Batch, Shown, Workers
@@ -37,10 +36,6 @@ LATE_S = 5.0
 """What a worker said of its work is waited for no longer than this once the work is done."""
 SLOW_START_S = 60.0
 """Evaluators that take longer to start are said."""
-STORE_BYTES = 128 * 2**20
-"""Ray's memory for objects on a cluster that is started here: only records are passed."""
-PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "GOMP_SPINCOUNT")
-"""Variables of who leads the run that its workers get too."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,20 @@ class Need:
             whole = of_gpus // self.gpus if self.gpus >= 1 else of_gpus * (1 // self.gpus)
             often = min(often, whole)
         return int(often)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the workers of a run have in common.
+
+    `seen` is a folder that every worker must see, None if it need not; `on_gpu` says whether models
+    are on GPUs. A training is of `processes`, which call `joins` first if they are several.
+    """
+
+    seen: str | None = None
+    on_gpu: bool = False
+    processes: int = 1
+    joins: Callable[[], None] | None = None
 
 
 @dataclass
@@ -113,8 +122,7 @@ class RayWorkers(Workers):
     Args:
         section: what the recipe says.
         opens: gives what each worker opens, if so many are on a node; cloudpickle must take it.
-        seen: a folder that every worker must see; None if it need not.
-        on_gpu: whether models are on GPUs.
+        site: what they have in common.
 
     Raises:
         RecipeError: there is no such cluster, or it can never give what a worker takes.
@@ -128,22 +136,22 @@ class RayWorkers(Workers):
         self,
         section: ExecutorSection,
         opens: Callable[[int], Opens],
-        seen: str | None,
-        on_gpu: bool,
+        site: Site,
         listener: Listener,
         busy: Busy,
     ) -> None:
         super().__init__(listener, busy)
-        gpus = float(on_gpu)
+        gpus, num = float(site.on_gpu), site.processes
         of_training, of_evaluator = section.gpus_per_training, section.gpus_per_evaluator
-        self._section = section
-        self._for_training = Need(
-            section.cpus_per_training, gpus if of_training is None else of_training
+        self._section, self._site = section, site
+        self._for_process = Need(
+            section.cpus_per_training, gpus if of_training is None else of_training / num
         )
+        self._for_training = Need(self._for_process.cpus * num, self._for_process.gpus * num)
         self._for_evaluator = Need(
             section.cpus_per_evaluator, gpus if of_evaluator is None else of_evaluator
         )
-        self._on_gpu, self._seen, self._opens = on_gpu, seen, opens
+        self._opens = opens
         self._evaluators: list[Helper] = []
         self._trainings: list[Helper] = []
         self._num_made = self._num_unready = self._num_waiting = 0
@@ -200,18 +208,14 @@ class RayWorkers(Workers):
             return
         nodes = [node for node in ray.nodes() if node["Alive"] and self._may_work(node)]
         resources = [node["Resources"] for node in nodes]
-        num = [
-            sum(need.fits(each) for each in resources)
-            for need in (self._for_evaluator, self._for_training)
-        ]
-        most = self._section.max_evaluators, self._section.max_trainings
-        evaluators, trainings = (
-            many if bound is None else min(many, bound)
-            for many, bound in zip(num, most, strict=True)
-        )
+        evaluators = sum(self._for_evaluator.fits(each) for each in resources)
+        trainings = sum(self._for_process.fits(each) for each in resources) // self._site.processes
+        section = self._section
+        evaluators = min(evaluators, section.max_evaluators or evaluators)
+        trainings = min(trainings, section.max_trainings or trainings)
         total = {kind: sum(each.get(kind, 0.0) for each in resources) for kind in ("CPU", "GPU")}
         on_a_node = max((self._for_evaluator.fits(each) for each in resources), default=1)
-        most_on_a_node = 1 if self._on_gpu else max(1, min(on_a_node, evaluators))
+        most_on_a_node = 1 if self._site.on_gpu else max(1, min(on_a_node, evaluators))
         self._cluster = Cluster(evaluators, trainings, most_on_a_node, total)
         self._counted_s = time.monotonic()
 
@@ -229,12 +233,24 @@ class RayWorkers(Workers):
             labels = ", ".join(f"{key}: {value}" for key, value in self._section.labels.items())
             message = f"none of the {len(nodes)} nodes of the cluster has the labels {labels}"
             raise RecipeError("executor.labels", message, hint="see `ray list nodes --detail`")
-        for kind, need in (("training", self._for_training), ("evaluator", self._for_evaluator)):
-            if any(need.fits(node) for node in able):
+        num = self._site.processes
+        for kind, need, wanted in (
+            ("training", self._for_process, num),
+            ("evaluator", self._for_evaluator, 1),
+        ):
+            room = sum(need.fits(node) for node in able)
+            if room >= wanted:
                 continue
+            if room:
+                message = f"a training is of {num} processes with {need} each, and the cluster"
+                message += f" has room for {room} of them"
+                hint = "lower it, or start more nodes before the run"
+                raise RecipeError("train.launch.processes", message, hint=hint)
             best = max(able, key=lambda node: (node.get("GPU", 0.0), node.get("CPU", 0.0)))
             has = f"{best.get('CPU', 0):g} CPU cores and {best.get('GPU', 0):g} GPUs"
             a_kind = f"an {kind}" if kind == "evaluator" else f"a {kind}"
+            if wanted > 1:
+                a_kind = "a process of a training"
             message = f"{a_kind} takes {need}, and the largest of {len(able)} nodes has {has}"
             key = "gpus" if best.get("GPU", 0.0) < need.gpus else "cpus"
             hint = "lower it, or start such a node before the run"
@@ -254,12 +270,18 @@ class RayWorkers(Workers):
     def _made_board(self) -> Any:
         """Returns the actor on this node that messages go to."""
         import ray
+
+        kind: Any = ray.remote(Board)
+        return kind.options(**self._beside_this()).remote()
+
+    def _beside_this(self) -> dict[str, Any]:
+        """Options of what takes nothing of a node, and is best on that of who leads the run."""
+        import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = ray.get_runtime_context().get_node_id()
         affinity = NodeAffinitySchedulingStrategy(here, soft=True)
-        kind: Any = ray.remote(Board)
-        return kind.options(num_cpus=0, scheduling_strategy=affinity).remote()
+        return {"num_cpus": 0, "scheduling_strategy": affinity}
 
     def _made_assignments(self) -> dict[str, Any]:
         """Returns what evaluators and trainings are told first, as Ray's references."""
@@ -271,7 +293,9 @@ class RayWorkers(Workers):
             "training": self._section.cpus_per_training,
         }
         return {
-            kind: ray.put(Assignment(opens, own, self._seen, None if self._on_gpu else num))
+            kind: ray.put(
+                Assignment(opens, own, self._site.seen, None if self._site.on_gpu else num)
+            )
             for kind, num in threads.items()
         }
 
@@ -281,12 +305,12 @@ class RayWorkers(Workers):
             found["label_selector"] = dict(self._section.labels)
         return found
 
-    def _has_room(self) -> bool:
+    def _has_room(self, num_ahead: int) -> bool:
         self._count()
         num_busy = sum(helper.work is not None for helper in self._evaluators)
         num_busy += len(self._trainings)
         most = max(self._cluster.evaluators, self._cluster.trainings, 1)
-        return num_busy + len(self._pending) < most
+        return num_busy + len(self._pending) < most + num_ahead
 
     def _hand_out(self) -> None:
         self._count()
@@ -300,8 +324,6 @@ class RayWorkers(Workers):
 
     def _trained(self, work: Work, batch: Batch) -> bool:
         """Gives a training to a new task, if there is room or idle evaluators can make it."""
-        import ray
-
         if len(self._trainings) >= max(self._cluster.trainings, 1):
             return False
         while not self._is_left(self._for_training) and self._dismiss_idle():
@@ -309,14 +331,25 @@ class RayWorkers(Workers):
         if not self._is_left(self._for_training):
             return False
         shown = self._shown("training")
-        # a process keeps the GPU that it began on: each training has one of its own there
-        kind = ray.remote(max_calls=1 if self._for_training.gpus else 0)(train)
-        task = kind.options(max_retries=0, **self._options(self._for_training))
-        put = Putting(self._board, shown.state.name)
-        waiting = task.remote(self._assignments["training"], put, work)
+        waiting = self._training(Putting(self._board, shown.state.name), work)
         shown.state.begin(called(work))
         self._trainings.append(Helper(shown, None, waiting, time.monotonic(), work, batch))
         return True
+
+    def _training(self, put: Putting, work: Work) -> Any:
+        """Starts a task that trains, or that leads several processes which do."""
+        import ray
+
+        assignment, need, joins = self._assignments["training"], self._for_process, self._site.joins
+        if joins is None:
+            # a process keeps the GPU that it began on: each training has one of its own there
+            kind = ray.remote(max_calls=1 if need.gpus else 0)(train)
+            alone = kind.options(max_retries=0, **self._options(need))
+            return alone.remote(assignment, put, work)
+        num, labels = self._site.processes, self._section.labels
+        processes = Processes(num, need.cpus, need.gpus, labels, given(joins))
+        task = ray.remote(train_together).options(max_retries=0, **self._beside_this())
+        return task.remote(assignment, put, work, processes)
 
     def _evaluated(self, work: Work, batch: Batch) -> bool:
         """Gives work to an evaluator that waits; makes one more if there is room for it."""
@@ -423,6 +456,9 @@ class RayWorkers(Workers):
             return
         if isinstance(found, CannotOpen):
             raise found.error()
+        if isinstance(found, Lost):
+            self._lost(helper, found.why)
+            return
         if isinstance(found, Ready):
             helper.is_ready, helper.waiting, self._num_unready = True, None, 0
             helper.shown.state.place = found.about
@@ -497,68 +533,3 @@ def last_line(error: BaseException) -> str:
     """Returns the last line of what an error says, where a traceback in it names the cause."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
-
-
-def connect(section: ExecutorSection) -> bool:
-    """Connects this process to the cluster of a recipe; returns whether it is to end it.
-
-    Raises:
-        RecipeError: Ray is not installed, there is no such cluster, or it is of another version.
-    """
-    try:
-        import ray
-    except ImportError:
-        message = 'kind: ray takes the package ray: pip install "mergetomix[ray]"'
-        raise RecipeError("executor.kind", message) from None
-    if ray.is_initialized():
-        return False
-    # a job that was submitted may have set them for its workers, and Ray refuses to hear it twice
-    of_job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
-    names = [name for name in PASSED_ON if name in os.environ and name not in of_job]
-    variables = {name: os.environ[name] for name in names}
-    given_variables = section.runtime_env.get("env_vars", {})
-    environment = {**section.runtime_env, "env_vars": {**variables, **given_variables}}
-    options: dict[str, Any] = {"runtime_env": environment, "log_to_driver": False}
-    if section.address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": STORE_BYTES}
-    try:
-        with own_signals(), all_gpus():
-            ray.init(section.address, logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        hint = "start it with `ray start --head`, or use executor.address: local"
-        if "runtime" in str(error):
-            hint = "the job's own runtime environment says the same: leave it out of one of them"
-        elif "ersion" in str(error):
-            hint = "install the same versions of Python and Ray as the cluster has"
-        message = " ".join(str(error).split())
-        raise RecipeError("executor.address", f"{section.address}: {message}", hint=hint) from None
-    return True
-
-
-@contextmanager
-def all_gpus() -> Iterator[None]:
-    """Shows all GPUs that there were for this process, of which it sees one for itself."""
-    name, names = "CUDA_VISIBLE_DEVICES", visible_gpus()
-    before = os.environ.get(name)
-    if names:
-        os.environ[name] = ",".join(names)
-    try:
-        yield
-    finally:
-        if names and before is not None:
-            os.environ[name] = before
-        elif names:
-            os.environ.pop(name)
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Keeps the handlers of signals that Ray would replace."""
-    names = ("SIGINT", "SIGTERM")
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
-    try:
-        yield
-    finally:
-        with suppress(ValueError):  # not in the main thread
-            for name, handler in before.items():
-                signal.signal(getattr(signal, name), handler)

@@ -10,7 +10,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from mergetomix.errors import MergeToMixError
@@ -53,12 +53,16 @@ class FinetuneWork:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The result of FinetuneWork; the model lies in the folder `name` of the work's folder."""
+    """The result of FinetuneWork; the model lies in the folder `name` of the work's folder.
+
+    `environment` says what the numbers depend on where it was made: versions, device, threads.
+    """
 
     name: str
     num_examples: int
     num_tokens: int
     seconds: float
+    environment: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

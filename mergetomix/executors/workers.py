@@ -11,13 +11,17 @@ from dataclasses import dataclass, field
 from mergetomix.errors import Fault
 from mergetomix.executors.messages import Advanced, Begun, Over, Progress
 from mergetomix.executors.states import Busy, WorkerState, called
-from mergetomix.executors.work import Done, Failure, Work
+from mergetomix.executors.work import Done, Failure, FinetuneWork, Work
 from mergetomix.progress import Advance, Listener
 
 MOST_DEATHS = 5
 """Workers that may die of one piece of work; then it has failed."""
 MOST_UNREADY, MOST_KILLED_UNREADY = 3, 20
 """Workers in a row that may end before they are ready: by themselves, or as others end them."""
+
+
+NUM_AHEAD = 1
+"""Pieces of work that are taken before a worker is free for them, so that none waits for one."""
 
 
 @dataclass
@@ -80,8 +84,11 @@ class Workers(abc.ABC):
         """How many pieces of work may be under way at a time."""
 
     @abc.abstractmethod
-    def _has_room(self) -> bool:
-        """Whether one more piece of work would find a worker, beside those that wait."""
+    def _has_room(self, num_ahead: int) -> bool:
+        """Whether one more piece of work would find a worker, beside those that wait.
+
+        So many more than there are workers may wait.
+        """
 
     @abc.abstractmethod
     def _hand_out(self) -> None:
@@ -102,17 +109,21 @@ class Workers(abc.ABC):
     def run(self, work: Iterable[Work]) -> Iterator[Done]:
         """Yields the end of every piece of work, in the order in which they end."""
         left, batch, is_over = iter(work), Batch(), False
+        num_ahead = 0
         try:
             while True:
                 if batch.done:
-                    # whoever asked keeps it before more is begun
+                    # what was taken ahead keeps workers busy while whoever asked keeps this
+                    self._hand_out()
                     yield batch.done.popleft()
                     continue
-                while not is_over and self._has_room():
+                while not is_over and self._has_room(num_ahead):
                     each = next(left, None)  # which may do work of its own
                     if each is None:
                         is_over = True
                     else:
+                        # a training holds a lock from when it is taken
+                        num_ahead = 0 if isinstance(each, FinetuneWork) else NUM_AHEAD
                         batch.num_out += 1
                         self._pending.append((each, batch))
                         self._hand_out()

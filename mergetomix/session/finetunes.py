@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,6 +24,9 @@ from mergetomix.session.addresses import Addresses
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.spaces import Spaces
 from mergetomix.store.mirroring import HANDED_OVER
+
+Draft: TypeAlias = Generator[Path, tuple[Finetune, Mapping[str, Any]], None]
+"""A fine-tune that is being made: yields its folder, is sent its record and its environment."""
 
 
 class Finetunes:
@@ -152,7 +155,7 @@ class Finetunes:
         when nothing of this one is under way. An error that is no TrainingError is raised once
         what is under way is kept.
         """
-        waiting: dict[str, Generator[Path, Finetune, None]] = {}
+        waiting: dict[str, Draft] = {}
         ready: list[tuple[Mixture, Finetune]] = []
         alike: dict[str, list[Mixture]] = {}
         later: list[Mixture] = []
@@ -225,10 +228,10 @@ class Finetunes:
                 yield mixture
         yield from busy
 
-    def _draft(
-        self, key: str, mixture: Mixture, seed: int | None, may_wait: bool
-    ) -> Generator[Path, Finetune, None]:
-        """Yields a folder to train in and is sent the record; nothing where the store has it.
+    def _draft(self, key: str, mixture: Mixture, seed: int | None, may_wait: bool) -> Draft:
+        """Yields a folder to train in; nothing where the store has the model.
+
+        It is sent the record, and the environment in which the model was trained.
 
         The key is locked until the record is in the ledger. Without `may_wait` nothing is yielded
         either if another process holds it.
@@ -240,13 +243,10 @@ class Finetunes:
             if self._store.finetune(key) is not None:
                 return
             with self._store.artifact(key) as folder:
-                record = yield folder
-            about = environment(self._open)
+                record, about = yield folder
             self._store.add_finetune(record, self._addresses.settings(seed), about)
 
-    def _keep(
-        self, draft: Generator[Path, Finetune, None], work: FinetuneWork, found: FinetuneResult
-    ) -> Finetune:
+    def _keep(self, draft: Draft, work: FinetuneWork, found: FinetuneResult) -> Finetune:
         """Puts a trained model in its place in the store, and its record beside it."""
         given = self._given(work.mixture)
         path = given or str(self._store.artifact_path(work.key))
@@ -258,7 +258,7 @@ class Finetunes:
         else:
             keep_alone(Path(work.folder), found.name)
         try:
-            draft.send(record)
+            draft.send((record, found.environment))
         except StopIteration:
             return record
         raise AssertionError("a draft ends when it is sent its record")
@@ -273,7 +273,7 @@ class Finetunes:
         """Carries out the work: trains the model in the work's folder."""
         mixture, sequences = work.mixture, self.sequences(work.mixture, work.seed)
         if self._given(mixture) is not None:
-            return FinetuneResult("", len(sequences), 0, 0.0)
+            return FinetuneResult("", len(sequences), 0, 0.0, environment(self._open))
         settings = self.train_settings(mixture)
         if work.seed is not None:
             settings = settings.model_copy(update={"seed": work.seed})
@@ -292,9 +292,10 @@ class Finetunes:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
         name = out.name
         if shared is not None and is_elsewhere:
-            name = shared.hand_over(work.key, out)
+            name = shared.hand_over(work.key, out) if launch.is_first() else ""
             shutil.rmtree(out)
-        return FinetuneResult(name, len(sequences), num_tokens, seconds)
+        about = environment(self._open)
+        return FinetuneResult(name, len(sequences), num_tokens, seconds, about)
 
     def _finetuned(
         self,
@@ -304,8 +305,13 @@ class Finetunes:
         out: Path,
         on_step: Callable[[int], None],
     ) -> tuple[int, float]:
-        """Fine-tunes in this process, or on several that it starts; gives tokens and seconds."""
+        """Fine-tunes in this process, or on several, which it starts or is one of.
+
+        Gives tokens and seconds.
+        """
         family = self._inputs.family
+        if launch.is_joined():
+            return launch.take_part(family, sequences, settings, out, on_step)
         if settings.launch is None:
             return training.finetune(family, sequences, settings, out, on_step)
         there = visible_gpus() if family.device == "cuda" else ()
@@ -374,7 +380,7 @@ def _emptied(ready: list[tuple[Mixture, Finetune]]) -> Iterator[tuple[Mixture, F
         yield ready.pop(0)
 
 
-def _thrown(draft: Generator[Path, Finetune, None], error: Exception) -> Exception:
+def _thrown(draft: Draft, error: Exception) -> Exception:
     """Ends a draft by an error and returns what the store makes of it, such as a full disk."""
     try:
         draft.throw(error)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+from mergetomix import launch
 from mergetomix.errors import RecipeError
 from mergetomix.executors.choose import Surroundings, chosen
 from mergetomix.executors.in_process import InProcess
@@ -119,6 +120,7 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     device, listener = opened.inputs.family.device, opened.listener
     launched = opened.recipe.train.launch
     num = 1 if launched is None else launched.processes
+    joins = None if launched is None else partial(launch.join, launched, device)
     return Surroundings(
         opens,
         device,
@@ -127,6 +129,7 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
         listener,
         opened.hear_workers,
         num,
+        joins,
         shares_disk=opened.store.shared is None,
     )
 

@@ -118,11 +118,14 @@ class Mirror:
                 # an answer that was lost on the way back is no other process's work
                 if self._fs.cat_file(path) == data:
                     return
-                message = f"another process writes to the store {self.url}"
-                hint = "one process writes it at a time; what was computed is in the store"
-                raise StoreError(message, hint=hint) from None
+                raise self._displaced() from None
 
         self._patiently(put)
+
+    def _displaced(self) -> StoreError:
+        message = f"another process writes to the store {self.url}"
+        hint = "one process writes it at a time; what was computed is in the store"
+        return StoreError(message, hint=hint)
 
     def _put_new(self, path: str, data: bytes) -> None:
         """Puts an object whole. Raises FileExistsError if there is one, which stays."""
@@ -176,6 +179,21 @@ class Mirror:
         folder = f"{self._root}/artifacts/{key}/{token}"
         found = self._patiently(lambda: self._fs.find(folder))
         return [str(each).removeprefix(f"{folder}/") for each in found]
+
+    def folders(self) -> set[tuple[str, str]]:
+        """Returns the key and token of every folder, whole or not."""
+        root = f"{self._root}/artifacts"
+        found = self._patiently(lambda: self._fs.find(root))
+        parts = (str(each).removeprefix(f"{root}/").split("/") for each in found)
+        return {(each[0], each[1]) for each in parts if len(each) > 2}
+
+    def remove(self, key: str, token: str) -> None:
+        """Removes a folder. Raises StoreError if this process may not write any more."""
+        if self.holder().get("token") != self._token:
+            raise self._displaced()
+        folder = f"{self._root}/artifacts/{key}/{token}"
+        with suppress(FileNotFoundError):
+            self._patiently(lambda: self._fs.rm(folder, recursive=True))
 
     # --- the lock
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import mkdtemp
@@ -53,7 +54,7 @@ class Mirroring:
             raise StoreError(message, hint="wait until it is done") from None
         self._holding.callback(lock.release)
         self._holding.enter_context(self.mirror.held())
-        self._bring_up()
+        self._bring_up(then=self._sweep)
 
     def catch_up(self) -> None:
         """Brings the ledger up to date, unless a process that writes here does."""
@@ -84,14 +85,15 @@ class Mirroring:
         return HANDED_OVER + self.mirror.put(f"incoming-{key}", folder)
 
     def take_over(self, key: str, name: str, into: Path) -> None:
-        """Copies a folder that was handed over into an empty one."""
+        """Moves a folder that was handed over into an empty one."""
         token = name.removeprefix(HANDED_OVER)
         names = self.mirror.names(f"incoming-{key}", token)
         self.mirror.get(f"incoming-{key}", token, names, into)
+        self.mirror.remove(f"incoming-{key}", token)
 
     # --- the ledger
 
-    def _bring_up(self) -> None:
+    def _bring_up(self, then: Callable[[Ledger], None] = lambda _: None) -> None:
         first = self.mirror.first()
         if first is None:
             if self._read_only:
@@ -106,9 +108,16 @@ class Mirroring:
             ((self.number,),) = ledger.execute("SELECT number FROM mirrored")
             for number, entry in self.mirror.entries(self.number):
                 self._apply(ledger, number, entry)
+            then(ledger)
         finally:
             ledger.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             ledger.close()
+
+    def _sweep(self, ledger: Ledger) -> None:
+        """Removes folders that no row names: put or handed over for one that never came."""
+        named = set(ledger.execute("SELECT key, token FROM places"))
+        for key, token in sorted(self.mirror.folders() - named):
+            self.mirror.remove(key, token)
 
     def _of(self, store: str) -> Ledger:
         """The ledger of this machine, a new one if it is of another store."""
