@@ -29,9 +29,20 @@ from mergetomix.errors import (
 )
 from mergetomix.export.folder import Form
 from mergetomix.records import Finetune, Mixture, Scores, Trial
-from mergetomix.results import Cost, Result, Row, Selection, Verification
+from mergetomix.results import (
+    Cost,
+    Decision,
+    Effects,
+    Prediction,
+    Result,
+    Row,
+    Selection,
+    Verification,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mergetomix.export.write import Written
     from mergetomix.progress import Listener
     from mergetomix.recipe.recipe import Recipe
@@ -44,6 +55,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Cost",
     "DataError",
+    "Decision",
+    "Effects",
     "Fault",
     "Finetune",
     "Form",
@@ -51,6 +64,7 @@ __all__ = [
     "Mixture",
     "ModelError",
     "Plan",
+    "Prediction",
     "Recipe",
     "RecipeError",
     "Result",
@@ -65,13 +79,17 @@ __all__ = [
     "Written",
     "__version__",
     "check",
+    "compare",
+    "explain",
     "finalize",
     "load_recipe",
+    "predict",
     "run",
     "search_mixtures",
     "train_experts",
     "verify_mixtures",
     "write_proxy",
+    "write_report",
 ]
 
 _LOADED_LATE = {
@@ -206,6 +224,88 @@ def write_proxy(
     write.check(checked, names, folder, chosen)
     with open_session(checked, listener) as session:
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
+
+
+def explain(recipe: AnyRecipe, listener: Listener | None = None) -> Effects:
+    """Returns what each dataset adds to each target, from what a run has found; trains nothing.
+
+    Raises:
+        UserError: an expert is not trained yet.
+    """
+    from mergetomix.executors.in_process import WithoutTraining
+    from mergetomix.session.session import open_session
+    from mergetomix.stages import explain as explaining
+
+    with open_session(load_recipe(recipe), listener, WithoutTraining) as session:
+        return explaining.explain(session)
+
+
+def predict(
+    recipe: AnyRecipe,
+    datasets: Sequence[str],
+    weights: Sequence[float] | None = None,
+    listener: Listener | None = None,
+) -> Prediction:
+    """Returns what a fine-tune on a mixture is expected to gain over the base; trains nothing.
+
+    The gain is that on the report part, with its interval. Of a mixture that was not tried the
+    proxy is scored first.
+
+    Args:
+        datasets: names of the recipe's datasets.
+        weights: one for each dataset, in their order, of any sum; equal without.
+
+    Raises:
+        UserError: a name or a weight is wrong, or an expert is not trained yet.
+    """
+    from mergetomix.executors.in_process import WithoutTraining
+    from mergetomix.session.session import open_session
+    from mergetomix.stages import explain as explaining
+    from mergetomix.stages import pipeline
+
+    with open_session(load_recipe(recipe), listener, WithoutTraining) as session:
+        return explaining.predict(session, pipeline.mixture_of(session, list(datasets), weights))
+
+
+def write_report(run_dir: str | Path, listener: Listener | None = None) -> Path:
+    """Writes the report of a run anew from its store, and returns its folder; trains nothing.
+
+    Of a run that was not finished it is a report of what there is, and says so.
+
+    Args:
+        run_dir: the run's folder, or its recipe.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    from mergetomix.executors.in_process import WithoutTraining
+    from mergetomix.report import files, unfinished
+    from mergetomix.session.session import open_session
+    from mergetomix.stages import pipeline
+
+    path = Path(run_dir)
+    checked = load_recipe(path / "recipe.yaml" if path.is_dir() else path)
+    with open_session(checked, listener, WithoutTraining) as session:
+        if not (Path(checked.run_dir) / "result.json").is_file():
+            return unfinished.write(session)
+        result = pipeline.run_in(session)
+    files.write(result, checked)
+    return Path(checked.run_dir)
+
+
+def compare(first: str | Path, second: str | Path) -> dict[str, pd.DataFrame]:
+    """Returns two finished runs beside each other, as pandas tables by title.
+
+    Raises UserError if a folder holds no finished run.
+    """
+    from mergetomix.report import compare as comparing
+    from mergetomix.results import frame
+
+    found = comparing.compare(Path(first), Path(second))
+    return {
+        title: frame(dict(zip(header, row, strict=True)) for row in rows)
+        for title, (header, *rows) in found.items()
+    }
 
 
 def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from mergetomix.records import Estimate, Finetune, Merging, Mixture, Portion, Scores, Trial
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mergetomix.objectives.objective import Objective
+
+Samples: TypeAlias = tuple[tuple[tuple[str, bool], ...], ...]
+"""Rows in pieces of text, each with whether it is trained on, or scored."""
+
+
+def frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns rows as a pandas table."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows))
 
 
 @dataclass(frozen=True)
@@ -39,6 +52,17 @@ class Selection:
         """Example evaluations if every trial had seen every example."""
         return (len(self.trials) + len(self.stopped)) * sum(
             scores.num_examples for scores in self.base.values()
+        )
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns a pandas table with a line for each trial, the best first."""
+        return frame(
+            {
+                "datasets": str(trial.mixture),
+                **{name: scores.mean for name, scores in trial.scores.items()},
+                "objective": trial.objective,
+            }
+            for trial in self.trials
         )
 
     @property
@@ -136,6 +160,80 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class DatasetEffect:
+    """What a dataset adds to mixtures: Shapley values by target, and of the `objective`.
+
+    `around` is what the pick has more with it than without: of a dataset that it holds what leaving
+    it out would lose, of another what adding it would gain.
+    """
+
+    dataset: str
+    values: Mapping[str, Estimate]
+    is_in_pick: bool
+    around: Estimate
+
+    @property
+    def is_harmful(self) -> bool:
+        """Whether it takes away from mixtures, its whole interval below zero."""
+        return self.values["objective"].high < 0
+
+
+@dataclass(frozen=True)
+class PairEffect:
+    """How much more two datasets add together than apart: their Shapley interaction.
+
+    `beyond` is by how much a fine-tune on the two gains more than one on the better of them alone.
+    """
+
+    datasets: tuple[str, str]
+    interaction: Estimate
+    beyond: Estimate
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What the datasets add, the best first; pairs, those that add least beside each other first.
+
+    `is_exact` says whether every subset was tried, and `num_known` how many mixtures were; values
+    of others come from a regression.
+    """
+
+    datasets: tuple[DatasetEffect, ...]
+    pairs: tuple[PairEffect, ...]
+    confidence: float
+    is_exact: bool
+    num_known: int
+
+    @property
+    def harmful(self) -> tuple[str, ...]:
+        """The datasets that take away from mixtures."""
+        return tuple(each.dataset for each in self.datasets if each.is_harmful)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns a pandas table with a line for each dataset and target: value, low and high."""
+        return frame(
+            {"dataset": each.dataset, "target": target, **vars(value)}
+            for each in self.datasets
+            for target, value in each.values.items()
+        )
+
+    @property
+    def redundant(self) -> tuple[PairEffect, ...]:
+        """Pairs of helpful datasets that add less together than apart, by their whole interval.
+
+        Both together are not shown to be better than the better of them alone.
+        """
+        helps = {each.dataset for each in self.datasets if each.values["objective"].low > 0}
+        return tuple(
+            each
+            for each in self.pairs
+            if each.interaction.high < 0
+            and each.beyond.low <= 0
+            and helps.issuperset(each.datasets)
+        )
+
+
+@dataclass(frozen=True)
 class Verification:
     """The outcome of the checks: the pick by the posterior, and how far it can be trusted.
 
@@ -143,7 +241,8 @@ class Verification:
     way to merge that the checks ask for. `confidence` is the level of all intervals, `num_repeats`
     counts the checks that were made again with another seed. `more_examples` is None if nothing may
     well be better than the pick, or for an objective that is no sum over targets. `failures` are
-    (mixture, what went wrong) of checks whose training failed.
+    (mixture, what went wrong) of checks whose training failed. `effects` say what each dataset
+    adds.
     """
 
     mixture: Mixture
@@ -157,6 +256,14 @@ class Verification:
     num_repeats: int = 0
     more_examples: MoreExamples | None = None
     failures: tuple[tuple[Mixture, str], ...] = ()
+    effects: Effects | None = None
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns a pandas table with a line for each mixture: what is expected of its fine-tune.
+
+        The best comes first.
+        """
+        return frame({**vars(each), "mixture": str(each.mixture)} for each in self.predictions)
 
     @property
     def num_paid(self) -> int:
@@ -166,7 +273,11 @@ class Verification:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the final table: a model and its scores on the report part of the targets."""
+    """One line of the final table: a model and its scores on the report part of the targets.
+
+    `again` are the scores of fine-tunes on the same mixture with other seeds. `interval` is that of
+    the gain, over draws of the examples and of these seeds; the base has none.
+    """
 
     name: str
     kind: Literal["base", "expert", "proxy", "final", "all", "random", "check"]
@@ -174,6 +285,72 @@ class Row:
     scores: Mapping[str, Scores]
     gain: float
     path: str | None = None
+    again: tuple[Mapping[str, Scores], ...] = ()
+    interval: Estimate | None = None
+
+    @property
+    def runs(self) -> tuple[Mapping[str, Scores], ...]:
+        """The scores with every seed, this run's first."""
+        return self.scores, *self.again
+
+
+Verdict = Literal["better than", "worse than", "cannot be told apart from"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """By how much the choice gains more than something else, on the report part.
+
+    `verdict` follows from the interval of `lead`: it lies above zero, below, or holds it.
+    """
+
+    name: str
+    lead: Estimate
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to train on, and what that rests on; `stages/decision.py` has the rule.
+
+    `kind` is `mixture` (train on it), `everything` (the same, and it is all datasets), `either`
+    (some others cannot be told apart from it), `base` (do not fine-tune), or `more` (too few
+    examples to say; `num_more` would do if the gain is what it seems). `others` cannot be told
+    apart from `mixture`, the likeliest to be better first; `cheapest` of all of these trains on the
+    fewest tokens. `gain` is that of the model fine-tuned on `mixture` on the report part, or the
+    one that is expected if `is_measured` is false; None if nothing is known of it.
+    """
+
+    kind: Literal["mixture", "everything", "either", "base", "more"]
+    mixture: Mixture
+    others: tuple[Mixture, ...]
+    cheapest: Mixture
+    gain: Estimate | None
+    is_measured: bool
+    num_more: int | None = None
+    comparisons: tuple[Comparison, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """What to do, in one sentence."""
+        if self.kind == "base":
+            return "Do not fine-tune on these datasets: nothing is shown to beat the base."
+        if self.kind == "more":
+            return (
+                "There are too few examples to say whether fine-tuning on these datasets helps:"
+                f" about {self.num_more:,} more would, if the gain is what it seems."
+            )
+        if self.kind == "everything":
+            return f"Train on everything: {self.mixture}."
+        if self.cheapest != self.mixture:
+            return (
+                f"Train on {self.mixture} or on {self.cheapest}: they cannot be told apart, and the"
+                " second is cheaper."
+            )
+        return f"Train on {self.mixture}."
+
+    def __str__(self) -> str:
+        return self.headline
 
 
 @dataclass(frozen=True)
@@ -209,19 +386,22 @@ class Result:
     """What a run gives: the selection, its verification, the final table, and what all of it cost.
 
     `portions` are what the selected mixture takes of each dataset, if it is drawn by its weights.
-    `inputs` are what was read, by its content.
+    `inputs` are what was read, by its content. `samples` are the first rows of each dataset as
+    training sees them, in pieces with whether they are trained on.
     """
 
     selection: Selection
     verification: Verification | None
     experts: tuple[Finetune, ...]
     table: tuple[Row, ...]
+    decision: Decision
     cost: Cost
     environment: Mapping[str, Any]
     run_dir: str
     warnings: tuple[str, ...] = ()
     portions: tuple[Portion, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    samples: Mapping[str, Samples] = field(default_factory=dict)
 
     @property
     def selected(self) -> Mixture:
@@ -231,3 +411,24 @@ class Result:
     def row(self, kind: str) -> Row | None:
         """Returns the first line of a kind in the final table, or None."""
         return next((row for row in self.table if row.kind == kind), None)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns the final table as a pandas table, a line for each model, the best first."""
+        return frame(
+            {
+                "model": row.name,
+                "datasets": str(row.mixture or ""),
+                **{name: scores.mean for name, scores in row.scores.items()},
+                "gain": row.gain,
+                "low": None if row.interval is None else row.interval.low,
+                "high": None if row.interval is None else row.interval.high,
+            }
+            for row in sorted(self.table, key=lambda row: -row.gain)
+        )
+
+    def __str__(self) -> str:
+        return f"{self.decision}\n\n{self.to_frame().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        text = html.escape(str(self.decision))
+        return f"<p><b>{text}</b></p>{self.to_frame().to_html(index=False, escape=True)}"

@@ -47,6 +47,6 @@ if __name__ == "__main__":
     around(os, "rename")
     around(Store, "add_finetune")
     around(Store, "add_scores")
-    around(files, "_put")
+    around(files, "put")
     mergetomix.run(sys.argv[1], Lines())
     print(f"moments {passed}")

@@ -173,7 +173,7 @@ def test_a_full_disk_of_the_runs_folder_names_the_path(
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(Fault) as caught:
-        files._put(tmp_path / "report.md", "text")
+        files.put(tmp_path / "report.md", "text")
     assert caught.value.message == (
         f"disk full: {tmp_path / 'report.md'} cannot be written: No space left on device"
     )
@@ -202,7 +202,7 @@ def test_what_a_dead_process_left_of_a_file_goes(tmp_path: Path) -> None:
     left = [f".report.md.{host}.{dead.pid}.abc.partial" for host in (host_tag(), "otherhost")]
     for name in left:
         (tmp_path / name).write_text("half")
-    files._put(tmp_path / "report.md", "whole")
+    files.put(tmp_path / "report.md", "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"report.md", left[1]}
 
 

@@ -33,6 +33,7 @@ app = typer.Typer(
 RecipePath = Annotated[
     Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.", show_default=False)
 ]
+WEIGHTS = "One number for each dataset, with commas between; scaled to sum to 1."
 StorePath = Annotated[str, typer.Argument(help="A recipe, a run's folder, or a store.")]
 Overrides = Annotated[
     list[str] | None,
@@ -202,6 +203,56 @@ def verify(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def explain(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Tell what each dataset adds to each target, from what a run has found; trains nothing."""
+    from mergetomix.cli import console
+
+    loaded = _load(recipe, overrides)
+    with listening() as listener:
+        found = mergetomix.explain(loaded, listener)
+    console.show_effects(found, loaded)
+
+
+@app.command()
+def predict(
+    recipe: RecipePath,
+    datasets: Annotated[str, typer.Argument(help="Names of datasets, with commas between.")],
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Tell what a fine-tune on a mixture is expected to gain; trains nothing."""
+    from mergetomix.cli import console
+
+    with listening() as listener:
+        found = mergetomix.predict(
+            _load(recipe, overrides), _names(datasets), _numbers(weights), listener
+        )
+    console.show_prediction(found)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its recipe.")],
+) -> None:
+    """Write a run's report anew from its store; of an unfinished run, what there is."""
+    with listening() as listener:
+        folder = mergetomix.write_report(path, listener)
+    print(f"report: {folder}/report.html")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="The folder of a finished run.")],
+    second: Annotated[Path, typer.Argument(help="The folder of another one.")],
+) -> None:
+    """Show two runs beside each other: decisions, gains, settings that differ."""
+    from mergetomix.cli import console
+    from mergetomix.report import compare as comparing
+
+    console.show_tables(comparing.compare(first, second))
+
+
+@app.command()
 def study(
     recipe: RecipePath,
     yes: Annotated[bool, typer.Option("--yes", help="Start however large it is.")] = False,
@@ -248,10 +299,7 @@ def merge(
     recipe: RecipePath,
     datasets: Annotated[str, typer.Argument(help="Names of datasets, with commas between.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder to write.")],
-    weights: Annotated[
-        str | None,
-        typer.Option(help="One number for each dataset, with commas between; scaled to sum to 1."),
-    ] = None,
+    weights: Annotated[str | None, typer.Option(help=WEIGHTS)] = None,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="One LoRA adapter instead of the merged model.")
     ] = False,
@@ -270,12 +318,8 @@ def merge(
     overrides: Overrides = None,
 ) -> None:
     """Write a mixture's merged model, or one adapter for it, as a folder."""
-    names = [name.strip() for name in datasets.split(",") if name.strip()]
+    names, given = _names(datasets), _numbers(weights)
     form = mergetomix.Form(adapter, rank, dtype, max_shard_size)
-    try:
-        given = None if weights is None else [float(weight) for weight in weights.split(",")]
-    except ValueError:
-        raise UserError(f"--weights needs numbers with commas between, not {weights!r}") from None
     with listening() as listener:
         loaded = _load(recipe, overrides)
         written = mergetomix.write_proxy(loaded, names, out, given, listener, form)
@@ -356,6 +400,17 @@ def demo(
     print(f"recipe: {path}\n")
     _run(_load(path, overrides))
     print(f"\nread or change the recipe, then: mergetomix run {path}")
+
+
+def _names(datasets: str) -> list[str]:
+    return [name.strip() for name in datasets.split(",") if name.strip()]
+
+
+def _numbers(weights: str | None) -> list[float] | None:
+    try:
+        return None if weights is None else [float(weight) for weight in weights.split(",")]
+    except ValueError:
+        raise UserError(f"--weights needs numbers with commas between, not {weights!r}") from None
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:

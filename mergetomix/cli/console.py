@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -15,10 +15,10 @@ from mergetomix.cli.first_recipe import Look
 from mergetomix.data.examples import Example
 from mergetomix.progress import duration
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.records import Finetune
-from mergetomix.report import sentences, tables
+from mergetomix.records import Estimate, Finetune
+from mergetomix.report import decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Result, Selection, Verification
+from mergetomix.results import Effects, Prediction, Result, Selection, Verification
 from mergetomix.search.strategies import counted
 from mergetomix.stages.plan import Plan
 from mergetomix.store.store import Store
@@ -27,18 +27,21 @@ SAMPLE_CHARS = 160
 
 
 def show_result(result: Result, recipe: Recipe) -> None:
-    """Prints the ranking, the selection, the final table, the cost, and where everything is."""
+    """Prints the decision, then what it rests on: ranking, checks, final table and cost."""
+    _line(f"\n{result.decision.headline}\n")
+    for text in decision.lines(result):
+        _line(f"  {text}")
     show_ranking(result.selection, recipe)
     if result.verification is not None:
         show_verification(result.verification)
     show_given_up(result.selection, result.verification)
+    if result.verification is not None and result.verification.effects is not None:
+        show_effects(result.verification.effects, recipe)
     title = "Final table: examples that the search never saw"
     _show(title, tables.final(result.table, recipe))
     _line(sentences.legend(recipe, result.selection))
-    for text in sentences.verdict(result):
-        _line(f"selected: {text}")
     _show("Cost", tables.costs(result.cost))
-    _line(f"report: {result.run_dir}/report.md")
+    _line(f"report: {result.run_dir}/report.html, and report.md")
     if result.row("final") is not None:
         _line(f"model:  {result.run_dir}/final")
 
@@ -70,6 +73,28 @@ def show_given_up(selection: Selection, verification: Verification | None = None
         _show(title, tables.given_up(lines))
         if units := sentences.units(selection):
             _line(units)
+
+
+def show_tables(found: Mapping[str, tables.Table]) -> None:
+    """Prints tables by title."""
+    for title, lines in found.items():
+        _show(title, lines)
+
+
+def show_effects(effects: Effects, recipe: Recipe) -> None:
+    """Prints what each dataset adds, and what stands out."""
+    _show("What each dataset adds", tables.effects(effects, recipe))
+    for text in sentences.effects(effects):
+        _line(text)
+
+
+def show_prediction(prediction: Prediction) -> None:
+    """Prints what a fine-tune on a mixture is expected to gain."""
+    found = Estimate(prediction.mean, prediction.low, prediction.high)
+    chance = f"{prediction.best_probability:.0%}"
+    measured = "measured on the select part" if prediction.measured else "not fine-tuned"
+    _line(f"{prediction.mixture}: a gain of {decision.interval(found)} over the base expected")
+    _line(f"merge: {prediction.proxy:+.4f}; {measured}; the best mixture with a chance of {chance}")
 
 
 def show_experts(experts: Sequence[Finetune]) -> None:
@@ -139,6 +164,11 @@ def show_plan(plan: Plan) -> None:
         num = plan.num_workers
         values["workers"] = f"{num}: times are of one; all of it is shared but the checks"
     _show("Plan", [["what", "value"], *map(list, values.items())])
+    if plan.checks_all:
+        _line(
+            "Fine-tuning on every mixture costs no more than what comparing a few would: all of"
+            " them are fine-tuned (verify.budget sets another number of checks)"
+        )
 
 
 def show_status(store: Store) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mergetomix.errors import Fault, RecipeError
 from mergetomix.recipe.recipe import Recipe, dump
+from mergetomix.report import page
 from mergetomix.report.markdown import model_card, render
 from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
@@ -30,8 +31,9 @@ def write(result: Result, recipe: Recipe) -> Path:
     final = result.row("final")
     if final is not None and final.path is not None:
         hand_over(Path(final.path), folder / "final", model_card(result, recipe))
-    _put(folder / "result.json", json.dumps(to_dict(result), indent=2) + "\n")
-    _put(folder / "report.md", render(result, recipe))
+    put(folder / "result.json", json.dumps(to_dict(result), indent=2) + "\n")
+    put(folder / "report.md", render(result, recipe))
+    put(folder / "report.html", page.render(result, recipe))
     return folder
 
 
@@ -47,7 +49,7 @@ def begin(recipe: Recipe) -> Path:
         why = f"{folder} cannot be made: {error.strerror or error}"
         raise RecipeError("run_dir", why, hint="name another folder") from None
     try:
-        _put(folder / "recipe.yaml", dump(recipe))
+        put(folder / "recipe.yaml", dump(recipe))
     except Fault as error:
         if "disk full" in error.message:
             raise
@@ -81,7 +83,7 @@ def hand_over(source: Path, to: Path, card: str) -> None:
             hint = f"mergetomix store verify {source.parents[1]}, and run the same command again"
             raise Fault(what, hint=hint)
     (partial / "README.md").unlink(missing_ok=True)
-    _put(partial / "README.md", card)
+    put(partial / "README.md", card)
     _place(partial, to)
 
 
@@ -117,7 +119,8 @@ def _partial(path: Path) -> Path:
     return path.with_name(f".{path.name}.{mine}.partial")
 
 
-def _put(path: Path, text: str) -> None:
+def put(path: Path, text: str) -> None:
+    """Writes a file whole or not at all. Raises Fault if the disk does not take it."""
     partial = _partial(path)
     try:
         partial.write_text(text, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mergetomix.quoting import code, front_matter, plain
 from mergetomix.recipe.recipe import Recipe
-from mergetomix.report import sentences, tables
+from mergetomix.report import decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Result, Verification
 from mergetomix.stages.ways import way_of
@@ -27,6 +27,7 @@ def render(result: Result, recipe: Recipe) -> str:
         "Scored on the report part of each target, which the search never saw."
         f" {sentences.legend(recipe, selection)}",
         table(tables.final(result.table, recipe)),
+        *_effects(result, recipe),
         "## Ranking",
         f"The best {min(tables.NUM_RANKED, len(selection.trials))} of"
         f" {sentences.num_proxies(selection)} ({selection.strategy} search), on the select part.",
@@ -85,14 +86,27 @@ def _summary(result: Result, recipe: Recipe) -> str:
     checked = result.verification
     merging = way_of(recipe) if checked is None else checked.merging
     how = "drawn by these weights" if result.portions else "all of their data together"
-    lines = [
-        f"Fine-tune {code(recipe.base.path)} on **{plain(str(result.selected))}**, {how}."
-        f" (Proxies: merges with {merging}.)"
-    ]
-    if verdicts := sentences.verdict(result):
-        lines.append("The model fine-tuned so, on examples the search never saw:\n")
-        lines += [f"- {text}" for text in verdicts]
+    lines = [f"**{plain(result.decision.headline)}**\n"]
+    lines += [f"- {plain(text)}" for text in decision.lines(result)]
+    picked = plain(str(result.selected))
+    lines.append(f"\nBase: {code(recipe.base.path)}. The checks picked {picked}, {how}.")
+    if merging != way_of(recipe):
+        lines.append(
+            f"The search merged with {way_of(recipe)}, and so does the ranking below; the checks"
+            f" showed that merges with {merging} rank better, and they use those."
+        )
+    else:
+        lines.append(f"Merges are with {merging}.")
     return "\n".join(lines)
+
+
+def _effects(result: Result, recipe: Recipe) -> list[str]:
+    """Returns what each dataset adds; nothing where checks are off."""
+    found = None if result.verification is None else result.verification.effects
+    if found is None:
+        return []
+    text = "\n".join(f"- {plain(line)}" for line in sentences.effects(found))
+    return ["## What each dataset adds", text, table(tables.effects(found, recipe))]
 
 
 def _targets(result: Result) -> list[str]:

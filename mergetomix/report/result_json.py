@@ -13,8 +13,9 @@ from typing import Any
 
 from mergetomix.objectives.objective import gains
 from mergetomix.records import Mixture, Scores, Trial
+from mergetomix.report import decision as words
 from mergetomix.report import target_gains
-from mergetomix.results import Result, Row, Selection, Verification
+from mergetomix.results import Effects, Result, Row, Selection, Verification
 
 SCHEMA = 1
 
@@ -28,6 +29,7 @@ def to_dict(result: Result) -> dict[str, Any]:
     }
     return {
         "schema": SCHEMA,
+        "decision": decision(result),
         "selected": plain(result.selected),
         "portions": plain(result.portions),
         "strategy": selection.strategy,
@@ -56,6 +58,13 @@ def to_dict(result: Result) -> dict[str, Any]:
         "inputs": dict(result.inputs),
         "warnings": list(result.warnings),
     }
+
+
+def decision(result: Result) -> dict[str, Any]:
+    """Returns what to train on, in words and in numbers."""
+    found = result.decision
+    texts = {"headline": found.headline, "because": words.lines(result)}
+    return {**texts, **plain(found)}
 
 
 def objective(selection: Selection) -> dict[str, Any]:
@@ -112,13 +121,22 @@ def verification(value: Verification) -> dict[str, Any]:
         "more_examples": None if value.more_examples is None else plain(value.more_examples),
         "fidelity": {name: _finite(plain(each)) for name, each in value.agreement.items()},
         "failures": [{**plain(failed), "error": why} for failed, why in value.failures],
+        "effects": None if value.effects is None else effects(value.effects),
     }
+
+
+def effects(found: Effects) -> dict[str, Any]:
+    """Returns what each dataset adds to every target, and what pairs of them do."""
+    return {**plain(found), "harmful": list(found.harmful), "redundant": plain(found.redundant)}
 
 
 def row(value: Row) -> dict[str, Any]:
     """Returns a model on the report part."""
     known = {} if value.mixture is None else plain(value.mixture)
-    return {**known, "targets": plain(value.scores), "gain": value.gain}
+    found = {**known, "targets": plain(value.scores), "gain": value.gain}
+    return (
+        found if value.interval is None else {**found, "interval": plain(value.interval, "value")}
+    )
 
 
 def shares(result: Result) -> list[float]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from statistics import fmean
-
 from mergetomix.models.family import UNITS
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Kind, Scores
 from mergetomix.report.tables import NUM_FRONT
 from mergetomix.report.target_gains import Front
-from mergetomix.results import MoreExamples, Result, Selection, Verification
+from mergetomix.results import Effects, MoreExamples, Selection, Verification
 from mergetomix.sections.target import TargetBase
 
+NUM_PAIRS = 3
+"""Pairs of datasets that overlap, of those that are named."""
 LEAST_SHARE = 0.1
 """Part of a lead's variance that more examples must take away to be worth asking for."""
 
@@ -111,6 +111,29 @@ def verification_lines(verification: Verification) -> list[str]:
     return [*lines, _agreement(verification)]
 
 
+def effects(found: Effects) -> list[str]:
+    """Returns what stands out of what the datasets add, and where the numbers come from."""
+    known = f"{found.num_known:,} mixtures that were tried"
+    source = (
+        f"from all {known}"
+        if found.is_exact
+        else f"from {known}, and for all others from a regression on them"
+    )
+    lines = [
+        "What a dataset adds to a mixture, averaged over all orders in which the datasets may be"
+        f" put together (Shapley values of gains over the base), {source}."
+    ]
+    if found.harmful:
+        lines.append(f"Harmful, by the whole interval: {', '.join(found.harmful)}.")
+    for pair in found.redundant[:NUM_PAIRS]:
+        one, other = pair.datasets
+        lines.append(
+            f"{one} and {other} overlap: both together are not shown to be better than the better"
+            " of them alone."
+        )
+    return lines
+
+
 def more_examples(wanted: MoreExamples) -> str:
     """Returns what more select examples would do to the decision."""
     lead = f"the standard deviation of the pick's lead over {wanted.against}"
@@ -140,23 +163,3 @@ def _agreement(verification: Verification) -> str:
     if found.possible is not None:
         text += f"; a perfect proxy would reach {found.possible:.2f}, given seed noise"
     return text
-
-
-def verdict(result: Result) -> list[str]:
-    """Returns the final model beside each baseline that was run, in one line each."""
-    final = result.row("final")
-    if final is None:
-        return []
-    found = {"the base": result.row("base"), "a fine-tune on all datasets": result.row("all")}
-    others = {name: row.gain for name, row in found.items() if row is not None}
-    if drawn := [row.gain for row in result.table if row.kind == "random"]:
-        num = f"{len(drawn)} real fine-tune{'s' * (len(drawn) > 1)}"
-        others[f"the mean of {num} on random mixtures"] = fmean(drawn)
-    return [
-        f"gain {final.gain:+.4f}: {_compared(final.gain, gain)} {name} ({gain:+.4f})"
-        for name, gain in others.items()
-    ]
-
-
-def _compared(gain: float, other: float) -> str:
-    return "better than" if gain > other else "the same as" if gain == other else "worse than"

@@ -8,7 +8,7 @@ from mergetomix.objectives.objective import gains
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Estimate, Finetune, Mixture, Portion, Scores
 from mergetomix.report.target_gains import Front, GivenUp
-from mergetomix.results import Cost, Row, Selection, Verification
+from mergetomix.results import Cost, Effects, Row, Selection, Verification
 
 NUM_RANKED = 10
 NUM_FRONT = 20
@@ -29,20 +29,49 @@ Table = list[list[str]]
 
 
 def final(models: Iterable[Row], recipe: Recipe) -> Table:
-    """Returns models with their scores on the report part and their gains."""
-    header = ["model", "datasets", *recipe.targets, "gain"]
+    """Returns models with their scores on the report part and their gains, the best first.
+
+    What was fine-tuned on one mixture has one line, whatever it was made for.
+    """
+    header = ["model", "datasets", *recipe.targets, "gain", "90% interval"]
     return [header] + [
-        [each.name, str(each.mixture or ""), *_means(each.scores, recipe), f"{each.gain:+.4f}"]
-        for each in models
+        [
+            ", ".join(dict.fromkeys(called(row) for row in rows)),
+            str(rows[0].mixture or ""),
+            *_means(rows[0].scores, recipe),
+            f"{rows[0].gain:+.4f}",
+            _ends(rows[0].interval),
+        ]
+        for rows in by_mixture(models)
     ]
 
 
-def ranking(selection: Selection, recipe: Recipe) -> Table:
-    """Returns the best trials."""
+def by_mixture(models: Iterable[Row]) -> list[list[Row]]:
+    """Returns the rows of a final table in groups, the best first.
+
+    A group is what was fine-tuned on one mixture; a merge is a group of its own.
+    """
+    groups: dict[tuple[bool, Mixture | None], list[Row]] = {}
+    for row in models:
+        groups.setdefault((row.kind == "proxy", row.mixture), []).append(row)
+    return sorted(groups.values(), key=lambda rows: -rows[0].gain)
+
+
+def called(row: Row) -> str:
+    """Returns what a model of the final table is called; its datasets are told beside it."""
+    return {"expert": "single dataset", "check": "check", "proxy": "merge"}.get(row.kind, row.name)
+
+
+def _ends(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.low:+.4f} to {found.high:+.4f}"
+
+
+def ranking(selection: Selection, recipe: Recipe, most: int = NUM_RANKED) -> Table:
+    """Returns the best trials, `most` of them at most."""
     header = ["rank", "datasets", *recipe.targets, "objective"]
     return [header] + [
         [str(i), str(each.mixture), *_means(each.scores, recipe), f"{each.objective:+.4f}"]
-        for i, each in enumerate(selection.trials[:NUM_RANKED], 1)
+        for i, each in enumerate(selection.trials[:most], 1)
     ]
 
 
@@ -93,6 +122,21 @@ def agreement(verification: Verification) -> Table:
             possible = "" if found.possible is None else f"{found.possible:.2f}"
             lines.append([name, str(found.num_checks), *values, noise, possible])
     return lines
+
+
+def effects(found: Effects, recipe: Recipe) -> Table:
+    """Returns what each dataset adds to every target and to the objective, the best first."""
+    header = ["dataset", *recipe.targets, "together", "90% interval", "with it, the pick has more"]
+    return [header] + [
+        [
+            each.dataset,
+            *(f"{each.values[name].value:+.4f}" for name in recipe.targets),
+            f"{each.values['objective'].value:+.4f}",
+            _ends(each.values["objective"]),
+            f"{each.around.value:+.4f} ({_ends(each.around)})",
+        ]
+        for each in found.datasets
+    ]
 
 
 def portions(taken: Iterable[Portion]) -> Table:

@@ -7,6 +7,7 @@ After every check the way to merge and the posterior are made again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -29,6 +30,7 @@ from mergetomix.stages.expectations import (
     proxies_of,
 )
 from mergetomix.stages.ranking import ranked
+from mergetomix.stages.requirements import checks_all
 from mergetomix.stages.ways import own_way, ways
 from mergetomix.statistics import drawn_posterior, posterior
 from mergetomix.statistics.next_check import next_check
@@ -59,7 +61,28 @@ def verify(
         baselines: mixtures whose fine-tunes are made anyway, for the final table; they count as
             checks that cost nothing.
     """
+    state, stopped = checked(session, selection, objective, budget, baselines)
+    session.opened.tell_reused("real fine-tunes")
+    return Conclusion(state).verification(stopped)
+
+
+def checked(
+    session: Session,
+    selection: Selection,
+    objective: Objective,
+    budget: int,
+    baselines: Sequence[Mixture] = (),
+    only_known: bool = False,
+) -> tuple[Checks, str]:
+    """Makes the checks as `verify` says; returns what is known then, and why there are no more.
+
+    Args:
+        only_known: to end where a check, or a repeat, is not in the store; nothing is trained.
+    """
     state = Checks(session, selection, objective)
+    state.is_of_all = checks_all(session)
+    if only_known:
+        baselines = [each for each in baselines if session.finetunes.known(each) is not None]
     with session.listener.task("verify", "checking mixtures", budget) as advance:
         known = state.known_at_start(baselines)
         state.fit([mixture for mixture, _ in known])
@@ -72,13 +95,14 @@ def verify(
             if chosen is None:
                 stopped = reason
                 break
+            if only_known and session.finetunes.known(chosen) is None:
+                return state, "the run was not finished"
             session.opened.beat(f"verify: {chosen}", num_done, budget)
             state.add(chosen, "verify")
             state.refit()
             advance(1)
-        state.repeat()
-    session.opened.tell_reused("real fine-tunes")
-    return Conclusion(state).verification(stopped)
+        state.repeat(only_known)
+    return state, stopped
 
 
 class Checks:
@@ -87,7 +111,7 @@ class Checks:
     `searched` are the search's trials, `trials` those merged in the way in force. A mixture whose
     check failed is no candidate any more and leaves both. `repeats` are checks with their scores
     from another seed, `seed_share` is the standard deviation over seeds, in standard deviations of
-    the proxies.
+    the proxies. `is_of_all` says that every mixture is to be checked, however sure the pick is.
     """
 
     def __init__(self, session: Session, selection: Selection, objective: Objective) -> None:
@@ -106,6 +130,7 @@ class Checks:
         self.repeats: list[tuple[Check, Mapping[str, Scores]]] = []
         self.failures: list[tuple[Mixture, str]] = []
         self._fits: dict[Mixture, Finetune | TrainingError] = {}
+        self.is_of_all = False
 
     # --- which mixture next
 
@@ -152,7 +177,8 @@ class Checks:
         """Returns the mixture to check next, or None and why there is none."""
         paid = any(check.origin == "verify" for check in self.checks)
         first_by = None if paid else proxies_of(self.trials)
-        row, reason = next_check(self.posterior(), first_by, self.options.confidence)
+        sure = math.inf if self.is_of_all else self.options.confidence
+        row, reason = next_check(self.posterior(), first_by, sure)
         return (None if row is None else self.trials[row].mixture), reason
 
     # --- a check
@@ -191,13 +217,17 @@ class Checks:
                 raise TrainingError(message, hint=hint) from None
             return
         free_memory()
-        if mixture not in self._places:
-            self.searched.append(self._trial(mixture, self._own))
-            self.trials.append(self._trial(mixture, self.merging))
+        self.consider(mixture)
         trial = self.trials[self._places[mixture]]
         real = self.objective.of(scores, self.base)
         check = Check(mixture, trial.objective, real, scores, trial.scores, record, origin)
         self.checks.append(check)
+
+    def consider(self, mixture: Mixture) -> None:
+        """Makes a mixture a candidate; if the search did not try it its proxy is scored now."""
+        if mixture not in self._places:
+            self.searched.append(self._trial(mixture, self._own))
+            self.trials.append(self._trial(mixture, self.merging))
 
     def real(self, mixture: Mixture) -> tuple[str, Mapping[str, Scores]]:
         """Returns the address and the scores of a real fine-tune on a mixture."""
@@ -210,10 +240,16 @@ class Checks:
             raise fit
         return fit.key, self.session.evaluations.real(fit, "select")
 
-    def repeat(self) -> None:
-        """Fine-tunes the best `verify.repeats` checked mixtures again, with the next seed."""
-        seed = self.session.recipe.train.seed + 1
+    def repeat(self, only_known: bool = False) -> None:
+        """Fine-tunes the best `verify.repeats` checked mixtures again, with the next seed.
+
+        Args:
+            only_known: to take those that the store holds, and train none.
+        """
+        seed, known = self.session.recipe.train.seed + 1, self.session.finetunes.known
         checks = repeated(self.checks, self.options.repeats)
+        if only_known:
+            checks = [check for check in checks if known(check.mixture, seed) is not None]
         fits = self._fitted([check.mixture for check in checks], seed) if checks else {}
         for check in checks:
             try:
@@ -333,6 +369,10 @@ class Checks:
             return self._posterior(None, times)
         each = {name: self._posterior(name) for name in sorted(self.weights)}
         return drawn_posterior.posterior_of(self.objective, each)
+
+    def posterior_on(self, target: str | None) -> Posterior:
+        """Returns what is known of all trials' gains on a target, or of the whole objective."""
+        return self.posterior() if target is None else self._posterior(target)
 
     def _posterior(self, target: str | None, times: Mapping[str, float] | None = None) -> Posterior:
         """The posterior of one target's gain; None is the objective, which must be linear."""

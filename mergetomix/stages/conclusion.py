@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import NormalDist
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from mergetomix.results import (
     Verification,
 )
 from mergetomix.sections.real_finetunes import Verify
+from mergetomix.stages.effects import effects
 from mergetomix.statistics import agreement
 from mergetomix.statistics.noise import Noise
 from mergetomix.statistics.posterior import Array, Posterior
@@ -42,6 +42,7 @@ class State(Protocol):
     checks: list[Check]
     failures: list[tuple[Mixture, str]]
     merging: Merging
+    weights: Mapping[str, float]
 
     @property
     def num_repeats(self) -> int:
@@ -50,6 +51,10 @@ class State(Protocol):
 
     def posterior(self, times: Mapping[str, float] | None = None) -> Posterior:
         """Returns what is known of all trials' worth, or would be with more select examples."""
+        ...
+
+    def posterior_on(self, target: str | None) -> Posterior:
+        """Returns what is known of all trials' gains on a target, or of the whole objective."""
         ...
 
     def noise(self, target: str | None) -> Noise | None:
@@ -65,13 +70,18 @@ class Conclusion:
         self._posterior = state.posterior()
         self._best = self._posterior.pick
 
+    @property
+    def pick(self) -> Mixture:
+        """The mixture whose fine-tune is expected to be best."""
+        return self._state.trials[self._best].mixture
+
     def verification(self, stopped: str) -> Verification:
         """Returns everything that the checks show; `stopped` says why they ended."""
         state, alternatives = self._state, self._alternatives()
         return Verification(
-            mixture=state.trials[self._best].mixture,
+            mixture=self.pick,
             checks=tuple(state.checks),
-            predictions=self._predictions(),
+            predictions=self.predictions(),
             alternatives=alternatives,
             agreement=self._agreement(),
             merging=state.merging,
@@ -80,9 +90,10 @@ class Conclusion:
             num_repeats=state.num_repeats,
             more_examples=self._more_examples(alternatives),
             failures=tuple(state.failures),
+            effects=effects(state, self.pick, self._options.interval),
         )
 
-    def _predictions(self) -> tuple[Prediction, ...]:
+    def predictions(self) -> tuple[Prediction, ...]:
         """What is expected of every mixture, the best first."""
         found, trials = self._posterior, self._state.trials
         low_M, high_M = found.interval(self._options.interval)
@@ -106,12 +117,15 @@ class Conclusion:
 
         The likeliest first.
         """
-        found, best = [], self._best
+        found, best, posterior = [], self._best, self._posterior
+        drawn_DM = posterior.draws(seed=0)  # those by which mixtures are the best
+        away_DM = drawn_DM - drawn_DM[:, [best]]
+        better_M = (away_DM > 0).mean(axis=0) + 0.5 * (away_DM == 0).mean(axis=0)
         for i, trial in enumerate(self._state.trials):
             if i == best:
                 continue
-            difference, sd = self._posterior.difference(best, i)
-            better = NormalDist().cdf(-difference / sd) if sd > 0 else 0.5 * (difference == 0)
+            difference, sd = posterior.difference(best, i)
+            better = float(better_M[i])
             if better > 1 - self._options.confidence:
                 found.append(Alternative(trial.mixture, difference, sd, better))
         return tuple(sorted(found, key=lambda each: -each.better_probability))

@@ -15,6 +15,7 @@ from mergetomix.records import Mixture, Scores, Trial, gain
 from mergetomix.results import Check
 from mergetomix.session.session import Session
 from mergetomix.statistics import noise as noises
+from mergetomix.statistics.bootstrap import resolution
 from mergetomix.statistics.noise import Noise, OnExamples
 from mergetomix.statistics.opinion_pool import pooled
 from mergetomix.statistics.posterior import (
@@ -25,9 +26,6 @@ from mergetomix.statistics.posterior import (
     how_much_longer,
     with_strongest,
 )
-
-RESOLUTION = 0.5
-"""Answers of all by which a score of right answers may be off even if all of them agree."""
 
 
 class Expectations:
@@ -230,12 +228,3 @@ def example_variance(one: Scores, other: Scores, base: Scores) -> float:
         return 0.0
     first_E, second_E = deviations([one, other], base)
     return noises.mean_variance(first_E - second_E, np.array(base.weights)) + resolution(base)
-
-
-def resolution(base: Scores) -> float:
-    """Returns the variance that a few right or wrong answers leave even if all of them agree.
-
-    It is that of answers alone, which score one or zero.
-    """
-    is_of_answers = base.kind == "score" and set(base.values) <= {0.0, 1.0}
-    return (RESOLUTION / base.num_examples) ** 2 if is_of_answers else 0.0

@@ -11,6 +11,8 @@ from mergetomix.records import Finetune, Merging, Mixture, Scores
 from mergetomix.results import Row, Selection, Verification
 from mergetomix.session.memory import free_memory
 from mergetomix.session.session import Session
+from mergetomix.stages.checks import repeated
+from mergetomix.stages.decision import with_intervals
 from mergetomix.stages.ways import own_way
 
 
@@ -37,6 +39,9 @@ def final_table(
     compared = {name: each for name, each in baselines.items() if each not in failed}
     finals = [picked] if session.recipe.final.train else []
     table.fit([*finals, *others, *compared.values()])
+    if verification is not None:
+        checked = repeated(verification.checks, session.recipe.verify.repeats)
+        table.score_again([check.mixture for check in checked])
     if finals:
         table.add_real("selected", "final", picked)
     for mixture in others:
@@ -44,7 +49,7 @@ def final_table(
     for name, mixture in compared.items():
         table.add_baseline(name, "all" if name == "all datasets" else "random", mixture)
     session.opened.tell_reused("real fine-tunes")
-    return tuple(table.rows)
+    return with_intervals(table.rows, objective)
 
 
 class FinalTable:
@@ -55,6 +60,7 @@ class FinalTable:
         self._base = session.evaluations.base("report")
         self.rows: list[Row] = []
         self._fits: dict[Mixture, Finetune | TrainingError] = {}
+        self._again: dict[Mixture, Mapping[str, Scores]] = {}
         self._add("base", "base", None, self._base)
 
     def add_merged(self, picked: Mixture, merging: Merging) -> None:
@@ -82,6 +88,16 @@ class FinalTable:
         self._fits = self._session.evaluations.scored(fits, "report")
         free_memory()
 
+    def score_again(self, mixtures: Iterable[Mixture]) -> None:
+        """Scores the fine-tunes that checks made with the next seed, of mixtures of the table."""
+        session, seed = self._session, self._session.recipe.train.seed + 1
+        wanted = [mixture for mixture in mixtures if mixture in self._fits]
+        known = {mixture: session.finetunes.known(mixture, seed) for mixture in wanted}
+        fits = {mixture: record for mixture, record in known.items() if record is not None}
+        for mixture, record in session.evaluations.scored(fits, "report").items():
+            if isinstance(record, Finetune):
+                self._again[mixture] = session.evaluations.real(record, "report")
+
     def add_real(self, name: str, kind: Any, mixture: Mixture) -> None:
         """Adds a fine-tune on a mixture. Raises TrainingError where it could not be made."""
         record = self._fits[mixture]
@@ -106,4 +122,6 @@ class FinalTable:
         path: str | None = None,
     ) -> None:
         gain = self._objective.of(scores, self._base)
-        self.rows.append(Row(name, kind, mixture, scores, gain, path))
+        has_seeds = mixture in self._again and kind not in ("expert", "proxy")
+        again = (self._again[mixture],) if has_seeds and mixture is not None else ()
+        self.rows.append(Row(name, kind, mixture, scores, gain, path, again))

@@ -7,39 +7,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from mergetomix.errors import TrainingError, UserError
+from mergetomix.mixtures.spaces import everything, holds
 from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune, Mixture
-from mergetomix.results import Result, Row, Selection, Verification
+from mergetomix.results import Result, Row, Samples, Selection, Verification
 from mergetomix.session.finetunes import environment
 from mergetomix.session.session import Session, open_session
 from mergetomix.session.signatures import signatures
 from mergetomix.stages.checks import verify
 from mergetomix.stages.costs import cost_of
+from mergetomix.stages.decision import Evidence, decide
 from mergetomix.stages.final import final_table
 from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.requirements import (
     baselines,
     check_length,
     check_space,
+    checks_all,
     finetunes,
     lacks_experts,
     num_checks,
 )
 from mergetomix.stages.search import first_strategy, objective_of_selection, search_mixtures
 
+NUM_SAMPLES = 3
+"""Rows of each dataset that a report shows."""
+
 
 def run(recipe: Recipe, listener: Listener | None = None) -> Result:
     """Does everything: experts, search, checks, the final fine-tune, and the evidence."""
     with open_session(recipe, listener) as session:
-        experts = train_experts(session)
-        selection = search_mixtures(session)
-        verification = verify_mixtures(session, selection)
-        table = finalize(session, selection, verification)
-        return result_of(session, experts, selection, verification, table)
+        return run_in(session)
+
+
+def run_in(session: Session) -> Result:
+    """Does everything in a session that is open."""
+    experts = train_experts(session)
+    selection = search_mixtures(session)
+    verification = verify_mixtures(session, selection)
+    table = finalize(session, selection, verification)
+    return result_of(session, experts, selection, verification, table)
 
 
 def train_experts(session: Session) -> tuple[Finetune, ...]:
@@ -89,6 +101,10 @@ def verify_mixtures(session: Session, selection: Selection) -> Verification | No
     budget = num_checks(session)
     if not budget:
         return None
+    if checks_all(session):
+        session.listener.note(
+            "fine-tuning on every mixture costs no more than comparing a few: all are checked"
+        )
     objective = objective_of_selection(session, selection)
     others = list(baselines(session).values())
     return verify(session, selection, objective, budget, others)
@@ -116,13 +132,42 @@ def result_of(
     """Returns everything that a run found, with what it cost and where it ran."""
     path = str(Path(session.recipe.run_dir))
     cost = cost_of(session, experts, selection, verification, table)
+    space, objective = session.spaces.searched, objective_of_selection(session, selection)
+    evidence = Evidence(
+        selection,
+        verification,
+        table,
+        objective,
+        partial(holds, space),
+        session.finetunes.num_tokens,
+        everything(space),
+    )
     picked = selection.mixture if verification is None else verification.mixture
     portions = session.finetunes.portions(picked)
     about, warnings = environment(session.opened), tuple(session.opened.warnings)
     found = tuple(experts), tuple(table)
     final = session.finetunes.known(picked)
     read = signatures(session, [*experts, *([final] if final is not None else [])])
-    return Result(selection, verification, *found, cost, about, path, warnings, portions, read)
+    return Result(
+        selection,
+        verification,
+        *found,
+        decide(evidence),
+        cost,
+        about,
+        path,
+        warnings,
+        portions,
+        read,
+        {name: samples_of(session, name) for name in session.recipe.datasets},
+    )
+
+
+def samples_of(session: Session, name: str) -> Samples:
+    """Returns the first rows of a dataset as training sees them."""
+    family, items = session.inputs.family, session.inputs.candidates[name].examples.items
+    shown = (family.shown(item, f"datasets.{name}") for item in items[:NUM_SAMPLES])
+    return tuple(tuple(pieces) for pieces in shown)
 
 
 def mixture_of(

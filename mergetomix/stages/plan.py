@@ -60,6 +60,7 @@ class Plan:
 
     Seconds are measured on one batch, so they are rough, and are those of one worker; `num_workers`
     share all but the checks. `num_reused` fine-tunes are in the store already and cost nothing.
+    `checks_all` says that every mixture is fine-tuned, as that costs no more.
     """
 
     datasets: tuple[DatasetPlan, ...]
@@ -76,6 +77,7 @@ class Plan:
     brute_force_s: float
     warnings: tuple[str, ...]
     num_workers: int = 1
+    checks_all: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def plan(session: Session, speed: Speed) -> Plan:
         brute_force_s=brute_force_s,
         warnings=tuple(session.opened.warnings),
         num_workers=session.opened.executor.num_workers,
+        checks_all=requirements.checks_all(session),
     )
 
 

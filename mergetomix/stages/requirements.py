@@ -17,6 +17,8 @@ from mergetomix.session.session import Session
 
 NUM_CHECKS = 3
 """Checks that a run pays for unless the recipe says otherwise."""
+MOST_CHECKED = 31
+"""Mixtures of several datasets that may all be checked, if that costs no more."""
 
 
 def num_checks(session: Session) -> int:
@@ -26,12 +28,28 @@ def num_checks(session: Session) -> int:
     """
     num, budget = session.spaces.searched.num_plural, session.recipe.verify.budget
     if budget is None:
-        return int(min(NUM_CHECKS, num))
+        return int(num if checks_all(session) else min(NUM_CHECKS, num))
     if budget > num:
         choice = f"the search may choose among {num} mixtures of several datasets"
         hint = "a mixture of one dataset is its own expert and needs no check"
         raise RecipeError("verify.budget", f"{budget} checks, but {choice}", hint=hint)
     return budget
+
+
+def checks_all(session: Session) -> bool:
+    """Returns whether fine-tuning on every mixture costs no more than the run's other fine-tunes.
+
+    Then all of them are checked, if the recipe does not say how many.
+    """
+    space, made = session.spaces.searched, session.finetunes
+    is_open = session.recipe.verify.budget is None
+    if not is_open or isinstance(space, Simplex) or space.num_plural > MOST_CHECKED:
+        return False
+    planned = [mixture for mixture, _ in _finetunes(session, min(NUM_CHECKS, space.num_plural))]
+    every = [mixture for mixture in space if len(mixture) > 1]
+    return sum(map(made.num_tokens, every)) <= sum(
+        made.num_tokens(mixture) for mixture in planned if len(mixture) > 1
+    )
 
 
 def baselines(session: Session) -> dict[str, Mixture]:
@@ -50,8 +68,11 @@ def finetunes(session: Session) -> list[tuple[Mixture, int | None]]:
     The seed is None where it is train.seed. What is checked and chosen is not known before the
     search: others stand for it.
     """
+    return _finetunes(session, num_checks(session))
+
+
+def _finetunes(session: Session, checks: int) -> list[tuple[Mixture, int | None]]:
     recipe, space = session.recipe, session.spaces.searched
-    checks = num_checks(session)
     repeats = recipe.verify.repeats if checks else 0
     some = stand_ins(space, max(checks, repeats, 1))
     wanted = [Mixture.union([name]) for name in space.allowed]

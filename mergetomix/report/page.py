@@ -1,0 +1,279 @@
+"""`report.html`: everything a run found, in one file that opens without a network.
+
+What comes from recipes and data is escaped by Jinja; charts and heat maps escape their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from mergetomix.objectives.objective import gains
+from mergetomix.recipe.recipe import Recipe, dump
+from mergetomix.records import Mixture
+from mergetomix.report import charts, decision, sentences, tables
+from mergetomix.report.target_gains import front_of, given_up
+from mergetomix.results import Effects, Result, Row, Selection, Verification
+
+MOST_SUBSETS = 4095
+"""Subsets that the store is asked for one by one."""
+MOST_ROWS = 300
+"""Lines of the ranking that are written."""
+COLOURS = ("#0a7ea4", "#c2571a", "#6a51c8", "#2b8a3e", "#b02a6b", "#8a6d00", "#00796b", "#a33b3b")
+"""Of curves; each can be told from both backgrounds."""
+
+
+@dataclass(frozen=True)
+class PageTable:
+    """A table of the page; `numeric` says of each column whether it holds numbers."""
+
+    key: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: Sequence[bool]
+
+    @classmethod
+    def of(cls, key: str, caption: str, found: tables.Table) -> PageTable:
+        """Returns a table of lines of cells, the header first."""
+        header, *rows = found
+        numeric = [
+            bool(rows) and all(_is_number(row[place]) for row in rows)
+            for place in range(len(header))
+        ]
+        return cls(key, caption, header, rows, numeric)
+
+
+@dataclass
+class Block:
+    """A part of the page."""
+
+    key: str
+    title: str
+    text: list[str] = field(default_factory=list)
+    charts: list[Any] = field(default_factory=list)
+    curves: list[str] = field(default_factory=list)
+    tables: list[PageTable] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    summary: str = ""
+    code: str = ""
+
+
+def render(result: Result, recipe: Recipe) -> str:
+    """Returns the page."""
+    checked, selection = result.verification, result.selection
+    sections = [_final(result, recipe)]
+    if checked is not None:
+        sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
+        sections += [_checks(checked)]
+    sections += _targets(selection, result)
+    sections += [_ranking(selection, recipe), *_rows(result), _cost(result)]
+    if result.warnings:
+        sections.append(Block("warnings", "Warnings", list(result.warnings)))
+    sections += [_recipe(recipe), _environment(result)]
+    return page(
+        title=f"Merge to Mix: {recipe.base.path}",
+        headline=str(result.decision),
+        because=decision.lines(result),
+        sections=sections,
+    )
+
+
+def page(
+    title: str, headline: str, because: Iterable[str], sections: Sequence[Block], **more: Any
+) -> str:
+    """Returns a page of some sections under a headline."""
+    return str(
+        _template().render(
+            title=title,
+            headline=headline,
+            because=list(because),
+            sections=sections,
+            colours=COLOURS,
+            **{"partial": False, **more},
+        )
+    )
+
+
+@cache
+def _template() -> Any:
+    import jinja2
+
+    text = resources.files("mergetomix.report").joinpath("page.html.jinja").read_text("utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=False).from_string(text)
+
+
+def safe(markup: str) -> Any:
+    """Returns markup of our own, whose texts are escaped, as what Jinja leaves as it is."""
+    from markupsafe import Markup
+
+    return Markup(markup)  # noqa: S704  # charts escape every text that they are given
+
+
+# --- sections
+
+
+def _final(result: Result, recipe: Recipe) -> Block:
+    choice = result.decision.mixture
+    groups = tables.by_mixture(result.table)
+    rows = [
+        charts.Dot(
+            f"{', '.join(dict.fromkeys(map(tables.called, group)))}: {group[0].mixture or 'none'}",
+            group[0].gain,
+            None if group[0].interval is None else group[0].interval.low,
+            None if group[0].interval is None else group[0].interval.high,
+            _mark(group[0], choice),
+        )
+        for group in groups
+    ]
+    axes = charts.Axes("Gains over the base, with 90% intervals", "gain over the base")
+    caption = "Models on examples that the search never saw, the best first"
+    return Block(
+        "final",
+        "Gains over the base",
+        [sentences.legend(recipe, result.selection)],
+        [safe(charts.dots(rows, axes))],
+        tables=[PageTable.of("models", caption, tables.final(result.table, recipe))],
+    )
+
+
+def _mark(row: Row, choice: Mixture) -> str:
+    if row.kind == "proxy":
+        return "faint"
+    return "choice" if row.mixture == choice else ""
+
+
+def _effects(found: Effects, recipe: Recipe) -> Block:
+    names = [*recipe.targets, "objective"] if len(recipe.targets) > 1 else ["objective"]
+    cells = [
+        [charts.Dot(f"{each.dataset} on {name}", *_ends(each.values[name])) for name in names]
+        for each in found.datasets
+    ]
+    shown = charts.heat([each.dataset for each in found.datasets], names, cells)
+    around = charts.dots(
+        [
+            charts.Dot(each.dataset, *_ends(each.around), mark="choice" if each.is_in_pick else "")
+            for each in found.datasets
+        ],
+        charts.Axes("What the pick has more with each dataset", "gain with it less gain without"),
+    )
+    return Block(
+        "effects",
+        "What each dataset adds",
+        sentences.effects(found),
+        [safe(shown), safe(around)],
+        tables=[
+            PageTable.of("datasets", "With intervals, best first", tables.effects(found, recipe))
+        ],
+    )
+
+
+def _ends(found: Any) -> tuple[float, float, float]:
+    return found.value, found.low, found.high
+
+
+def _checks(checked: Verification) -> Block:
+    measured = {each.mixture: each for each in checked.checks}
+    points = [
+        charts.Point(str(each.mixture), each.proxy, each.mean, each.low, each.high, "faint")
+        for each in checked.predictions[:MOST_ROWS]
+        if each.mixture not in measured
+    ]
+    points += [
+        charts.Point(f"{each.mixture} (real)", each.proxy, each.real, mark="choice")
+        for each in checked.checks
+    ]
+    ends = [each.proxy for each in checked.predictions]
+    equal = [(min(ends), min(ends)), (max(ends), max(ends))] if ends else []
+    title = "Merges beside real fine-tunes: measured, and expected with 90% intervals"
+    axes = charts.Axes(title, "gain of the merge", "gain of the fine-tune", line=equal)
+    found = [PageTable.of("checked", "Real fine-tunes on the select part", tables.checks(checked))]
+    if len(fidelity := tables.agreement(checked)) > 1:
+        found.append(PageTable.of("fidelity", "How well merges rank real fine-tunes", fidelity))
+    lines = sentences.verification_lines(checked)
+    return Block(
+        "checks",
+        "Merges and real fine-tunes",
+        lines,
+        [safe(charts.scatter(points, axes))],
+        tables=found,
+    )
+
+
+def _targets(selection: Selection, result: Result) -> list[Block]:
+    lines = given_up(selection, result.verification)
+    if not lines:
+        return []
+    text = ["Gains of merges over the base, on the select part."]
+    section = Block("targets", "What each target gives up", text)
+    names = sorted(selection.base)
+    front = {trial.mixture for trial in front_of(selection).members}
+    values = {t.mixture: gains(t.scores, selection.base) for t in selection.trials}
+    points = [
+        charts.Point(
+            str(mixture),
+            each[names[0]],
+            each[names[1]],
+            mark="choice" if mixture == result.selected else "" if mixture in front else "faint",
+        )
+        for mixture, each in values.items()
+    ]
+    title = f"Gains on {names[0]} and {names[1]}; darker is what no other beats on every target"
+    axes = charts.Axes(title, f"gain on {names[0]}", f"gain on {names[1]}")
+    section.charts.append(safe(charts.scatter(points, axes)))
+    section.tables.append(PageTable.of("given-up", text[0], tables.given_up(lines)))
+    return [section]
+
+
+def _ranking(selection: Selection, recipe: Recipe) -> Block:
+    num = sentences.num_proxies(selection)
+    found = tables.ranking(selection, recipe, MOST_ROWS)
+    text = [f"The best {len(found) - 1} of {num} ({selection.strategy} search)."]
+    if racing := sentences.racing(selection):
+        text.append(f"{racing}.")
+    table = PageTable.of("ranking", "Merges on the select part, the best first", found)
+    return Block("ranking-of-merges", "Ranking of merges", text, tables=[table])
+
+
+def _rows(result: Result) -> list[Block]:
+    if not result.samples:
+        return []
+    samples = [{"name": name, "rows": rows} for name, rows in result.samples.items()]
+    text = ["The first rows of each dataset as training sees them; what is trained on is marked."]
+    return [Block("rows", "Rows as trained", text, samples=samples)]
+
+
+def _cost(result: Result) -> Block:
+    found = [
+        PageTable.of("experts", "Fine-tunes on single datasets", tables.experts(result.experts)),
+        PageTable.of("cost", "Seconds of work, whichever run did it", tables.costs(result.cost)),
+    ]
+    if result.portions:
+        caption = "Rows of the weighted mixture"
+        found.insert(0, PageTable.of("portions", caption, tables.portions(result.portions)))
+    return Block("costs", "What it took", tables=found)
+
+
+def _recipe(recipe: Recipe) -> Block:
+    return Block("recipe", "Recipe", summary="The recipe with all its defaults", code=dump(recipe))
+
+
+def _environment(result: Result) -> Block:
+    lines = [["what", "value"]]
+    for key, value in result.environment.items():
+        inner = value.items() if isinstance(value, dict) else ()
+        lines.append([key, ", ".join(f"{name} {each}" for name, each in inner) or str(value)])
+    table = PageTable.of("environment-of-run", "Where it ran", lines)
+    return Block("environment", "Environment", tables=[table])
+
+
+def _is_number(cell: str) -> bool:
+    first = cell.replace(",", "").split(" ")[0]
+    try:
+        float(first)
+    except ValueError:
+        return not cell
+    return True
