@@ -18,7 +18,7 @@ from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Estimate, Finetune
 from mergetomix.report import decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Effects, Prediction, Result, Selection, Verification
+from mergetomix.results import Decision, Effects, Prediction, Result, Selection, Verification
 from mergetomix.search.strategies import counted
 from mergetomix.stages.plan import Plan
 from mergetomix.store.store import Store
@@ -33,7 +33,7 @@ def show_result(result: Result, recipe: Recipe) -> None:
         _line(f"  {text}")
     show_ranking(result.selection, recipe)
     if result.verification is not None:
-        show_verification(result.verification)
+        show_verification(result.verification, result.decision)
     show_given_up(result.selection, result.verification)
     if result.verification is not None and result.verification.effects is not None:
         show_effects(result.verification.effects, recipe)
@@ -59,10 +59,10 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     _line(f"best by proxy: {selection.mixture}")
 
 
-def show_verification(verification: Verification) -> None:
+def show_verification(verification: Verification, decided: Decision | None = None) -> None:
     """Prints the checks, the pick, what cannot be told apart from it, and how well proxies rank."""
     _show("Checks: real fine-tunes on the select part", tables.checks(verification))
-    for text in sentences.verification_lines(verification):
+    for text in sentences.verification_lines(verification, decided):
         _line(text)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 WIDTH = 720
 """Units across a chart; it scales with the page."""
-LABELS = 240
+LABELS = 270
 """Units for the labels on the left of a chart with lines."""
 LINE = 26
 NUM_TICKS = 5
@@ -98,7 +98,7 @@ def dots(rows: Sequence[Dot], axes: Axes) -> str:
     parts.append(_line(scale(0), 0, scale(0), bottom, "zero"))
     for place, row in enumerate(rows):
         y = LINE * place + LINE / 2 + 5
-        parts.append(_text(LABELS - 10, y + 4, _short(row.name, 38), "end"))
+        parts.append(_text(LABELS - 10, y + 4, _short(row.name, 42), "end"))
         if row.low is not None and row.high is not None:
             parts.append(_line(scale(row.low), y, scale(row.high), y, f"interval {row.mark}"))
         parts.append(_circle(scale(row.value), y, _said(row), row.mark))

@@ -16,12 +16,14 @@ from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
 from mergetomix.report import charts, decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Effects, Result, Row, Selection, Verification
+from mergetomix.results import Decision, Effects, Result, Row, Selection, Verification
 
 MOST_SUBSETS = 4095
 """Subsets that the store is asked for one by one."""
 MOST_ROWS = 300
 """Lines of the ranking that are written."""
+MOST_CHARACTERS = 600
+"""Of a piece of a row that are shown."""
 COLOURS = ("#0a7ea4", "#c2571a", "#6a51c8", "#2b8a3e", "#b02a6b", "#8a6d00", "#00796b", "#a33b3b")
 """Of curves; each can be told from both backgrounds."""
 
@@ -68,7 +70,7 @@ def render(result: Result, recipe: Recipe) -> str:
     sections = [_final(result, recipe)]
     if checked is not None:
         sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
-        sections += [_checks(checked)]
+        sections += [_checks(checked, result.decision)]
     sections += _targets(selection, result)
     sections += [_ranking(selection, recipe), *_rows(result), _cost(result)]
     if result.warnings:
@@ -121,7 +123,7 @@ def _final(result: Result, recipe: Recipe) -> Block:
     groups = tables.by_mixture(result.table)
     rows = [
         charts.Dot(
-            f"{', '.join(dict.fromkeys(map(tables.called, group)))}: {group[0].mixture or 'none'}",
+            _label(group[0]),
             group[0].gain,
             None if group[0].interval is None else group[0].interval.low,
             None if group[0].interval is None else group[0].interval.high,
@@ -138,6 +140,12 @@ def _final(result: Result, recipe: Recipe) -> Block:
         [safe(charts.dots(rows, axes))],
         tables=[PageTable.of("models", caption, tables.final(result.table, recipe))],
     )
+
+
+def _label(row: Row) -> str:
+    if row.mixture is None:
+        return row.name
+    return f"{row.mixture} (merge)" if row.kind == "proxy" else str(row.mixture)
 
 
 def _mark(row: Row, choice: Mixture) -> str:
@@ -175,7 +183,7 @@ def _ends(found: Any) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
-def _checks(checked: Verification) -> Block:
+def _checks(checked: Verification, decided: Decision) -> Block:
     measured = {each.mixture: each for each in checked.checks}
     points = [
         charts.Point(str(each.mixture), each.proxy, each.mean, each.low, each.high, "faint")
@@ -193,7 +201,7 @@ def _checks(checked: Verification) -> Block:
     found = [PageTable.of("checked", "Real fine-tunes on the select part", tables.checks(checked))]
     if len(fidelity := tables.agreement(checked)) > 1:
         found.append(PageTable.of("fidelity", "How well merges rank real fine-tunes", fidelity))
-    lines = sentences.verification_lines(checked)
+    lines = sentences.verification_lines(checked, decided)
     return Block(
         "checks",
         "Merges and real fine-tunes",
@@ -241,9 +249,23 @@ def _ranking(selection: Selection, recipe: Recipe) -> Block:
 def _rows(result: Result) -> list[Block]:
     if not result.samples:
         return []
-    samples = [{"name": name, "rows": rows} for name, rows in result.samples.items()]
-    text = ["The first rows of each dataset as training sees them; what is trained on is marked."]
+    samples = [
+        {"name": name, "rows": [[(_cut(text), scored) for text, scored in row] for row in rows]}
+        for name, rows in result.samples.items()
+    ]
+    text = [
+        "The first rows of each dataset as training sees them; what is trained on is marked, and of"
+        " a long text both ends are shown."
+    ]
     return [Block("rows", "Rows as trained", text, samples=samples)]
+
+
+def _cut(text: str) -> str:
+    """Returns a text, its middle left out if it is long."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]}\n…\n{text[-half:]}"
 
 
 def _cost(result: Result) -> Block:

@@ -7,7 +7,7 @@ from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Kind, Scores
 from mergetomix.report.tables import NUM_FRONT
 from mergetomix.report.target_gains import Front
-from mergetomix.results import Effects, MoreExamples, Selection, Verification
+from mergetomix.results import Decision, Effects, MoreExamples, Selection, Verification
 from mergetomix.sections.target import TargetBase
 
 NUM_PAIRS = 3
@@ -86,8 +86,11 @@ def racing(selection: Selection) -> str:
     )
 
 
-def verification_lines(verification: Verification) -> list[str]:
-    """Returns the pick, what cannot be told apart from it, and how well the proxies rank."""
+def verification_lines(verification: Verification, decision: Decision | None = None) -> list[str]:
+    """Returns the pick, what cannot be told apart from it, and how well the proxies rank.
+
+    A decision rests on the report part too, and says itself what cannot be told apart.
+    """
     pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
     paid = f"{verification.num_paid} paid check{'' if verification.num_paid == 1 else 's'}"
     interval = f"{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}"
@@ -101,12 +104,13 @@ def verification_lines(verification: Verification) -> list[str]:
         f"left out, its training failed: {mixture} ({why})"
         for mixture, why in verification.failures
     ]
-    if verification.alternatives:
+    if verification.alternatives and decision is None:
         shown = "; ".join(str(each.mixture) for each in verification.alternatives[:5])
         num_more = len(verification.alternatives) - 5
         more = f" and {num_more} more" if num_more > 0 else ""
         lines.append(f"cannot be told apart from the pick: {shown}{more}")
-    if (wanted := verification.more_examples) is not None:
+    wanted = verification.more_examples
+    if wanted is not None and (decision is None or wanted.against in decision.others):
         lines.append(more_examples(wanted))
     return [*lines, _agreement(verification)]
 
