@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mergetomix.mixtures.spaces import Simplex, Subsets, nearest_in_box
 from mergetomix.objectives.objective import Objective
 from mergetomix.records import Finetune, Mixture, Scores, Trial, gain
-from mergetomix.results import Cost, Result, Row, Selection
+from mergetomix.results import Cost, Decision, Result, Row, Selection
 
 LETTERS = "abcdefgh"
 
@@ -574,7 +574,9 @@ def test_a_result_finds_its_rows_and_adds_up_its_cost() -> None:
         Row(f"{kind} {i}", kind, mixture, {}, 0.0) for i in range(2) for kind in ("base", "random")
     )
     cost = Cost(1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
-    result = Result(Selection(mixture, (), "greedy", {}, ()), None, (), rows, cost, {}, "run")
+    decision = Decision("mixture", mixture, (), mixture, None, is_measured=False)
+    selection = Selection(mixture, (), "greedy", {}, ())
+    result = Result(selection, None, (), rows, decision, cost, {}, "run")
     assert result.selected == mixture
     assert (result.row("random"), result.row("final")) == (rows[1], None)
     assert cost.total_s == 63.0
