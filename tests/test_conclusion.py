@@ -88,8 +88,8 @@ def test_a_difference_to_the_pick_has_all_that_the_two_do_not_share(dof: float) 
         assert found[name].difference == pytest.approx(difference)
         assert found[name].sd == pytest.approx(sd)
         chance = NormalDist().cdf(-difference / sd)
-            # counted on 4,000 draws
-            assert found[name].better_probability == pytest.approx(chance, abs=0.025)
+        # counted on 4,000 draws
+        assert found[name].better_probability == pytest.approx(chance, abs=0.025)
 
 
 def test_only_what_may_well_be_better_is_named() -> None:
