@@ -301,12 +301,14 @@ Verdict = Literal["better than", "worse than", "cannot be told apart from"]
 class Comparison:
     """By how much the choice gains more than something else, on the report part.
 
-    `verdict` follows from the interval of `lead`: it lies above zero, below, or holds it.
+    `verdict` follows from the interval of `lead`: it lies above zero, below, or holds it. `mixture`
+    is what the other one was fine-tuned on; None of the base, and of a mean.
     """
 
     name: str
     lead: Estimate
     verdict: Verdict
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)

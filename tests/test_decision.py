@@ -193,6 +193,31 @@ def test_the_words_say_what_it_rests_on() -> None:
     )
 
 
+def test_what_only_the_search_tells_apart_is_said_so() -> None:
+    rows = table(row("selected", "final", AB, 0.1), row("all datasets", "all", ABC, 0.0999))
+    gathered = evidence(rows, AB)  # all datasets are no alternative by the posterior
+    cost = Cost(1, 1, 1, 0, 1, 1, 1, 1, 1)
+    result = Result(
+        gathered.selection, gathered.verification, (), rows, decide(gathered), cost, {}, "run"
+    )
+    said = "\n".join(words.lines(result))
+    assert "a + b is expected to be better than a fine-tune on everything" in said
+    assert "a + b cannot be told apart" not in said
+
+
+@pytest.mark.parametrize("gain", [-0.1, -0.001, 0.001])
+def test_nothing_praises_what_does_not_beat_the_base(gain: float) -> None:
+    rows = table(row("selected", "final", AB, gain), row("all datasets", "all", ABC, gain - 0.2))
+    gathered = evidence(rows, AB)
+    cost = Cost(1, 1, 1, 0, 1, 1, 1, 1, 1)
+    result = Result(
+        gathered.selection, gathered.verification, (), rows, decide(gathered), cost, {}, "run"
+    )
+    assert result.decision.kind in ("base", "more")
+    assert "better than" not in words.lines(result)[0] and len(words.lines(result)) == 3
+    assert not any("is better than" in line for line in words.lines(result))
+
+
 # --- intervals
 
 

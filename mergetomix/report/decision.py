@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mergetomix.records import Estimate, Mixture
+from mergetomix.records import Estimate
 from mergetomix.results import Comparison, Decision, Result
 
 NUM_OTHERS = 3
@@ -12,10 +12,12 @@ NUM_OTHERS = 3
 def lines(result: Result) -> list[str]:
     """Returns what the decision rests on and what to do next, one sentence each."""
     decision = result.decision
+    if decision.kind in ("base", "more"):
+        return [_gain(result), *_best(decision), _next(result)]
     found = [_gain(result), *_sure(result)]
     if decision.others:
         found.append(_others(decision))
-    found += [_compared(each, decision.mixture) for each in decision.comparisons[1:]]
+    found += [_compared(each, decision) for each in decision.comparisons[1:]]
     return [*found, _next(result)]
 
 
@@ -62,8 +64,21 @@ def _others(decision: Decision) -> str:
     return text if decision.cheapest != decision.mixture else f"{text} None of them is cheaper."
 
 
-def _compared(each: Comparison, mixture: Mixture) -> str:
-    lead = interval(each.lead)
+def _best(decision: Decision) -> list[str]:
+    """Returns what can be said where nothing is shown to beat the base."""
+    if decision.gain is None or decision.gain.high > 0:
+        return ["Its interval does not lie above zero: chance alone may give such a gain."]
+    return ["It is worse than the base, and no other fine-tune is shown to be better."]
+
+
+def _compared(each: Comparison, decision: Decision) -> str:
+    lead, mixture = interval(each.lead), decision.mixture
+    is_other = each.mixture is None or each.mixture in decision.others
+    if each.verdict == "cannot be told apart from" and not is_other:
+        return (
+            f"{mixture} is expected to be better than {each.name}, by the search and its checks;"
+            f" the report part alone does not tell them apart: it gains {lead} more."
+        )
     if each.verdict == "cannot be told apart from":
         return f"{mixture} cannot be told apart from {each.name}: it gains {lead} more."
     return f"{mixture} is {each.verdict} {each.name}: it gains {lead} more."

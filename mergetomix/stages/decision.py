@@ -116,7 +116,8 @@ def _comparisons(evidence: Evidence, choice: Row) -> tuple[Comparison, ...]:
         other_D = np.mean([draws[each] for each in others], axis=0) if others else 0.0
         value = choice.gain - (fmean(named[each] for each in others) if others else 0.0)
         lead = bootstrap.interval(draws[choice.name] - other_D, value, CONFIDENCE)
-        found.append(Comparison(name, lead, verdict_of(lead)))
+        mixture = of_other[0].mixture if len(of_other) == 1 else None
+        found.append(Comparison(name, lead, verdict_of(lead), mixture))
     return tuple(found)
 
 
