@@ -356,6 +356,15 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A prompt of the report part, its right answer, and what models answer, by their names."""
+
+    prompt: str
+    right: str
+    by_model: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Cost:
     """Seconds of work behind a result, whichever run did it; `wall_s` is this run's own."""
 
@@ -389,7 +398,8 @@ class Result:
 
     `portions` are what the selected mixture takes of each dataset, if it is drawn by its weights.
     `inputs` are what was read, by its content. `samples` are the first rows of each dataset as
-    training sees them, in pieces with whether they are trained on.
+    training sees them, in pieces with whether they are trained on. `answers` are what models answer
+    to the first examples of each target that generates.
     """
 
     selection: Selection
@@ -404,6 +414,7 @@ class Result:
     portions: tuple[Portion, ...] = ()
     inputs: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Samples] = field(default_factory=dict)
+    answers: Mapping[str, tuple[Answered, ...]] = field(default_factory=dict)
 
     @property
     def selected(self) -> Mixture:

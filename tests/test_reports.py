@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from recipes import Heard, recipe_values, result_of, write_recipe
+from recipes import WORDS, Heard, recipe_values, result_of, write_recipe
 from typer.testing import CliRunner
 
 import mergetomix as m2m
@@ -199,6 +199,24 @@ def test_a_result_shows_itself(finished: tuple[Path, m2m.Result]) -> None:
     assert len(result.selection.to_frame()) == 7
     assert result.verification is not None
     assert len(result.verification.to_frame()) == len(result.verification.predictions)
+
+
+def test_answers_stand_side_by_side(tmp_path: Path) -> None:
+    values = recipe_values(tmp_path)
+    values["targets"]["t"] |= {"score": "generate", "max_new_tokens": 4}
+    recipe = write_recipe(tmp_path, values)
+    result = m2m.run(recipe)
+    (found,) = result.answers.values()
+    assert len(found) == 5 and list(found[0].by_model) == ["base", "selected", "all datasets"]
+    assert found[0].prompt.startswith("what about t and") and found[0].right.strip() in WORDS
+    text = (tmp_path / "run" / "report.html").read_text()
+    assert "What the models answer" in text and f"<td>{found[0].right}</td>" in text
+    assert m2m.run(recipe).answers == result.answers
+    # a right answer of the selected model is one that its score counts
+    row = result.row("final")
+    assert row is not None
+    right = [each.by_model["selected"].strip() == each.right.strip() for each in found]
+    assert [bool(value) for value in row.scores["t"].values[:5]] == right
 
 
 def test_all_mixtures_are_checked_where_that_costs_no_more(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def render(result: Result, recipe: Recipe) -> str:
         sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
         sections += [_checks(checked, result.decision)]
     sections += _targets(selection, result)
-    sections += [_ranking(selection, recipe), *_rows(result), _cost(result)]
+    sections += [*_answers(result), _ranking(selection, recipe), *_rows(result), _cost(result)]
     if result.warnings:
         sections.append(Block("warnings", "Warnings", list(result.warnings)))
     sections += [_recipe(recipe), _environment(result)]
@@ -244,6 +244,22 @@ def _ranking(selection: Selection, recipe: Recipe) -> Block:
         text.append(f"{racing}.")
     table = PageTable.of("ranking", "Merges on the select part, the best first", found)
     return Block("ranking-of-merges", "Ranking of merges", text, tables=[table])
+
+
+def _answers(result: Result) -> list[Block]:
+    found = []
+    for number, (target, answered) in enumerate(result.answers.items()):
+        names = list(answered[0].by_model) if answered else []
+        lines = [["prompt", "right answer", *names]]
+        lines += [
+            [_cut(each.prompt), each.right, *(_cut(each.by_model[name]) for name in names)]
+            for each in answered
+        ]
+        caption = f"{target}: the first examples of the report part"
+        found.append(PageTable.of(f"answers-{number}", caption, lines))
+    if not found:
+        return []
+    return [Block("answers", "What the models answer", tables=found)]
 
 
 def _rows(result: Result) -> list[Block]:

@@ -56,6 +56,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         "cost": {**plain(result.cost, "reused"), "total_s": result.cost.total_s},
         "environment": dict(result.environment),
         "inputs": dict(result.inputs),
+        "answers": plain(result.answers),
         "warnings": list(result.warnings),
     }
 

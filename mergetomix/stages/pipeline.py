@@ -19,6 +19,7 @@ from mergetomix.results import Result, Row, Samples, Selection, Verification
 from mergetomix.session.finetunes import environment
 from mergetomix.session.session import Session, open_session
 from mergetomix.session.signatures import signatures
+from mergetomix.stages.answers import answered
 from mergetomix.stages.checks import verify
 from mergetomix.stages.costs import cost_of
 from mergetomix.stages.decision import Evidence, decide
@@ -160,6 +161,7 @@ def result_of(
         portions,
         read,
         {name: samples_of(session, name) for name in session.recipe.datasets},
+        answered(session, table),
     )
 
 
