@@ -374,7 +374,7 @@ def kill_workers(name: str, most: int) -> Callable[[threading.Event], int]:
 
     def disturb(stop: threading.Event) -> int:
         rng, num = random.Random(0), 0
-        while num < most and not stop.wait(rng.uniform(0.5, 4.0)):
+        while num < most and not stop.wait(rng.uniform(2.0, 9.0)):
             there = []
             for each in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
