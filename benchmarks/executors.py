@@ -38,6 +38,7 @@ from mergetomix.session import session as sessions
 from mergetomix.session.session import Session, open_session
 from mergetomix.stages import pipeline
 from mergetomix.stages.search import search_mixtures
+from mergetomix.store.store import Store
 
 TESTS = Path(__file__).parents[1] / "tests"
 PACKAGES = ("asyncio", "email", "http", "importlib", "json", "multiprocessing", "unittest", "xml")
@@ -321,8 +322,8 @@ def faults() -> None:
         tell("the leader killed and started again", path, wanted, times)
 
         path = write(folder / "ray", 5, search, executor={"kind": "ray"})
-        with cluster(num_nodes=2) as nodes:
-            killed = run_while(path, kill_nodes(nodes))
+        with cluster(num_nodes=4) as nodes:  # the last two of which stay
+            killed = run_while(path, kill_nodes(nodes, Path(load(path).store)))
             tell("nodes killed in training and search", path, wanted, killed)
 
         with s3_server(folder) as server:
@@ -423,21 +424,30 @@ def pauses(server: Any) -> Callable[[threading.Event], int]:
     return disturb
 
 
-def kill_nodes(nodes: Any) -> Callable[[threading.Event], int]:
-    """Kills a node's processes, one that trains and then one that searches, and starts others."""
+def kill_nodes(nodes: Any, store: Path) -> Callable[[threading.Event], int]:
+    """Kills a node's processes while experts train, and another's once merges are scored."""
+
+    def num_done(kind: str) -> int:
+        if not store.is_dir():
+            return 0
+        with suppress(Exception), Store.peek(store) as peeked:
+            return int(peeked.counts()[kind])
+        return 0
 
     def disturb(stop: threading.Event) -> int:
         num = 0
-        while not stop.wait(15.0) and num < 4:
+        for kind, least in (("experts", 1), ("trials", 6)):
+            while num_done(kind) < least and not stop.wait(0.5):
+                pass
             node = next(iter(nodes.worker_nodes))
             for info in node.all_processes.get("raylet", []):
                 with suppress(psutil.Error):
                     raylet = psutil.Process(info.process.pid)
-                    for each in [raylet, *raylet.children(recursive=True)]:
-                        each.kill()
+                    for each in [*raylet.children(recursive=True), raylet]:
+                        with suppress(psutil.Error):
+                            each.kill()
             nodes.worker_nodes.discard(node)
-            num += 1
-            nodes.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+            num += not stop.is_set()
         return num
 
     return disturb
