@@ -189,8 +189,21 @@ def test_the_words_say_what_it_rests_on() -> None:
     assert "a + b cannot be told apart from a fine-tune on everything" in said
     assert (
         said.splitlines()[-1]
-        == "Next: use it; the model is in the folder `final` beside this report."
+        == "Next: use it; the model is in the folder final beside this report."
     )
+
+
+def test_a_merge_that_is_as_good_is_said(gain: float = 0.1) -> None:
+    for merged, told in ((0.05, "more than the merge"), (0.1, "told apart"), (0.15, "is worse")):
+        proxy = row("proxy", "proxy", AB, merged)
+        rows = table(row("selected", "final", AB, gain), proxy)
+        found = decide(evidence(rows, AB))
+        (beside,) = (each for each in found.comparisons if "merge" in each.name)
+        assert beside.lead.value == pytest.approx(gain - merged)
+        cost, gathered = Cost(1, 1, 1, 0, 1, 1, 1, 1, 1), evidence(rows, AB)
+        result = Result(gathered.selection, gathered.verification, (), rows, found, cost, {}, "run")
+        (line,) = (each for each in words.lines(result) if "merge" in each)
+        assert told in line
 
 
 def test_what_only_the_search_tells_apart_is_said_so() -> None:

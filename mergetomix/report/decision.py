@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mergetomix.records import Estimate
 from mergetomix.results import Comparison, Decision, Result
+from mergetomix.stages.decision import MERGE
 
 NUM_OTHERS = 3
 """How many mixtures that cannot be told apart from the choice are named."""
@@ -73,6 +74,8 @@ def _best(decision: Decision) -> list[str]:
 
 def _compared(each: Comparison, decision: Decision) -> str:
     lead, mixture = interval(each.lead), decision.mixture
+    if each.name == MERGE:
+        return _beside_merge(each, lead)
     is_other = each.mixture is None or each.mixture in decision.others
     if each.verdict == "cannot be told apart from" and not is_other:
         return (
@@ -82,6 +85,17 @@ def _compared(each: Comparison, decision: Decision) -> str:
     if each.verdict == "cannot be told apart from":
         return f"{mixture} cannot be told apart from {each.name}: it gains {lead} more."
     return f"{mixture} is {each.verdict} {each.name}: it gains {lead} more."
+
+
+def _beside_merge(each: Comparison, lead: str) -> str:
+    """Returns how the fine-tune does beside the merge, which costs no training."""
+    if each.verdict == "better than":
+        return f"Fine-tuned on it, the model gains {lead} more than {each.name}."
+    told = "is worse than" if each.verdict == "worse than" else "cannot be told apart from"
+    return (
+        f"The fine-tuned model {told} {each.name}: it gains {lead} more. `mergetomix merge` writes"
+        " that one without any training."
+    )
 
 
 def _next(result: Result) -> str:
@@ -94,7 +108,7 @@ def _next(result: Result) -> str:
         )
     if result.row("final") is None:
         return "Next: fine-tune on it, with the recipe's `final.train: true`."
-    model = "the model is in the folder `final` beside this report"
+    model = "the model is in the folder final beside this report"
     if decision.mixture != result.selected:
         return (
             f"Next: {model}, fine-tuned on {result.selected}, which the checks picked; for a model"

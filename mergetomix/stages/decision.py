@@ -33,6 +33,7 @@ from mergetomix.statistics.bootstrap import Array
 CONFIDENCE = 0.9
 """Coverage of all intervals of the final table and of the decision."""
 ERROR = (1 - CONFIDENCE) / 2
+MERGE = "the merge of its experts"
 CHEAPER = 0.9
 """What trains on at most so many times the tokens is said to be cheaper."""
 MOST_TIMES = 100.0
@@ -94,7 +95,8 @@ def decide(evidence: Evidence) -> Decision:
 
 def _comparisons(evidence: Evidence, choice: Row) -> tuple[Comparison, ...]:
     """Returns the choice beside the base, all datasets, the best expert and random mixtures."""
-    rows = [row for row in evidence.table if row.kind not in ("base", "proxy")]
+    merge = [row for row in evidence.table if row.kind == "proxy" and row.mixture == choice.mixture]
+    rows = [row for row in evidence.table if row.kind not in ("base", "proxy")] + merge
     draws = bootstrap.resampled(
         {row.name: row.runs for row in rows}, evidence.base, evidence.objective
     )
@@ -106,17 +108,22 @@ def _comparisons(evidence: Evidence, choice: Row) -> tuple[Comparison, ...]:
         sides[f"the best single dataset, {best.removeprefix('expert ')}"] = [best]
     if random := [row.name for row in rows if row.kind == "random"]:
         sides[f"the mean of {len(random)} fine-tunes on random mixtures"] = random
+    if merge and len(choice.mixture or ()) > 1:
+        sides[MERGE] = [row.name for row in merge]
     found = []
     for name, others in sides.items():
         of_other = [row for row in rows if row.name in others]
         if (not others and name != "the base") or any(
-            row.mixture == choice.mixture for row in of_other if len(of_other) == 1
+            row.mixture == choice.mixture and row.kind != "proxy"
+            for row in of_other
+            if len(of_other) == 1
         ):
             continue
         other_D = np.mean([draws[each] for each in others], axis=0) if others else 0.0
         value = choice.gain - (fmean(named[each] for each in others) if others else 0.0)
         lead = bootstrap.interval(draws[choice.name] - other_D, value, CONFIDENCE)
-        mixture = of_other[0].mixture if len(of_other) == 1 else None
+        is_one = len(of_other) == 1 and name != MERGE
+        mixture = of_other[0].mixture if is_one else None
         found.append(Comparison(name, lead, verdict_of(lead), mixture))
     return tuple(found)
 
