@@ -39,7 +39,8 @@ class ExecutorSection(Section):
     """GPUs of an evaluator, such as 0.5 where two models fit on one; null is one, or none where
     models are on the CPU."""
     cpus_per_training: Count = 1
-    """CPU cores of a training, and its threads."""
+    """CPU cores of a training, and its threads; of each of its processes if train.launch says
+    several."""
     cpus_per_evaluator: Count = 1
     """CPU cores of an evaluator, and its threads."""
     max_evaluators: Count | None = None
