@@ -222,7 +222,7 @@ def write_proxy(
 
     checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
     write.check(checked, names, folder, chosen)
-    with open_session(checked, listener) as session:
+    with open_session(checked, listener, is_run=False) as session:
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
@@ -236,7 +236,7 @@ def explain(recipe: AnyRecipe, listener: Listener | None = None) -> Effects:
     from mergetomix.session.session import open_session
     from mergetomix.stages import explain as explaining
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining) as session:
+    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
         return explaining.explain(session)
 
 
@@ -263,7 +263,7 @@ def predict(
     from mergetomix.stages import explain as explaining
     from mergetomix.stages import pipeline
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining) as session:
+    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
         return explaining.predict(session, pipeline.mixture_of(session, list(datasets), weights))
 
 
@@ -285,7 +285,7 @@ def write_report(run_dir: str | Path, listener: Listener | None = None) -> Path:
 
     path = Path(run_dir)
     checked = load_recipe(path / "recipe.yaml" if path.is_dir() else path)
-    with open_session(checked, listener, WithoutTraining) as session:
+    with open_session(checked, listener, WithoutTraining, is_run=False) as session:
         if not (Path(checked.run_dir) / "result.json").is_file():
             return unfinished.write(session)
         result = pipeline.run_in(session)

@@ -265,6 +265,40 @@ def test_check_shows_rows_and_the_plan_and_trains_nothing(tmp_path: Path, call: 
         assert store.counts()["experts"] == 0
 
 
+def test_what_only_looks_is_no_run(tmp_path: Path, call: Call) -> None:
+    path = write_recipe(tmp_path, recipe_values(tmp_path))
+    assert call("check", path)[0] == 0
+    code, output, _ = call("status", path)
+    assert code == 0 and "finished" not in output
+
+
+def test_status_is_watched_until_nothing_runs(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(tmp_path / "store") as store:
+        run = store.begin_run(str(tmp_path / "first"), {})
+        store.heartbeat(run, "search", 1, 3)
+        slept: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 2:
+                store.end_run(run, "finished")
+
+        monkeypatch.setattr("mergetomix.cli.commands.time.sleep", sleep)
+        code, output, _ = call("status", tmp_path / "store", "--watch", "--every", "0.5")
+    assert code == 0 and slept == [0.5, 0.5]
+    assert output.count("running: search, 1 of 3") == 2 and output.count("finished") == 1
+
+
+def test_a_plan_shows_itself(tmp_path: Path) -> None:
+    plan = mergetomix.check(write_recipe(tmp_path, recipe_values(tmp_path)))
+    assert str(plan).startswith(f"{plan.num_finetunes} fine-tunes, of which 0 are in the store")
+    frame = plan.to_frame()
+    assert list(frame["dataset"]) == ["a", "b", "c"] and list(frame["rows"]) == [12] * 3
+    assert "<table" in plan._repr_html_() and "7 mixtures to try" in plan._repr_html_()
+
+
 @pytest.mark.slow
 def test_the_stages_alone_then_status_and_merge(tmp_path: Path, call: Call) -> None:
     values = recipe_values(tmp_path)

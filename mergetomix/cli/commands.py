@@ -6,6 +6,7 @@ Modules are imported inside the commands, so that `--help` loads nothing heavy.
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -285,13 +286,23 @@ def final(recipe: RecipePath, overrides: Overrides = None) -> None:
 @app.command()
 def status(
     path: StorePath = ".mergetomix",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it again and again until no run is under way.")
+    ] = False,
+    every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 2.0,
 ) -> None:
     """Show what a store holds and how far its runs are."""
     from mergetomix.cli import console, first_recipe
     from mergetomix.store.store import Store
 
-    with Store.peek(first_recipe.store_of(path)) as store:
-        console.show_status(store)
+    place = first_recipe.store_of(path)
+    while True:
+        with Store.peek(place) as store:
+            is_alive = console.show_status(store)
+        if not (watch and is_alive):
+            return
+        time.sleep(every)
+        console.clear()
 
 
 @app.command()

@@ -171,20 +171,26 @@ def show_plan(plan: Plan) -> None:
         )
 
 
-def show_status(store: Store) -> None:
-    """Prints what a store holds and how far its runs are."""
+def show_status(store: Store) -> bool:
+    """Prints what a store holds and how far its runs are; returns whether one is under way."""
     counts = [[name.replace("_", " "), str(n)] for name, n in store.counts().items()]
     _show(f"Store {store.path}", [["what", "count"], *counts])
-    runs = [
-        [str(run["id"]), str(run["run_dir"]), _state_of(run), str(run["started"])]
-        for run in store.runs()[-10:]
+    runs = [run for run in store.runs() if run["plan"].get("is_run", True)][-10:]
+    lines = [
+        [str(run["id"]), str(run["run_dir"]), _state_of(run), str(run["started"])] for run in runs
     ]
-    _show("Runs", [["id", "folder", "state", "started"], *runs])
-    for run in store.runs()[-10:]:
+    _show("Runs", [["id", "folder", "state", "started"], *lines])
+    for run in runs:
         workers = store.workers(run["id"]) if run["alive"] else []
         if workers:
             header = ["worker", "on", "does", "for", "left", "done before", "seconds each"]
             _show(f"Workers of run {run['id']}", [header, *map(_worker_row, workers)])
+    return any(run["alive"] for run in runs)
+
+
+def clear() -> None:
+    """Clears a terminal, so that what is shown next takes the place of what was."""
+    _console().clear()
 
 
 def _worker_row(worker: dict[str, Any]) -> list[str]:

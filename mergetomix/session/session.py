@@ -76,10 +76,12 @@ def open_session(
     recipe: Recipe,
     listener: Listener | None = None,
     executor: Callable[[CarryOut], Executor] | None = None,
+    is_run: bool = True,
 ) -> Iterator[Session]:
     """Reads everything that a recipe names and opens its store; records how the run ends.
 
     Args:
+        is_run: whether `status` lists it among the runs: what only looks is none.
         executor: makes what carries out the work, given what carries it out in this process; None
             is what the recipe asks for.
 
@@ -93,7 +95,8 @@ def open_session(
         for warning in opened.inputs.warnings:
             opened.warn(warning)
         check_given_experts(opened)
-        about = {"datasets": sorted(recipe.datasets), "targets": sorted(recipe.targets)}
+        names = {"datasets": sorted(recipe.datasets), "targets": sorted(recipe.targets)}
+        about = {**names, "is_run": is_run}
         opened.run = store.begin_run(recipe.run_dir, about)
         outcome = "interrupted"
         try:

@@ -19,7 +19,8 @@ FILE = "answers.json"
 def answered(session: Session, table: Sequence[Row]) -> dict[str, tuple[Answered, ...]]:
     """Returns what the base, the fine-tune on everything and the selected one answer, by target.
 
-    Empty where no target generates. It is kept in the store, so that models answer once.
+    Empty where no target generates, or nothing was fine-tuned for the table. It is kept in the
+    store, so that models answer once.
     """
     scorers = {
         name: scorer.target
@@ -30,6 +31,8 @@ def answered(session: Session, table: Sequence[Row]) -> dict[str, tuple[Answered
     for row in table:
         if row.kind in ("base", "all", "final"):
             models.setdefault(row.name, row.path)
+    if len(models) < 2:
+        return {}  # there is nothing beside the base
     return {name: _kept(session, name, scorer, models) for name, scorer in scorers.items()}
 
 

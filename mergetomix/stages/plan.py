@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergetomix.objectives.objective import gains
-from mergetomix.progress import Listener
+from mergetomix.progress import Listener, duration
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Mixture, Part, Scores
+from mergetomix.results import frame
 from mergetomix.search.budgets import default_budget
 from mergetomix.session.evaluations import scored_within_memory
 from mergetomix.session.session import Session, open_session
@@ -18,6 +20,9 @@ from mergetomix.stages import costs, requirements, search, units
 from mergetomix.stages.rehearsal import rehearse
 from mergetomix.stages.stopping import limit_of
 from mergetomix.stages.ways import ways
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PARTS: tuple[Part, ...] = ("select", "report")
 NUM_SAMPLES = 2
@@ -79,6 +84,31 @@ class Plan:
     num_workers: int = 1
     checks_all: bool = False
 
+    def to_frame(self) -> pd.DataFrame:
+        """Returns a pandas table, a line for each dataset: rows, examples, sequences, tokens."""
+        return frame(
+            {
+                "dataset": each.name,
+                "rows": each.num_rows,
+                "examples": each.num_examples,
+                "sequences": each.num_sequences,
+                "tokens": each.num_tokens,
+            }
+            for each in self.datasets
+        )
+
+    def __str__(self) -> str:
+        expected = duration(self.train_s + self.evaluate_s)
+        text = (
+            f"{self.num_finetunes} fine-tunes, of which {self.num_reused} are in the store;"
+            f" {self.num_mixtures} mixtures to try ({self.strategy} search); about {expected}."
+        )
+        return f"{text}\n\n{self.to_frame().to_string(index=False)}"
+
+    def _repr_html_(self) -> str:
+        text = html.escape(str(self).partition("\n")[0])
+        return f"<p><b>{text}</b></p>{self.to_frame().to_html(index=False, escape=True)}"
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -94,7 +124,7 @@ def check(recipe: Recipe, listener: Listener | None = None) -> Plan:
     Raises:
         UserError: what a run would stumble over, before any training.
     """
-    with open_session(recipe, listener) as session:
+    with open_session(recipe, listener, is_run=False) as session:
         requirements.check_space(session, requirements.finetunes(session))
         if requirements.lacks_experts(session):
             rehearse(session)
