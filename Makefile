@@ -59,5 +59,5 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[dev,study,search,harness,ray,s3]"
+	$(PIP) -e ".[dev,study,search,harness,ray,s3,trackers]"
 	touch $(STAMP)

@@ -133,12 +133,14 @@ def run(recipe: AnyRecipe, listener: Listener | None = None) -> Result:
         Fault: something failed on the way; what was computed is in the store.
     """
     from mergetomix.report import files
+    from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
     files.begin(checked)
-    result = pipeline.run(checked, listener)
-    files.write(result, checked)
+    with open_session(checked, listener) as session:
+        result = pipeline.run_in(session)
+        files.publish(session, result)
     return result
 
 
@@ -190,7 +192,7 @@ def finalize(
         experts = pipeline.train_experts(session)
         table = pipeline.finalize(session, selection, verification)
         result = pipeline.result_of(session, experts, selection, verification, table)
-    files.write(result, checked)
+        files.publish(session, result)
     return result
 
 

@@ -249,6 +249,15 @@ class Store:
             self._artifacts.note_row(record.key)
         _kept.add(kind)
 
+    def environment(self, key: str) -> dict[str, Any]:
+        """Returns what was noted of how a fine-tune came about; empty if it is not there."""
+        sql = "SELECT environment FROM finetunes WHERE key = ?"
+        return {
+            k: v
+            for (text,) in self._ledger.execute(sql, (key,))
+            for k, v in json.loads(text).items()
+        }
+
     def add_model(
         self,
         key: str,
