@@ -28,7 +28,7 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(PIP) -e ".[docs]"
-	$(BIN)/mkdocs build --strict --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
