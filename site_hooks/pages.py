@@ -31,6 +31,10 @@ INSTEAD = {
     "docs/examples/text/report.md": "examples/text/report.html",
 }
 """Files that are read as another page on the site."""
+ELSEWHERE = re.compile(
+    r"""<(?:script|link|img|iframe)\b[^>]*(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
+)
+"""What a page of the site would fetch from another server."""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
 
 
@@ -60,6 +64,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     if page.file.src_uri == REFERENCE:
         return markdown
     return turned(markdown, source_of(page.file.src_uri), titles(config.nav))
+
+
+def on_post_page(output: str, page: Any, config: Any) -> str:
+    """Refuses a page that would fetch anything from another server."""
+    from mkdocs.exceptions import PluginError
+
+    if found := ELSEWHERE.findall(output):
+        raise PluginError(f"{page.file.src_uri} fetches {found[0]}; the site needs no network")
+    return output
 
 
 def linked() -> dict[str, str]:

@@ -222,3 +222,11 @@ def test_decisions_are_dated_and_in_order() -> None:
     dates = [head[3:13] for head in heads]
     assert heads and all(re.fullmatch(r"## 20\d\d-\d\d-\d\d: .*[^.]", head) for head in heads)
     assert dates == sorted(dates)
+
+
+def test_a_page_that_fetches_from_another_server_is_found_out() -> None:
+    fetches = (
+        '<script defer src="https://example.org/a.js"></script><link href=//example.org/b.css>'
+    )
+    assert pages.ELSEWHERE.findall(fetches) == ["https://example.org/a.js", "//example.org/b.css"]
+    assert pages.ELSEWHERE.findall('<a href="https://example.org">a</a><img src="../a.svg">') == []
