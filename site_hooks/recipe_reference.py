@@ -195,7 +195,7 @@ def _bounds(node: Node) -> dict[str, Any]:
 def slug(heading: str, separator: str = "-") -> str:
     """Returns the anchor of a heading, as GitHub makes it: one link does for both.
 
-    >>> slug("2026-11-23: `final/` is a copy")
-    '2026-11-23-final-is-a-copy'
+    >>> slug("2026-11-26: `final/` is a copy, Not a link")
+    '2026-11-26-final-is-a-copy-not-a-link'
     """
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", separator)

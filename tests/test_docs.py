@@ -168,7 +168,7 @@ def test_links_of_the_site_lead_to_its_pages() -> None:
 
 
 def test_links_are_turned_in_text_and_stay_in_code() -> None:
-    code = "\n```\n[a](b.md)\n```\n[x](#y)"
+    code = "\n```\n[a](docs/b.md)\n```\n[x](#y)"
     text = f"[docs/api.md](docs/api.md#run) and [studies](studies/README.md){code}"
     assert pages.turned(text, "README.md", {"api.md": "Python"}) == (
         f"[Python](api.md#run) and [studies](studies/index.md){code}"
