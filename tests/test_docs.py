@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import doctest
 import json
 import re
 from pathlib import Path
@@ -230,3 +231,10 @@ def test_a_page_that_fetches_from_another_server_is_found_out() -> None:
     )
     assert pages.ELSEWHERE.findall(fetches) == ["https://example.org/a.js", "//example.org/b.css"]
     assert pages.ELSEWHERE.findall('<a href="https://example.org">a</a><img src="../a.svg">') == []
+
+
+@pytest.mark.parametrize("name", ["pages", "recipe_reference", "doctests"])
+def test_examples_of_the_site_hooks_hold(name: str) -> None:
+    """That of the docstrings' code needs griffe, which `make docs` installs."""
+    num_failed, num = doctest.testmod(pytest.importorskip(name, reason="griffe is not installed"))
+    assert num >= 1 and num_failed == 0
