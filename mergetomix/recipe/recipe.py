@@ -104,7 +104,7 @@ class Recipe(Section):
     """Folder of experts, trials and real fine-tunes; runs may share one. Or an address on shared
     storage, such as s3://bucket/prefix, which one process writes at a time."""
     run_dir: Text = "runs/first"
-    """Folder for the report, result.json and the final model's link."""
+    """Folder for the report, result.json and the final model."""
     report_to: Annotated[
         list[TrackerName],
         BeforeValidator(_listed, json_schema_input_type=AnyTrackers),
