@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import io
+import logging
 import os
 import re
 import time
@@ -116,7 +117,7 @@ class WandbRun:
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", init_timeout=PATIENCE_S),
         )
-        self.where = str(self._run.url or self._run.dir)
+        self.where = str(self._run.dir if self._run.offline else self._run.url)
         self._axes: set[str] = set()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -150,7 +151,9 @@ class MlflowRun:
     """A run of MLflow, by its client."""
 
     def __init__(self, place: RunPlace, values: Mapping[str, Any]) -> None:
-        with _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"):
+        import mlflow  # noqa: F401  # which sets the level of its logger
+
+        with _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), _still("mlflow"):
             self._begin(place, values)
 
     def _begin(self, place: RunPlace, values: Mapping[str, Any]) -> None:
@@ -263,6 +266,18 @@ def _default(name: str, value: str) -> Iterator[None]:
     finally:
         if not is_set:
             del os.environ[name]
+
+
+@contextmanager
+def _still(name: str) -> Iterator[None]:
+    """Has a package log nothing but warnings for a while, such as that it makes its tables."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 KINDS: Mapping[str, Callable[[RunPlace, Mapping[str, Any]], TrackedRun]] = {
