@@ -80,7 +80,8 @@ def values_of(folder: Path, name: str) -> dict[str, Any]:
     values["train"] |= {"max_steps": 2}
     values["targets"]["u"] |= {"score": "generate", "max_new_tokens": 2}
     values |= {"search": {"strategy": "exhaustive"}, "merge": {"method": "linear"}}
-    return values | {"executor": EXECUTORS[name], "batch_tokens": 64}
+    told = {"executor": EXECUTORS[name], "batch_tokens": 64, "report_to": "tensorboard"}
+    return values | told
 
 
 def outcome(folder: Path, name: str, makers: Makers) -> tuple[Any, Any]:
@@ -93,10 +94,14 @@ def outcome(folder: Path, name: str, makers: Makers) -> tuple[Any, Any]:
         real = session.finetunes.fit(Mixture.union(["a", "b"]), "test")
         scores = session.evaluations.real(real, "report")
         keys = [each.key for each in (*experts, real)]
+        losses = {name: curve.loss for name, curve in session.finetunes.curves.items()}
+    # whoever trains tells trackers of it
+    runs = (folder / "run" / "tensorboard" / "run").iterdir()
+    assert {each.name.rsplit("-", 2)[0] for each in runs} == {"a", "b", "c", "a-+-b", "mixtures"}
     sql = "SELECT model, target, part, example_values FROM scores ORDER BY model, target, part"
     with sqlite3.connect(folder / "store" / "ledger.sqlite") as ledger:
         kept = ledger.execute(sql).fetchall()
-    return (keys, selection, gradient, scores), kept
+    return (keys, selection, gradient, scores, losses), kept
 
 
 @pytest.fixture(scope="module")
