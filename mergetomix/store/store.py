@@ -168,7 +168,7 @@ class Store:
         self._ledger.execute("DELETE FROM files")
         found = [] if wrong is None else [f"the ledger: {wrong}"]
         for key in self._artifacts.every_key():
-            if (why := self._artifacts.damage(key)) is not None:
+            if (why := self._artifacts.look_at(key)) is not None:
                 found.append(f"artifact {key}: {why}")
         return found
 
