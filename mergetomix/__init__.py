@@ -8,6 +8,9 @@
 Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`,
 `search_mixtures`, `verify_mixtures` and `finalize` are its stages; `check` looks before anything is
 trained; `write_proxy` writes a mixture's merged model.
+
+Functions that take a `listener` show progress and warnings by it. Without one they show bars in a
+terminal and in a notebook, and nothing elsewhere; `listener=Silent()` shows nothing anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from mergetomix.errors import (
     UserError,
 )
 from mergetomix.export.folder import Form
+from mergetomix.progress import Silent
 from mergetomix.records import Finetune, Mixture, Scores, Trial
 from mergetomix.results import (
     Cost,
@@ -39,6 +43,7 @@ from mergetomix.results import (
     Selection,
     Verification,
 )
+from mergetomix.showing import heard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +76,7 @@ __all__ = [
     "Row",
     "Scores",
     "Selection",
+    "Silent",
     "StoreError",
     "TrainingError",
     "Trial",
@@ -137,7 +143,8 @@ def run(recipe: AnyRecipe, listener: Listener | None = None) -> Result:
 
     checked = load_recipe(recipe)
     files.begin(checked)
-    result = pipeline.run(checked, listener)
+    with heard(listener) as hears:
+        result = pipeline.run(checked, hears)
     files.write(result, checked)
     return result
 
@@ -147,7 +154,7 @@ def train_experts(recipe: AnyRecipe, listener: Listener | None = None) -> tuple[
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         return pipeline.train_experts(session)
 
 
@@ -156,7 +163,7 @@ def search_mixtures(recipe: AnyRecipe, listener: Listener | None = None) -> Sele
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         pipeline.train_experts(session)
         return search.search_mixtures(session)
 
@@ -168,7 +175,7 @@ def verify_mixtures(
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         pipeline.train_experts(session)
         selection = search.search_mixtures(session)
         return selection, pipeline.verify_mixtures(session, selection)
@@ -186,7 +193,7 @@ def finalize(
     from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
-    with open_session(checked, listener) as session:
+    with heard(listener) as hears, open_session(checked, hears) as session:
         experts = pipeline.train_experts(session)
         table = pipeline.finalize(session, selection, verification)
         result = pipeline.result_of(session, experts, selection, verification, table)
@@ -222,7 +229,7 @@ def write_proxy(
 
     checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
     write.check(checked, names, folder, chosen)
-    with open_session(checked, listener, is_run=False) as session:
+    with heard(listener) as hears, open_session(checked, hears, is_run=False) as session:
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
@@ -236,7 +243,11 @@ def explain(recipe: AnyRecipe, listener: Listener | None = None) -> Effects:
     from mergetomix.session.session import open_session
     from mergetomix.stages import explain as explaining
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
+    checked = load_recipe(recipe)
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         return explaining.explain(session)
 
 
@@ -263,7 +274,11 @@ def predict(
     from mergetomix.stages import explain as explaining
     from mergetomix.stages import pipeline
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
+    checked = load_recipe(recipe)
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         return explaining.predict(session, pipeline.mixture_of(session, list(datasets), weights))
 
 
@@ -285,7 +300,10 @@ def write_report(run_dir: str | Path, listener: Listener | None = None) -> Path:
 
     path = Path(run_dir)
     checked = load_recipe(path / "recipe.yaml" if path.is_dir() else path)
-    with open_session(checked, listener, WithoutTraining, is_run=False) as session:
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         if not (Path(checked.run_dir) / "result.json").is_file():
             return unfinished.write(session)
         result = pipeline.run_in(session)
@@ -312,4 +330,5 @@ def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:
     """Reads what a run will read, rehearses it in small and returns its plan; trains no expert."""
     from mergetomix.stages import plan
 
-    return plan.check(load_recipe(recipe), listener)
+    with heard(listener) as hears:
+        return plan.check(load_recipe(recipe), hears)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import mergetomix
-from mergetomix.cli.listeners import listening
 from mergetomix.errors import Fault, UserError
+from mergetomix.showing import listening
 
 if TYPE_CHECKING:
     from mergetomix.cli.first_recipe import Look
