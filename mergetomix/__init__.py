@@ -7,7 +7,8 @@
 
 Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`,
 `search_mixtures`, `verify_mixtures` and `finalize` are its stages; `check` looks before anything is
-trained; `write_proxy` writes a mixture's merged model.
+trained; `write_proxy` writes a mixture's merged model. `store_contents` says what a store keeps,
+`collect_unreached` removes what no recipe reaches.
 
 Functions that take a `listener` show progress and warnings by it. Without one they show bars in a
 terminal and in a notebook, and nothing elsewhere; `listener=Silent()` shows nothing anywhere.
@@ -52,12 +53,15 @@ if TYPE_CHECKING:
     from mergetomix.progress import Listener
     from mergetomix.recipe.recipe import Recipe
     from mergetomix.stages.plan import Plan
+    from mergetomix.store.collect import Unreached
+    from mergetomix.store.contents import Contents
 
     AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Contents",
     "Cost",
     "DataError",
     "Decision",
@@ -80,11 +84,13 @@ __all__ = [
     "StoreError",
     "TrainingError",
     "Trial",
+    "Unreached",
     "UserError",
     "Verification",
     "Written",
     "__version__",
     "check",
+    "collect_unreached",
     "compare",
     "explain",
     "finalize",
@@ -92,6 +98,7 @@ __all__ = [
     "predict",
     "run",
     "search_mixtures",
+    "store_contents",
     "train_experts",
     "verify_mixtures",
     "write_proxy",
@@ -99,8 +106,10 @@ __all__ = [
 ]
 
 _LOADED_LATE = {
+    "Contents": "mergetomix.store.contents",
     "Plan": "mergetomix.stages.plan",
     "Recipe": "mergetomix.recipe.recipe",
+    "Unreached": "mergetomix.store.collect",
     "Written": "mergetomix.export.write",
 }
 
@@ -332,3 +341,43 @@ def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:
 
     with heard(listener) as hears:
         return plan.check(load_recipe(recipe), hears)
+
+
+def store_contents(path: str | Path) -> Contents:
+    """Returns what a store keeps and how large it is; changes nothing.
+
+    Args:
+        path: the store's folder, or its address on shared storage.
+
+    Raises:
+        StoreError: there is no store.
+    """
+    from mergetomix.store import contents
+
+    return contents.survey(path)
+
+
+def collect_unreached(
+    recipes: Sequence[AnyRecipe], listener: Listener | None = None, dry_run: bool = False
+) -> Unreached:
+    """Removes from a store what none of some recipes reaches, and returns what that is.
+
+    A run of any of them trains nothing anew afterwards. What may be reached is kept.
+
+    Args:
+        recipes: every recipe whose work is to stay; all name the same store.
+        dry_run: to remove nothing.
+
+    Raises:
+        UserError: the recipes name several stores, or one of them cannot be read.
+        StoreError: there is no such store, or another process uses it.
+    """
+    from mergetomix.stages import reach
+    from mergetomix.store import collect
+
+    loaded = [load_recipe(recipe) for recipe in recipes]
+    with heard(listener) as hears:
+        found = reach.unreached(loaded, hears)
+    if not dry_run:
+        collect.remove(found)
+    return found

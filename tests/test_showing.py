@@ -254,6 +254,7 @@ FUNCTIONS: dict[str, Callable[[Path], Any]] = {
     "predict": lambda path: m2m.predict(path, ["a"]),
     "write_report": m2m.write_report,
     "check": m2m.check,
+    "collect_unreached": lambda path: m2m.collect_unreached([path]),
 }
 
 
@@ -274,6 +275,7 @@ def test_every_function_chooses_alike(
         raise Hears(listener)
 
     monkeypatch.setattr("mergetomix.session.session.read_inputs", reads)
+    monkeypatch.setattr("mergetomix.stages.reach.read_inputs", reads)
     path = write_recipe(tmp_path, recipe_values(tmp_path))
     m2m.store.store.Store(tmp_path / "store").close()
     with pytest.raises(Hears) as seen:

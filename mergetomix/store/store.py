@@ -142,7 +142,7 @@ class Store:
                 for folder in list((self.path / "tmp").iterdir()):
                     # A live process may take its own away meanwhile.
                     with suppress(FileNotFoundError):
-                        if _is_leftover(folder):
+                        if is_leftover(folder):
                             shutil.rmtree(folder, ignore_errors=True)
                 return ledger
         except OSError as error:
@@ -160,6 +160,11 @@ class Store:
         lost = "has no bytes" if ledger.exists() else "is gone"
         message = f"the ledger {ledger} {lost}, and {kept} holds what it knew of"
         raise StoreError(message, hint=f"mergetomix store rebuild {self.path}")
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, for what looks a store through or clears it out."""
+        return self._ledger
 
     def look_through(self) -> list[str]:
         """Returns what is damaged, one sentence each, by reading every byte of every artifact."""
@@ -574,7 +579,7 @@ def host_tag() -> str:
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
-def _is_leftover(folder: Path) -> bool:
+def is_leftover(folder: Path) -> bool:
     """Returns whether a folder under tmp belongs to a process that is dead; False in doubt."""
     import psutil
 
