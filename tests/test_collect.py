@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock, Timeout
 from kept_work import DATASETS, SCORES, Filled, files_in, held, keep, three, write
 from recipes import Heard, recipe_values, result_of, without_times, write_recipe
 
@@ -22,6 +26,8 @@ from mergetomix.stages import reach
 from mergetomix.store import collect, contents, repair
 from mergetomix.store.ledger import Ledger
 from mergetomix.store.store import Store, host_tag
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # --- what goes
 
@@ -220,24 +226,92 @@ def test_a_run_of_another_host_is_asked_by_its_last_word(tmp_path: Path) -> None
     assert m2m.collect_unreached([path]).finetunes
 
 
-def test_others_wait_until_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever opens the store while things go would find some of them half gone."""
-    from filelock import FileLock, Timeout
+WAITS = """
+import sys
+from mergetomix.store.store import Store
 
+with Store(sys.argv[1]) as store:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    store.end_run(store.begin_run("runs/other", {}), "finished")
+    print("began", flush=True)
+"""
+
+
+def test_others_wait_until_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens the store meanwhile, or begins a run, would find things half gone."""
     path, other = write(tmp_path, "first", "ab"), write(tmp_path, "second", "cd")
     Filled(other)
-    tried: list[bool] = []
-    real = collect._remove_artifact
+    place = tmp_path / "store"
+    command = [sys.executable, "-c", WAITS, str(place)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)  # type: ignore[call-overload]
+    assert process.stdout.readline() == "ready\n"
+    real, seen = collect._remove_artifact, list[int]()
 
-    def seen(*given: Any) -> None:
-        with pytest.raises(Timeout):
-            FileLock(tmp_path / "store" / "locks" / ".open.lock").acquire(timeout=0)
-        tried.append(True)
+    def slow(*given: Any) -> None:
+        if not seen:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+            time.sleep(0.7)
+            with pytest.raises(Timeout):
+                FileLock(place / "locks" / ".open.lock").acquire(timeout=0)
+            seen.append(len(given[0].runs()))
         real(*given)
 
-    monkeypatch.setattr(collect, "_remove_artifact", seen)
-    m2m.collect_unreached([path])
-    assert tried
+    monkeypatch.setattr(collect, "_remove_artifact", slow)
+    before = len(runs_of(place))
+    assert m2m.collect_unreached([path]).finetunes
+    assert seen == [before]
+    assert process.stdout.readline() == "began\n" and process.wait(timeout=60) == 0
+    assert len(runs_of(place)) == before + 1
+
+
+def runs_of(place: Path) -> list[dict[str, Any]]:
+    with Store.peek(place) as store:
+        return store.runs()
+
+
+def test_an_expert_that_is_gone_removes_nothing(tmp_path: Path) -> None:
+    """Its content is part of addresses: without it nobody knows what is the recipe's."""
+    values = recipe_values(tmp_path, ("a", "b"))
+    values["datasets"]["a"]["expert"] = "given"
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "config.json").write_text("{}")
+    (given / "model.safetensors").write_text("weights")
+    path = write_recipe(tmp_path, values, "given.yaml")
+    Filled(write(tmp_path, "second", "cd"))
+    before = held(tmp_path / "store")
+    (given / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"datasets\.a\.expert"):
+        m2m.collect_unreached([path])
+    shutil.rmtree(given)
+    with pytest.raises(UserError, match=r"datasets\.a\.expert"):
+        m2m.collect_unreached([path])
+    assert held(tmp_path / "store") == before
+
+
+def test_a_base_without_its_weights_removes_nothing(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(recipe_values(tmp_path)["base"], base)
+    path, other = write(tmp_path, "first", "ab", base=str(base)), write(tmp_path, "second", "cd")
+    Filled(path)
+    Filled(other)
+    for file in base.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"base\.path: no file of weights"):
+        m2m.collect_unreached([path])
+
+
+def test_a_recipe_that_reaches_nothing_is_said(tmp_path: Path) -> None:
+    """Its base may have changed, and then all that it made goes."""
+    path, other = write(tmp_path, "first", "ab"), write(tmp_path, "second", "cd")
+    Filled(other)
+    heard = Heard()
+    m2m.collect_unreached([path, other], heard, dry_run=True)
+    (said,) = [text for text in heard.warnings if "reaches no fine-tune" in text]
+    assert str(tmp_path / "first") in said
 
 
 def test_recipes_of_two_stores_are_refused(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from typing import cast
 
-from mergetomix.errors import UserError
+from mergetomix.errors import ModelError, UserError
 from mergetomix.executors.in_process import WithoutTraining
 from mergetomix.models.family import Family
 from mergetomix.models.pretrained import Pretrained
@@ -23,7 +23,7 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Mixture
 from mergetomix.session.addresses import Addresses
-from mergetomix.session.inputs import Inputs, read_inputs
+from mergetomix.session.inputs import Inputs, expert_files, read_inputs
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.session import Session
 from mergetomix.store.collect import Unreached, last_run
@@ -33,6 +33,8 @@ from mergetomix.store.store import Store
 MOST_TRIED = 10_000
 """Mixtures of a recipe's datasets whose addresses are compared with that of a fine-tune that has
 other names; where there are more, it is kept."""
+
+WEIGHTS = (".safetensors", ".bin", ".gguf")
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,13 @@ def unreached(recipes: Sequence[Recipe], listener: Listener) -> Unreached:
     reached = Reached()
     for recipe in recipes:
         with _looked_at(recipe, listener) as session:
-            reached |= reached_by(session, kept.finetunes, models)
+            own = reached_by(session, kept.finetunes, models)
+        if kept.finetunes and not any(each.key in own.finetunes for each in kept.finetunes):
+            why = "its base, data or settings are not those of any run there"
+            listener.warn(
+                f"the recipe of {recipe.run_dir} reaches no fine-tune of the store: {why}"
+            )
+        reached |= own
     return _left(kept, models, reached, last)
 
 
@@ -238,11 +246,26 @@ def _looked_at(recipe: Recipe, listener: Listener) -> Iterator[Session]:
     """Opens a recipe to work out addresses: its store is read, and no run is noted there."""
     with Store.peek(recipe.store) as store:
         opened = OpenRecipe(recipe, read_inputs(recipe, listener), store, listener)
+        _check_weights(opened)
         session = Session(opened, WithoutTraining)
         try:
             yield session
         finally:
             opened.closing.close()
+
+
+def _check_weights(opened: OpenRecipe) -> None:
+    """Raises ModelError if a base or a given expert lacks its weights.
+
+    They are part of every address: without them nobody knows what is the recipe's.
+    """
+    family, specs = opened.inputs.family, opened.recipe.datasets.items()
+    files = {f"datasets.{n}.expert": expert_files(d.expert) for n, d in specs if d.expert}
+    if base := family.files():  # of a hub id there are none, and its commit counts
+        files["base.path"] = base
+    for where, found in files.items():
+        if not any(file.suffix in WEIGHTS for file in found):
+            raise ModelError(where, "no file of weights is there", hint="nothing was removed")
 
 
 def _place_of(recipes: Sequence[Recipe]) -> str:

@@ -474,7 +474,9 @@ class Store:
         sql = """INSERT INTO runs (run_dir, pid, host, stage, done, total, started, updated, plan)
             VALUES (?, ?, ?, '', 0, 0, ?, ?, ?) RETURNING id"""
         values = (run_dir, os.getpid(), socket.gethostname(), started, started)
-        return int(self._ledger.execute(sql, (*values, json.dumps(dict(plan), default=str)))[0][0])
+        noted = (*values, json.dumps(dict(plan), default=str))
+        with FileLock(self.path / "locks" / ".open.lock"):  # waits for who removes things just now
+            return int(self._ledger.execute(sql, noted)[0][0])
 
     def heartbeat(self, run: int, stage: str, done: int, total: int) -> None:
         """Notes how far a run is: at most every 0.5 s, except for a stage's start and end."""
