@@ -40,8 +40,8 @@ def keep(store: Store, key: str, mixture: Mixture, settings: dict[str, Any]) -> 
     return key
 
 
-def keep_proxy(session: Session, names: str) -> str:
-    """Puts a proxy's scores into a store, and derivatives at it."""
+def keep_proxy(session: Session, names: str) -> tuple[str, str]:
+    """Puts a proxy's scores into a store, and derivatives at it; returns the keys of both."""
     mixture, store = session.spaces.union(names), session.store
     key = session.addresses.proxy(mixture)
     sources = [session.addresses.expert(name) for name in names]
@@ -49,9 +49,10 @@ def keep_proxy(session: Session, names: str) -> str:
     store.add_scores(key, "t", "select", SCORES, 0.1)
     scorer = session.gradients.scorer("t")
     assert scorer is not None
-    with store.artifact(session.addresses.derivatives(key, scorer.address), sources) as folder:
+    derivatives = session.addresses.derivatives(key, scorer.address)
+    with store.artifact(derivatives, sources) as folder:
         (folder / "gradient.json").write_text("{}")
-    return key
+    return key, derivatives
 
 
 class Filled:
@@ -60,7 +61,8 @@ class Filled:
     def __init__(self, path: Path, *others: tuple[str, int]) -> None:
         recipe = m2m.load_recipe(path)
         names = sorted(recipe.datasets)
-        self.finetunes, self.proxies, self.statistics = {}, {}, {}
+        self.finetunes, self.statistics = {}, {}
+        self.proxies, self.derivatives = {}, {}
         with open_session(recipe, executor=InProcess) as session:
             store, addresses = session.store, session.addresses
             store.add_model(addresses.base, "base", None)
@@ -72,7 +74,7 @@ class Filled:
                 settings = addresses.settings(seed)
                 self.finetunes[letters, seed] = keep(store, key, mixture, settings)
             for letters in (names[0], "".join(names)):
-                self.proxies[letters] = keep_proxy(session, letters)
+                self.proxies[letters], self.derivatives[letters] = keep_proxy(session, letters)
             for name in names:
                 key = addresses.statistic("fisher", name)
                 self.statistics[name] = key

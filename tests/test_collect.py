@@ -67,6 +67,23 @@ def test_what_no_recipe_reaches_goes_and_nothing_else(tmp_path: Path) -> None:
             assert not keys & gone
 
 
+def test_derivatives_that_another_recipe_added_to_stay(tmp_path: Path) -> None:
+    """They are of a proxy that two recipes share, in the weights of either's experts."""
+    path, other = write(tmp_path, "first", "ab"), write(tmp_path, "second", "ac")
+    mine, theirs = Filled(path), Filled(other)
+    key = mine.derivatives["a"]
+    assert key == theirs.derivatives["a"]
+    sources = [mine.finetunes[name, 0] for name in "ab"] + [theirs.finetunes["c", 0]]
+    with Store(tmp_path / "store") as store:
+        shutil.rmtree(store.artifact_path(key))
+        with store.artifact(key, sources) as folder:
+            (folder / "gradient.json").write_text("{}")
+    found = m2m.collect_unreached([path])
+    assert {each.key for each in found.finetunes} == {theirs.finetunes[k, 0] for k in ("c", "ac")}
+    kept = held(tmp_path / "store")[2]
+    assert key in kept and theirs.derivatives["ac"] not in kept
+
+
 def test_other_settings_are_another_recipe(tmp_path: Path) -> None:
     path = write(tmp_path, "first", "ab")
     mine = Filled(path)
@@ -385,7 +402,7 @@ def test_a_kill_at_any_step_leaves_a_sound_store(
     paths = three(tmp_path)
     for path in paths:
         Filled(path)
-    place, copy = tmp_path / "store", tmp_path / "copy"
+    place, copy, half = (tmp_path / name for name in ("store", "copy", "half"))
     (place / "damaged").mkdir()
     (place / "damaged" / "x").write_text("x")
     shutil.copytree(place, copy)
@@ -414,9 +431,12 @@ def test_a_kill_at_any_step_leaves_a_sound_store(
             num_killed += 1
         else:
             break
-        assert repair.verify(place) == [], moment
-        with Store(place) as store:  # what is handed out is whole
-            for each in contents.survey(place).finetunes:
+        # looked at beside it, as looking notes what a folder without rows holds
+        shutil.rmtree(half, ignore_errors=True)
+        shutil.copytree(place, half)
+        assert repair.verify(half) == [], moment
+        with Store(half) as store:  # what is handed out is whole
+            for each in contents.survey(half).finetunes:
                 assert store.finetune(each.key) is not None
         m2m.collect_unreached(paths[:2])
         assert held(place) == wanted, moment
@@ -449,6 +469,9 @@ def test_on_shared_storage_every_machine_sees_it(
     monkeypatch.setenv("MERGETOMIX_CACHE", str(tmp_path / "here"))
     found = m2m.collect_unreached([path])
     assert {each.key for each in found.finetunes} == gone and found.num_bytes > 0
+    with Store.peek(url) as store:  # before anybody who writes sweeps up
+        assert store.shared is not None
+        assert not {key for key, _ in store.shared.mirror.folders()} & gone
     assert repair.verify(url) == []
     for machine in ("there", "new"):
         monkeypatch.setenv("MERGETOMIX_CACHE", str(tmp_path / machine))
