@@ -10,7 +10,7 @@ JOBS ?= logical
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo quick test check fix bench mutation torture audit licences dist clean
+.PHONY: demo quick test check docs fix bench mutation torture audit licences dist clean
 
 demo: $(STAMP)
 	$(BIN)/mergetomix demo
@@ -25,6 +25,10 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(PIP) -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
 
 fix: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -52,12 +56,12 @@ dist: $(STAMP)
 	.ci/dist
 
 clean:
-	rm -rf $(VENV) mergetomix-demo mergetomix-demo-image build dist *.egg-info
+	rm -rf $(VENV) mergetomix-demo mergetomix-demo-image build dist site *.egg-info
 
 # The stamp is newer than what it was made from, so nothing is installed twice. torch goes first: the
 # constraint keeps pip from choosing a build with CUDA packages where a CPU build is at hand.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e ".[dev,study,search,harness,ray,s3]"
+	$(PIP) -e ".[dev,study,search,harness,ray,s3,trackers]"
 	touch $(STAMP)

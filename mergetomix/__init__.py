@@ -148,13 +148,14 @@ def run(recipe: AnyRecipe, listener: Listener | None = None) -> Result:
         Fault: something failed on the way; what was computed is in the store.
     """
     from mergetomix.report import files
+    from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
     files.begin(checked)
-    with heard(listener) as hears:
-        result = pipeline.run(checked, hears)
-    files.write(result, checked)
+    with heard(listener) as hears, open_session(checked, hears) as session:
+        result = pipeline.run_in(session)
+        files.publish(session, result)
     return result
 
 
@@ -206,7 +207,7 @@ def finalize(
         experts = pipeline.train_experts(session)
         table = pipeline.finalize(session, selection, verification)
         result = pipeline.result_of(session, experts, selection, verification, table)
-    files.write(result, checked)
+        files.publish(session, result)
     return result
 
 

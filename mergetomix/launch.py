@@ -21,11 +21,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mergetomix import training
+from mergetomix.curves import StepLog
 from mergetomix.errors import Fault, MergeToMixError, RecipeError, TrainingError
 from mergetomix.experts.deltas import nonfinite
 from mergetomix.models.encoding import Item
@@ -34,7 +35,7 @@ from mergetomix.sections.train import Launch, Train
 
 LOOK_EVERY_S = 0.2
 JOB, STEPS, LOG = "job.pkl", "steps", "log"
-"""The files of a job's folder: what to do, a byte for each step done, what was printed. Beside them
+"""The files of a job's folder: what to do, a line for each step done, what was printed. Beside them
 each process writes what came of it."""
 
 
@@ -61,7 +62,7 @@ def finetune(
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
-    on_step: Callable[[int], None],
+    on_step: Callable[[StepLog], None],
     devices: Sequence[str],
 ) -> tuple[int, float]:
     """Fine-tunes as `training.finetune` does, on the processes that `train.launch` asks for.
@@ -125,19 +126,21 @@ def command(launch: Launch) -> list[str]:
     return found
 
 
-def wait(process: subprocess.Popen[bytes], folder: Path, on_step: Callable[[int], None]) -> None:
+def wait(
+    process: subprocess.Popen[bytes], folder: Path, on_step: Callable[[StepLog], None]
+) -> None:
     """Waits for the end of a job and tells of its steps."""
-    num_told = 0
-    while True:
-        is_over = process.poll() is not None
-        file = folder / STEPS
-        num_done = file.stat().st_size if file.exists() else 0
-        if num_done > num_told:
-            on_step(num_done - num_told)
-            num_told = num_done
-        if is_over:
-            return
-        time.sleep(LOOK_EVERY_S)
+    (folder / STEPS).touch()
+    with (folder / STEPS).open(encoding="utf-8") as file:
+        rest = ""
+        while True:
+            is_over = process.poll() is not None
+            *lines, rest = (rest + file.read()).split("\n")  # the last may not be whole yet
+            for line in lines:
+                on_step(StepLog(**json.loads(line)))
+            if is_over:
+                return
+            time.sleep(LOOK_EVERY_S)
 
 
 def outcome(process: subprocess.Popen[bytes], folder: Path) -> int:
@@ -168,10 +171,10 @@ def main() -> None:
     if job.family.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
-    def on_step(_: int) -> None:
+    def on_step(step: StepLog) -> None:
         if rank == 0:
-            with (folder / STEPS).open("ab") as file:
-                file.write(b".")
+            with (folder / STEPS).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(step)) + "\n")
 
     try:
         num_tokens, _ = take_part(job.family, job.sequences, job.settings, job.out, on_step)
@@ -248,7 +251,7 @@ def take_part(
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
-    on_step: Callable[[int], None],
+    on_step: Callable[[StepLog], None],
 ) -> tuple[int, float]:
     """Fine-tunes as `training.finetune` does, as one of several processes; the first one saves.
 

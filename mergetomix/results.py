@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from mergetomix.curves import Curve
 from mergetomix.records import Estimate, Finetune, Merging, Mixture, Portion, Scores, Trial
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ class Selection:
 
     Trials and experts are sorted, the best first; `objective` is what they are ranked by.
     `stopped` are the trials that a race stopped early, best estimate first: no candidates, as each
-    was worse than a complete one beyond doubt.
+    was worse than a complete one beyond doubt. `order` are the mixtures as they were tried, one
+    after the other.
     """
 
     mixture: Mixture
@@ -41,6 +43,7 @@ class Selection:
     singles: tuple[Trial, ...]
     objective: Objective | None = None
     stopped: tuple[Trial, ...] = ()
+    order: tuple[Mixture, ...] = ()
 
     @property
     def num_evaluated(self) -> int:
@@ -399,7 +402,8 @@ class Result:
     `portions` are what the selected mixture takes of each dataset, if it is drawn by its weights.
     `inputs` are what was read, by its content. `samples` are the first rows of each dataset as
     training sees them, in pieces with whether they are trained on. `answers` are what models answer
-    to the first examples of each target that generates.
+    to the first examples of each target that generates. `curves` are how the fine-tunes went, by
+    what they are called.
     """
 
     selection: Selection
@@ -415,6 +419,7 @@ class Result:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     samples: Mapping[str, Samples] = field(default_factory=dict)
     answers: Mapping[str, tuple[Answered, ...]] = field(default_factory=dict)
+    curves: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def selected(self) -> Mixture:

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from mergetomix.curves import StepLog
 from mergetomix.errors import TrainingError
 from mergetomix.experts.deltas import nonfinite
 from mergetomix.models.encoding import Item
@@ -55,7 +56,7 @@ def finetune(
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
-    on_step: Callable[[int], None] = lambda _: None,
+    on_step: Callable[[StepLog], None] = lambda _: None,
 ) -> tuple[int, float]:
     """Fine-tunes the base on `sequences` and saves the result in a folder for `from_pretrained`.
 
@@ -64,7 +65,7 @@ def finetune(
 
     Args:
         out: the folder.
-        on_step: called with 1 after every optimizer step.
+        on_step: called after every optimizer step.
 
     Returns:
         Tokens trained on, and seconds.
@@ -89,7 +90,7 @@ def _trained(
     sequences: Sequence[Item],
     settings: Train,
     out: Path,
-    on_step: Callable[[int], None],
+    on_step: Callable[[StepLog], None],
 ) -> int:
     """Trains, saves, and returns the tokens seen; all that holds the model is local to this."""
     schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
@@ -108,14 +109,14 @@ def trained(
     sequences: Sequence[Item],
     settings: Train,
     arguments: Mapping[str, Any],
-    on_step: Callable[[int], None],
+    on_step: Callable[[StepLog], None],
     prepare: Callable[[Any], None] = lambda _: None,
 ) -> Any:
     """Returns transformers' Trainer once it has trained.
 
     Args:
         arguments: those of transformers' TrainingArguments.
-        on_step: called with 1 after every optimizer step.
+        on_step: called after every optimizer step.
         prepare: called with the trainer before it trains.
 
     Raises:
@@ -166,19 +167,27 @@ def arguments(family: Trains, settings: Train, schedule: Schedule, out: Path) ->
     }
 
 
-def _watch(on_step: Callable[[int], None]) -> Any:
-    """Returns a callback that counts the steps and stops at the first loss that is not finite."""
+def _watch(on_step: Callable[[StepLog], None]) -> Any:
+    """Returns a callback that tells of every step and stops at the first loss that is not finite.
+
+    The loss is logged after every step; what the trainer says at the end has none.
+    """
     from transformers import TrainerCallback
 
-    class Watch(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            on_step(1)
+    started = time.monotonic()
 
+    class Watch(TrainerCallback):
         def on_log(
             self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any
         ) -> None:
-            if logs and not math.isfinite(logs.get("loss", 0.0)):
-                raise not_finite(f"the loss is {logs['loss']}", state.global_step)
+            if not logs or "loss" not in logs:
+                return
+            loss, number = float(logs["loss"]), int(state.global_step)
+            if not math.isfinite(loss):
+                raise not_finite(f"the loss is {loss}", number)
+            rate, norm = float(logs["learning_rate"]), float(logs.get("grad_norm") or 0.0)
+            seen = int(state.num_input_tokens_seen)
+            on_step(StepLog(number, loss, rate, norm, seen, time.monotonic() - started))
 
     return Watch()
 

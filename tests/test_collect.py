@@ -25,7 +25,8 @@ from mergetomix.session.session import open_session
 from mergetomix.stages import reach
 from mergetomix.store import collect, contents, repair
 from mergetomix.store.ledger import Ledger
-from mergetomix.store.store import Store, host_tag
+from mergetomix.store.leftovers import host_tag
+from mergetomix.store.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
 

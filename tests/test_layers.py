@@ -19,7 +19,7 @@ PACKAGE = ROOT / "mergetomix"
 # From the bottom up: the folders, and the modules that lie in none. Each may import what stands
 # above it here; of what shares a line none imports another.
 LAYERS = (
-    "errors progress bounds quoting stretches devices",
+    "errors progress bounds quoting stretches devices curves trackers",
     "records showing",
     "mixtures objectives store merge",
     "results sections",
@@ -46,6 +46,10 @@ HEAVY |= {
     "lm_eval",
     "ray",
     "fsspec",
+    "tensorboard",
+    "wandb",
+    "mlflow",
+    "trackio",
 }  # optional
 FILES = sorted(PACKAGE.rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES, MAX_PARAMETERS = 600, 60, 6

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mergetomix.curves import StepLog
 from mergetomix.data.examples import Example
 from mergetomix.errors import TrainingError
 from mergetomix.models.causal_lm.model import CausalLM
@@ -339,11 +340,14 @@ def test_a_plan_is_what_was_asked_for_to_a_step(
 
 def test_steps_and_tokens_are_as_planned(family: CausalLM, tmp_path: Path) -> None:
     sequences = encode(family, 20)
-    steps: list[int] = []
+    steps: list[StepLog] = []
     settings = train(max_steps=None, epochs=2, batch_size=4, gradient_accumulation=2)
     num_tokens, seconds = finetune(family, sequences, settings, tmp_path, steps.append)
     total = sum(len(s.ids) for s in sequences)
-    assert steps == [1] * 6 == [1] * plan(20, total, settings).num_steps
+    numbers = [step.number for step in steps]
+    assert numbers == [*range(1, 7)] == [*range(1, plan(20, total, settings).num_steps + 1)]
+    seen = [step.num_tokens for step in steps]
+    assert seen == sorted(seen) and seen[-1] == num_tokens and steps[-1].seconds <= seconds
     assert num_tokens == 2 * total == plan(20, total, settings).num_tokens
     assert seconds > 0
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
+from mergetomix.curves import Curve
 from mergetomix.errors import MergeToMixError
 from mergetomix.records import Mixture, Part, Scores
 from mergetomix.stretches import WHOLE, Stretch
@@ -56,6 +57,7 @@ class FinetuneResult:
     """The result of FinetuneWork; the model lies in the folder `name` of the work's folder.
 
     `environment` says what the numbers depend on where it was made: versions, device, threads.
+    `curve` is how its loss went.
     """
 
     name: str
@@ -63,6 +65,7 @@ class FinetuneResult:
     num_tokens: int
     seconds: float
     environment: Mapping[str, Any] = field(default_factory=dict)
+    curve: Curve = field(default_factory=Curve)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from mergetomix.sections.train import Train
 from mergetomix.store.mirror import is_remote
 from mergetomix.targets.kinds import AnyTarget
 from mergetomix.targets.python import PythonTarget
+from mergetomix.trackers.trackers import TrackerName
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
@@ -49,6 +50,13 @@ Name = Annotated[str, Field(pattern=NAME)]
 
 def _base(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
+
+
+AnyTrackers = Union[TrackerName, Literal["none"], list[TrackerName]]  # noqa: UP007 (pydantic needs it resolvable)
+
+
+def _listed(value: Any) -> Any:
+    return [] if value in (None, "none") else [value] if isinstance(value, str) else value
 
 
 class Recipe(Section):
@@ -96,7 +104,13 @@ class Recipe(Section):
     """Folder of experts, trials and real fine-tunes; runs may share one. Or an address on shared
     storage, such as s3://bucket/prefix, which one process writes at a time."""
     run_dir: Text = "runs/first"
-    """Folder for the report, result.json and the final model's link."""
+    """Folder for the report, result.json and the final model."""
+    report_to: Annotated[
+        list[TrackerName],
+        BeforeValidator(_listed, json_schema_input_type=AnyTrackers),
+    ] = Field(default=[])
+    """Trackers that are told of every fine-tune and of the search: their names, or one of them;
+    none by default. Each goes where its own environment variables say."""
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from mergetomix.report import page
 from mergetomix.report.markdown import model_card, render
 from mergetomix.report.result_json import to_dict
 from mergetomix.results import Result
+from mergetomix.session.session import Session
 from mergetomix.store.disk import is_no_space
 from mergetomix.store.manifest import MANIFEST, Manifest
 from mergetomix.store.store import host_tag
@@ -35,6 +36,14 @@ def write(result: Result, recipe: Recipe) -> Path:
     put(folder / "report.md", render(result, recipe))
     put(folder / "report.html", page.render(result, recipe))
     return folder
+
+
+def publish(session: Session, result: Result) -> None:
+    """Writes everything, and gives trackers the final table and the reports."""
+    folder, tracked = write(result, session.recipe), session.opened.tracked
+    if tracked.runs:
+        tracked.table("final", result.to_frame().to_dict("records"))
+        tracked.files([folder / name for name in ("report.md", "report.html", "result.json")])
 
 
 def begin(recipe: Recipe) -> Path:

@@ -5,12 +5,15 @@ What comes from recipes and data is escaped by Jinja; charts and heat maps escap
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import accumulate
 from typing import Any
 
+from mergetomix.curves import Curve
 from mergetomix.objectives.objective import gains
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
@@ -57,7 +60,7 @@ class Block:
     title: str
     text: list[str] = field(default_factory=list)
     charts: list[Any] = field(default_factory=list)
-    curves: list[str] = field(default_factory=list)
+    keys: list[list[str]] = field(default_factory=list)
     tables: list[PageTable] = field(default_factory=list)
     samples: list[dict[str, Any]] = field(default_factory=list)
     summary: str = ""
@@ -71,7 +74,7 @@ def render(result: Result, recipe: Recipe) -> str:
     if checked is not None:
         sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
         sections += [_checks(checked, result.decision)]
-    sections += _targets(selection, result)
+    sections += [*_targets(selection, result), *_search(selection), *curves(result.curves)]
     sections += [*_answers(result), _ranking(selection, recipe), *_rows(result), _cost(result)]
     if result.warnings:
         sections.append(Block("warnings", "Warnings", list(result.warnings)))
@@ -244,6 +247,38 @@ def _ranking(selection: Selection, recipe: Recipe) -> Block:
         text.append(f"{racing}.")
     table = PageTable.of("ranking", "Merges on the select part, the best first", found)
     return Block("ranking-of-merges", "Ranking of merges", text, tables=[table])
+
+
+def _search(selection: Selection) -> list[Block]:
+    trials = {trial.mixture: trial for trial in (*selection.trials, *selection.stopped)}
+    tried = [trials[mixture] for mixture in selection.order if mixture in trials]
+    if len(tried) < 2:
+        return []
+    costs = list(accumulate(trial.num_examples for trial in tried))
+    best = accumulate((t.objective if t.complete else -math.inf for t in tried), max)
+    reached = [each for each in zip(map(float, costs), best, strict=True) if each[1] > -math.inf]
+    title = "The best merge so far, over the examples that were scored"
+    axes = charts.Axes(title, "examples scored", "gain of the merge", line=reached)
+    points = [
+        charts.Point(str(trial.mixture), float(cost), trial.objective, mark="faint")
+        for trial, cost in list(zip(tried, costs, strict=True))[:MOST_ROWS]
+    ]
+    text = [f"{title}; each point is a merge, on the select part."]
+    return [Block("search", "Search", text, [safe(charts.scatter(points, axes))])]
+
+
+def curves(found: Mapping[str, Curve]) -> list[Block]:
+    """Returns the losses of fine-tunes, as many in a chart as there are colours."""
+    if not found:
+        return []
+    axes = charts.Axes("Loss of each fine-tune", "step", "loss")
+    shown, names = Block("losses", "Losses of the fine-tunes"), list(found)
+    shown.text = ["Of their own training rows; a point is the mean over the steps before it."]
+    for first in range(0, len(names), len(COLOURS)):
+        part = {name: found[name].points() for name in names[first : first + len(COLOURS)]}
+        shown.charts.append(safe(charts.lines(part, axes)))
+        shown.keys.append(list(part))
+    return [shown]
 
 
 def _answers(result: Result) -> list[Block]:

@@ -27,6 +27,7 @@ def to_dict(result: Result) -> dict[str, Any]:
         each.target: {**plain(each, "target"), "less": each.less}
         for each in target_gains.given_up(selection, result.verification)
     }
+    numbers = {mixture: place + 1 for place, mixture in enumerate(selection.order)}
     return {
         "schema": SCHEMA,
         "decision": decision(result),
@@ -35,7 +36,12 @@ def to_dict(result: Result) -> dict[str, Any]:
         "strategy": selection.strategy,
         "objective": objective(selection),
         "trials": [
-            {**plain(each.mixture), "targets": plain(each.scores), "objective": each.objective}
+            {
+                **plain(each.mixture),
+                "targets": plain(each.scores),
+                "objective": each.objective,
+                "number": numbers.get(each.mixture),
+            }
             for each in selection.trials
         ],
         "stopped": [stopped(each) for each in selection.stopped],

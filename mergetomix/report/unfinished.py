@@ -30,7 +30,10 @@ def render(session: Session) -> str:
         f"{len(experts)} of {len(names)} fine-tunes on single datasets are there.",
         "The same command goes on from here: mergetomix run, with the same recipe.",
     ]
-    sections = [_experts(experts), _scores(session), _recipe(session)]
+    for each in experts:
+        session.finetunes.look_at(each, None)
+    losses = page.curves(session.finetunes.curves)
+    sections = [_experts(experts), _scores(session), *losses, _recipe(session)]
     title = f"Merge to Mix: {session.recipe.base.path}"
     return page.page(title, HEADLINE, because, sections, partial=True)
 

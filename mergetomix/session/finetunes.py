@@ -5,14 +5,15 @@ from __future__ import annotations
 import platform
 import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from mergetomix import launch, training
+from mergetomix import curves, launch, training
+from mergetomix.curves import Curve, StepLog
 from mergetomix.devices import visible_gpus
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.executors.work import FinetuneResult, FinetuneWork
@@ -24,6 +25,7 @@ from mergetomix.session.addresses import Addresses
 from mergetomix.session.open_recipe import OpenRecipe
 from mergetomix.session.spaces import Spaces
 from mergetomix.store.mirroring import HANDED_OVER
+from mergetomix.trackers.trackers import About, Tracked
 
 Draft: TypeAlias = Generator[Path, tuple[Finetune, Mapping[str, Any]], None]
 """A fine-tune that is being made: yields its folder, is sent its record and its environment."""
@@ -35,6 +37,8 @@ class Finetunes:
     def __init__(self, opened: OpenRecipe, addresses: Addresses, spaces: Spaces) -> None:
         self._open, self._addresses, self._spaces = opened, addresses, spaces
         self._recipe, self._inputs, self._store = opened.recipe, opened.inputs, opened.store
+        self.curves: dict[str, Curve] = {}
+        """The curves of all fine-tunes that the run has used so far, by what they are called."""
 
     # --- rows
 
@@ -150,11 +154,32 @@ class Finetunes:
     ) -> Iterator[tuple[Mixture, Finetune | TrainingError]]:
         """Yields the fine-tune on each mixture, or why it could not be made, in any order.
 
-        What is trained is kept at once. A key is locked while it is worked on, so that two
-        processes do not train the same model; one that another process works on is waited for
-        when nothing of this one is under way. An error that is no TrainingError is raised once
-        what is under way is kept.
+        The user is told of one whose loss did not fall. What is trained is kept at once. A key is
+        locked while it is worked on, so that two processes do not train the same model; one that
+        another process works on is waited for when nothing of this one is under way. An error that
+        is no TrainingError is raised once what is under way is kept.
         """
+        for mixture, found in self._fitted(mixtures, stage, seed):
+            if isinstance(found, Finetune):
+                self.look_at(found, seed)
+            yield mixture, found
+
+    def look_at(self, record: Finetune, seed: int | None) -> None:
+        """Keeps the curve of a fine-tune for the report, and says what is wrong with it."""
+        curve, name = self.curve(record.key), called(record.mixture, seed)
+        if curve.step:
+            self.curves[name] = curve
+        if (wrong := curves.complaint(curve)) is not None:
+            hint = "look at train.learning_rate and at the data"
+            self._open.warn(f"fine-tune on {name}: {wrong}; {hint}")
+
+    def curve(self, key: str) -> Curve:
+        """Returns how a fine-tune's training went; an empty curve where that is not known."""
+        return Curve.read(self._store.environment(key).get("curve"))
+
+    def _fitted(
+        self, mixtures: Iterable[Mixture], stage: str, seed: int | None
+    ) -> Iterator[tuple[Mixture, Finetune | TrainingError]]:
         waiting: dict[str, Draft] = {}
         ready: list[tuple[Mixture, Finetune]] = []
         alike: dict[str, list[Mixture]] = {}
@@ -209,7 +234,7 @@ class Finetunes:
         if faults:
             raise faults[0]
         if later:
-            yield from self.fit_all(later, stage, seed)
+            yield from self._fitted(later, stage, seed)
 
     def fit_each(
         self, mixtures: Iterable[Mixture], stage: str, seed: int | None = None
@@ -257,8 +282,9 @@ class Finetunes:
             self._store.shared.take_over(work.key, found.name, Path(work.folder))
         else:
             keep_alone(Path(work.folder), found.name)
+        about = {**found.environment, "curve": found.curve.written()}
         try:
-            draft.send((record, found.environment))
+            draft.send((record, about))
         except StopIteration:
             return record
         raise AssertionError("a draft ends when it is sent its record")
@@ -284,18 +310,30 @@ class Finetunes:
         out = Path(mkdtemp(prefix="attempt-", dir=where))
         text = f"{'expert' if len(mixture.members) == 1 else 'fine-tuning on'} {mixture}"
         with self._open.listener.task(work.stage, text, num_steps) as advance:
-            step = Steps(self._open, f"{work.stage}: {mixture}", num_steps, advance)
-            step(0)
+            shown = f"{work.stage}: {mixture}"
             try:
-                num_tokens, seconds = self._finetuned(work, sequences, settings, out, step)
+                with self._open.trackers.run(self._about(work, settings)) as tracked:
+                    steps = Steps(self._open, shown, num_steps, advance, tracked)
+                    num_tokens, seconds = self._finetuned(work, sequences, settings, out, steps)
             except TrainingError as error:
                 raise TrainingError(f"{error.message} of {text}", hint=error.hint) from None
         name = out.name
         if shared is not None and is_elsewhere:
             name = shared.hand_over(work.key, out) if launch.is_first() else ""
             shutil.rmtree(out)
-        about = environment(self._open)
-        return FinetuneResult(name, len(sequences), num_tokens, seconds, about)
+        about, curve = environment(self._open), Curve.of(steps.taken)
+        return FinetuneResult(name, len(sequences), num_tokens, seconds, about, curve)
+
+    def _about(self, work: FinetuneWork, settings: Train) -> About:
+        """What trackers say of a fine-tune. Of several processes that train it one speaks."""
+        values = {
+            "datasets": ", ".join(work.mixture.members),
+            "weights": ", ".join(f"{each:.4g}" for each in work.mixture.weights),
+            "stage": work.stage,
+            "key": work.key,
+            **settings.model_dump(mode="json", exclude={"anchor", "augment", "launch"}),
+        }
+        return About(called(work.mixture, work.seed), values, is_silent=not launch.is_first())
 
     def _finetuned(
         self,
@@ -303,7 +341,7 @@ class Finetunes:
         sequences: Sequence[Item],
         settings: Train,
         out: Path,
-        on_step: Callable[[int], None],
+        on_step: Callable[[StepLog], None],
     ) -> tuple[int, float]:
         """Fine-tunes in this process, or on several, which it starts or is one of.
 
@@ -321,19 +359,38 @@ class Finetunes:
 
 @dataclass
 class Steps:
-    """Passes optimizer steps on to the progress bar and the store's heartbeat."""
+    """Passes optimizer steps on to the progress bar, the store's heartbeat and trackers."""
 
     opened: OpenRecipe
     text: str
     total: int
     advance: Any
-    done: int = 0
+    tracked: Tracked
+    taken: list[StepLog] = field(default_factory=list)
 
-    def __call__(self, steps: int) -> None:
-        """Counts `steps` more optimizer steps."""
-        self.done += steps
-        self.advance(steps)
-        self.opened.beat(self.text, self.done, self.total)
+    def __post_init__(self) -> None:
+        self.opened.beat(self.text, 0, self.total)
+
+    def __call__(self, step: StepLog) -> None:
+        """Counts an optimizer step."""
+        before = self.taken[-1] if self.taken else None
+        self.taken.append(step)
+        self.advance(1)
+        self.opened.beat(self.text, len(self.taken), self.total)
+        tokens = step.num_tokens - (before.num_tokens if before else 0)
+        seconds = step.seconds - (before.seconds if before else 0.0)
+        values = {
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "grad_norm": step.grad_norm,
+            "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
+        }
+        self.tracked.log({f"train/{name}": value for name, value in values.items()}, step.number)
+
+
+def called(mixture: Mixture, seed: int | None) -> str:
+    """Returns what a fine-tune is called: its mixture, and its seed where it is another."""
+    return str(mixture) if seed is None else f"{mixture}, seed {seed}"
 
 
 def environment(opened: OpenRecipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mergetomix.progress import Listener
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.session.inputs import Inputs
 from mergetomix.store.store import Store
+from mergetomix.trackers.trackers import Tracked, Trackers
 
 
 @dataclass
@@ -23,7 +24,8 @@ class OpenRecipe:
 
     `executor` carries out the work; `run` is the number of this run in the store, None in a worker,
     which is no run of its own. `num_neighbours` processes share the memory that models are in, this
-    one included, and `shared_scratch` is a folder that they share.
+    one included, and `shared_scratch` is a folder that they share. `tracked` is the tool's own run
+    in the recipe's `trackers`.
     """
 
     recipe: Recipe
@@ -35,11 +37,16 @@ class OpenRecipe:
     warnings: list[str] = field(default_factory=list)
     closing: ExitStack = field(default_factory=ExitStack)
     executor: Executor = field(init=False)
+    trackers: Trackers = field(init=False)
+    tracked: Tracked = field(default_factory=Tracked)
     num_neighbours: int = 1
     shared_scratch: Path | None = None
     _scratch: Path | None = None
     _met: dict[str, dict[str, bool]] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.trackers = Trackers(self.recipe.report_to, self.recipe.run_dir, self.warn)
 
     def warn(self, text: str) -> None:
         """Tells the user now, and again in the report."""

@@ -35,6 +35,7 @@ from mergetomix.session.proxies import Proxies
 from mergetomix.session.spaces import Spaces
 from mergetomix.store.address import digest
 from mergetomix.store.store import Store
+from mergetomix.trackers.trackers import About
 
 
 class Session:
@@ -100,7 +101,10 @@ def open_session(
         opened.run = store.begin_run(recipe.run_dir, about)
         outcome = "interrupted"
         try:
-            yield Session(opened, executor or chosen(recipe.executor, surroundings(opened)))
+            with opened.trackers.run(about_run(recipe, is_run)) as opened.tracked:
+                for line in opened.tracked.where():
+                    listener.note(f"report_to: {line}")
+                yield Session(opened, executor or chosen(recipe.executor, surroundings(opened)))
             outcome = "finished"
         except Exception as error:
             lines = str(error).splitlines()
@@ -109,6 +113,17 @@ def open_session(
         finally:
             opened.closing.close()
             store.end_run(opened.run, outcome)
+
+
+def about_run(recipe: Recipe, is_run: bool) -> About:
+    """Returns what trackers are told of a run; what only looks is not told of."""
+    values = {
+        "base": recipe.base.path,
+        "datasets": ", ".join(recipe.datasets),
+        "targets": ", ".join(recipe.targets),
+        **recipe.model_dump(mode="json", include={"train", "merge", "search", "verify"}),
+    }
+    return About("mixtures", values, is_silent=not is_run)
 
 
 def surroundings(opened: OpenRecipe) -> Surroundings:

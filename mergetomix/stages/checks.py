@@ -222,6 +222,8 @@ class Checks:
         real = self.objective.of(scores, self.base)
         check = Check(mixture, trial.objective, real, scores, trial.scores, record, origin)
         self.checks.append(check)
+        tracked = self.session.opened.tracked
+        tracked.log({"checks/merge": check.proxy, "checks/real": check.real})
 
     def consider(self, mixture: Mixture) -> None:
         """Makes a mixture a candidate; if the search did not try it its proxy is scored now."""

@@ -12,12 +12,10 @@ from pathlib import Path
 
 from mergetomix.errors import TrainingError, UserError
 from mergetomix.mixtures.spaces import everything, holds
-from mergetomix.progress import Listener
-from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Finetune, Mixture
 from mergetomix.results import Result, Row, Samples, Selection, Verification
 from mergetomix.session.finetunes import environment
-from mergetomix.session.session import Session, open_session
+from mergetomix.session.session import Session
 from mergetomix.session.signatures import signatures
 from mergetomix.stages.answers import answered
 from mergetomix.stages.checks import verify
@@ -40,14 +38,8 @@ NUM_SAMPLES = 3
 """Rows of each dataset that a report shows."""
 
 
-def run(recipe: Recipe, listener: Listener | None = None) -> Result:
-    """Does everything: experts, search, checks, the final fine-tune, and the evidence."""
-    with open_session(recipe, listener) as session:
-        return run_in(session)
-
-
 def run_in(session: Session) -> Result:
-    """Does everything in a session that is open."""
+    """Does everything: experts, search, checks, the final fine-tune, and the evidence."""
     experts = train_experts(session)
     selection = search_mixtures(session)
     verification = verify_mixtures(session, selection)
@@ -162,6 +154,7 @@ def result_of(
         read,
         {name: samples_of(session, name) for name in session.recipe.datasets},
         answered(session, table),
+        dict(session.finetunes.curves),
     )
 
 

@@ -71,7 +71,8 @@ def search_mixtures(session: Session) -> Selection:
         for trials in (candidates, experts)
     )
     best_first, others = ranked(candidates), (ranked(experts), objective, ranked(stopped))
-    return Selection(best_first[0].mixture, best_first, searched.strategy, base, *others)
+    order = tuple(dict.fromkeys(trial.mixture for trial in searched.trials))
+    return Selection(best_first[0].mixture, best_first, searched.strategy, base, *others, order)
 
 
 def search_all(session: Session, base: Base, objective: Objective) -> Searched:
@@ -103,6 +104,7 @@ def search_space(
                 trials.append(found)
                 strategy.tell(told(session, ask, found, base, by_gradients))
                 advance(1)
+                tell_trackers(session, trials)
                 meter.num_passes += ask.cost
                 listener.state(meter.line(strategy, trials))
                 session.opened.beat("search", len(trials), strategy.expected())
@@ -112,6 +114,12 @@ def search_space(
     if by_gradients:
         session.gradients.warn_of_companions(trials)
     return Searched(tuple(trials), strategy.name)
+
+
+def tell_trackers(session: Session, trials: Sequence[Trial]) -> None:
+    """Tells trackers of the trial that came last, and of the best so far."""
+    best = max((trial.objective for trial in trials if trial.complete), default=math.nan)
+    session.opened.tracked.log({"search/objective": trials[-1].objective, "search/best": best})
 
 
 def announce(

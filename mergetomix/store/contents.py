@@ -11,8 +11,9 @@ from typing import Any
 
 from mergetomix.records import Mixture
 from mergetomix.store.disk import size_bytes
+from mergetomix.store.leftovers import is_leftover
 from mergetomix.store.manifest import Manifest
-from mergetomix.store.store import LEDGER, Store, absolute, is_leftover
+from mergetomix.store.store import LEDGER, Store, absolute
 
 KINDS = {
     "statistic.safetensors": "statistics of experts (Fisher, Gram)",

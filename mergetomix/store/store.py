@@ -16,7 +16,6 @@ handed out (`artifacts.py`).
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -37,8 +36,10 @@ from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
 from mergetomix.store.address import digest, sha256_of
 from mergetomix.store.artifacts import Artifacts
-from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp, stats
+from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp
 from mergetomix.store.ledger import Ledger
+from mergetomix.store.leftovers import host_tag as host_tag
+from mergetomix.store.leftovers import is_leftover, writing
 from mergetomix.store.manifest import MANIFEST, Manifest
 from mergetomix.store.mirror import Mirror, is_remote
 from mergetomix.store.mirroring import Mirroring
@@ -53,12 +54,6 @@ _BEAT_S = 0.5
 # A file changed so recently could change again within one tick of its clock, unseen by (size,
 # mtime, ctime).
 _SETTLED_NS = 100_000_000
-# A folder of another host cannot be asked whether its writer lives; one untouched for so long is
-# taken for dead.
-_ABANDONED_S = 7 * 24 * 3600.0
-# Names of the temporary folders that this process writes: its number may have been a dead
-# process's before.
-_writing: set[str] = set()
 _kept: set[str] = set()
 
 
@@ -254,6 +249,15 @@ class Store:
             self._artifacts.note_row(record.key)
         _kept.add(kind)
 
+    def environment(self, key: str) -> dict[str, Any]:
+        """Returns what was noted of how a fine-tune came about; empty if it is not there."""
+        sql = "SELECT environment FROM finetunes WHERE key = ?"
+        return {
+            k: v
+            for (text,) in self._ledger.execute(sql, (key,))
+            for k, v in json.loads(text).items()
+        }
+
     def add_model(
         self,
         key: str,
@@ -410,13 +414,13 @@ class Store:
         self._must_be_writable()
         name = f"{key}.{os.getpid()}.{host_tag()}-{secrets.token_hex(4)}"
         folder = self.path / "tmp" / name
-        _writing.add(name)
+        writing.add(name)
         try:
             folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            _writing.discard(name)
+            writing.discard(name)
 
     def _place(self, draft: Path, final: Path, manifest: Manifest) -> None:
         # The ledger's write lock keeps two processes from placing the same artifact at once.
@@ -574,22 +578,3 @@ def _unpacked(packed: bytes) -> tuple[float, ...]:
 def _now() -> str:
     # In UTC, and written such that the order of texts is that of times.
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def host_tag() -> str:
-    """Returns eight digits that tell this host from others."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def is_leftover(folder: Path) -> bool:
-    """Returns whether a folder under tmp belongs to a process that is dead; False in doubt."""
-    import psutil
-
-    match = re.fullmatch(r".+\.([1-9]\d{0,8})\.([0-9a-f]{8})-[0-9a-f]{8}", folder.name)
-    if match is None:
-        return False
-    pid, tag = int(match[1]), match[2]
-    if tag != host_tag():
-        last_s = max(stat.st_mtime for stat in (folder.lstat(), *stats(folder)))
-        return time.time() - last_s > _ABANDONED_S
-    return folder.name not in _writing if pid == os.getpid() else not psutil.pid_exists(pid)

@@ -1,0 +1,1 @@
+"""Trackers: what a run does, told to TensorBoard, Weights & Biases, MLflow or Trackio."""
