@@ -7,7 +7,11 @@
 
 Nothing heavy is loaded before a stage runs. `run` does everything; `train_experts`,
 `search_mixtures`, `verify_mixtures` and `finalize` are its stages; `check` looks before anything is
-trained; `write_proxy` writes a mixture's merged model.
+trained; `write_proxy` writes a mixture's merged model. `store_contents` says what a store keeps,
+`collect_unreached` removes what no recipe reaches.
+
+Functions that take a `listener` show progress and warnings by it. Without one they show bars in a
+terminal and in a notebook, and nothing elsewhere; `listener=Silent()` shows nothing anywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from mergetomix.errors import (
     UserError,
 )
 from mergetomix.export.folder import Form
+from mergetomix.progress import Silent
 from mergetomix.records import Finetune, Mixture, Scores, Trial
 from mergetomix.results import (
     Cost,
@@ -39,6 +44,7 @@ from mergetomix.results import (
     Selection,
     Verification,
 )
+from mergetomix.showing import heard
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,12 +53,15 @@ if TYPE_CHECKING:
     from mergetomix.progress import Listener
     from mergetomix.recipe.recipe import Recipe
     from mergetomix.stages.plan import Plan
+    from mergetomix.store.collect import Unreached
+    from mergetomix.store.contents import Contents
 
     AnyRecipe = str | Path | Mapping[str, Any] | Recipe
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Contents",
     "Cost",
     "DataError",
     "Decision",
@@ -71,14 +80,17 @@ __all__ = [
     "Row",
     "Scores",
     "Selection",
+    "Silent",
     "StoreError",
     "TrainingError",
     "Trial",
+    "Unreached",
     "UserError",
     "Verification",
     "Written",
     "__version__",
     "check",
+    "collect_unreached",
     "compare",
     "explain",
     "finalize",
@@ -86,6 +98,7 @@ __all__ = [
     "predict",
     "run",
     "search_mixtures",
+    "store_contents",
     "train_experts",
     "verify_mixtures",
     "write_proxy",
@@ -93,8 +106,10 @@ __all__ = [
 ]
 
 _LOADED_LATE = {
+    "Contents": "mergetomix.store.contents",
     "Plan": "mergetomix.stages.plan",
     "Recipe": "mergetomix.recipe.recipe",
+    "Unreached": "mergetomix.store.collect",
     "Written": "mergetomix.export.write",
 }
 
@@ -138,7 +153,7 @@ def run(recipe: AnyRecipe, listener: Listener | None = None) -> Result:
 
     checked = load_recipe(recipe)
     files.begin(checked)
-    with open_session(checked, listener) as session:
+    with heard(listener) as hears, open_session(checked, hears) as session:
         result = pipeline.run_in(session)
         files.publish(session, result)
     return result
@@ -149,7 +164,7 @@ def train_experts(recipe: AnyRecipe, listener: Listener | None = None) -> tuple[
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         return pipeline.train_experts(session)
 
 
@@ -158,7 +173,7 @@ def search_mixtures(recipe: AnyRecipe, listener: Listener | None = None) -> Sele
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         pipeline.train_experts(session)
         return search.search_mixtures(session)
 
@@ -170,7 +185,7 @@ def verify_mixtures(
     from mergetomix.session.session import open_session
     from mergetomix.stages import pipeline, search
 
-    with open_session(load_recipe(recipe), listener) as session:
+    with heard(listener) as hears, open_session(load_recipe(recipe), hears) as session:
         pipeline.train_experts(session)
         selection = search.search_mixtures(session)
         return selection, pipeline.verify_mixtures(session, selection)
@@ -188,7 +203,7 @@ def finalize(
     from mergetomix.stages import pipeline
 
     checked = load_recipe(recipe)
-    with open_session(checked, listener) as session:
+    with heard(listener) as hears, open_session(checked, hears) as session:
         experts = pipeline.train_experts(session)
         table = pipeline.finalize(session, selection, verification)
         result = pipeline.result_of(session, experts, selection, verification, table)
@@ -224,7 +239,7 @@ def write_proxy(
 
     checked, names, folder, chosen = load_recipe(recipe), list(datasets), Path(out), form or Form()
     write.check(checked, names, folder, chosen)
-    with open_session(checked, listener, is_run=False) as session:
+    with heard(listener) as hears, open_session(checked, hears, is_run=False) as session:
         return write.write(session, pipeline.mixture_of(session, names, weights), folder, chosen)
 
 
@@ -238,7 +253,11 @@ def explain(recipe: AnyRecipe, listener: Listener | None = None) -> Effects:
     from mergetomix.session.session import open_session
     from mergetomix.stages import explain as explaining
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
+    checked = load_recipe(recipe)
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         return explaining.explain(session)
 
 
@@ -265,7 +284,11 @@ def predict(
     from mergetomix.stages import explain as explaining
     from mergetomix.stages import pipeline
 
-    with open_session(load_recipe(recipe), listener, WithoutTraining, is_run=False) as session:
+    checked = load_recipe(recipe)
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         return explaining.predict(session, pipeline.mixture_of(session, list(datasets), weights))
 
 
@@ -287,7 +310,10 @@ def write_report(run_dir: str | Path, listener: Listener | None = None) -> Path:
 
     path = Path(run_dir)
     checked = load_recipe(path / "recipe.yaml" if path.is_dir() else path)
-    with open_session(checked, listener, WithoutTraining, is_run=False) as session:
+    with (
+        heard(listener) as hears,
+        open_session(checked, hears, WithoutTraining, is_run=False) as session,
+    ):
         if not (Path(checked.run_dir) / "result.json").is_file():
             return unfinished.write(session)
         result = pipeline.run_in(session)
@@ -314,4 +340,45 @@ def check(recipe: AnyRecipe, listener: Listener | None = None) -> Plan:
     """Reads what a run will read, rehearses it in small and returns its plan; trains no expert."""
     from mergetomix.stages import plan
 
-    return plan.check(load_recipe(recipe), listener)
+    with heard(listener) as hears:
+        return plan.check(load_recipe(recipe), hears)
+
+
+def store_contents(path: str | Path) -> Contents:
+    """Returns what a store keeps and how large it is; changes nothing.
+
+    Args:
+        path: the store's folder, or its address on shared storage.
+
+    Raises:
+        StoreError: there is no store.
+    """
+    from mergetomix.store import contents
+
+    return contents.survey(path)
+
+
+def collect_unreached(
+    recipes: Sequence[AnyRecipe], listener: Listener | None = None, dry_run: bool = False
+) -> Unreached:
+    """Removes from a store what none of some recipes reaches, and returns what that is.
+
+    A run of any of them trains nothing anew afterwards. What may be reached is kept.
+
+    Args:
+        recipes: every recipe whose work is to stay; all name the same store.
+        dry_run: to remove nothing.
+
+    Raises:
+        UserError: the recipes name several stores, or one of them cannot be read.
+        StoreError: there is no such store, or another process uses it.
+    """
+    from mergetomix.stages import reach
+    from mergetomix.store import collect
+
+    loaded = [load_recipe(recipe) for recipe in recipes]
+    with heard(listener) as hears:
+        found = reach.unreached(loaded, hears)
+    if not dry_run:
+        collect.remove(found)
+    return found

@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
-from mergetomix.cli.listeners import listening
 from mergetomix.recipe import recipe as recipes
 from mergetomix.records import Mixture, Scores
 from mergetomix.session.session import Session, open_session
+from mergetomix.showing import listening
 from mergetomix.stages import pipeline
 
 PARTS = ("select", "report")

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import mergetomix
-from mergetomix.cli.listeners import Lines
 from mergetomix.report import files
 from mergetomix.session.finetunes import Steps
+from mergetomix.showing import Lines
 from mergetomix.store.store import Store
 
 moment = passed = 0

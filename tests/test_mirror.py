@@ -190,6 +190,21 @@ def test_damage_in_the_cache_is_mended_from_the_storage(url: str) -> None:
         check(store)
 
 
+def test_a_machine_that_has_fetched_nothing_looks_through_all_of_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store(url) as store:
+        fill(store)
+    elsewhere(tmp_path, monkeypatch, "there")
+    assert repair.verify(url) == []
+    fs, root = fsspec.url_to_fs(url)
+    (file,) = [each for each in fs.find(f"{root}/artifacts") if each.endswith("model.txt")]
+    fs.pipe_file(file, b"other bytes")
+    elsewhere(tmp_path, monkeypatch, "further")
+    (said,) = repair.verify(url)
+    assert said.startswith("artifact k: model.txt has")
+
+
 def test_what_is_gone_from_the_storage_is_absent(url: str, tmp_path: Path) -> None:
     with Store(url) as store:
         fill(store)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import mergetomix
-from mergetomix.cli.listeners import listening
 from mergetomix.errors import Fault, UserError
+from mergetomix.showing import listening
 
 if TYPE_CHECKING:
     from mergetomix.cli.first_recipe import Look
@@ -338,11 +338,51 @@ def merge(
 
 
 store_app = typer.Typer(
-    help="Look a store through, or write its ledger anew.",
+    help="Show what a store keeps, remove what no recipe needs, look it through, mend it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.add_typer(store_app, name="store")
+
+
+@store_app.command("show")
+def show_store(path: StorePath = ".mergetomix") -> None:
+    """Show what a store keeps, and how large it is."""
+    from mergetomix.cli import console, first_recipe
+    from mergetomix.store import contents
+
+    console.show_contents(contents.survey(first_recipe.store_of(path)))
+
+
+@store_app.command("gc")
+def clear_store(
+    recipes: Annotated[
+        list[Path], typer.Argument(metavar="RECIPE...", help="Every recipe whose work is to stay.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go, and remove nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it without asking.")] = False,
+) -> None:
+    """Remove from a store what none of these recipes reaches; their runs train nothing anew."""
+    from mergetomix.cli import console
+    from mergetomix.stages import reach
+    from mergetomix.store import collect
+
+    with listening() as listener:
+        found = reach.unreached([_load(path, None) for path in recipes], listener)
+    console.show_unreached(found)
+    if dry_run or found.is_empty:
+        return
+    collect.check_unused(found.place)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("nothing was removed: nobody can be asked", hint="add --yes")
+        if not typer.confirm("Remove all of this?"):
+            print("nothing was removed")
+            return
+    collect.remove(found)
+    print(f"removed {console.size(found.num_bytes)}")
 
 
 @store_app.command("verify")

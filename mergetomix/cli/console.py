@@ -20,7 +20,10 @@ from mergetomix.report import decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Decision, Effects, Prediction, Result, Selection, Verification
 from mergetomix.search.strategies import counted
+from mergetomix.stages import requirements
 from mergetomix.stages.plan import Plan
+from mergetomix.store.collect import Unreached
+from mergetomix.store.contents import Aside, Contents, KeptArtifact, KeptFinetune, by_kind
 from mergetomix.store.store import Store
 
 SAMPLE_CHARS = 160
@@ -186,6 +189,72 @@ def show_status(store: Store) -> bool:
             header = ["worker", "on", "does", "for", "left", "done before", "seconds each"]
             _show(f"Workers of run {run['id']}", [header, *map(_worker_row, workers)])
     return any(run["alive"] for run in runs)
+
+
+def show_contents(contents: Contents) -> None:
+    """Prints what a store keeps, and how large it is."""
+    _line(f"\nStore {contents.place}")
+    _show_kept(contents.finetunes, contents.artifacts)
+    models = [[kind, str(num)] for kind, num in contents.num_models.items()]
+    scores = [
+        ["scores of a model on a target's part", str(contents.num_scores)],
+        ["scores of single examples", str(contents.num_example_scores)],
+    ]
+    named = [[f"models scored: {kind}", num] for kind, num in models]
+    _show("Models and scores", [["what", "count"], *named, *scores])
+    _show_beside("Set aside as damaged", contents.damaged)
+    _show_beside("Temporary folders", contents.temporary)
+    sizes = {"ledger": contents.ledger_bytes, "everything": contents.total_bytes}
+    if contents.cache_bytes is not None:
+        sizes["of it, or of before, on this machine"] = contents.cache_bytes
+    _show("Size", [["what", "size"], *([what, size(num)] for what, num in sizes.items())])
+
+
+def show_unreached(found: Unreached) -> None:
+    """Prints what of a store no recipe reaches."""
+    if found.is_empty:
+        _line(f"the store {found.place} keeps nothing that these recipes do not reach")
+        return
+    _line(f"\nOf the store {found.place} these recipes do not reach:")
+    _show_kept(found.finetunes, found.artifacts)
+    if found.models:
+        rows = [["models", str(len(found.models))], ["their scores", str(found.num_scores)]]
+        _show("Rows of the ledger", [["what", "count"], *rows])
+    _show_beside("Set aside as damaged", found.damaged)
+    _show_beside("Left by processes that died", found.leftovers)
+    _line(f"{size(found.num_bytes)} in all")
+
+
+def _show_kept(finetunes: Sequence[KeptFinetune], artifacts: Sequence[KeptArtifact]) -> None:
+    """Prints the fine-tunes of a store, and its other artifacts by kind; nothing if none."""
+    lines = [
+        [" + ".join(each.mixture.members), str(each.num_tokens), size(each.num_bytes), made]
+        for each in finetunes
+        for made in [each.created[:16].replace("T", " ")]
+    ]
+    if lines:
+        _show("Fine-tunes", [["datasets", "tokens", "size", "made (UTC)"], *lines])
+    if artifacts:
+        kinds = by_kind(artifacts).items()
+        rows = [[what, str(num), size(num_bytes)] for what, (num, num_bytes) in kinds]
+        _show("Other artifacts", [["what", "count", "size"], *rows])
+
+
+def _show_beside(title: str, found: Sequence[Aside]) -> None:
+    """Prints what lies beside the artifacts, if anything does."""
+    if found:
+        _show(title, [["name", "size"], *([each.name, size(each.num_bytes)] for each in found)])
+
+
+def size(num_bytes: float) -> str:
+    """Returns a number of bytes as a person reads it, small ones exactly.
+
+    >>> size(812), size(46_000), size(3_200_000)
+    ('812 B', '46 kB', '3 MB')
+    """
+    if num_bytes < 1000:
+        return f"{num_bytes:.0f} B"
+    return f"{num_bytes / 1000:.0f} kB" if num_bytes < 1e6 else requirements.size(num_bytes)
 
 
 def clear() -> None:

@@ -74,6 +74,8 @@ class Pretrained:
     task: ClassVar[str | None] = None
     auto_class: str
     limits: tuple[str, ...] = ()
+    assumed_bf16: bool | None = None
+    """What `bf16` says whatever the hardware, for the addresses of what other hardware made."""
 
     def __init__(self, base: Base, device: str, method: str) -> None:
         self.base = base
@@ -174,6 +176,8 @@ class Pretrained:
         """Whether to compute in bfloat16: on a GPU that has it, unless the recipe says float32."""
         import torch
 
+        if self.assumed_bf16 is not None:
+            return self.assumed_bf16
         wanted = self.base.dtype != "float32" and self.device == "cuda"
         return wanted and torch.cuda.is_bf16_supported()
 

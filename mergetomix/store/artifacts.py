@@ -92,8 +92,7 @@ class Artifacts:
         A folder that does not is set aside, and everything that was computed from it goes.
         """
         folder = self.folder(key)
-        if self.fetch is not None and not folder.is_dir() and self.sums(key):
-            self.fetch(key)
+        self._bring(key)
         try:
             stamps = _stamps(folder) if folder.is_dir() else ()
         except OSError:
@@ -110,6 +109,16 @@ class Artifacts:
                 return False
         self._sound[key] = stamps
         return True
+
+    def _bring(self, key: str) -> None:
+        """Brings a folder that this machine lacks from shared storage, if the store has some."""
+        if self.fetch is not None and not self.folder(key).is_dir() and self.sums(key):
+            self.fetch(key)
+
+    def look_at(self, key: str) -> str | None:
+        """Returns what `damage` does, of a folder too that lies on shared storage alone."""
+        self._bring(key)
+        return self.damage(key)
 
     def damage(self, key: str) -> str | None:
         """Returns what is wrong with a folder, None if nothing is.

@@ -114,10 +114,17 @@ class Mirroring:
             ledger.close()
 
     def _sweep(self, ledger: Ledger) -> None:
-        """Removes folders that no row names: put or handed over for one that never came."""
+        """Removes folders that no row names: put or handed over for one that never came.
+
+        Those of this machine go too: another one has removed what they are copies of.
+        """
         named = set(ledger.execute("SELECT key, token FROM places"))
         for key, token in sorted(self.mirror.folders() - named):
             self.mirror.remove(key, token)
+        copies, known = self.folder / "artifacts", {key for key, _ in named}
+        for folder in list(copies.iterdir()) if copies.is_dir() else ():
+            if folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _of(self, store: str) -> Ledger:
         """The ledger of this machine, a new one if it is of another store."""

@@ -16,7 +16,6 @@ handed out (`artifacts.py`).
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import re
@@ -37,8 +36,10 @@ from mergetomix.errors import StoreError
 from mergetomix.records import Finetune, Mixture, Scores
 from mergetomix.store.address import digest, sha256_of
 from mergetomix.store.artifacts import Artifacts
-from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp, stats
+from mergetomix.store.disk import fsync, is_no_space, no_space, settle, size_bytes, stamp
 from mergetomix.store.ledger import Ledger
+from mergetomix.store.leftovers import host_tag as host_tag
+from mergetomix.store.leftovers import is_leftover, writing
 from mergetomix.store.manifest import MANIFEST, Manifest
 from mergetomix.store.mirror import Mirror, is_remote
 from mergetomix.store.mirroring import Mirroring
@@ -53,12 +54,6 @@ _BEAT_S = 0.5
 # A file changed so recently could change again within one tick of its clock, unseen by (size,
 # mtime, ctime).
 _SETTLED_NS = 100_000_000
-# A folder of another host cannot be asked whether its writer lives; one untouched for so long is
-# taken for dead.
-_ABANDONED_S = 7 * 24 * 3600.0
-# Names of the temporary folders that this process writes: its number may have been a dead
-# process's before.
-_writing: set[str] = set()
 _kept: set[str] = set()
 
 
@@ -142,7 +137,7 @@ class Store:
                 for folder in list((self.path / "tmp").iterdir()):
                     # A live process may take its own away meanwhile.
                     with suppress(FileNotFoundError):
-                        if _is_leftover(folder):
+                        if is_leftover(folder):
                             shutil.rmtree(folder, ignore_errors=True)
                 return ledger
         except OSError as error:
@@ -161,6 +156,11 @@ class Store:
         message = f"the ledger {ledger} {lost}, and {kept} holds what it knew of"
         raise StoreError(message, hint=f"mergetomix store rebuild {self.path}")
 
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger, for what looks a store through or clears it out."""
+        return self._ledger
+
     def look_through(self) -> list[str]:
         """Returns what is damaged, one sentence each, by reading every byte of every artifact."""
         wrong = self._ledger.check()
@@ -168,7 +168,7 @@ class Store:
         self._ledger.execute("DELETE FROM files")
         found = [] if wrong is None else [f"the ledger: {wrong}"]
         for key in self._artifacts.every_key():
-            if (why := self._artifacts.damage(key)) is not None:
+            if (why := self._artifacts.look_at(key)) is not None:
                 found.append(f"artifact {key}: {why}")
         return found
 
@@ -414,13 +414,13 @@ class Store:
         self._must_be_writable()
         name = f"{key}.{os.getpid()}.{host_tag()}-{secrets.token_hex(4)}"
         folder = self.path / "tmp" / name
-        _writing.add(name)
+        writing.add(name)
         try:
             folder.mkdir()
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-            _writing.discard(name)
+            writing.discard(name)
 
     def _place(self, draft: Path, final: Path, manifest: Manifest) -> None:
         # The ledger's write lock keeps two processes from placing the same artifact at once.
@@ -478,7 +478,9 @@ class Store:
         sql = """INSERT INTO runs (run_dir, pid, host, stage, done, total, started, updated, plan)
             VALUES (?, ?, ?, '', 0, 0, ?, ?, ?) RETURNING id"""
         values = (run_dir, os.getpid(), socket.gethostname(), started, started)
-        return int(self._ledger.execute(sql, (*values, json.dumps(dict(plan), default=str)))[0][0])
+        noted = (*values, json.dumps(dict(plan), default=str))
+        with FileLock(self.path / "locks" / ".open.lock"):  # waits for who removes things just now
+            return int(self._ledger.execute(sql, noted)[0][0])
 
     def heartbeat(self, run: int, stage: str, done: int, total: int) -> None:
         """Notes how far a run is: at most every 0.5 s, except for a stage's start and end."""
@@ -576,22 +578,3 @@ def _unpacked(packed: bytes) -> tuple[float, ...]:
 def _now() -> str:
     # In UTC, and written such that the order of texts is that of times.
     return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def host_tag() -> str:
-    """Returns eight digits that tell this host from others."""
-    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-
-
-def _is_leftover(folder: Path) -> bool:
-    """Returns whether a folder under tmp belongs to a process that is dead; False in doubt."""
-    import psutil
-
-    match = re.fullmatch(r".+\.([1-9]\d{0,8})\.([0-9a-f]{8})-[0-9a-f]{8}", folder.name)
-    if match is None:
-        return False
-    pid, tag = int(match[1]), match[2]
-    if tag != host_tag():
-        last_s = max(stat.st_mtime for stat in (folder.lstat(), *stats(folder)))
-        return time.time() - last_s > _ABANDONED_S
-    return folder.name not in _writing if pid == os.getpid() else not psutil.pid_exists(pid)

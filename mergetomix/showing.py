@@ -1,4 +1,8 @@
-"""Shows how far a run is: as bars in a terminal, as plain lines in a log."""
+"""Shows how far a run is: as bars in a terminal or a notebook, as plain lines in a log.
+
+The command line asks for `listening`, the functions of the package for `heard`. What draws bars is
+imported when the first bar is drawn.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mergetomix.progress import Advance, Listener, duration
+from mergetomix.progress import Advance, Listener, Silent, duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -93,12 +97,94 @@ class Bars:
         self._progress.console.print(shown, style="yellow", highlight=False, markup=False)
 
 
+class NotebookBars:
+    """Progress as the bars of tqdm, which a notebook draws; notes and warnings are lines there."""
+
+    def __init__(self) -> None:
+        self._bars: list[Any] = []
+
+    @contextmanager
+    def task(self, stage: str, text: str, total: int) -> Iterator[Advance]:
+        """Shows a bar that goes when the work is done."""
+        from tqdm.auto import tqdm
+
+        shown = text if stage in text else f"{stage}: {text}"
+        bar = tqdm(total=total, desc=shown, leave=False)
+        self._bars.append(bar)
+        try:
+            yield bar.update
+        finally:
+            # not by `remove`: to tqdm all bars of a notebook are equal
+            self._bars = [each for each in self._bars if each is not bar]
+            bar.close()
+
+    def state(self, text: str) -> None:
+        """Shows what the work has come to behind the bar that began last."""
+        if self._bars:
+            self._bars[-1].set_postfix_str(text)
+
+    def note(self, text: str) -> None:
+        """Prints a line between the bars."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(text)
+
+    def warn(self, text: str) -> None:
+        """Prints a line on standard error, which a notebook sets off by its colour."""
+        from tqdm.auto import tqdm
+
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+
+
+def is_terminal() -> bool:
+    """Returns whether standard error is there, and is a terminal."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
+
+
+def is_notebook() -> bool:
+    """Returns whether this process is the kernel of a notebook.
+
+    IPython is asked if it was imported, as it was in every kernel; its shell in a terminal has no
+    kernel.
+    """
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return getattr(shell, "kernel", None) is not None
+
+
+@contextmanager
+def heard(listener: Listener | None) -> Iterator[Listener]:
+    """Yields a listener, or for None the one that shows progress where somebody looks.
+
+    It is bars in a notebook and in a terminal. Elsewhere nothing is shown, so that scripts, logs
+    and tests stay quiet.
+    """
+    if listener is not None:
+        yield listener
+    elif is_notebook():
+        yield NotebookBars()
+    elif is_terminal():
+        with _terminal_bars() as shown:
+            yield shown
+    else:
+        yield Silent()
+
+
 @contextmanager
 def listening() -> Iterator[Listener]:
     """Yields bars if standard error is a terminal, else plain lines."""
-    if not sys.stderr.isatty():
+    if not is_terminal():
         yield Lines()
         return
+    with _terminal_bars() as shown:
+        yield shown
+
+
+@contextmanager
+def _terminal_bars() -> Iterator[Bars]:
     from rich import progress
     from rich.console import Console
 
