@@ -205,8 +205,8 @@ def status_of(path: Path) -> str:
     return subprocess.run(command, text=True, capture_output=True, check=True).stdout
 
 
-def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
-    """One store, killed ten times on the way, against one that was left alone."""
+def test_killed_at_six_moments_the_result_is_the_same(tmp_path: Path) -> None:
+    """One store, killed six times on the way, against one that was left alone."""
     folders = [tmp_path / "killed", tmp_path / "whole"]
     recipes = []
     for folder in folders:
@@ -219,7 +219,7 @@ def test_killed_at_ten_moments_the_result_is_the_same(tmp_path: Path) -> None:
     # as a rehearsal is written down, in a fine-tune, between an artifact and its row, after it,
     # between and within trials, in the final table: each counts from where the last was killed
     names = ("final", "search", "experts", "check")
-    for moment in (5, 8, 14, 10, 17, 9, 9, 13, 15, 11):
+    for moment in (5, 14, 27, 18, 22, 26):
         killed = start(HERE / "killed_run.py", recipes[0], str(moment))
         _, errors = killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL, errors
