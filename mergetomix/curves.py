@@ -1,15 +1,14 @@
-"""The curve of a training: how its loss went, and whether it learned.
+"""How a training went: the curve of its loss, and whether it learned its own rows.
 
-Source of the rule in `complaint`: the difference of two means beside its standard error; how often
-it is right and wrong was measured (docs/methods.md).
+How often `complaint` is right and wrong was measured: `python studies/learning.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean, variance
+from dataclasses import asdict, dataclass, fields
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,14 +16,10 @@ if TYPE_CHECKING:
 
 MOST_POINTS = 200
 """Of a curve that are kept; longer trainings are averaged over stretches of steps."""
-LEAST_STEPS = 20
-"""Of a training about which something can be said."""
-SHARE = 0.25
-"""Of the steps that are looked at, at either end."""
 STANDARD_ERRORS = 2.0
-"""By so many the loss must have risen to say so."""
-LEAST_FALL = 0.005
-"""By so small a part a loss may fall and still be called flat."""
+"""By so many the loss on own rows must have risen to say so."""
+LEAST_CHANGE = 0.002
+"""A loss that fell by a smaller part did not fall, and one that rose by a smaller did not rise."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,41 @@ class StepLog:
 
 
 @dataclass(frozen=True)
+class OwnRows:
+    """The loss on some rows of a training's own, before it and after it.
+
+    `before` and `after` are means over what is scored, in the family's unit; `error` is the
+    standard error of their difference, from one row to another.
+    """
+
+    num: int
+    before: float
+    after: float
+    error: float
+
+    @classmethod
+    def of(
+        cls, before: Sequence[float], after: Sequence[float], num_scored: Sequence[int]
+    ) -> OwnRows:
+        """Returns the means of rows' losses, which are sums over `num_scored` tokens each.
+
+        >>> OwnRows.of([4.0, 6.0], [2.0, 3.0], [2, 2])
+        OwnRows(num=2, before=2.5, after=1.25, error=0.25)
+        """
+        num, total = len(before), sum(num_scored) or 1
+        mean = (sum(after) - sum(before)) / total
+        rows = zip(before, after, num_scored, strict=True)
+        squares = sum((b - a + mean * each) ** 2 for b, a, each in rows)
+        error = math.sqrt(squares * num / (num - 1)) / total if num > 1 else math.inf
+        return cls(num, sum(before) / total, sum(after) / total, error)
+
+
+@dataclass(frozen=True)
 class Curve:
     """How a training went, at `num_steps` or fewer points.
 
-    Each point is the mean over the steps since the one before: `step` is the last of them.
+    Each point is the mean over the steps since the one before: `step` is the last of them. `own` is
+    None where it was not measured.
     """
 
     step: tuple[int, ...] = ()
@@ -55,9 +81,10 @@ class Curve:
     learning_rate: tuple[float, ...] = ()
     grad_norm: tuple[float, ...] = ()
     tokens_per_s: tuple[float, ...] = ()
+    own: OwnRows | None = None
 
     @classmethod
-    def of(cls, steps: Sequence[StepLog]) -> Curve:
+    def of(cls, steps: Sequence[StepLog], own: OwnRows | None = None) -> Curve:
         """Returns the curve of a training's steps, at most MOST_POINTS points of it.
 
         >>> steps = [StepLog(1, 3.0, 0.1, 1.0, 10, 1.0), StepLog(2, 2.0, 0.1, 1.0, 30, 2.0)]
@@ -82,52 +109,57 @@ class Curve:
                 )
             )
             first = end
-        columns = [tuple(column) for column in zip(*found, strict=True)] or [()] * 5
-        return cls(*columns)
+        columns: list[Any] = [tuple(column) for column in zip(*found, strict=True)] or [()] * 5
+        step, loss, rate, norm, speed = columns
+        return cls(step, loss, rate, norm, speed, own)
 
     @classmethod
     def read(cls, kept: Mapping[str, Any] | None) -> Curve:
         """Returns a curve of what `written` gave; an empty one of nothing."""
-        return cls(**{name: tuple(values) for name, values in (kept or {}).items()})
+        found = dict(kept or {})
+        own = found.pop("own", None)
+        columns = {name: tuple(values) for name, values in found.items()}
+        return cls(**columns, own=None if own is None else OwnRows(**own))
 
-    def written(self) -> dict[str, list[float]]:
-        """Returns the curve as plain lists, six digits of each number."""
-        return {
-            name: [float(f"{each:.6g}") if isinstance(each, float) else each for each in values]
-            for name, values in asdict(self).items()
-        }
+    def written(self) -> dict[str, Any]:
+        """Returns the curve as plain lists and mappings, six digits of each number."""
+        found = {name: [_short(each) for each in values] for name, values in self._columns()}
+        own = None if self.own is None else asdict(self.own)
+        return {**found, "own": own}
+
+    def _columns(self) -> list[tuple[str, tuple[Any, ...]]]:
+        return [
+            (each.name, getattr(self, each.name)) for each in fields(self) if each.name != "own"
+        ]
 
     def to_frame(self) -> pd.DataFrame:
         """Returns a pandas table with a line for each point."""
         import pandas as pd
 
-        return pd.DataFrame(asdict(self))
+        return pd.DataFrame(dict(self._columns()))
 
     def points(self) -> list[tuple[float, float]]:
         """Returns (step, loss)."""
         return list(zip(map(float, self.step), self.loss, strict=True))
 
 
-def complaint(curve: Curve) -> str | None:
-    """Returns what is wrong with how a loss went; None if nothing is, or too little is known.
+def complaint(own: OwnRows | None) -> str | None:
+    """Returns what is wrong with a training by the loss on its own rows; None if nothing is known.
 
-    The mean over the last quarter of the points is held against that over the first quarter. A loss
-    that rose by more than two standard errors went up; one that did not fall by half a percent did
-    not fall.
-
-    >>> complaint(Curve.of([StepLog(i, 3 - i / 20, 0.1, 1.0, i, float(i)) for i in range(1, 41)]))
-    >>> complaint(Curve.of([StepLog(i, 3.0, 0.1, 1.0, i, float(i)) for i in range(1, 41)]))
-    'the loss did not fall: 3 in the first quarter of its steps, 3 in the last'
+    >>> complaint(OwnRows(8, 3.0, 2.9, 0.01)) is None
+    True
+    >>> complaint(OwnRows(8, 3.0, 2.999, 0.01))
+    'it did not learn: the loss on 8 of its own rows was 3 before and is 2.999 after'
     """
-    if not curve.step or curve.step[-1] < LEAST_STEPS:
+    if own is None:
         return None
-    num = max(2, round(len(curve.loss) * SHARE))
-    first, last = curve.loss[:num], curve.loss[-num:]
-    before, after = fmean(first), fmean(last)
-    error = math.sqrt((variance(first) + variance(last)) / num)
-    told = f"{before:.4g} in the first quarter of its steps, {after:.4g} in the last"
-    if after - before > STANDARD_ERRORS * error and after > before * (1 + LEAST_FALL):
-        return f"the loss rose: {told}"
-    if after > before * (1 - LEAST_FALL):
-        return f"the loss did not fall: {told}"
-    return None
+    losses = f"was {own.before:.4g} before and is {own.after:.4g} after"
+    told = f"the loss on {own.num} of its own rows {losses}"
+    rise, least = own.after - own.before, LEAST_CHANGE * abs(own.before)
+    if rise > max(STANDARD_ERRORS * own.error, least):
+        return f"it went astray: {told}"
+    return f"it did not learn: {told}" if rise > -least else None
+
+
+def _short(number: Any) -> Any:
+    return float(f"{number:.6g}") if isinstance(number, float) else number

@@ -11,14 +11,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from mergetomix.curves import StepLog
+import numpy as np
+
+from mergetomix.curves import OwnRows, StepLog
 from mergetomix.errors import TrainingError
 from mergetomix.experts.deltas import nonfinite
 from mergetomix.models.encoding import Item
-from mergetomix.models.family import Trains
+from mergetomix.models.family import TakesLosses, Trains
 from mergetomix.models.pretrained import quiet
 from mergetomix.sections.train import Train
 
+LEAST_SAMPLED, MOST_SAMPLED, SHARE_SAMPLED = 8, 64, 50
 SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
 
 
@@ -57,6 +60,7 @@ def finetune(
     settings: Train,
     out: Path,
     on_step: Callable[[StepLog], None] = lambda _: None,
+    on_rows: Callable[[OwnRows], None] = lambda _: None,
 ) -> tuple[int, float]:
     """Fine-tunes the base on `sequences` and saves the result in a folder for `from_pretrained`.
 
@@ -66,6 +70,8 @@ def finetune(
     Args:
         out: the folder.
         on_step: called after every optimizer step.
+        on_rows: called at the end with what became of the loss on some of the sequences; not for
+            images.
 
     Returns:
         Tokens trained on, and seconds.
@@ -77,7 +83,7 @@ def finetune(
 
     started = time.monotonic()
     try:
-        tokens = _trained(family, sequences, settings, out, on_step)
+        tokens = _trained(family, sequences, settings, out, on_step, on_rows)
     finally:
         gc.collect()  # trainer and model refer to each other in circles, which only this ends
         if torch.cuda.is_available():
@@ -91,12 +97,23 @@ def _trained(
     settings: Train,
     out: Path,
     on_step: Callable[[StepLog], None],
+    on_rows: Callable[[OwnRows], None],
 ) -> int:
     """Trains, saves, and returns the tokens seen; all that holds the model is local to this."""
     schedule = plan(len(sequences), sum(s.num_tokens for s in sequences), settings)
+    given = arguments(family, settings, schedule, out)
+    sample, before = _sample(family, sequences, settings, schedule), list[float]()
     trainer = trained(
-        family, sequences, settings, arguments(family, settings, schedule, out), on_step
+        family,
+        sequences,
+        settings,
+        given,
+        on_step,
+        lambda trainer: before.extend(_losses(family, trainer.model, sample, settings)),
     )
+    if sample:
+        after = _losses(family, trainer.model, sample, settings)
+        on_rows(OwnRows.of(before, after, [each.num_scored for each in sample]))
     name = nonfinite(trainer.model)
     if name is not None:
         raise not_finite(f"the tensor {name} is not finite", schedule.num_steps)
@@ -139,6 +156,43 @@ def trained(
             message = f"out of GPU memory at step {trainer.state.global_step + 1}"
             raise TrainingError(message, hint=hint) from None
     return trainer
+
+
+def _sample(
+    family: Trains, sequences: Sequence[Item], settings: Train, schedule: Schedule
+) -> list[Item]:
+    """Returns some sequences to look at before and after: a fiftieth of the tokens trained on.
+
+    They are 8 to 64. Of images there are none: what a head says depends on all classes together.
+    """
+    if not isinstance(family, TakesLosses) or not getattr(family, "has_texts", False):
+        return []
+    rng, found, num_tokens = np.random.default_rng(settings.seed), list[Item](), 0
+    for place in rng.permutation(len(sequences))[:MOST_SAMPLED].tolist():
+        if len(found) >= LEAST_SAMPLED and num_tokens * SHARE_SAMPLED >= schedule.num_tokens:
+            break
+        found.append(sequences[place])
+        num_tokens += sequences[place].num_tokens
+    return found
+
+
+def _losses(family: Trains, model: Any, sequences: Sequence[Item], settings: Train) -> list[float]:
+    """Returns the loss of each sequence, summed over what is scored, as many at once as trained."""
+    import torch
+
+    if not sequences:
+        return []
+    assert isinstance(family, TakesLosses)
+    found: list[float] = []
+    model.eval()  # the trainer turns training on for itself
+    with torch.no_grad():
+        for first in range(0, len(sequences), settings.batch_size):
+            part = sequences[first : first + settings.batch_size]
+            batches = family.batches(part, 10**9)
+            places = [place for rows in family.rows_of(batches) for place in rows]
+            values = [loss for batch in batches for loss in family.losses(model, batch).tolist()]
+            found += [loss for _, loss in sorted(zip(places, values, strict=True))]
+    return found
 
 
 def arguments(family: Trains, settings: Train, schedule: Schedule, out: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def looked_at(recipe: Recipe) -> list[tuple[float, str]]:
         found = []
         for each in experts:
             scores = session.evaluations.proxy(each.mixture, "select")
-            said = complaint(session.finetunes.curve(each.key)) or ""
+            said = complaint(session.finetunes.curve(each.key).own) or ""
             found.append((gains(scores, base)[str(each.mixture)], said))
         return found
 
@@ -69,7 +69,7 @@ def main() -> None:
     """Prints a line for each learning rate and length."""
     print(
         "| learning rate | steps | experts | loss gone (least, most) | learned, and pointed out |"
-        " did not learn, and pointed out | rose | did not fall |"
+        " did not learn, and pointed out | went astray | did not learn |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for rate in RATES:
@@ -83,8 +83,8 @@ def main() -> None:
                 f"| {rate:g} | {steps} | {len(found)} | {min(gone):.3f}, {max(gone):.3f} |"
                 f" {len(learned)}, {sum(map(bool, learned))} |"
                 f" {len(others)}, {sum(map(bool, others))} |"
-                f" {sum('rose' in said for _, said in found)} |"
-                f" {sum('did not fall' in said for _, said in found)} |",
+                f" {sum('astray' in said for _, said in found)} |"
+                f" {sum('did not learn' in said for _, said in found)} |",
                 flush=True,
             )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from mergetomix import curves, launch, training
-from mergetomix.curves import Curve, StepLog
+from mergetomix.curves import Curve, OwnRows, StepLog
 from mergetomix.devices import visible_gpus
 from mergetomix.errors import RecipeError, TrainingError
 from mergetomix.executors.work import FinetuneResult, FinetuneWork
@@ -169,7 +169,7 @@ class Finetunes:
         curve, name = self.curve(record.key), called(record.mixture, seed)
         if curve.step:
             self.curves[name] = curve
-        if (wrong := curves.complaint(curve)) is not None:
+        if (wrong := curves.complaint(curve.own)) is not None:
             hint = "look at train.learning_rate and at the data"
             self._open.warn(f"fine-tune on {name}: {wrong}; {hint}")
 
@@ -321,7 +321,7 @@ class Finetunes:
         if shared is not None and is_elsewhere:
             name = shared.hand_over(work.key, out) if launch.is_first() else ""
             shutil.rmtree(out)
-        about, curve = environment(self._open), Curve.of(steps.taken)
+        about, curve = environment(self._open), Curve.of(steps.taken, steps.own)
         return FinetuneResult(name, len(sequences), num_tokens, seconds, about, curve)
 
     def _about(self, work: FinetuneWork, settings: Train) -> About:
@@ -341,7 +341,7 @@ class Finetunes:
         sequences: Sequence[Item],
         settings: Train,
         out: Path,
-        on_step: Callable[[StepLog], None],
+        steps: Steps,
     ) -> tuple[int, float]:
         """Fine-tunes in this process, or on several, which it starts or is one of.
 
@@ -349,12 +349,12 @@ class Finetunes:
         """
         family = self._inputs.family
         if launch.is_joined():
-            return launch.take_part(family, sequences, settings, out, on_step)
+            return launch.take_part(family, sequences, settings, out, steps)
         if settings.launch is None:
-            return training.finetune(family, sequences, settings, out, on_step)
+            return training.finetune(family, sequences, settings, out, steps, steps.measured)
         there = visible_gpus() if family.device == "cuda" else ()
         devices = work.devices or there[: settings.launch.processes]
-        return launch.finetune(family, sequences, settings, out, on_step, devices)
+        return launch.finetune(family, sequences, settings, out, steps, devices)
 
 
 @dataclass
@@ -367,6 +367,7 @@ class Steps:
     advance: Any
     tracked: Tracked
     taken: list[StepLog] = field(default_factory=list)
+    own: OwnRows | None = None
 
     def __post_init__(self) -> None:
         self.opened.beat(self.text, 0, self.total)
@@ -386,6 +387,11 @@ class Steps:
             "tokens_per_second": tokens / seconds if seconds > 0 else 0.0,
         }
         self.tracked.log({f"train/{name}": value for name, value in values.items()}, step.number)
+
+    def measured(self, own: OwnRows) -> None:
+        """Takes what became of the loss on some of the training's own rows."""
+        self.own = own
+        self.tracked.log({"rows/before": own.before, "rows/after": own.after})
 
 
 def called(mixture: Mixture, seed: int | None) -> str:
