@@ -65,8 +65,14 @@ def test_the_page_says_the_decision_first(finished: tuple[Path, m2m.Result]) -> 
     headings = [each for each, _ in found.tags if each in ("h1", "h2")]
     assert headings[0] == "h1" and len(headings) > 6
     assert found.text.index(str(result.decision)) < found.text.index("Gains over the base")
-    for name in ("a", "b", "c", "Harmful", "What it took", "Environment", "what about a and red?"):
-        assert name in found.text or name == "Harmful"
+    for name in ("a", "b", "c", "What it took", "Environment", "what about a and red?"):
+        assert name in found.text
+    assert "The best merge so far" in found.text and "Losses of the fine-tunes" in found.text
+    keys = [attrs for tag, attrs in found.tags if tag == "polyline" and "curve" in str(attrs)]
+    assert len(keys) == len(result.curves)
+    assert sorted(map(str, result.selection.order)) == sorted(
+        str(trial.mixture) for trial in result.selection.trials
+    )
     assert len(text) < 300_000
     ids = [attrs["id"] for _, attrs in found.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -155,7 +161,8 @@ def test_a_report_is_made_again(finished: tuple[Path, m2m.Result]) -> None:
 
 
 def test_a_run_that_was_not_finished_is_marked_so(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, recipe_values(tmp_path))
+    assert "This run was not finished: there is no decision yet." in text
+    assert "Losses of the fine-tunes" in text
     m2m.train_experts(recipe)
     m2m.search_mixtures(recipe)
     found = CliRunner().invoke(commands.app, ["report", str(recipe)])

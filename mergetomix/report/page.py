@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any
 
 from mergetomix.curves import Curve
@@ -256,7 +256,10 @@ def _search(selection: Selection) -> list[Block]:
         return []
     costs = list(accumulate(trial.num_examples for trial in tried))
     best = accumulate((t.objective if t.complete else -math.inf for t in tried), max)
-    reached = [each for each in zip(map(float, costs), best, strict=True) if each[1] > -math.inf]
+    known = [each for each in zip(map(float, costs), best, strict=True) if each[1] > -math.inf]
+    reached = [known[0]] if known else []
+    for (_, before), (cost, after) in pairwise(known):
+        reached += [(cost, before), (cost, after)]
     title = "The best merge so far, over the examples that were scored"
     axes = charts.Axes(title, "examples scored", "gain of the merge", line=reached)
     points = [
