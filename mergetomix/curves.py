@@ -156,7 +156,7 @@ def complaint(own: OwnRows | None) -> str | None:
     losses = f"was {own.before:.4g} before and is {own.after:.4g} after"
     told = f"the loss on {own.num} of its own rows {losses}"
     rise, least = own.after - own.before, LEAST_CHANGE * abs(own.before)
-    if rise > max(STANDARD_ERRORS * own.error, least):
+    if not math.isfinite(rise) or rise > max(STANDARD_ERRORS * own.error, least):
         return f"it went astray: {told}"
     return f"it did not learn: {told}" if rise > -least else None
 

@@ -65,6 +65,7 @@ def test_a_training_without_steps_has_an_empty_curve() -> None:
         (3.1, 0.06, "did not learn"),
         (3.1, 0.04, "went astray"),
         (9.0, 1.0, "went astray"),
+        (math.nan, math.nan, "went astray"),
     ],
 )
 def test_what_is_said_follows_the_loss_on_own_rows(
