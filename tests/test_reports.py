@@ -238,3 +238,12 @@ def test_all_mixtures_are_checked_where_that_costs_no_more(tmp_path: Path) -> No
     }
     values["verify"] = {"budget": 1}
     assert not m2m.check(write_recipe(tmp_path, values)).checks_all
+
+
+def test_a_model_has_one_interval_wherever_it_stands(finished: tuple[Path, m2m.Result]) -> None:
+    """Its draws are its own, whichever models it is compared with."""
+    _, result = finished
+    trained = (each for each in result.table if each.kind != "proxy")
+    row = next(each for each in trained if each.mixture == result.decision.mixture)
+    (beside_base,) = [each for each in result.decision.comparisons if each.name == "the base"]
+    assert result.decision.gain == row.interval == beside_base.lead

@@ -17,7 +17,7 @@ several is looked for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import NormalDist, fmean
 from typing import Literal
@@ -98,7 +98,7 @@ def _comparisons(evidence: Evidence, choice: Row) -> tuple[Comparison, ...]:
     merge = [row for row in evidence.table if row.kind == "proxy" and row.mixture == choice.mixture]
     rows = [row for row in evidence.table if row.kind not in ("base", "proxy")] + merge
     draws = bootstrap.resampled(
-        {row.name: row.runs for row in rows}, evidence.base, evidence.objective
+        {_model(row): row.runs for row in rows}, evidence.base, evidence.objective
     )
     named = {row.name: row.gain for row in rows}
     experts = [row.name for row in rows if row.kind == "expert"]
@@ -119,13 +119,18 @@ def _comparisons(evidence: Evidence, choice: Row) -> tuple[Comparison, ...]:
             if len(of_other) == 1
         ):
             continue
-        other_D = np.mean([draws[each] for each in others], axis=0) if others else 0.0
+        other_D = np.mean([draws[_model(each)] for each in of_other], axis=0) if others else 0.0
         value = choice.gain - (fmean(named[each] for each in others) if others else 0.0)
-        lead = bootstrap.interval(draws[choice.name] - other_D, value, CONFIDENCE)
+        lead = bootstrap.interval(draws[_model(choice)] - other_D, value, CONFIDENCE)
         is_one = len(of_other) == 1 and name != MERGE
         mixture = of_other[0].mixture if is_one else None
         found.append(Comparison(name, lead, verdict_of(lead), mixture))
     return tuple(found)
+
+
+def _model(row: Row) -> Hashable:
+    """Returns what tells a row's model from others: the mixture, of a merge that it is one."""
+    return ("merge", row.mixture) if row.kind == "proxy" else row.mixture
 
 
 def verdict_of(lead: Estimate) -> Verdict:
@@ -138,10 +143,10 @@ def verdict_of(lead: Estimate) -> Verdict:
 def with_intervals(table: Sequence[Row], objective: Objective) -> tuple[Row, ...]:
     """Returns the rows of a final table with the intervals of their gains."""
     base = next(row.scores for row in table if row.kind == "base")
-    models = {row.name: row.runs for row in table if row.kind != "base"}
+    models = {_model(row): row.runs for row in table if row.kind != "base"}
     draws = bootstrap.resampled(models, base, objective)
     return tuple(
-        replace(row, interval=bootstrap.interval(draws[row.name], row.gain, CONFIDENCE))
+        replace(row, interval=bootstrap.interval(draws[_model(row)], row.gain, CONFIDENCE))
         if row.kind != "base"
         else row
         for row in table

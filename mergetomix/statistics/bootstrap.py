@@ -9,6 +9,7 @@ Array names end in their shape: D draws, E examples, R models.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -35,29 +36,35 @@ def resampled(
 ) -> dict[K, Array]:
     """Returns draws of each model's objective, which are gains over the base, shapes (D,).
 
+    Those of a model depend on its key and its scores alone, not on which others are drawn with it.
+
     Args:
         models: the scores by target of each model, one mapping for every seed.
         num: how many draws.
     """
-    runs = [run for each in models.values() for run in each]
+    runs = {f"{key!r} {i}": run for key, each in models.items() for i, run in enumerate(each)}
     by_target = {
-        name: _gains(place, [run[name] for run in runs], base[name], num)
+        name: _gains(place, {key: run[name] for key, run in runs.items()}, base[name], num)
         for place, name in enumerate(objective.weights)
     }
     whole_DR = objective.over((name, gains_DR) for name, gains_DR in by_target.items())
     found: dict[K, Array] = {}
-    first, rng = 0, np.random.default_rng(0)
+    first = 0
     for key, each in models.items():
-        column_D = first + rng.integers(len(each), size=num)
+        column_D = first + _rng(repr(key)).integers(len(each), size=num)
         found[key] = whole_DR[np.arange(num), column_D]
         first += len(each)
     return found
 
 
-def _gains(seed: int, runs: Sequence[Scores], base: Scores, num: int) -> Array:
+def _rng(key: str, seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(key.encode())])
+
+
+def _gains(seed: int, runs: Mapping[str, Scores], base: Scores, num: int) -> Array:
     """Returns draws of the gains of R models on one target, shape (D, R)."""
     weights_E = np.array(base.weights)
-    values_RE = np.array([base.values, *(run.values for run in runs)]) * weights_E
+    values_RE = np.array([base.values, *(run.values for run in runs.values())]) * weights_E
     rng, num_examples = np.random.default_rng(seed), len(weights_E)
     parts, step = [], max(1, MOST_COUNTS // num_examples)
     for start in range(0, num, step):
@@ -74,7 +81,8 @@ def _gains(seed: int, runs: Sequence[Scores], base: Scores, num: int) -> Array:
         sizes_D1 = np.where(base_D1 > 0, base_D1, 1.0)
         return np.asarray((base_D1 - mean_DR) / sizes_D1)
     noise = resolution(base) ** 0.5
-    return np.asarray(mean_DR - base_D1 + noise * rng.standard_normal(mean_DR.shape))
+    noise_DR = np.stack([_rng(key, seed + 1).standard_normal(num) for key in runs], axis=1)
+    return np.asarray(mean_DR - base_D1 + noise * noise_DR)
 
 
 def resolution(base: Scores) -> float:
