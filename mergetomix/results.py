@@ -33,7 +33,7 @@ class Selection:
     Trials and experts are sorted, the best first; `objective` is what they are ranked by.
     `stopped` are the trials that a race stopped early, best estimate first: no candidates, as each
     was worse than a complete one beyond doubt. `order` are the mixtures as they were tried, one
-    after the other.
+    after the other. `blunt` are the targets on which the mixtures differ by no more than chance.
     """
 
     mixture: Mixture
@@ -44,6 +44,7 @@ class Selection:
     objective: Objective | None = None
     stopped: tuple[Trial, ...] = ()
     order: tuple[Mixture, ...] = ()
+    blunt: tuple[str, ...] = ()
 
     @property
     def num_evaluated(self) -> int:

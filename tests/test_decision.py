@@ -194,7 +194,7 @@ def test_the_words_say_what_it_rests_on() -> None:
 
 
 def test_a_merge_that_is_as_good_is_said(gain: float = 0.1) -> None:
-    for merged, told in ((0.05, "more than the merge"), (0.1, "told apart"), (0.15, "is worse")):
+    for merged, told in ((0.05, "better than the merge"), (0.1, "told apart"), (0.15, "is worse")):
         proxy = row("proxy", "proxy", AB, merged)
         rows = table(row("selected", "final", AB, gain), proxy)
         found = decide(evidence(rows, AB))
@@ -202,7 +202,7 @@ def test_a_merge_that_is_as_good_is_said(gain: float = 0.1) -> None:
         assert beside.lead.value == pytest.approx(gain - merged)
         cost, gathered = Cost(1, 1, 1, 0, 1, 1, 1, 1, 1), evidence(rows, AB)
         result = Result(gathered.selection, gathered.verification, (), rows, found, cost, {}, "run")
-        (line,) = (each for each in words.lines(result) if "merge" in each)
+        (line,) = (each for each in words.lines(result) if "the merge of" in each)
         assert told in line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typer.testing import CliRunner
 
 import mergetomix as m2m
 from mergetomix.cli import commands
+from mergetomix.curves import OwnRows
 from mergetomix.errors import UserError
 from mergetomix.records import Mixture
-from mergetomix.report import charts, page
+from mergetomix.report import charts, decision, page
 
 ODD = "<script>alert(1)</script>\"'&"
 
@@ -67,7 +69,7 @@ def test_the_page_says_the_decision_first(finished: tuple[Path, m2m.Result]) -> 
     assert found.text.index(str(result.decision)) < found.text.index("Gains over the base")
     for name in ("a", "b", "c", "What it took", "Environment", "what about a and red?"):
         assert name in found.text
-    assert "The best merge so far" in found.text and "Losses of the fine-tunes" in found.text
+    assert "Losses of the fine-tunes" in found.text and "Words on this page" in found.text
     keys = [attrs for tag, attrs in found.tags if tag == "polyline" and "curve" in str(attrs)]
     assert len(keys) == len(result.curves)
     assert sorted(map(str, result.selection.order)) == sorted(
@@ -153,10 +155,10 @@ def test_what_was_not_trained_is_not_explained(tmp_path: Path) -> None:
 def test_a_report_is_made_again(finished: tuple[Path, m2m.Result]) -> None:
     folder, _ = finished
     file = folder / "run" / "report.html"
-    before = re.sub(r"this run, reuse counted.*?</td></tr>", "", file.read_text(), flags=re.S)
+    before = re.sub(r"this run by the clock.*?</td></tr>", "", file.read_text(), flags=re.S)
     file.unlink()
     assert m2m.write_report(folder / "run") == folder / "run"
-    after = re.sub(r"this run, reuse counted.*?</td></tr>", "", file.read_text(), flags=re.S)
+    after = re.sub(r"this run by the clock.*?</td></tr>", "", file.read_text(), flags=re.S)
     assert after == before
 
 
@@ -238,6 +240,45 @@ def test_all_mixtures_are_checked_where_that_costs_no_more(tmp_path: Path) -> No
     }
     values["verify"] = {"budget": 1}
     assert not m2m.check(write_recipe(tmp_path, values)).checks_all
+
+
+def test_a_search_that_chooses_shows_how_it_came_to_its_best(
+    finished: tuple[Path, m2m.Result],
+) -> None:
+    folder, result = finished
+    recipe = m2m.load_recipe(folder / "recipe.yaml")
+    assert "The best merge so far" not in page.render(result, recipe)  # all were tried anyway
+    greedy = replace(result, selection=replace(result.selection, strategy="greedy"))
+    text = page.render(greedy, recipe)
+    chart = text[text.index("<figcaption>The best merge so far") :]
+    line = re.findall(r'class="fit" points="([^"]+)"', chart)[0]
+    heights = [float(each.split(",")[1]) for each in line.split()]
+    assert heights == sorted(heights, reverse=True)
+    assert len(heights) == 2 * len(result.selection.order) - 1
+
+
+def test_a_target_that_tells_nothing_apart_is_said_at_once(
+    finished: tuple[Path, m2m.Result],
+) -> None:
+    _, result = finished
+    blunt = replace(result, selection=replace(result.selection, blunt=("u",)))
+    assert "This rests on t alone: u tells no mixtures apart." in decision.lines(blunt)
+    both = replace(result, selection=replace(result.selection, blunt=("t", "u")))
+    assert "t, u tell no mixtures apart." in decision.lines(both)
+
+
+def test_what_it_took_and_whether_trainings_learned_is_said_at_once(
+    finished: tuple[Path, m2m.Result],
+) -> None:
+    _, result = finished
+    text = "\n".join(decision.lines(result))
+    num = len(result.curves)
+    assert f"{num} fine-tunes and 7 merges" in text and "harmful: " in text
+    assert f"All {num} fine-tunes lowered the loss on rows of their own." in text
+    name, curve = next(iter(result.curves.items()))
+    own = OwnRows(8, 3.0, 3.0, 0.0)
+    bad = replace(result, curves={**result.curves, name: replace(curve, own=own)})
+    assert f"Did not learn their own rows: {name} (see the warnings)." in decision.lines(bad)
 
 
 def test_a_model_has_one_interval_wherever_it_stands(finished: tuple[Path, m2m.Result]) -> None:

@@ -98,7 +98,7 @@ def dots(rows: Sequence[Dot], axes: Axes) -> str:
     parts.append(_line(scale(0), 0, scale(0), bottom, "zero"))
     for place, row in enumerate(rows):
         y = LINE * place + LINE / 2 + 5
-        parts.append(_text(LABELS - 10, y + 4, _short(row.name, 42), "end"))
+        parts.append(_text(LABELS - 10, y + 4, _short(row.name, 36), "end"))
         if row.low is not None and row.high is not None:
             parts.append(_line(scale(row.low), y, scale(row.high), y, f"interval {row.mark}"))
         parts.append(_circle(scale(row.value), y, _said(row), row.mark))
@@ -170,8 +170,9 @@ def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     label = html.escape(title)
     inner = "".join(parts)
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">'
-        f"<title>{label}</title>{inner}</svg>"
+        f"<figure><figcaption>{label}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{label}">{inner}</svg>'
+        "</figure>"
     )
 
 
@@ -213,4 +214,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[:half]}…{text[-half:]}"

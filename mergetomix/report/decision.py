@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mergetomix.curves import complaint
+from mergetomix.progress import duration
 from mergetomix.records import Estimate
 from mergetomix.results import Comparison, Decision, Result
 from mergetomix.stages.decision import MERGE
@@ -15,11 +17,12 @@ def lines(result: Result) -> list[str]:
     decision = result.decision
     if decision.kind in ("base", "more"):
         return [_gain(result), *_best(decision), _next(result)]
-    found = [_gain(result), *_sure(result)]
+    found = [_gain(result), *_sure(result), *_rests_on(result)]
     if decision.others:
         found.append(_others(decision))
+    found += _cheaper(result)
     found += [_compared(each, decision) for each in decision.comparisons[1:]]
-    return [*found, _next(result)]
+    return [*found, *_adds(result), *_trainings(result), _cost(result), _next(result)]
 
 
 def interval(found: Estimate) -> str:
@@ -65,6 +68,67 @@ def _others(decision: Decision) -> str:
     return text if decision.cheapest != decision.mixture else f"{text} None of them is cheaper."
 
 
+def _rests_on(result: Result) -> list[str]:
+    """Returns which targets the choice rests on, where some tell no mixtures apart."""
+    blunt = result.selection.blunt
+    if not blunt:
+        return []
+    others = [name for name in result.selection.base if name not in blunt]
+    tells = "tells" if len(blunt) == 1 else "tell"
+    text = f"{', '.join(blunt)} {tells} no mixtures apart"
+    return [f"This rests on {', '.join(others)} alone: {text}." if others else f"{text}."]
+
+
+def _cheaper(result: Result) -> list[str]:
+    """Returns what is known of the cheaper mixture that the headline names."""
+    cheaper, checked = result.decision.cheapest, result.verification
+    trained = {row.mixture for row in result.table if row.kind != "proxy"}
+    if cheaper == result.decision.mixture or cheaper in trained or checked is None:
+        return []
+    found = [each for each in checked.predictions if each.mixture == cheaper]
+    expected = [Estimate(each.mean, each.low, each.high) for each in found]
+    return [
+        f"{cheaper} was not fine-tuned: merges and checks expect {interval(each)} of it."
+        for each in expected
+    ]
+
+
+def _adds(result: Result) -> list[str]:
+    """Returns which datasets add most, and which take away."""
+    found = None if result.verification is None else result.verification.effects
+    if found is None:
+        return []
+    helpful = [each for each in found.datasets if each.values["objective"].low > 0]
+    named = [f"{each.dataset} ({each.values['objective'].value:+.4f})" for each in helpful]
+    most = f"Most is added to mixtures by {', '.join(named[:NUM_OTHERS])}" if named else ""
+    harm = f"harmful: {', '.join(found.harmful) or 'none is shown to be'}"
+    return [f"{most}; {harm}." if most else f"No dataset is shown to help; {harm}."]
+
+
+def _trainings(result: Result) -> list[str]:
+    """Returns whether the fine-tunes learned their own rows, of those that it is known of."""
+    known = {name: each.own for name, each in result.curves.items() if each.own is not None}
+    bad = [name for name, own in known.items() if complaint(own) is not None]
+    if not known:
+        return []
+    if bad:
+        return [f"Did not learn their own rows: {', '.join(bad)} (see the warnings)."]
+    return [f"All {len(known)} fine-tunes lowered the loss on rows of their own."]
+
+
+def _cost(result: Result) -> str:
+    """Returns what it took beside fine-tuning on every mixture."""
+    cost, selection = result.cost, result.selection
+    num = len(selection.trials) + len(selection.stopped)
+    every, total = cost.brute_force_s_estimate, cost.total_s
+    beside = f" ({every / total:.0f} times as long)" if every > 2 * total > 0 else ""
+    return (
+        f"It took {duration(total)} of work, {len(result.curves) or len(result.experts)}"
+        f" fine-tunes and {num:,} merges; a fine-tune on every mixture would take about"
+        f" {duration(every)}{beside}."
+    )
+
+
 def _best(decision: Decision) -> list[str]:
     """Returns what can be said where nothing is shown to beat the base."""
     if decision.gain is None or decision.gain.high > 0:
@@ -80,21 +144,21 @@ def _compared(each: Comparison, decision: Decision) -> str:
     if each.verdict == "cannot be told apart from" and not is_other:
         return (
             f"{mixture} is expected to be better than {each.name}, by the search and its checks;"
-            f" the report part alone does not tell them apart: it gains {lead} more."
+            f" the report part alone does not tell them apart: the difference is {lead}."
         )
     if each.verdict == "cannot be told apart from":
-        return f"{mixture} cannot be told apart from {each.name}: it gains {lead} more."
-    return f"{mixture} is {each.verdict} {each.name}: it gains {lead} more."
+        return f"{mixture} cannot be told apart from {each.name}: the difference is {lead}."
+    return f"{mixture} is {each.verdict} {each.name}: the difference is {lead}."
 
 
 def _beside_merge(each: Comparison, lead: str) -> str:
     """Returns how the fine-tune does beside the merge, which costs no training."""
     if each.verdict == "better than":
-        return f"Fine-tuned on it, the model gains {lead} more than {each.name}."
+        return f"The fine-tuned model is better than {each.name}: the difference is {lead}."
     told = "is worse than" if each.verdict == "worse than" else "cannot be told apart from"
     return (
-        f"The fine-tuned model {told} {each.name}: it gains {lead} more. `mergetomix merge` writes"
-        " that one without any training."
+        f"The fine-tuned model {told} {each.name}: the difference is {lead}. `mergetomix merge`"
+        " writes the merge without any training."
     )
 
 
@@ -116,6 +180,8 @@ def _next(result: Result) -> str:
         )
     if decision.others and checked is not None and checked.more_examples is not None:
         wanted = checked.more_examples
+        if wanted.target in result.selection.blunt:
+            return f"Next: use it; {model}. To tell more apart, have other targets than that."
         if wanted.share >= 0.1:
             return (
                 f"Next: use it; {model}. To tell more apart, give {wanted.target} about"

@@ -20,6 +20,7 @@ from mergetomix.records import Mixture
 from mergetomix.report import charts, decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
 from mergetomix.results import Decision, Effects, Result, Row, Selection, Verification
+from mergetomix.stages.ways import way_of
 
 MOST_SUBSETS = 4095
 """Subsets that the store is asked for one by one."""
@@ -29,6 +30,30 @@ MOST_CHARACTERS = 600
 """Of a piece of a row that are shown."""
 COLOURS = ("#0a7ea4", "#c2571a", "#6a51c8", "#2b8a3e", "#b02a6b", "#8a6d00", "#00796b", "#a33b3b")
 """Of curves; each can be told from both backgrounds."""
+
+
+WORDS = (
+    ("base", "the model that is fine-tuned"),
+    (
+        "mixture",
+        "some of the datasets; a fine-tune on it has all of their rows, or weighted shares",
+    ),
+    (
+        "merge",
+        "the base with the mean change of fine-tunes on single datasets: it stands for a"
+        " fine-tune on all of their data, which nobody has to make",
+    ),
+    ("gain", "by how much a model is better than the base, over all targets; also: objective"),
+    ("select part", "the examples of each target that the search and the checks see"),
+    ("report part", "the other examples, for the final table alone"),
+    ("check", "a real fine-tune on a mixture, to see how far merges are to be believed"),
+    (
+        "90% interval",
+        "where the number lies if the examples, and the seeds where a mixture was"
+        " trained with two, are drawn again",
+    ),
+    ("cannot be told apart", "chance alone may well make the difference"),
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +100,9 @@ def render(result: Result, recipe: Recipe) -> str:
         sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
         sections += [_checks(checked, result.decision)]
     sections += [*_targets(selection, result), *_search(selection), *curves(result.curves)]
-    sections += [*_answers(result), _ranking(selection, recipe), *_rows(result), _cost(result)]
+    sections += [*_answers(result), _ranking(result, recipe), *_rows(result), _cost(result)]
     if result.warnings:
-        sections.append(Block("warnings", "Warnings", list(result.warnings)))
+        sections.insert(1, Block("warnings", "Warnings", list(result.warnings)))
     sections += [_recipe(recipe), _environment(result)]
     return page(
         title=f"Merge to Mix: {recipe.base.path}",
@@ -98,6 +123,7 @@ def page(
             because=list(because),
             sections=sections,
             colours=COLOURS,
+            words=WORDS,
             **{"partial": False, **more},
         )
     )
@@ -169,7 +195,9 @@ def _effects(found: Effects, recipe: Recipe) -> Block:
             charts.Dot(each.dataset, *_ends(each.around), mark="choice" if each.is_in_pick else "")
             for each in found.datasets
         ],
-        charts.Axes("What the pick has more with each dataset", "gain with it less gain without"),
+        charts.Axes(
+            "Around the pick: the gain with each dataset, less the gain without it", "gain"
+        ),
     )
     return Block(
         "effects",
@@ -199,7 +227,10 @@ def _checks(checked: Verification, decided: Decision) -> Block:
     ]
     ends = [each.proxy for each in checked.predictions]
     equal = [(min(ends), min(ends)), (max(ends), max(ends))] if ends else []
-    title = "Merges beside real fine-tunes: measured, and expected with 90% intervals"
+    title = (
+        "Filled: mixtures that were fine-tuned; hollow: what is expected of others, with 90%"
+        " intervals; on the line merge and fine-tune gain the same"
+    )
     axes = charts.Axes(title, "gain of the merge", "gain of the fine-tune", line=equal)
     found = [PageTable.of("checked", "Real fine-tunes on the select part", tables.checks(checked))]
     if len(fidelity := tables.agreement(checked)) > 1:
@@ -239,10 +270,29 @@ def _targets(selection: Selection, result: Result) -> list[Block]:
     return [section]
 
 
-def _ranking(selection: Selection, recipe: Recipe) -> Block:
+def _place(selection: Selection, result: Result, recipe: Recipe) -> list[str]:
+    """Returns why the choice need not be the first, and why its gain need not be that elsewhere."""
+    mixtures, choice = [trial.mixture for trial in selection.trials], result.decision.mixture
+    found, checked = list[str](), result.verification
+    if choice in mixtures[1:] and checked is not None:
+        found.append(
+            f"{choice} is number {mixtures.index(choice) + 1} here: the choice follows the real"
+            " fine-tunes, and what they say of merges like these."
+        )
+    if checked is not None and checked.merging != way_of(recipe):
+        found.append(
+            f"These are merges with {way_of(recipe)}; the checks showed that {checked.merging}"
+            " rank better, and all other numbers of merges are of those."
+        )
+    return found
+
+
+def _ranking(result: Result, recipe: Recipe) -> Block:
+    selection = result.selection
     num = sentences.num_proxies(selection)
     found = tables.ranking(selection, recipe, MOST_ROWS)
     text = [f"The best {len(found) - 1} of {num} ({selection.strategy} search)."]
+    text += _place(selection, result, recipe)
     if racing := sentences.racing(selection):
         text.append(f"{racing}.")
     table = PageTable.of("ranking", "Merges on the select part, the best first", found)
@@ -252,8 +302,8 @@ def _ranking(selection: Selection, recipe: Recipe) -> Block:
 def _search(selection: Selection) -> list[Block]:
     trials = {trial.mixture: trial for trial in (*selection.trials, *selection.stopped)}
     tried = [trials[mixture] for mixture in selection.order if mixture in trials]
-    if len(tried) < 2:
-        return []
+    if len(tried) < 2 or selection.strategy == "exhaustive":
+        return []  # all were tried anyway
     costs = list(accumulate(trial.num_examples for trial in tried))
     best = accumulate((t.objective if t.complete else -math.inf for t in tried), max)
     known = [each for each in zip(map(float, costs), best, strict=True) if each[1] > -math.inf]

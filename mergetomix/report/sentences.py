@@ -92,12 +92,13 @@ def verification_lines(verification: Verification, decision: Decision | None = N
     A decision rests on the report part too, and says itself what cannot be told apart.
     """
     pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
-    paid = f"{verification.num_paid} paid check{'' if verification.num_paid == 1 else 's'}"
+    num = verification.num_paid
+    paid = f"{num} extra fine-tune{'' if num == 1 else 's'}"
     interval = f"{verification.confidence:.0%} interval {pick.low:+.4f} to {pick.high:+.4f}"
     lines = [
-        f"pick after {paid}: {pick.mixture}, objective {pick.mean:+.4f}"
-        f" ({interval} on the report part); the best mixture with a probability of"
-        f" {pick.best_probability:.2f}; {verification.stopped}",
+        f"pick after {paid}: {pick.mixture}, which was then expected to gain {pick.mean:+.4f} on"
+        f" the report part ({interval}); {pick.best_probability:.0%} chance of being the best"
+        f" mixture; {verification.stopped}",
         f"merges with {verification.merging}",
     ]
     lines += [
@@ -121,19 +122,18 @@ def effects(found: Effects) -> list[str]:
     source = (
         f"from all {known}"
         if found.is_exact
-        else f"from {known}, and for all others from a regression on them"
+        else f"from {known}, and for all others from a regression on these"
     )
     lines = [
-        "What a dataset adds to a mixture, averaged over all orders in which the datasets may be"
-        f" put together (Shapley values of gains over the base), {source}."
+        "What a dataset adds to a fine-tune, averaged over all orders in which the datasets may be"
+        f" put together (Shapley values of gains over the base), expected {source}."
     ]
     if found.harmful:
         lines.append(f"Harmful, by the whole interval: {', '.join(found.harmful)}.")
     for pair in found.redundant[:NUM_PAIRS]:
         one, other = pair.datasets
         lines.append(
-            f"{one} and {other} overlap: both together are not shown to be better than the better"
-            " of them alone."
+            f"No gain is shown from having both {one} and {other}, beside the better of them alone."
         )
     return lines
 

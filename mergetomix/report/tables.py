@@ -77,7 +77,7 @@ def ranking(selection: Selection, recipe: Recipe, most: int = NUM_RANKED) -> Tab
 
 def given_up(lines: Iterable[GivenUp]) -> Table:
     """Returns what the pick gives up on every target."""
-    header = ["target", "gain of the pick", "best gain of a proxy", "by", "given up"]
+    header = ["target", "gain of the pick", "best gain of a merge", "by", "given up"]
     return [header] + [
         [each.target, f"{each.gain:+.4f}", f"{each.best:+.4f}", str(each.by), f"{each.less:.4f}"]
         for each in lines
@@ -106,7 +106,7 @@ def stopped(selection: Selection) -> Table:
 
 def checks(verification: Verification) -> Table:
     """Returns every check: the objective of the proxy and of the real fine-tune."""
-    return [["datasets", "proxy", "real", "difference", "why it was fine-tuned"]] + [
+    return [["datasets", "merge", "fine-tune", "difference", "why it was fine-tuned"]] + [
         [str(c.mixture), *(f"{x:+.4f}" for x in (c.proxy, c.real, c.real - c.proxy)), c.origin]
         for c in verification.checks
     ]
@@ -164,16 +164,16 @@ def experts(made: Iterable[Finetune]) -> Table:
 def costs(cost: Cost) -> Table:
     """Returns seconds of work, whichever run did it."""
     seconds = {
-        "experts": cost.experts_s,
+        "fine-tunes on single datasets": cost.experts_s,
         "merging": cost.merge_s,
-        "evaluating proxies": cost.evaluate_s,
+        "scoring merges": cost.evaluate_s,
         **({"gradients in the weights": cost.gradients_s} if cost.gradients_s > 0 else {}),
-        "checks": cost.checks_s,
+        "fine-tunes that check": cost.checks_s,
         "final fine-tune": cost.final_s,
-        "total": cost.total_s,
-        "baselines, for the table alone": cost.baselines_s,
-        "fine-tuning on every mixture instead, estimated": cost.brute_force_s_estimate,
-        "this run, reuse counted": cost.wall_s,
+        "all of these": cost.total_s,
+        "beside them, baselines for the final table": cost.baselines_s,
+        "instead of them, a fine-tune on every mixture, estimated": cost.brute_force_s_estimate,
+        "this run by the clock, which reuses what the store holds": cost.wall_s,
     }
     return [["what", "seconds"]] + [[name, f"{each:.1f}"] for name, each in seconds.items()]
 

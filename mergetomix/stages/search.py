@@ -55,7 +55,7 @@ def search_mixtures(session: Session) -> Selection:
     session.opened.tell_reused("trials")
     complete = [trial for trial in searched.trials if trial.complete]
     stopped = [trial for trial in searched.trials if not trial.complete]
-    warn_of_blunt_targets(session, complete, base)
+    blunt = warn_of_blunt_targets(session, complete, base)
     all_gains = [gains(trial.scores, base) for trial in complete]
     for line in units.about_rulers(objective, all_gains, f"{len(complete)} mixtures"):
         session.opened.warn(line)
@@ -72,7 +72,8 @@ def search_mixtures(session: Session) -> Selection:
     )
     best_first, others = ranked(candidates), (ranked(experts), objective, ranked(stopped))
     order = tuple(dict.fromkeys(trial.mixture for trial in searched.trials))
-    return Selection(best_first[0].mixture, best_first, searched.strategy, base, *others, order)
+    best = best_first[0].mixture
+    return Selection(best, best_first, searched.strategy, base, *others, order, blunt)
 
 
 def search_all(session: Session, base: Base, objective: Objective) -> Searched:
@@ -324,17 +325,19 @@ def objective_of_selection(session: Session, selection: Selection) -> Objective:
 
 def warn_of_blunt_targets(
     session: Session, trials: Sequence[Trial], base: Mapping[str, Scores]
-) -> None:
+) -> tuple[str, ...]:
     """Names targets on which the mixtures differ by no more than chance would make them.
 
     Of many mixtures the best and the worst lie apart by chance alone, so that all are looked at.
     """
+    blunt: list[str] = []
     for name in session.recipe.targets if len(trials) > 1 else ():
         scores = [trial.scores[name] for trial in trials]
         best, worst = (pick(scores, key=lambda each: each.mean) for pick in (max, min))
         num = len(best.values)
         gap, sd = agreement.paired_difference(best.values, worst.values, best.weights)
         if gap <= 0:
+            blunt.append(name)
             session.opened.warn(
                 f"target {name}: all {len(trials)} mixtures score the same, {best.mean:.4g};"
                 " it has no say in the choice"
@@ -344,6 +347,7 @@ def warn_of_blunt_targets(
         root_ME = noise.mean_root(deviations(scores, base[name]), np.array(best.weights))
         chance = noise.chance_of_spread(means_M, root_ME)
         if chance > SAYS_NOTHING or not sd * agreement.STANDARD_ERRORS < gap:
+            blunt.append(name)
             needed, spread = "several are needed", f"{gap:.3g}"
             if math.isfinite(sd):
                 needed = f"about {agreement.examples_needed(sd, num, gap)} are needed"
@@ -353,3 +357,4 @@ def warn_of_blunt_targets(
                 f" than chance would make equal ones differ (p = {chance:.2g}), even the best from"
                 f" the worst ({spread}); {needed}, or leave it out"
             )
+    return tuple(blunt)
