@@ -181,7 +181,10 @@ def _next(result: Result) -> str:
     if decision.others and checked is not None and checked.more_examples is not None:
         wanted = checked.more_examples
         if wanted.target in result.selection.blunt:
-            return f"Next: use it; {model}. To tell more apart, have other targets than that."
+            return (
+                f"Next: use it; {model}. To tell more apart, have another target in the place of"
+                f" {wanted.target}."
+            )
         if wanted.share >= 0.1:
             return (
                 f"Next: use it; {model}. To tell more apart, give {wanted.target} about"
