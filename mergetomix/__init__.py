@@ -359,14 +359,16 @@ def store_contents(path: str | Path) -> Contents:
 
 
 def collect_unreached(
-    recipes: Sequence[AnyRecipe], listener: Listener | None = None, dry_run: bool = False
+    recipes: AnyRecipe | list[AnyRecipe] | tuple[AnyRecipe, ...],
+    listener: Listener | None = None,
+    dry_run: bool = False,
 ) -> Unreached:
     """Removes from a store what none of some recipes reaches, and returns what that is.
 
     A run of any of them trains nothing anew afterwards. What may be reached is kept.
 
     Args:
-        recipes: every recipe whose work is to stay; all name the same store.
+        recipes: every recipe whose work is to stay, or the only one; all name the same store.
         dry_run: to remove nothing.
 
     Raises:
@@ -376,7 +378,8 @@ def collect_unreached(
     from mergetomix.stages import reach
     from mergetomix.store import collect
 
-    loaded = [load_recipe(recipe) for recipe in recipes]
+    each = recipes if isinstance(recipes, list | tuple) else [recipes]
+    loaded = [load_recipe(recipe) for recipe in each]
     with heard(listener) as hears:
         found = reach.unreached(loaded, hears)
     if not dry_run:

@@ -20,6 +20,8 @@ STANDARD_ERRORS = 2.0
 """By so many the loss on own rows must have risen to say so."""
 LEAST_CHANGE = 0.002
 """A loss that fell by a smaller part did not fall, and one that rose by a smaller did not rise."""
+LARGE_CHANGE = 0.1
+"""A loss that rose by a larger part went astray, however few the rows are."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class OwnRows:
     """The loss on some rows of a training's own, before it and after it.
 
     `before` and `after` are means over what is scored, in the family's unit; `error` is the
-    standard error of their difference, from one row to another.
+    standard error of their difference, from one row to another, None of one row alone.
     """
 
     num: int
     before: float
     after: float
-    error: float
+    error: float | None
 
     @classmethod
     def of(
@@ -64,7 +66,7 @@ class OwnRows:
         mean = (sum(after) - sum(before)) / total
         rows = zip(before, after, num_scored, strict=True)
         squares = sum((b - a + mean * each) ** 2 for b, a, each in rows)
-        error = math.sqrt(squares * num / (num - 1)) / total if num > 1 else math.inf
+        error = math.sqrt(squares * num / (num - 1)) / total if num > 1 else None
         return cls(num, sum(before) / total, sum(after) / total, error)
 
 
@@ -119,12 +121,16 @@ class Curve:
         found = dict(kept or {})
         own = found.pop("own", None)
         columns = {name: tuple(values) for name, values in found.items()}
-        return cls(**columns, own=None if own is None else OwnRows(**own))
+        if own is not None:
+            lost = {name: math.nan for name in ("before", "after") if own[name] is None}
+            own = OwnRows(**{**own, **lost})
+        return cls(**columns, own=own)
 
     def written(self) -> dict[str, Any]:
         """Returns the curve as plain lists and mappings, six digits of each number."""
         found = {name: [_short(each) for each in values] for name, values in self._columns()}
-        own = None if self.own is None else asdict(self.own)
+        kept = {} if self.own is None else asdict(self.own)
+        own = {name: _short(each) for name, each in kept.items()} or None
         return {**found, "own": own}
 
     def _columns(self) -> list[tuple[str, tuple[Any, ...]]]:
@@ -156,10 +162,15 @@ def complaint(own: OwnRows | None) -> str | None:
     losses = f"was {own.before:.4g} before and is {own.after:.4g} after"
     told = f"the loss on {own.num} of its own rows {losses}"
     rise, least = own.after - own.before, LEAST_CHANGE * abs(own.before)
-    if not math.isfinite(rise) or rise > max(STANDARD_ERRORS * own.error, least):
+    is_sure = own.error is not None and rise > STANDARD_ERRORS * own.error
+    is_large = rise > LARGE_CHANGE * abs(own.before)
+    if not math.isfinite(rise) or is_large or (is_sure and rise > least):
         return f"it went astray: {told}"
     return f"it did not learn: {told}" if rise > -least else None
 
 
 def _short(number: Any) -> Any:
-    return float(f"{number:.6g}") if isinstance(number, float) else number
+    """Returns a number with six digits; None for what is none, which JSON does not know."""
+    if not isinstance(number, float):
+        return number
+    return float(f"{number:.6g}") if math.isfinite(number) else None

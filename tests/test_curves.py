@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import builtins
+import json
 import math
 import random
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import stdev
 from typing import Any, ClassVar
@@ -63,13 +67,16 @@ def test_a_training_without_steps_has_an_empty_curve() -> None:
         (3.0, 0.0, "did not learn"),
         (3.005, 0.0, "did not learn"),
         (3.1, 0.06, "did not learn"),
+        (3.1, None, "did not learn"),
+        (3.4, 0.5, "went astray"),
+        (3.4, None, "went astray"),
         (3.1, 0.04, "went astray"),
         (9.0, 1.0, "went astray"),
         (math.nan, math.nan, "went astray"),
     ],
 )
 def test_what_is_said_follows_the_loss_on_own_rows(
-    after: float, error: float, wanted: str | None
+    after: float, error: float | None, wanted: str | None
 ) -> None:
     found = complaint(OwnRows(8, 3.0, after, error))
     assert found is None if wanted is None else wanted in (found or "")
@@ -87,9 +94,19 @@ def test_the_error_is_that_of_the_rows_differences() -> None:
         drawn = [rng.randrange(len(num)) for _ in num]
         total = sum(num[i] for i in drawn)
         means.append(sum(after[i] - before[i] for i in drawn) / total)
+    assert own.error is not None
     assert own.after - own.before == pytest.approx(-0.1, abs=4 * own.error)
     assert own.error == pytest.approx(stdev(means), rel=0.15)
-    assert OwnRows.of([3.0], [2.0], [1]).error == math.inf
+    assert OwnRows.of([3.0], [2.0], [1]).error is None
+
+
+@pytest.mark.parametrize("own", [OwnRows(1, 3.0, 2.0, None), OwnRows(8, 3.0, math.nan, math.nan)])
+def test_what_is_kept_is_json_that_every_reader_takes(own: OwnRows) -> None:
+    curve = replace(Curve.of(steps_of([3.0, 2.0])), own=own)
+    text = json.dumps(curve.written(), allow_nan=False)
+    again = Curve.read(json.loads(text)).own
+    assert again is not None and again.num == own.num
+    assert (complaint(again) or "")[:15] == (complaint(own) or "")[:15]
 
 
 # --- in a run
@@ -133,6 +150,25 @@ def test_a_run_says_which_fine_tunes_did_not_learn(tmp_path: Path) -> None:
     assert len(told) == 3 and all("train.learning_rate" in each for each in told)
     m2m.train_experts(recipe, again)
     assert [each for each in again.warnings if "it did not learn" in each] == told
+
+
+def test_the_report_of_an_unfinished_run_has_all_curves_and_warnings(tmp_path: Path) -> None:
+    values = values_of(tmp_path)
+    values["train"] |= {"learning_rate": 1e-12}
+    recipe = write_recipe(tmp_path, values)
+    m2m.verify_mixtures(recipe)
+    m2m.write_report(recipe)
+    text = (tmp_path / "run" / "report.html").read_text()
+    with open_session(m2m.load_recipe(recipe), is_run=False) as session:
+        kept = [
+            str(mixture)
+            for mixture in session.spaces.subsets
+            if session.finetunes.known(mixture) is not None
+        ]
+    assert len(kept) > 3
+    for name in kept:
+        assert f"<title>{name}</title></polyline>" in text
+        assert f"fine-tune on {name}: it did not learn" in text
 
 
 def test_curves_outlive_the_ledger(plain: tuple[Path, m2m.Result], tmp_path: Path) -> None:
@@ -261,7 +297,7 @@ def test_one_that_is_not_installed_is_named_and_left_out(
 
     def without(name: str, *args: Any, **kwargs: Any) -> Any:
         if name == "wandb":
-            raise ImportError("No module named 'wandb'")
+            raise ModuleNotFoundError("No module named 'wandb'", name="wandb")
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
@@ -270,7 +306,7 @@ def test_one_that_is_not_installed_is_named_and_left_out(
     values = values_of(tmp_path, report_to=["wandb"])
     m2m.train_experts(write_recipe(tmp_path, values), heard)
     (told,) = [each for each in heard.warnings if "report_to" in each]
-    assert "it is not installed (pip install 'mergetomix[trackers]')" in told
+    assert "it is not installed (pip install wandb)" in told
 
 
 def test_what_only_looks_is_not_told_of(recorder: type[Recorder], tmp_path: Path) -> None:
@@ -369,6 +405,56 @@ def test_a_server_that_does_not_answer_does_not_stop_a_run(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (told,) = told_to("mlflow", tmp_path)
     assert "mlflow is left out" in told
+
+
+@pytest.mark.parametrize("num_answered", [0, 4])
+def test_a_server_that_falls_silent_is_waited_for_some_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_answered: int
+) -> None:
+    """One request at most is waited for, with the patience that every call of MLflow's has."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setattr(kinds, "PATIENCE_S", 1)
+    asked: list[str] = []
+    with silent_server(asked, num_answered) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address.replace("//", "//alice:secret@"))
+        (told,) = told_to("mlflow", tmp_path)
+    assert "mlflow is left out" in told and "secret" not in told
+    assert len(asked) <= num_answered + 2 * 2  # two runs, and each asks twice
+
+
+@contextmanager
+def silent_server(asked: list[str], num_answered: int) -> Iterator[str]:
+    """Answers so many requests as MLflow does, and then no more."""
+    over = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if len(asked) > num_answered:
+                over.wait(60)
+                return
+            answer = {"experiment": {"experiment_id": "1", "name": "mergetomix"}}
+            info = {"run_id": "r", "experiment_id": "1", "status": "RUNNING", "start_time": 1}
+            whole = json.dumps({**answer, "run": {"info": info, "data": {}}}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(whole)))
+            self.end_headers()
+            self.wfile.write(whole)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        over.set()
+        server.shutdown()
 
 
 def test_trackio_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

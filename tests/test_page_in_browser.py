@@ -78,6 +78,8 @@ def test_a_field_filters_a_table(page: Any) -> None:
     shown = page.locator("#ranking tbody tr:visible td:nth-child(2)").all_inner_texts()
     assert shown and all("a + b" in each for each in shown)
     assert len(shown) < page.locator("#ranking tbody tr").count() == 15
+    page.locator("input[data-filters=ranking]").fill("b a")
+    assert page.locator("#ranking tbody tr:visible").count() == len(shown)
 
 
 def test_it_fits_a_phone(page: Any) -> None:

@@ -199,7 +199,7 @@ def verify(recipe: RecipePath, overrides: Overrides = None) -> None:
         selection, verification = mergetomix.verify_mixtures(loaded, listener)
     console.show_ranking(selection, loaded)
     if verification is not None:
-        console.show_verification(verification)
+        console.show_verification(verification, blunt=selection.blunt)
     console.show_given_up(selection, verification)
 
 

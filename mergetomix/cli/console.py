@@ -36,7 +36,7 @@ def show_result(result: Result, recipe: Recipe) -> None:
         _line(f"  {text}")
     show_ranking(result.selection, recipe)
     if result.verification is not None:
-        show_verification(result.verification, result.decision)
+        show_verification(result.verification, result.decision, result.selection.blunt)
     show_given_up(result.selection, result.verification)
     if result.verification is not None and result.verification.effects is not None:
         show_effects(result.verification.effects, recipe)
@@ -62,10 +62,12 @@ def show_ranking(selection: Selection, recipe: Recipe) -> None:
     _line(f"best by proxy: {selection.mixture}")
 
 
-def show_verification(verification: Verification, decided: Decision | None = None) -> None:
+def show_verification(
+    verification: Verification, decided: Decision | None = None, blunt: Sequence[str] = ()
+) -> None:
     """Prints the checks, the pick, what cannot be told apart from it, and how well proxies rank."""
     _show("Checks: real fine-tunes on the select part", tables.checks(verification))
-    for text in sentences.verification_lines(verification, decided):
+    for text in sentences.verification_lines(verification, decided, blunt):
         _line(text)
 
 
@@ -225,10 +227,16 @@ def show_unreached(found: Unreached) -> None:
     _line(f"{size(found.num_bytes)} in all")
 
 
+def kept_name(each: KeptFinetune) -> str:
+    """Returns what a kept fine-tune is called: its mixture, and its seed if that is not 0."""
+    seed = each.settings.get("seed")
+    return f"{each.mixture}, seed {seed}" if seed else str(each.mixture)
+
+
 def _show_kept(finetunes: Sequence[KeptFinetune], artifacts: Sequence[KeptArtifact]) -> None:
     """Prints the fine-tunes of a store, and its other artifacts by kind; nothing if none."""
     lines = [
-        [" + ".join(each.mixture.members), str(each.num_tokens), size(each.num_bytes), made]
+        [kept_name(each), str(each.num_tokens), size(each.num_bytes), made]
         for each in finetunes
         for made in [each.created[:16].replace("T", " ")]
     ]

@@ -85,11 +85,15 @@ def _cheaper(result: Result) -> list[str]:
     trained = {row.mixture for row in result.table if row.kind != "proxy"}
     if cheaper == result.decision.mixture or cheaper in trained or checked is None:
         return []
-    found = [each for each in checked.predictions if each.mixture == cheaper]
-    expected = [Estimate(each.mean, each.low, each.high) for each in found]
+    choice = result.decision.mixture
+    expected = {
+        each.mixture: Estimate(each.mean, each.low, each.high) for each in checked.predictions
+    }
+    if cheaper not in expected or choice not in expected:
+        return []
     return [
-        f"{cheaper} was not fine-tuned: merges and checks expect {interval(each)} of it."
-        for each in expected
+        f"{cheaper} was not fine-tuned: merges and checks alone expect"
+        f" {interval(expected[cheaper])} of it, and {interval(expected[choice])} of {choice}."
     ]
 
 
@@ -112,15 +116,15 @@ def _trainings(result: Result) -> list[str]:
     if not known:
         return []
     if bad:
-        return [f"Did not learn their own rows: {', '.join(bad)} (see the warnings)."]
-    return [f"All {len(known)} fine-tunes lowered the loss on rows of their own."]
+        return [f"Did not learn their training rows: {', '.join(bad)} (see the warnings)."]
+    return [f"All {len(known)} fine-tunes lowered the loss on some of their training rows."]
 
 
 def _cost(result: Result) -> str:
     """Returns what it took beside fine-tuning on every mixture."""
     cost, selection = result.cost, result.selection
     num = len(selection.trials) + len(selection.stopped)
-    every, total = cost.brute_force_s_estimate, cost.total_s
+    every, total = cost.brute_force_s_estimate, cost.total_s + cost.baselines_s
     beside = f" ({every / total:.0f} times as long)" if every > 2 * total > 0 else ""
     return (
         f"It took {duration(total)} of work, {len(result.curves) or len(result.experts)}"

@@ -6,7 +6,7 @@ from mergetomix.quoting import code, front_matter, plain
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.report import decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Decision, Result, Verification
+from mergetomix.results import Result, Verification
 from mergetomix.stages.ways import way_of
 
 
@@ -39,7 +39,7 @@ def render(result: Result, recipe: Recipe) -> str:
         best = f"The best {len(shown) - 1} of these {len(selection.stopped)}"
         parts += [f"{sentences.racing(selection)}. {best}:", table(shown)]
     if result.verification is not None:
-        parts += _verification(result.verification, result.decision)
+        parts += _verification(result.verification, result)
     parts += ["## Experts", table(tables.experts(result.experts))]
     parts += ["## Cost", table(tables.costs(result.cost))]
     if result.warnings:
@@ -124,8 +124,10 @@ def _targets(result: Result) -> list[str]:
     return parts
 
 
-def _verification(verification: Verification, decided: Decision) -> list[str]:
-    lines = "\n".join(f"- {text}" for text in sentences.verification_lines(verification, decided))
+def _verification(verification: Verification, result: Result) -> list[str]:
+    blunt = result.selection.blunt
+    found = sentences.verification_lines(verification, result.decision, blunt)
+    lines = "\n".join(f"- {text}" for text in found)
     parts = ["## Checks", table(tables.checks(verification)), lines]
     measured = tables.agreement(verification)
     if len(measured) > 1:

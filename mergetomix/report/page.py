@@ -19,7 +19,7 @@ from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
 from mergetomix.report import charts, decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Decision, Effects, Result, Row, Selection, Verification
+from mergetomix.results import Effects, Result, Row, Selection, Verification
 from mergetomix.stages.ways import way_of
 
 MOST_SUBSETS = 4095
@@ -98,7 +98,7 @@ def render(result: Result, recipe: Recipe) -> str:
     sections = [_final(result, recipe)]
     if checked is not None:
         sections += [_effects(checked.effects, recipe)] if checked.effects is not None else []
-        sections += [_checks(checked, result.decision)]
+        sections += [_checks(checked, result)]
     sections += [*_targets(selection, result), *_search(selection), *curves(result.curves)]
     sections += [*_answers(result), _ranking(result, recipe), *_rows(result), _cost(result)]
     if result.warnings:
@@ -214,7 +214,7 @@ def _ends(found: Any) -> tuple[float, float, float]:
     return found.value, found.low, found.high
 
 
-def _checks(checked: Verification, decided: Decision) -> Block:
+def _checks(checked: Verification, result: Result) -> Block:
     measured = {each.mixture: each for each in checked.checks}
     points = [
         charts.Point(str(each.mixture), each.proxy, each.mean, each.low, each.high, "faint")
@@ -235,7 +235,7 @@ def _checks(checked: Verification, decided: Decision) -> Block:
     found = [PageTable.of("checked", "Real fine-tunes on the select part", tables.checks(checked))]
     if len(fidelity := tables.agreement(checked)) > 1:
         found.append(PageTable.of("fidelity", "How well merges rank real fine-tunes", fidelity))
-    lines = sentences.verification_lines(checked, decided)
+    lines = sentences.verification_lines(checked, result.decision, result.selection.blunt)
     return Block(
         "checks",
         "Merges and real fine-tunes",

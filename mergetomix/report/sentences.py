@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mergetomix.models.family import UNITS
 from mergetomix.recipe.recipe import Recipe
 from mergetomix.records import Kind, Scores
@@ -86,10 +88,13 @@ def racing(selection: Selection) -> str:
     )
 
 
-def verification_lines(verification: Verification, decision: Decision | None = None) -> list[str]:
+def verification_lines(
+    verification: Verification, decision: Decision | None = None, blunt: Sequence[str] = ()
+) -> list[str]:
     """Returns the pick, what cannot be told apart from it, and how well the proxies rank.
 
-    A decision rests on the report part too, and says itself what cannot be told apart.
+    A decision rests on the report part too, and says itself what cannot be told apart. Of `blunt`
+    targets, which tell no mixtures apart, more examples are not asked for.
     """
     pick = next(each for each in verification.predictions if each.mixture == verification.mixture)
     num = verification.num_paid
@@ -111,7 +116,8 @@ def verification_lines(verification: Verification, decision: Decision | None = N
         more = f" and {num_more} more" if num_more > 0 else ""
         lines.append(f"cannot be told apart from the pick: {shown}{more}")
     wanted = verification.more_examples
-    if wanted is not None and (decision is None or wanted.against in decision.others):
+    is_open = wanted is not None and (decision is None or wanted.against in decision.others)
+    if wanted is not None and is_open and wanted.target not in blunt:
         lines.append(more_examples(wanted))
     return [*lines, _agreement(verification)]
 

@@ -30,12 +30,24 @@ def render(session: Session) -> str:
         f"{len(experts)} of {len(names)} fine-tunes on single datasets are there.",
         "The same command goes on from here: mergetomix run, with the same recipe.",
     ]
-    for each in experts:
-        session.finetunes.look_at(each, None)
+    _look_at_all(session)
     losses = page.curves(session.finetunes.curves)
-    sections = [_experts(experts), _scores(session), *losses, _recipe(session)]
+    sections = [_experts(experts), _scores(session), *losses, *_warnings(session), _recipe(session)]
     title = f"Merge to Mix: {session.recipe.base.path}"
     return page.page(title, HEADLINE, because, sections, partial=True)
+
+
+def _look_at_all(session: Session) -> None:
+    """Takes the curves of all fine-tunes that are there, and says what is wrong with them."""
+    for seed in (None, session.recipe.train.seed + 1):
+        for mixture in _mixtures(session):
+            if (found := session.finetunes.known(mixture, seed)) is not None:
+                session.finetunes.look_at(found, seed)
+
+
+def _warnings(session: Session) -> list[page.Block]:
+    found = session.opened.warnings
+    return [page.Block("warnings", "Warnings", list(found))] if found else []
 
 
 def _experts(experts: list[Finetune]) -> page.Block:

@@ -131,7 +131,9 @@ def surroundings(opened: OpenRecipe) -> Surroundings:
     logs = Path(opened.recipe.run_dir) / "workers"
 
     def opens(num_neighbours: int) -> Opens:
-        recipe = opened.recipe.model_copy(update={"device": opened.inputs.family.device})
+        # what is left out here need not be tried by every worker
+        told = {"device": opened.inputs.family.device, "report_to": opened.trackers.names}
+        recipe = opened.recipe.model_copy(update=told)
         scratch, own = str(opened.scratch()), kind_of(opened.inputs)
         return partial(open_worker, recipe, scratch, num_neighbours, wanted=own)
 

@@ -81,10 +81,8 @@ def experts_of(session: Session, names: Sequence[str]) -> tuple[Finetune, ...]:
         failures[str(mixture)] = f"expert {mixture}: {expert.message}"
         session.listener.warn(failures[str(mixture)])
     if failures:
-        hint = (
-            "the other experts are in the store; lower train.learning_rate or look for odd rows in"
-            " these datasets"
-        )
+        others = "the other experts are in the store; " if found else ""
+        hint = f"{others}lower train.learning_rate or look for odd rows in these datasets"
         raise TrainingError("; ".join(failures[name] for name in sorted(failures)), hint=hint)
     return tuple(found[name] for name in names)
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 PROJECT = "mergetomix"
 """Where the user names none."""
-PATIENCE_S = 15
+PATIENCE_S = 10
 """So long a server may take to answer, unless the user says otherwise."""
 SEND_EVERY_S = 2.0
 """How often numbers are sent to MLflow, whose client waits for the answer."""
@@ -72,10 +72,12 @@ class TensorBoardRun:
     def __init__(self, place: RunPlace, values: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        root = Path(os.environ.get("TENSORBOARD_LOGGING_DIR") or place.folder / "tensorboard")
+        # perhaps an address, which is no path
+        root = os.environ.get("TENSORBOARD_LOGGING_DIR") or str(place.folder / "tensorboard")
         self.where = f"tensorboard --logdir {root}"
         began = time.strftime("%Y%m%d-%H%M%S")
-        self._writer = SummaryWriter(str(root / place.group / f"{place.file_name}-{began}"))
+        folder = f"{root.rstrip('/')}/{place.group}/{place.file_name}-{began}"
+        self._writer = SummaryWriter(folder)
         lines = [f"| {key} | {value} |" for key, value in values.items()]
         self._writer.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *lines]))
 
@@ -153,7 +155,7 @@ class MlflowRun:
     def __init__(self, place: RunPlace, values: Mapping[str, Any]) -> None:
         import mlflow  # noqa: F401  # which sets the level of its logger
 
-        with _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"), _still("mlflow"):
+        with _patient():
             self._begin(place, values)
 
     def _begin(self, place: RunPlace, values: Mapping[str, Any]) -> None:
@@ -169,7 +171,7 @@ class MlflowRun:
         self._id = str(run.info.run_id)
         params = [Param(key, str(value)[:MOST_CHARACTERS]) for key, value in values.items()]
         self._client.log_batch(self._id, params=params)
-        self.where = f"experiment {wanted} at {mlflow.get_tracking_uri()}"
+        self.where = f"experiment {wanted} at {without_passwords(mlflow.get_tracking_uri())}"
         self._waiting: list[Any] = []
         self._sent = time.monotonic()
 
@@ -185,24 +187,28 @@ class MlflowRun:
     def _send(self) -> None:
         while self._waiting:
             part, self._waiting = self._waiting[:SEND_AT_MOST], self._waiting[SEND_AT_MOST:]
-            self._client.log_batch(self._id, metrics=part)
+            with _patient():
+                self._client.log_batch(self._id, metrics=part)
         self._sent = time.monotonic()
 
     def table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Notes a table as an artifact."""
         head = list(rows[0]) if rows else []
         columns = {key: [row[key] for row in rows] for key in head}
-        self._client.log_table(self._id, columns, f"{name}.json")
+        with _patient():
+            self._client.log_table(self._id, columns, f"{name}.json")
 
     def files(self, paths: Sequence[Path]) -> None:
         """Keeps copies of files as artifacts."""
         for path in paths:
-            self._client.log_artifact(self._id, str(path))
+            with _patient():
+                self._client.log_artifact(self._id, str(path))
 
     def end(self, failed: bool) -> None:
         """Sends what waits and ends the run."""
         self._send()
-        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+        with _patient():
+            self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
 SEND_AT_MOST = 500
@@ -269,11 +275,33 @@ def _default(name: str, value: str) -> Iterator[None]:
 
 
 @contextmanager
-def _still(name: str) -> Iterator[None]:
-    """Has a package log nothing but warnings for a while, such as that it makes its tables."""
+def _patient() -> Iterator[None]:
+    """Has MLflow wait some seconds at most, log nothing but warnings, and print nothing."""
+    with (
+        _default("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        _default("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S)),
+        _still("mlflow", logging.WARNING),
+        _still("urllib3", logging.ERROR),
+        redirect_stdout(io.StringIO()),
+    ):
+        yield
+
+
+def without_passwords(text: str) -> str:
+    """Returns a text without the users and the passwords of the addresses in it.
+
+    >>> without_passwords("no answer from http://alice:secret@host:5000/a")
+    'no answer from http://host:5000/a'
+    """
+    return re.sub(r"(\w[\w+.-]*://)[^/@\s]*@", r"\1", text)
+
+
+@contextmanager
+def _still(name: str, level: int) -> Iterator[None]:
+    """Has a package log nothing below a level for a while, such as that it makes its tables."""
     logger = logging.getLogger(name)
     before = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(level)
     try:
         yield
     finally:

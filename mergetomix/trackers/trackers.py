@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mergetomix.trackers.kinds import KINDS, RunPlace, TrackedRun
+from mergetomix.trackers.kinds import KINDS, RunPlace, TrackedRun, without_passwords
 
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
-INSTALL = "pip install 'mergetomix[trackers]'"
+MOST_CHARACTERS = 300
+"""Of an error that are shown."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Trackers:
 
     def __init__(self, names: Sequence[str], run_dir: str, warn: Callable[[str], None]) -> None:
         self._names, self._folder, self._warn = list(names), Path(run_dir), warn
+
+    @property
+    def names(self) -> list[str]:
+        """The trackers that are left."""
+        return list(self._names)
 
     @contextmanager
     def run(self, about: About) -> Iterator[Tracked]:
@@ -70,9 +76,10 @@ class Trackers:
             return
         self._names.remove(name)
         lines = str(error).strip().splitlines()
-        why = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        is_there = not isinstance(error, ImportError)
-        rest = why if is_there else f"it is not installed ({INSTALL})"
+        said = f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
+        why = without_passwords(said)[:MOST_CHARACTERS]
+        lacks = isinstance(error, ModuleNotFoundError) and error.name == name
+        rest = f"it is not installed (pip install {name})" if lacks else why
         self._warn(f"report_to: {name} is left out, and the run goes on without it: {rest}")
 
 
