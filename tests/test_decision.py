@@ -227,7 +227,7 @@ def test_nothing_praises_what_does_not_beat_the_base(gain: float) -> None:
         gathered.selection, gathered.verification, (), rows, decide(gathered), cost, {}, "run"
     )
     assert result.decision.kind in ("base", "more")
-    assert "better than" not in words.lines(result)[0] and len(words.lines(result)) == 3
+    assert "better than" not in words.lines(result)[0] and len(words.lines(result)) == 4
     assert not any("is better than" in line for line in words.lines(result))
 
 

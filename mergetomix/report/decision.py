@@ -13,7 +13,13 @@ NUM_OTHERS = 3
 
 
 def lines(result: Result) -> list[str]:
-    """Returns what the decision rests on and what to do next, one sentence each."""
+    """Returns what the decision rests on, what it took and what to do next, a sentence each."""
+    *reasons, last = because(result)
+    return [*reasons, _cost(result), last]
+
+
+def because(result: Result) -> list[str]:
+    """Returns the same without what it took, which differs from one run to another."""
     decision = result.decision
     if decision.kind in ("base", "more"):
         return [_gain(result), *_best(decision), _next(result)]
@@ -22,7 +28,7 @@ def lines(result: Result) -> list[str]:
         found.append(_others(decision))
     found += _cheaper(result)
     found += [_compared(each, decision) for each in decision.comparisons[1:]]
-    return [*found, *_adds(result), *_trainings(result), _cost(result), _next(result)]
+    return [*found, *_adds(result), *_trainings(result), _next(result)]
 
 
 def interval(found: Estimate) -> str:

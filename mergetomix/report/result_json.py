@@ -70,7 +70,7 @@ def to_dict(result: Result) -> dict[str, Any]:
 def decision(result: Result) -> dict[str, Any]:
     """Returns what to train on, in words and in numbers."""
     found = result.decision
-    texts = {"headline": found.headline, "because": words.lines(result)}
+    texts = {"headline": found.headline, "because": words.because(result)}
     return {**texts, **plain(found)}
 
 

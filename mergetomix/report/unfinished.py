@@ -46,8 +46,8 @@ def _look_at_all(session: Session) -> None:
 
 
 def _warnings(session: Session) -> list[page.Block]:
-    found = session.opened.warnings
-    return [page.Block("warnings", "Warnings", list(found))] if found else []
+    found = [*session.opened.warnings, *session.finetunes.complaints.values()]
+    return [page.Block("warnings", "Warnings", found)] if found else []
 
 
 def _experts(experts: list[Finetune]) -> page.Block:

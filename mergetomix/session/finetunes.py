@@ -39,6 +39,9 @@ class Finetunes:
         self._recipe, self._inputs, self._store = opened.recipe, opened.inputs, opened.store
         self.curves: dict[str, Curve] = {}
         """The curves of all fine-tunes that the run has used so far, by what they are called."""
+        self.complaints: dict[str, str] = {}
+        """What is wrong with those that did not learn. They are no warnings of the open recipe, as
+        their order is that in which fine-tunes come, from the store or from workers."""
 
     # --- rows
 
@@ -171,7 +174,10 @@ class Finetunes:
             self.curves[name] = curve
         if (wrong := curves.complaint(curve.own)) is not None:
             hint = "look at train.learning_rate and at the data"
-            self._open.warn(f"fine-tune on {name}: {wrong}; {hint}")
+            text = f"fine-tune on {name}: {wrong}; {hint}"
+            if name not in self.complaints:
+                self._open.listener.warn(text)
+            self.complaints[name] = text
 
     def curve(self, key: str) -> Curve:
         """Returns how a fine-tune's training went; an empty curve where that is not known."""

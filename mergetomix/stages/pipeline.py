@@ -135,7 +135,8 @@ def result_of(
     )
     picked = selection.mixture if verification is None else verification.mixture
     portions = session.finetunes.portions(picked)
-    about, warnings = environment(session.opened), tuple(session.opened.warnings)
+    about, complaints = environment(session.opened), session.finetunes.complaints
+    warnings = (*session.opened.warnings, *(complaints[name] for name in sorted(complaints)))
     found = tuple(experts), tuple(table)
     final = session.finetunes.known(picked)
     read = signatures(session, [*experts, *([final] if final is not None else [])])
@@ -152,7 +153,7 @@ def result_of(
         read,
         {name: samples_of(session, name) for name in session.recipe.datasets},
         answered(session, table),
-        dict(session.finetunes.curves),
+        dict(sorted(session.finetunes.curves.items())),
     )
 
 
