@@ -257,6 +257,19 @@ def test_a_search_that_chooses_shows_how_it_came_to_its_best(
     assert len(heights) == 2 * len(result.selection.order) - 1
 
 
+def test_the_calibration_is_a_line_with_a_band() -> None:
+    def expected(proxy: float, measured: bool = False) -> m2m.Prediction:
+        mean = 0.5 * proxy + 0.1
+        mixture = Mixture.union([f"d{proxy}"])
+        return m2m.Prediction(mixture, proxy, mean, mean - 0.2, mean + 0.3, 0.1, measured)
+
+    found = [expected(each / 10) for each in range(6)]
+    line, band = page.calibration([*found, expected(9.0, measured=True)])
+    assert line == [pytest.approx((0.0, 0.1)), pytest.approx((0.5, 0.35))]
+    assert band == [pytest.approx((0.0, -0.1, 0.4)), pytest.approx((0.5, 0.15, 0.65))]
+    assert page.calibration(found[:2]) == page.calibration([found[0]] * 3) == ([], [])
+
+
 def test_a_target_that_tells_nothing_apart_is_said_at_once(
     finished: tuple[Path, m2m.Result],
 ) -> None:

@@ -86,6 +86,7 @@ class Axes:
     x: str
     y: str = ""
     line: Sequence[tuple[float, float]] = field(default=())
+    dashes: Sequence[tuple[float, float]] = field(default=())
     band: Sequence[tuple[float, float, float]] = field(default=())
 
 
@@ -106,19 +107,21 @@ def dots(rows: Sequence[Dot], axes: Axes) -> str:
 
 
 def scatter(points: Sequence[Point], axes: Axes) -> str:
-    """Returns points on two axes, with a line and a band if there are any."""
+    """Returns points on two axes, with a line, a dashed line and a band if there are any."""
     height, left, bottom = 380, 70, 330
-    x = Ruler.over([*(each.x for each in points), *(at for at, _ in axes.line)], left, WIDTH - 20)
+    drawn = [*axes.line, *axes.dashes]
+    x = Ruler.over([*(each.x for each in points), *(at for at, _ in drawn)], left, WIDTH - 20)
     ends = [v for each in points for v in (each.y, each.low, each.high) if v is not None]
-    ends += [value for _, value in axes.line] + [v for _, a, b in axes.band for v in (a, b)]
+    ends += [value for _, value in drawn] + [v for _, a, b in axes.band for v in (a, b)]
     y = Ruler.over(ends, bottom, 10)
     parts = [_x_axis(x, 10, bottom, axes.x), _y_axis(y, left, WIDTH - 20, axes.y)]
     if axes.band:
         upper = [(at, high) for at, _, high in axes.band]
         lower = [(at, low) for at, low, _ in reversed(axes.band)]
         parts.append(f'<polygon class="band" points="{_places([*upper, *lower], x, y)}"/>')
-    if axes.line:
-        parts.append(f'<polyline class="fit" points="{_places(axes.line, x, y)}"/>')
+    for kind, line in (("equal", axes.dashes), ("fit", axes.line)):
+        if line:
+            parts.append(f'<polyline class="{kind}" points="{_places(line, x, y)}"/>')
     for each in points:
         if each.low is not None and each.high is not None:
             ends_y = y(each.low), y(each.high)

@@ -13,19 +13,23 @@ from importlib import resources
 from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+
 from mergetomix.curves import Curve
 from mergetomix.objectives.objective import gains
 from mergetomix.recipe.recipe import Recipe, dump
 from mergetomix.records import Mixture
 from mergetomix.report import charts, decision, sentences, tables
 from mergetomix.report.target_gains import front_of, given_up
-from mergetomix.results import Effects, Result, Row, Selection, Verification
+from mergetomix.results import Effects, Prediction, Result, Row, Selection, Verification
 from mergetomix.stages.ways import way_of
 
 MOST_SUBSETS = 4095
 """Subsets that the store is asked for one by one."""
 MOST_ROWS = 300
 """Lines of the ranking that are written."""
+LEAST_FITTED = 3
+"""Mixtures that a line is drawn through."""
 MOST_CHARACTERS = 600
 """Of a piece of a row that are shown."""
 COLOURS = ("#0a7ea4", "#c2571a", "#6a51c8", "#2b8a3e", "#b02a6b", "#8a6d00", "#00796b", "#a33b3b")
@@ -229,9 +233,11 @@ def _checks(checked: Verification, result: Result) -> Block:
     equal = [(min(ends), min(ends)), (max(ends), max(ends))] if ends else []
     title = (
         "Filled: mixtures that were fine-tuned; hollow: what is expected of others, with 90%"
-        " intervals; on the line merge and fine-tune gain the same"
+        " intervals; line and band: straight lines through these and through their ends; dashed:"
+        " merge and fine-tune gain the same"
     )
-    axes = charts.Axes(title, "gain of the merge", "gain of the fine-tune", line=equal)
+    line, band = calibration(checked.predictions)
+    axes = charts.Axes(title, "gain of the merge", "gain of the fine-tune", line, equal, band)
     found = [PageTable.of("checked", "Real fine-tunes on the select part", tables.checks(checked))]
     if len(fidelity := tables.agreement(checked)) > 1:
         found.append(PageTable.of("fidelity", "How well merges rank real fine-tunes", fidelity))
@@ -243,6 +249,26 @@ def _checks(checked: Verification, result: Result) -> Block:
         [safe(charts.scatter(points, axes))],
         tables=found,
     )
+
+
+def calibration(
+    predictions: Sequence[Prediction],
+) -> tuple[list[tuple[float, float]], list[tuple[float, float, float]]]:
+    """Returns what merges say of fine-tunes: a straight line, and one on either side of it.
+
+    They are least squares through the expectations of mixtures that were not fine-tuned, and
+    through the ends of their intervals; nothing where there are fewer than three.
+    """
+    others = [each for each in predictions if not each.measured]
+    at_M = np.array([each.proxy for each in others])
+    if len(others) < LEAST_FITTED or np.ptp(at_M) == 0:
+        return [], []
+    ends = [float(at_M.min()), float(at_M.max())]
+    middle, low, high = (
+        np.polyval(np.polyfit(at_M, [getattr(each, name) for each in others], 1), ends).tolist()
+        for name in ("mean", "low", "high")
+    )
+    return list(zip(ends, middle, strict=True)), list(zip(ends, low, high, strict=True))
 
 
 def _targets(selection: Selection, result: Result) -> list[Block]:
