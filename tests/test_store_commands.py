@@ -80,6 +80,9 @@ def test_show_tells_what_is_kept(tmp_path: Path) -> None:
     (tmp_path / "store" / "damaged").mkdir()
     (tmp_path / "store" / "damaged" / "broken.1").write_bytes(bytes(5000))
     found = m2m.store_contents(tmp_path / "store")
+    table = found.to_frame()
+    assert list(table["key"]) == [each.key for each in found.finetunes]
+    assert list(table["num_bytes"]) == [each.num_bytes for each in found.finetunes]
     assert [each.mixture.members for each in found.finetunes] == [("a",), ("b",), ("a", "b")]
     size = len("weights of ") + 32
     assert all(each.num_bytes > size and each.num_tokens == 100 for each in found.finetunes)

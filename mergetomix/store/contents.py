@@ -7,13 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mergetomix.records import Mixture
 from mergetomix.store.disk import size_bytes
 from mergetomix.store.leftovers import is_leftover
 from mergetomix.store.manifest import Manifest
 from mergetomix.store.store import LEDGER, Store, absolute
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 KINDS = {
     "statistic.safetensors": "statistics of experts (Fisher, Gram)",
@@ -92,6 +95,23 @@ class Contents:
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """Returns the number and the bytes of the artifacts of each kind."""
         return by_kind(self.artifacts)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Returns a pandas table with a line for each fine-tune."""
+        import pandas as pd
+
+        rows = [
+            {
+                "datasets": str(each.mixture),
+                "seed": each.settings.get("seed"),
+                "num_tokens": each.num_tokens,
+                "num_bytes": each.num_bytes,
+                "created": each.created,
+                "key": each.key,
+            }
+            for each in self.finetunes
+        ]
+        return pd.DataFrame(rows)
 
 
 def by_kind(artifacts: Iterable[KeptArtifact]) -> dict[str, tuple[int, int]]:
