@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # Tests of one file stay on one worker, so that what they share is made once
 JOBS ?= logical
-PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo quick test check docs fix bench mutation torture audit licences dist clean

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# nodes are looked at whether they live every second, so that a killed one is missed soon
+# nodes are looked at whether they live every second, so that a killed one is missed soon; on a busy
+# machine one that lives may be late by seconds, and takes the process that belongs to it along
 FAST = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
-    "health_check_failure_threshold": 3,
+    "health_check_failure_threshold": 8,
 }
 
 

@@ -53,37 +53,11 @@ WHOLE_RUNS = {
 """Files that train models or run whole recipes, and searches many times over."""
 
 
-LONGEST = [
-    f"test_{name}"
-    for name in [
-        "run",
-        "ends",
-        "ray_train",
-        "executors",
-        "ray_workers",
-        "harness",
-        "harness_run",
-        "mirror",
-        "torture",
-        "launch",
-        "harness_code",
-        "benchmark_guide",
-    ]
-]
-"""Files that take longest, most of it in processes that they start."""
-
-
-@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks the tests of whole runs as slow: `make quick` leaves them out.
-
-    The longest files come first, so that no worker is left alone with one of them at the end.
-    """
+    """Marks the tests of whole runs as slow: `make quick` leaves them out."""
     for item in items:
         if item.path.stem in WHOLE_RUNS:
             item.add_marker(pytest.mark.slow)
-    places = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 class Everything(set[str]):
